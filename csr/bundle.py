@@ -1,0 +1,205 @@
+"""The bundle: the only thing that passes from training to serving. Torch-free to read.
+
+A folder:
+
+- ``encoder.onnx``    image uint8 B×C×S×S → patches float32 B×D'×h×w (normalisation, backbone and projector inside)
+- ``reasoner.onnx``   patches, importance B×h×w, prototype_mask B×K×M, absent_weight B → the outputs of
+  `csr.network.reasoner.Reasoning`
+- ``atlas.json``, ``crops.npy``   what each prototype looks like (`csr.atlas`); crops uint8 (K·M)×C×c×c
+- ``golden.npz``      an input, an interaction and the expected outputs: a server that fails it must not say ready
+- ``samples/``        a few test images as PNG with ``samples.json``, to try the page with
+- ``manifest.json``   everything a server must know, and the SHA-256 of every other file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csr.errors import BundleError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+REASONER_OUTPUTS = (
+    "similarity_maps",
+    "concept_maps",
+    "scores",
+    "concept_probabilities",
+    "contributions",
+    "logits",
+    "probabilities",
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a server must know about a bundle.
+
+    Args:
+        format: version of the bundle's layout.
+        preset: ``paper`` or ``robust``.
+        concepts, classes: names, in the order of every K- and T-sized axis.
+        channels, side: the encoder's input, C×S×S.
+        height, width: the maps' size in cells.
+        per_concept, patch_width: M and D'.
+        alpha: default weight outside boxes. rejection: default replacement of rejected scores.
+        ask_margin: a prediction asks for help when p(top-1) − p(top-2) is below it.
+        backbone: timm's name.
+        data, data_digest: the data set's name and the digest of its prepared form.
+        code_revision: git revision of the code that exported it, with ``-dirty`` if it had local changes.
+        metrics: the evaluation's results, one entry a test part.
+        files: SHA-256 of every file but this one.
+    """
+
+    format: int
+    preset: str
+    concepts: tuple[str, ...]
+    classes: tuple[str, ...]
+    channels: int
+    side: int
+    height: int
+    width: int
+    per_concept: int
+    patch_width: int
+    alpha: float
+    rejection: str
+    ask_margin: float
+    backbone: str
+    data: str
+    data_digest: str
+    code_revision: str
+    metrics: dict[str, Any]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class AtlasEntry:
+    """One prototype: the training image it resembles most, and what it does.
+
+    Args:
+        concept, index: which prototype.
+        study_id: I(p), the training study whose projected concept vector has the largest inner product with p.
+        box: the neighbourhood shown as a crop, pixels of the prepared image (x_min, y_min, x_max, y_max).
+        similarity: that inner product.
+        usage: share of the concept's training vectors for which the prototype is the nearest of its concept.
+        reliance: the head's use of it: mean |W_t,km·(s − mean)/std| over training images and classes, as a share of
+            the whole head's.
+        weights: W_t,km by class, in standardised units.
+        alive: False once it is pruned.
+    """
+
+    concept: str
+    index: int
+    study_id: str
+    box: tuple[float, float, float, float]
+    similarity: float
+    usage: float
+    reliance: float
+    weights: dict[str, float]
+    alive: bool = True
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Opens a bundle and verifies every file's digest.
+
+        Raises:
+            BundleError: a file is missing, altered or unlisted, or the format is another.
+        """
+        file = path / MANIFEST
+        try:
+            content = json.loads(file.read_text())
+        except FileNotFoundError:
+            raise BundleError(f"{file}: missing; {path} is not a bundle (run dvc repro, or name another folder)") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise BundleError(f"{file}: is not JSON ({error})") from None
+        manifest = _read_manifest(file, content)
+        _verify(path, manifest)
+        return cls(path, manifest)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, and so of everything in the bundle."""
+        return file_digest(self.path / MANIFEST)
+
+    def atlas(self) -> list[AtlasEntry]:
+        """The atlas, concept by concept."""
+        return [AtlasEntry(**(row | {"box": tuple(row["box"])})) for row in json.loads((self.path / "atlas.json").read_text())]
+
+    def crops(self) -> np.ndarray:
+        """(K·M)×C×c×c uint8, in the order of `atlas`."""
+        return np.load(self.path / "crops.npy", mmap_mode="r")
+
+    def golden(self) -> dict[str, np.ndarray]:
+        """``image, importance, prototype_mask, absent_weight`` and ``expected_<output>`` of the golden case."""
+        with np.load(self.path / "golden.npz") as arrays:
+            return dict(arrays)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The sample images: ``study_id, file, label, concepts, boxes``."""
+        return json.loads((self.path / "samples" / "samples.json").read_text())
+
+
+def _read_manifest(file: Path, content: Any) -> Manifest:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise BundleError(f"{file}: format is {found!r}, this version reads {FORMAT}; export the bundle again")
+    missing = [field.name for field in fields(Manifest) if field.name not in content]
+    if missing:
+        raise BundleError(f"{file}: key {missing[0]!r} is missing; export the bundle again")
+    known = {field.name: content[field.name] for field in fields(Manifest)}
+    return Manifest(**(known | {"concepts": tuple(known["concepts"]), "classes": tuple(known["classes"])}))
+
+
+def _verify(path: Path, manifest: Manifest) -> None:
+    present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {MANIFEST}
+    for name, expected in manifest.files.items():
+        if name not in present:
+            raise BundleError(f"{path / name}: missing; the bundle is incomplete")
+        if file_digest(path / name) != expected:
+            raise BundleError(f"{path / name}: digest differs from the manifest's; the file was altered after export")
+    if extra := sorted(present - set(manifest.files)):
+        raise BundleError(f"{path / extra[0]}: is not listed in the manifest; remove it or export the bundle again")
+
+
+@contextmanager
+def bundle_draft(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to build a bundle in; it replaces ``path`` on success and vanishes on failure."""
+    draft = path.with_name(path.name + ".partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        shutil.rmtree(path, ignore_errors=True)
+        draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_manifest(path: Path, **known: Any) -> Manifest:
+    """Completes ``known`` with format and digests of the files in ``path`` and writes ``manifest.json``."""
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    manifest = Manifest(format=FORMAT, files={name: file_digest(path / name) for name in names}, **known)
+    (path / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,118 @@
+"""The prepared form of a data set: what stage ``prepare`` writes and everything after it reads.
+
+A folder: ``studies.parquet`` and ``boxes.parquet`` (see `csr.records`; boxes in pixels of the prepared images),
+``images.npy`` N×C×S×S uint8 for memory mapping, ``collection.json``, and for synthetic data ``masks.npy``, one
+bit-packed S×S mask a row of ``boxes.parquet``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from csr.errors import DataError
+from csr.records import Collection
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """A prepared data set. ``images`` is N×C×S×S uint8, memory-mapped; ``path`` is the folder it came from."""
+
+    collection: Collection
+    images: np.ndarray
+    path: Path
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def side(self) -> int:
+        return self.images.shape[2]
+
+    @classmethod
+    def open(cls, path: Path) -> PreparedSet:
+        """Opens the folder that `PreparedWriter` wrote.
+
+        Raises:
+            DataError: the folder is missing or incomplete.
+        """
+        try:
+            about = json.loads((path / "collection.json").read_text())
+            collection = Collection(
+                name=about["name"],
+                concepts=tuple(about["concepts"]),
+                classes=tuple(about["classes"]),
+                studies=pd.read_parquet(path / "studies.parquet"),
+                boxes=pd.read_parquet(path / "boxes.parquet"),
+            )
+            images = np.load(path / "images.npy", mmap_mode="r")
+        except FileNotFoundError as error:
+            raise DataError(f"{error.filename}: missing; run the stage 'prepare' (dvc repro prepare) first") from None
+        return cls(collection, images, path)
+
+    def masks(self) -> np.ndarray:
+        """One S×S bool mask a row of ``collection.boxes``; only synthetic sets have them."""
+        packed = np.load(self.path / "masks.npy", mmap_mode="r")
+        return np.unpackbits(packed, axis=1, count=self.side**2).reshape(-1, self.side, self.side).astype(bool)
+
+    def digest(self) -> str:
+        """SHA-256 over the folder's files: the data version that manifests and MLflow runs name."""
+        total = hashlib.sha256()
+        for file in sorted(self.path.iterdir()):
+            total.update(file.name.encode())
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        return total.hexdigest()
+
+
+class PreparedWriter:
+    """Writes a prepared folder beside its final place and moves it there once it is whole.
+
+    Use as a context manager: an exception leaves neither a half-written folder nor a change to an existing one.
+
+    Args:
+        path: the final folder; replaced if it exists.
+        count, channels, side: the shape of ``images.npy``.
+    """
+
+    def __init__(self, path: Path, count: int, channels: int, side: int) -> None:
+        self._path = path
+        self._draft = path.with_name(path.name + ".partial")
+        self._shape = (count, channels, side, side)
+
+    def __enter__(self) -> PreparedWriter:
+        shutil.rmtree(self._draft, ignore_errors=True)
+        self._draft.mkdir(parents=True)
+        self._images = np.lib.format.open_memmap(self._draft / "images.npy", "w+", np.uint8, self._shape)
+        return self
+
+    def write_image(self, row: int, canvas: np.ndarray) -> None:
+        """Stores one C×S×S uint8 image."""
+        self._images[row] = canvas
+
+    def write_tables(self, collection: Collection) -> None:
+        about = {"name": collection.name, "concepts": collection.concepts, "classes": collection.classes}
+        (self._draft / "collection.json").write_text(json.dumps(about, indent=2) + "\n")
+        collection.studies.to_parquet(self._draft / "studies.parquet", index=False)
+        collection.boxes.to_parquet(self._draft / "boxes.parquet", index=False)
+
+    def write_masks(self, masks: Iterable[np.ndarray]) -> None:
+        """Stores S×S bool masks, one a row of the boxes table, already bit-packed along the flattened pixels."""
+        np.save(self._draft / "masks.npy", np.stack(list(masks)))
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        self._images.flush()
+        del self._images
+        if kind is not None:
+            shutil.rmtree(self._draft, ignore_errors=True)
+            return
+        shutil.rmtree(self._path, ignore_errors=True)
+        self._draft.rename(self._path)

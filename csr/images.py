@@ -1,0 +1,139 @@
+"""PNG, JPEG, TIFF and DICOM bytes → one float image → the network's input. Torch-free: training and serving share it.
+
+Not covered here: multi-frame DICOM, colour management beyond sRGB, and volumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from csr.errors import ImageError
+
+MAX_PIXELS = 64_000_000
+_DICOM_MAGIC = slice(128, 132)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image of ``width``×``height`` lies on the square canvas: canvas = scale · image + (left, top)."""
+
+    width: int
+    height: int
+    scale: float
+    left: float
+    top: float
+
+    def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
+        """n×4 boxes in pixels of the image → the same boxes in pixels of the canvas."""
+        return np.asarray(boxes, np.float64) * self.scale + np.array([self.left, self.top, self.left, self.top])
+
+    def to_image(self, boxes: np.ndarray) -> np.ndarray:
+        """The inverse of `to_canvas`."""
+        return (np.asarray(boxes, np.float64) - np.array([self.left, self.top, self.left, self.top])) / self.scale
+
+
+def decode(data: bytes, name: str = "image") -> np.ndarray:
+    """Decodes a file's bytes into H×W×C float32 in [0, 1], C = 1 or 3, upright (EXIF orientation applied).
+
+    16-bit images are scaled by their type's range, DICOM by its VOI window with MONOCHROME1 inverted.
+
+    Raises:
+        ImageError: the bytes are not a readable image, or it has more than `MAX_PIXELS` pixels.
+    """
+    if data[_DICOM_MAGIC] == b"DICM":
+        return _decode_dicom(data, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            _check_size(image.width, image.height, name)
+            image.load()
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a PNG, JPEG, TIFF or DICOM image") from None
+    except Exception as error:  # Pillow's plugins raise many types for damaged files
+        raise ImageError(f"{name}: the image is damaged and cannot be decoded ({error})") from None
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = np.asarray(image, np.float32)
+        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(pixels.max(initial=0)))
+        return np.clip(pixels / top, 0, 1)[..., None]
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"), np.float32)[..., None] / 255
+    if "A" in image.getbands() or "transparency" in image.info:
+        opaque = Image.new("RGBA", image.size, "black")
+        opaque.alpha_composite(image.convert("RGBA"))
+        image = opaque
+    return np.asarray(image.convert("RGB"), np.float32) / 255
+
+
+def _decode_dicom(data: bytes, name: str) -> np.ndarray:
+    import pydicom  # imported on use: decoding a PNG must not pay for it
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
+            raise ImageError(f"{name}: multi-frame DICOM is not supported; send one frame a file")
+        _check_size(int(dataset.Columns), int(dataset.Rows), name)
+        pixels = dataset.pixel_array
+        if pixels.ndim == 3:
+            return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+        values = np.asarray(apply_voi_lut(apply_modality_lut(pixels, dataset), dataset), np.float32)
+    except ImageError:
+        raise
+    except Exception as error:  # pydicom and its decoders raise many types for damaged or partial files
+        raise ImageError(f"{name}: the DICOM file cannot be decoded ({error})") from None
+    low, high = float(values.min()), float(values.max())
+    values = (values - low) / max(high - low, 1e-6)
+    return (1 - values if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else values)[..., None]
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width}×{height} pixels is over the limit of {MAX_PIXELS:,}")
+
+
+def fit(image: np.ndarray, side: int, channels: int) -> tuple[np.ndarray, Placement]:
+    """Scales an H×W×C float image into the middle of a square canvas, keeping its aspect; margins are 0.
+
+    Returns:
+        canvas: channels×side×side uint8.
+        placement: how boxes move between image and canvas.
+    """
+    height, width, depth = image.shape
+    if channels == 1 and depth == 3:
+        image = image @ np.array([[0.299], [0.587], [0.114]], np.float32)
+    elif channels == 3 and depth == 1:
+        image = np.repeat(image, 3, axis=2)
+    scale = side / max(height, width)
+    inner_w, inner_h = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (side - inner_w) // 2, (side - inner_h) // 2
+    canvas = np.zeros((channels, side, side), np.uint8)
+    for channel in range(channels):
+        plane = Image.fromarray(np.ascontiguousarray(image[..., channel], dtype=np.float32))
+        if plane.size != (inner_w, inner_h):
+            plane = plane.resize((inner_w, inner_h), Image.Resampling.BICUBIC)
+        values = np.clip(np.asarray(plane), 0, 1)
+        canvas[channel, top : top + inner_h, left : left + inner_w] = (values * 255 + 0.5).astype(np.uint8)
+    return canvas, Placement(width, height, scale, left, top)
+
+
+def to_png(canvas: np.ndarray) -> bytes:
+    """C×H×W uint8 (C = 1 or 3) → PNG bytes."""
+    pixels = canvas[0] if canvas.shape[0] == 1 else np.moveaxis(canvas, 0, -1)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pixel_digest(canvas: np.ndarray) -> str:
+    """SHA-256 of a canvas's shape and pixels: the address of a study, the same for every file that decodes to it."""
+    return hashlib.sha256(repr(canvas.shape).encode() + np.ascontiguousarray(canvas).tobytes()).hexdigest()

@@ -1,0 +1,43 @@
+"""Prototypes p and what is compared with them: local concept vectors in training, patches in use (CSR, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Prototypes(nn.Module):
+    """K×M unit vectors of D' numbers; row k holds the prototypes of concept k.
+
+    Args:
+        concepts: K.
+        per_concept: M.
+        width: D'.
+    """
+
+    def __init__(self, concepts: int, per_concept: int, width: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.randn(concepts, per_concept, width))
+
+    def unit(self) -> Tensor:
+        """p K×M×D', L2-normalised."""
+        return F.normalize(self.raw, dim=-1)
+
+    def similarity_maps(self, patches: Tensor) -> Tensor:
+        """S_km(h,w) = ⟨p_km, v'(h,w)⟩. ``patches`` B×D'×h×w → B×K×M×h×w."""
+        return similarity_maps(patches, self.unit())
+
+
+def similarity_maps(patches: Tensor, prototypes: Tensor) -> Tensor:
+    """Inner products of B×D'×h×w patches with K×M×D' prototypes → B×K×M×h×w."""
+    concepts, per_concept, width = prototypes.shape
+    batch, _, height, columns = patches.shape
+    flat = prototypes.reshape(concepts * per_concept, width) @ patches.reshape(batch, width, height * columns)
+    return flat.reshape(batch, concepts, per_concept, height, columns)
+
+
+def local_concept_vectors(features: Tensor, maps: Tensor) -> Tensor:
+    """v_k = Σ_hw softmax_hw(cam_k) · f. ``features`` B×D×h×w, ``maps`` B×K×h×w → B×K×D."""
+    attention = maps.flatten(2).softmax(-1)
+    return attention @ features.flatten(2).transpose(1, 2)

@@ -1,0 +1,112 @@
+"""The reasoner: similarity maps + a clinician's interaction → scores → classes (CSR, sections 3.3 and 3.4).
+
+    S_km(h,w) = ⟨p_km, v'(h,w)⟩
+    Ŝ = A ⊙ max(S, 0)   if any importance A(h,w) ≠ 1, else S (or max(S, 0) throughout when ``clip`` is set)
+    s_km = max_hw Ŝ_km, replaced by zero or by its typical absent value where the prototype is masked
+    logit_t = b_t + Σ_km W_t,km · (s_km − mean_km) / std_km
+
+Interaction exists here and nowhere else; `csr.export` writes this module as ``reasoner.onnx``. Negative similarities
+are clipped before weighting because otherwise a smaller weight could raise a score. With ``clip`` the head is trained
+on clipped scores, so drawing a box changes nothing but what the box says; without it (the letter of the paper) the
+first box also moves every negative score to 0.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from csr.network.prototypes import similarity_maps
+
+
+class Reasoning(NamedTuple):
+    """What the reasoner says about a batch; K concepts, M prototypes each, T classes, h×w cells."""
+
+    similarity_maps: Tensor  # B×K×M×h×w, weighted
+    concept_maps: Tensor  # B×K×h×w, the largest of a concept's live similarity maps at each cell
+    scores: Tensor  # B×K×M
+    concept_probabilities: Tensor  # B×K
+    contributions: Tensor  # B×K×T; logits = bias + their sum over K
+    logits: Tensor  # B×T
+    probabilities: Tensor  # B×T
+
+
+class Reasoner(nn.Module):
+    """Prototypes, task head and concept read-out; everything after the projector.
+
+    Args:
+        concepts, per_concept, width, classes: K, M, D', T.
+        clip: see the module's docstring.
+    """
+
+    def __init__(self, concepts: int, per_concept: int, width: int, classes: int, clip: bool) -> None:
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("prototypes", torch.zeros(concepts, per_concept, width))
+        self.register_buffer("alive", torch.ones(concepts, per_concept))  # 0: pruned from the atlas
+        self.register_buffer("score_mean", torch.zeros(concepts, per_concept))
+        self.register_buffer("score_std", torch.ones(concepts, per_concept))
+        self.register_buffer("absent_scores", torch.zeros(concepts, per_concept))
+        self.register_buffer("concept_scale", torch.ones(concepts))
+        self.register_buffer("concept_shift", torch.zeros(concepts))
+        self.head = nn.Linear(concepts * per_concept, classes)
+
+    def maps(self, patches: Tensor, importance: Tensor | None = None) -> Tensor:
+        """v' B×D'×h×w, A B×h×w → Ŝ B×K×M×h×w."""
+        maps = similarity_maps(patches, self.prototypes)
+        if self.clip:
+            maps = maps.clamp_min(0)
+        if importance is None:
+            return maps
+        weights = importance[:, None, None]
+        untouched = importance.flatten(1).eq(1).all(1)[:, None, None, None, None]
+        return torch.where(untouched, maps, weights * maps.clamp_min(0))
+
+    def scores(self, maps: Tensor, prototype_mask: Tensor | None = None, absent_weight: Tensor | None = None) -> Tensor:
+        """Ŝ B×K×M×h×w → s B×K×M. Masked prototypes score ``absent_weight`` (B: 0 zero, 1 absent) · absent score."""
+        scores = maps.flatten(3).amax(-1)
+        keep = self.alive[None] if prototype_mask is None else self.alive * prototype_mask
+        weight = 1.0 if absent_weight is None else absent_weight[:, None, None]
+        return keep * scores + (1 - keep) * weight * self.absent_scores
+
+    def standardise(self, scores: Tensor) -> Tensor:
+        """s B×K×M → zero mean and unit variance over the training images."""
+        return (scores - self.score_mean) / self.score_std
+
+    def forward(
+        self,
+        patches: Tensor,
+        importance: Tensor | None = None,
+        prototype_mask: Tensor | None = None,
+        absent_weight: Tensor | None = None,
+    ) -> Reasoning:
+        """Reasons over projected patches v' (B×D'×h×w), with or without an interaction."""
+        maps = self.maps(patches, importance)
+        scores = self.scores(maps, prototype_mask, absent_weight)
+        standard = self.standardise(scores)
+        concepts, per_concept = standard.shape[1:]
+        weights = self.head.weight.reshape(-1, concepts, per_concept)
+        contributions = torch.einsum("bkm,tkm->bkt", standard, weights)
+        logits = contributions.sum(1) + self.head.bias
+        evidence = concept_evidence(scores, self.alive)
+        return Reasoning(
+            similarity_maps=maps,
+            concept_maps=concept_maps(maps, self.alive),
+            scores=scores,
+            concept_probabilities=torch.sigmoid(self.concept_scale * evidence + self.concept_shift),
+            contributions=contributions,
+            logits=logits,
+            probabilities=logits.softmax(-1),
+        )
+
+
+def concept_maps(maps: Tensor, alive: Tensor) -> Tensor:
+    """The map that points for a concept: the largest of its live prototypes' maps. B×K×M×h×w → B×K×h×w."""
+    return torch.where(alive[None, :, :, None, None] > 0, maps, -1.0).amax(2)
+
+
+def concept_evidence(scores: Tensor, alive: Tensor) -> Tensor:
+    """The evidence for a concept: the largest of its live prototypes' scores. B×K×M → B×K."""
+    return torch.where(alive[None] > 0, scores, -1.0).amax(2)

@@ -1,0 +1,102 @@
+"""Studies and boxes: the tables that every reader yields, and the checks they pass before anything is written.
+
+``studies``: one row an image; ``study_id, image, split, part, label, patient_id, site`` and a float column
+``concept:<name>`` per concept holding 1 (present), 0 (absent) or NaN (unknown). ``part`` names the test half a row
+belongs to (``test`` unless the data set has several) and repeats ``split`` elsewhere.
+``boxes``: ``study_id, concept, x_min, y_min, x_max, y_max``; pixel edges, so a box covers x_max − x_min columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from csr.errors import DataError
+
+SPLITS = ("train", "val", "test")
+CONCEPT_PREFIX = "concept:"
+BOX_COLUMNS = ("study_id", "concept", "x_min", "y_min", "x_max", "y_max")
+CORNERS = list(BOX_COLUMNS[2:])
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A data set's tables.
+
+    Args:
+        name: the data set's name.
+        concepts: K concept names, in the order of every K-sized axis in this project.
+        classes: T class names, in the order of every T-sized axis.
+        studies: see the module's docstring.
+        boxes: see the module's docstring; coordinates refer to the images that the tables come with.
+    """
+
+    name: str
+    concepts: tuple[str, ...]
+    classes: tuple[str, ...]
+    studies: pd.DataFrame
+    boxes: pd.DataFrame
+
+    def concept_labels(self) -> np.ndarray:
+        """N×K float32 of 1, 0 or NaN."""
+        return self.studies[[CONCEPT_PREFIX + name for name in self.concepts]].to_numpy(np.float32, copy=True)
+
+    def class_labels(self) -> np.ndarray:
+        """N int64 indices into ``classes``."""
+        return pd.Categorical(self.studies["label"], categories=list(self.classes)).codes.astype(np.int64)
+
+    def rows(self, split: str, part: str | None = None) -> np.ndarray:
+        """Row numbers of a split, or of one part of it, ascending."""
+        chosen = self.studies["split"] == split
+        if part is not None:
+            chosen &= self.studies["part"] == part
+        return np.flatnonzero(chosen)
+
+    def test_parts(self) -> tuple[str, ...]:
+        """Names of the test parts in the order in which they appear."""
+        return tuple(self.studies.loc[self.studies["split"] == "test", "part"].unique())
+
+    def boxes_of(self, row: int, concept: str) -> np.ndarray:
+        """n×4 boxes (x_min, y_min, x_max, y_max) of one study and concept; n may be 0."""
+        study = self.studies["study_id"].iat[row]
+        chosen = (self.boxes["study_id"] == study) & (self.boxes["concept"] == concept)
+        return self.boxes.loc[chosen, CORNERS].to_numpy(np.float64)
+
+    def boxes_by_pair(self) -> dict[tuple[int, int], np.ndarray]:
+        """All boxes as (row, concept index) → n×4 array; pairs without a box are absent."""
+        row_of = {study: row for row, study in enumerate(self.studies["study_id"])}
+        index_of = {name: k for k, name in enumerate(self.concepts)}
+        groups = self.boxes.groupby(["study_id", "concept"], sort=False)[CORNERS]
+        return {
+            (row_of[study], index_of[concept]): group.to_numpy(np.float64) for (study, concept), group in groups
+        }
+
+
+def check_collection(collection: Collection, source: str) -> None:
+    """Refuses a data set that cannot be trained or judged on.
+
+    Raises:
+        DataError: a concept with no positive (or no negative) example in train, or a class absent from a split.
+    """
+    studies = collection.studies
+    train = studies[studies["split"] == "train"]
+    for split in SPLITS:
+        part = studies[studies["split"] == split]
+        if part.empty:
+            raise DataError(f"{source}: no study is in split {split!r}; give some rows that split, or leave it empty")
+        missing = [name for name in collection.classes if name not in set(part["label"])]
+        if missing:
+            raise DataError(
+                f"{source}: class {missing[0]!r} has no study in split {split!r}; "
+                "move some there, or remove or merge the class"
+            )
+    for name in collection.concepts:
+        values = train[CONCEPT_PREFIX + name]
+        for wanted, word in ((1, "positive"), (0, "negative")):
+            if not (values == wanted).any():
+                raise DataError(
+                    f"{source}: concept {name!r} has no {word} example in split 'train'; "
+                    "label some, or remove its column"
+                )

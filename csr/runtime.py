@@ -1,0 +1,78 @@
+"""Runs a bundle with ONNX Runtime, in process and without torch. Serving and the promotion gates share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from csr.bundle import REASONER_OUTPUTS, Bundle
+from csr.errors import BundleError
+from csr.interaction import Interaction, importance_map, prototype_mask
+
+GOLDEN_TOLERANCE = 1e-3  # between execution providers; the export itself is held to 1e-4
+
+
+class BundleRunner:
+    """Two sessions of one bundle. Thread-safe: ONNX Runtime sessions are, and nothing else is kept.
+
+    Args:
+        bundle: a verified bundle.
+        threads: intra-op threads of each session.
+        device: ``cpu`` or ``cuda``; ``cuda`` fails rather than falling back.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 1, device: Literal["cpu", "cuda"] = "cpu") -> None:
+        self.bundle = bundle
+        self._encoder = _session(bundle, "encoder.onnx", threads, device)
+        self._reasoner = _session(bundle, "reasoner.onnx", threads, "cpu")  # microseconds: not worth a copy to a GPU
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """uint8 B×C×S×S → patches float32 B×D'×h×w."""
+        return self._encoder.run(["patches"], {"image": images})[0]
+
+    def reason(self, patches: np.ndarray, interactions: Sequence[Interaction]) -> dict[str, np.ndarray]:
+        """Patches of B studies and one interaction each → every output of the reasoner by name.
+
+        Raises:
+            InteractionError: a box outside the image or an unknown concept.
+        """
+        return self.run_reasoner(patches, **self.interaction_tensors(interactions))
+
+    def interaction_tensors(self, interactions: Sequence[Interaction]) -> dict[str, np.ndarray]:
+        """``importance`` B×h×w, ``prototype_mask`` B×K×M and ``absent_weight`` B of a batch of interactions."""
+        about = self.bundle.manifest
+        size = (about.side, about.height, about.width)
+        masks = [prototype_mask(each.rejected, about.concepts, about.per_concept) for each in interactions]
+        return {
+            "importance": np.stack([importance_map(each, *size) for each in interactions]),
+            "prototype_mask": np.stack(masks),
+            "absent_weight": np.array([each.rejection == "absent" for each in interactions], np.float32),
+        }
+
+    def run_reasoner(self, patches: np.ndarray, **tensors: np.ndarray) -> dict[str, np.ndarray]:
+        """The reasoner on ready tensors."""
+        values = self._reasoner.run(list(REASONER_OUTPUTS), {"patches": patches, **tensors})
+        return dict(zip(REASONER_OUTPUTS, values, strict=True))
+
+    def golden_error(self) -> float:
+        """Largest absolute difference from the golden case's expected logits; compare with `GOLDEN_TOLERANCE`."""
+        golden = self.bundle.golden()
+        names = ("importance", "prototype_mask", "absent_weight")
+        answer = self.run_reasoner(self.encode(golden["image"]), **{name: golden[name] for name in names})
+        return float(np.abs(answer["logits"] - golden["expected_logits"]).max())
+
+
+def _session(bundle: Bundle, name: str, threads: int, device: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    providers: list[tuple[str, dict[str, str]]] = [("CPUExecutionProvider", {})]
+    if device == "cuda":
+        providers.insert(0, ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}))
+    session = ort.InferenceSession(str(bundle.path / name), options, providers=providers)
+    if session.get_providers()[0] != providers[0][0]:
+        raise BundleError(f"{name}: ONNX Runtime cannot use CUDA here; install onnxruntime-gpu[cuda,cudnn] or use the CPU")
+    return session

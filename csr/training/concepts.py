@@ -1,0 +1,185 @@
+"""Stage 1: trains the concept model by multi-label BCE on concept labels (CSR, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csr.datasets.prepared import PreparedSet
+from csr.losses import masked_bce
+from csr.metrics import mean_auroc
+from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.training.reporter import Reporter, State
+from csr.training.runtime import (
+    Precision,
+    autocast,
+    average,
+    batches,
+    check_finite,
+    count_batches,
+    device,
+    distribute,
+    seed_everything,
+)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training images; concepts must survive them. All in uniform ranges around no change.
+
+    Args:
+        rotate: degrees. shift: share of the side. scale: share. brightness, contrast: share of the grey range.
+        flip: mirror left and right; off where side matters, as in a chest.
+    """
+
+    rotate: float = 5.0
+    shift: float = 0.05
+    scale: float = 0.08
+    brightness: float = 0.1
+    contrast: float = 0.15
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class ConceptTrainingConfig:
+    """How stage 1 is trained; ``model`` says what is trained."""
+
+    model: ConceptModelConfig = field(default_factory=ConceptModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    epochs: int = 12
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    precision: Precision = "auto"
+    seed: int = 0
+
+
+def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, reporter: Reporter) -> ConceptModel:
+    """Trains on split ``train`` and reports loss and mean concept AUROC on ``val`` each epoch.
+
+    AdamW with a one-cycle schedule; the last epoch's weights are the result, so nothing is selected on ``val``.
+
+    Raises:
+        TrainingError: the loss became NaN or infinite.
+    """
+    seed_everything(config.seed)
+    place = device()
+    labels = torch.from_numpy(data.collection.concept_labels())
+    train, val = data.collection.rows("train"), data.collection.rows("val")
+    model = ConceptModel(config.model, data.channels, len(data.collection.concepts))
+    model.set_normalisation(*channel_statistics(data, train))
+    model = model.to(place, memory_format=torch.channels_last)
+    engine = distribute(model)
+    steps = count_batches(len(train), config.batch_size)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps * config.epochs)
+
+    first = 0
+    if (state := reporter.resume()) is not None:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["epoch"] + 1
+
+    for epoch in range(first, config.epochs):
+        seed_everything(config.seed * 1000 + epoch)  # a resumed epoch sees the same augmentation
+        engine.train()
+        total = 0.0
+        chosen = batches(train, config.batch_size, config.seed, epoch)
+        for rows in reporter.track(chosen, steps, f"stage 1, epoch {epoch + 1}/{config.epochs}"):
+            images = augment(load_images(data, rows, place), config.augment)
+            with autocast(config.precision):
+                _, logits = engine(images)
+            loss = masked_bce(logits, labels[rows].to(place))
+            check_finite(loss, "concepts", epoch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += loss.item()
+        metrics = {"epoch": epoch, "train_loss": average(total / steps), **validate(model, data, val, config)}
+
+        def snapshot(epoch: int = epoch) -> State:
+            return {
+                "epoch": epoch,
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+            }
+
+        reporter.epoch(metrics, snapshot)
+    return model.eval()
+
+
+@torch.no_grad()
+def validate(model: ConceptModel, data: PreparedSet, rows: np.ndarray, config: ConceptTrainingConfig) -> dict[str, float]:
+    """Loss and mean AUROC of the concept logits on given rows."""
+    model.eval()
+    labels = data.collection.concept_labels()[rows]
+    logits = torch.cat([model(images)[1].cpu() for _, images in image_batches(data, rows, 64)])
+    return {
+        "val_loss": float(masked_bce(logits, torch.from_numpy(labels))),
+        "val_auroc": mean_auroc(labels, logits.numpy()),
+    }
+
+
+def load_images(data: PreparedSet, rows: np.ndarray, place: torch.device) -> Tensor:
+    """Rows of the prepared images as a uint8 B×C×S×S tensor on ``place``."""
+    images = torch.from_numpy(np.ascontiguousarray(data.images[rows])).to(place, non_blocking=True)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def image_batches(data: PreparedSet, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Rows and their images, in order, for evaluation."""
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size]
+        yield chosen, load_images(data, chosen, device())
+
+
+def channel_statistics(data: PreparedSet, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel in 0..1 units, over at most 500 evenly spaced rows."""
+    sample = data.images[rows[:: max(1, len(rows) // 500)]].astype(np.float32) / 255
+    return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3))).clamp_min(1e-3)
+
+
+def augment(images: Tensor, config: AugmentConfig) -> Tensor:
+    """uint8 B×C×S×S → the same, each image moved and windowed at random (torch's global generator)."""
+    batch, place = images.shape[0], images.device
+
+    def spread(width: float) -> Tensor:
+        return (torch.rand(batch, device=place) * 2 - 1) * width
+
+    angle = torch.deg2rad(spread(config.rotate))
+    zoom = 1 + spread(config.scale)
+    mirror = torch.where(torch.rand(batch, device=place) < 0.5, -1.0, 1.0) if config.flip else torch.ones(batch, device=place)
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    rows = [mirror * cos, -sin, 2 * spread(config.shift), mirror * sin, cos, 2 * spread(config.shift)]
+    grid = F.affine_grid(torch.stack(rows, 1).view(batch, 2, 3), list(images.shape), align_corners=False)
+    moved = F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
+    gain = (1 + spread(config.contrast))[:, None, None, None]
+    offset = (255 * spread(config.brightness))[:, None, None, None]
+    windowed = (moved - 127.5) * gain + 127.5 + offset
+    return windowed.clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def to_checkpoint(model: ConceptModel, concepts: tuple[str, ...]) -> State:
+    """All that is needed to rebuild the model: plain types and tensors."""
+    return {
+        "config": asdict(model.config),
+        "channels": int(model.mean.numel()),
+        "concepts": list(concepts),
+        "weights": {name: value.cpu() for name, value in model.state_dict().items()},
+    }
+
+
+def from_checkpoint(state: State) -> ConceptModel:
+    """The inverse of `to_checkpoint`; never downloads pretrained weights, since its own replace them."""
+    config = ConceptModelConfig(**(state["config"] | {"pretrained": False, "checkpoint": None}))
+    model = ConceptModel(config, state["channels"], len(state["concepts"]))
+    model.load_state_dict(state["weights"])
+    return model.eval()

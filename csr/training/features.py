@@ -1,0 +1,64 @@
+"""The frozen backbone's features, computed once and memory-mapped, so that stages 2 and 3 never touch an image.
+
+A folder: ``features.npy`` N×D×h×w float16 and ``cam.npy`` N×K×h×w float32, rows as in the prepared set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csr.datasets.prepared import PreparedSet
+from csr.errors import DataError
+from csr.network.concept_model import ConceptModel
+from csr.training.concepts import image_batches
+from csr.training.reporter import Reporter
+from csr.training.runtime import device
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Memory-mapped features of every study of a prepared set."""
+
+    features: np.ndarray  # N×D×h×w float16
+    cam: np.ndarray  # N×K×h×w float32
+
+    @classmethod
+    def open(cls, path: Path) -> FeatureCache:
+        try:
+            return cls(np.load(path / "features.npy", mmap_mode="r"), np.load(path / "cam.npy", mmap_mode="r"))
+        except FileNotFoundError as error:
+            raise DataError(f"{error.filename}: missing; run the stage 'features' (dvc repro features) first") from None
+
+    def batch(self, rows: np.ndarray, place: torch.device) -> tuple[Tensor, Tensor]:
+        """f B×D×h×w float32 and cam B×K×h×w of the given rows."""
+        features = torch.from_numpy(np.ascontiguousarray(self.features[rows])).to(place).float()
+        return features, torch.from_numpy(np.ascontiguousarray(self.cam[rows])).to(place)
+
+
+@torch.no_grad()
+def compute_features(model: ConceptModel, data: PreparedSet, path: Path, reporter: Reporter, batch_size: int = 64) -> None:
+    """Runs the backbone over all images and writes the cache to ``path`` (an existing, empty folder)."""
+    model = model.eval().to(device(), memory_format=torch.channels_last)
+    rows = np.arange(len(data.images))
+    features = cam = None
+    total = -(-len(rows) // batch_size)
+    for chosen, images in reporter.track(image_batches(data, rows, batch_size), total, "features"):
+        values = model.features(images)
+        maps = model.maps(values)
+        if features is None or cam is None:
+            features = _allocate(path / "features.npy", np.float16, len(rows), values)
+            cam = _allocate(path / "cam.npy", np.float32, len(rows), maps)
+        features[chosen] = values.clamp(-65504, 65504).cpu().numpy()
+        cam[chosen] = maps.cpu().numpy()
+    for written in (features, cam):
+        if written is not None:
+            written.flush()
+
+
+def _allocate(file: Path, kind: type, count: int, example: Tensor) -> np.memmap:
+    return np.lib.format.open_memmap(file, "w+", kind, (count, *example.shape[1:]))

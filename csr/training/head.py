@@ -1,0 +1,166 @@
+"""Stage 3: scores of the frozen model → one linear layer → classes (CSR, section 3.3).
+
+Everything before the head is frozen, so each training image's scores are computed once. Scores lie in a narrow band;
+they are standardised with training statistics, which the reasoner carries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from csr.metrics import macro_f1
+from csr.network.reasoner import Reasoner, concept_evidence
+from csr.records import Collection
+from csr.training.features import FeatureCache
+from csr.training.prototypes import PrototypeModel
+from csr.training.reporter import Reporter, State
+from csr.training.runtime import check_finite, device, seed_everything
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Stage 3.
+
+    Args:
+        clip: clip negative similarities always, so that an interaction changes nothing but what it says (see
+            `csr.network.reasoner`); the paper clips only under an interaction, if at all.
+        concept_dropout: chance that a concept is replaced by its absent scores, a training image at a time; makes the
+            head robust to rejected concepts.
+        weight_decay: L2 on the head's weights.
+    """
+
+    clip: bool = True
+    concept_dropout: float = 0.1
+    epochs: int = 60
+    batch_size: int = 128
+    learning_rate: float = 0.02
+    weight_decay: float = 1e-3
+    seed: int = 0
+
+
+def train_head(
+    collection: Collection, cache: FeatureCache, model: PrototypeModel, config: HeadConfig, reporter: Reporter
+) -> Reasoner:
+    """Builds the reasoner from stage 2's prototypes and trains its head on split ``train``.
+
+    Runs in one process whatever the cluster: the scores of all training images fit in memory and a run takes seconds.
+
+    Raises:
+        TrainingError: the loss became NaN or infinite.
+    """
+    seed_everything(config.seed)
+    place = device()
+    classes = torch.from_numpy(collection.class_labels()).to(place)
+    concept_labels = collection.concept_labels()
+    train, val = collection.rows("train"), collection.rows("val")
+    concepts, per_concept, width = model.prototypes.raw.shape
+    reasoner = Reasoner(concepts, per_concept, width, len(collection.classes), config.clip).to(place)
+    reasoner.prototypes.copy_(model.prototypes.unit().detach())
+    train_scores = all_scores(reasoner, model, cache, train)
+    val_scores = all_scores(reasoner, model, cache, val)
+    _set_statistics(reasoner, train_scores, concept_labels[train])
+    torch.nn.init.zeros_(reasoner.head.weight)
+    torch.nn.init.zeros_(reasoner.head.bias)
+
+    optimiser = torch.optim.AdamW(reasoner.head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs)
+    generator = torch.Generator(place).manual_seed(config.seed)
+    first = 0
+    if (state := reporter.resume()) is not None:
+        reasoner.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        generator.set_state(state["generator"])
+        first = state["epoch"] + 1
+    for epoch in range(first, config.epochs):
+        total = 0.0
+        pieces = torch.randperm(len(train), generator=generator, device=place).split(config.batch_size)
+        for chosen in reporter.track(pieces, len(pieces), f"stage 3, epoch {epoch + 1}/{config.epochs}"):
+            scores = drop_concepts(reasoner, train_scores[chosen], config.concept_dropout, generator)
+            logits = reasoner.head(reasoner.standardise(scores).flatten(1))
+            loss = F.cross_entropy(logits, classes[train][chosen])
+            check_finite(loss, "head", epoch)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total += loss.item() / len(pieces)
+        schedule.step()
+        with torch.no_grad():
+            logits = reasoner.head(reasoner.standardise(val_scores).flatten(1))
+        metrics = {
+            "epoch": epoch,
+            "train_loss": total,
+            "val_loss": float(F.cross_entropy(logits, classes[val])),
+            "val_macro_f1": macro_f1(classes[val].cpu().numpy(), logits.argmax(1).cpu().numpy(), len(collection.classes)),
+        }
+
+        def snapshot(epoch: int = epoch) -> State:
+            return {
+                "epoch": epoch,
+                "model": reasoner.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "generator": generator.get_state(),
+            }
+
+        reporter.epoch(metrics, snapshot)
+    return reasoner.eval()
+
+
+@torch.no_grad()
+def all_scores(reasoner: Reasoner, model: PrototypeModel, cache: FeatureCache, rows: np.ndarray) -> Tensor:
+    """s n×K×M of the given rows, without interaction."""
+    place = device()
+    pieces = []
+    for start in range(0, len(rows), 64):
+        features, _ = cache.batch(rows[start : start + 64], place)
+        pieces.append(reasoner.scores(reasoner.maps(model.projector.project_maps(features))))
+    return torch.cat(pieces)
+
+
+def drop_concepts(reasoner: Reasoner, scores: Tensor, chance: float, generator: torch.Generator) -> Tensor:
+    """Replaces whole concepts of B×K×M scores by their absent scores, each with the given chance."""
+    if not chance:
+        return scores
+    drawn = torch.rand(scores.shape[:2], generator=generator, device=scores.device)
+    return torch.where((drawn < chance)[..., None], reasoner.absent_scores, scores)
+
+
+@torch.no_grad()
+def _set_statistics(reasoner: Reasoner, scores: Tensor, labels: np.ndarray) -> None:
+    """Score statistics, absent scores, and the concept read-out, all from training images.
+
+    The read-out is a logistic regression of each concept's label on its evidence (Platt 1999), so that its probability
+    means the same under every preset.
+    """
+    reasoner.score_mean.copy_(scores.mean(0))
+    reasoner.score_std.copy_(scores.std(0).clamp_min(1e-4))
+    evidence = concept_evidence(scores, reasoner.alive).cpu().numpy()
+    for k in range(labels.shape[1]):
+        absent = torch.from_numpy(labels[:, k] == 0).to(scores.device)
+        reasoner.absent_scores[k] = scores[absent, k].median(0).values
+        known = ~np.isnan(labels[:, k])
+        fit = LogisticRegression(C=1e4, max_iter=1000).fit(evidence[known, k : k + 1], labels[known, k].astype(int))
+        reasoner.concept_scale[k], reasoner.concept_shift[k] = float(fit.coef_[0, 0]), float(fit.intercept_[0])
+
+
+def to_checkpoint(reasoner: Reasoner, config: HeadConfig) -> State:
+    """All that is needed to rebuild the reasoner: plain types and tensors."""
+    return {
+        "config": asdict(config),
+        "shape": [*reasoner.prototypes.shape, reasoner.head.out_features],
+        "weights": {name: value.cpu() for name, value in reasoner.state_dict().items()},
+    }
+
+
+def from_checkpoint(state: State) -> Reasoner:
+    """The inverse of `to_checkpoint`."""
+    reasoner = Reasoner(*state["shape"], clip=state["config"]["clip"])
+    reasoner.load_state_dict(state["weights"])
+    return reasoner.eval()

@@ -1,0 +1,247 @@
+"""Stage 2: trains the projector and the prototypes on cached features (CSR, section 3.2).
+
+To the letter, the loss sees only local concept vectors of (image, concept) pairs whose label is 1. The terms beyond the
+paper, each with a weight that is 0 in the ``paper`` preset, also show P the patches: `csr.losses.absence` (images that
+lack the concept) and `csr.losses.agreement` (where the concept is).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csr.losses import Margin, absence, agreement, prototype_contrastive, soft_similarity
+from csr.network.projector import Projector
+from csr.network.prototypes import Prototypes, local_concept_vectors
+from csr.records import Collection
+from csr.training.features import FeatureCache
+from csr.training.reporter import Reporter, State
+from csr.training.runtime import average, batches, check_finite, count_batches, device, distribute, seed_everything
+
+
+@dataclass(frozen=True)
+class PrototypeConfig:
+    """Stage 2.
+
+    Args:
+        per_concept: M, prototypes a concept.
+        width: D', length of projected vectors.
+        blocks: residual blocks of the projector.
+        standardise: standardise features per channel before the projector.
+        gamma, scale, delta: γ, λ and δ of the contrastive loss; margin: the sign of δ.
+        absence, agreement: weights of the two terms beyond the paper.
+        temperature: of the agreement term.
+        reseed: after each epoch but the last two, move prototypes that win no training vector onto the vectors that
+            their concept's prototypes fit worst.
+    """
+
+    per_concept: int = 5
+    width: int = 128
+    blocks: int = 3
+    standardise: bool = True
+    gamma: float = 10.0
+    scale: float = 20.0
+    delta: float = 0.1
+    margin: Margin = "minus"
+    absence: float = 3.0
+    agreement: float = 1.0
+    temperature: float = 20.0
+    reseed: bool = True
+    epochs: int = 8
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+
+class PrototypeModel(nn.Module):
+    """Projector, prototypes and the concept read-out (scale and shift) that the absence term learns."""
+
+    def __init__(self, config: PrototypeConfig, features: int, concepts: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projector = Projector(features, config.width, config.blocks)
+        self.prototypes = Prototypes(concepts, config.per_concept, config.width)
+        self.scale = nn.Parameter(torch.full((concepts,), 10.0))
+        self.shift = nn.Parameter(torch.full((concepts,), -5.0))
+
+    def forward(self, features: Tensor, cam: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The loss terms of one batch; f B×D×h×w, cam B×K×h×w, labels B×K of 1, 0 or NaN."""
+        config, unit = self.config, self.prototypes.unit()
+        vectors, concept = positive_vectors(features, cam, labels)
+        similarity, _ = soft_similarity(self.projector(vectors), unit, config.gamma)
+        terms = {"contrastive": prototype_contrastive(similarity, concept, config.scale, config.delta, config.margin)}
+        if config.absence or config.agreement:
+            maps = self.prototypes.similarity_maps(self.projector.project_maps(features))
+            terms["absence"] = config.absence * absence(maps, labels, self.scale, self.shift)
+            terms["agreement"] = config.agreement * agreement(maps, cam, labels, config.temperature)
+        return terms
+
+
+def positive_vectors(features: Tensor, cam: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Local concept vectors of present concepts: n×D and their concept indices n."""
+    present = labels == 1
+    return local_concept_vectors(features, cam)[present], present.nonzero()[:, 1]
+
+
+def train_prototypes(
+    collection: Collection, cache: FeatureCache, config: PrototypeConfig, reporter: Reporter
+) -> PrototypeModel:
+    """Trains on split ``train`` and reports, on ``val``, the loss and the diagnostics of `diagnose` each epoch.
+
+    Raises:
+        TrainingError: the loss became NaN or infinite.
+    """
+    seed_everything(config.seed)
+    place = device()
+    labels = torch.from_numpy(collection.concept_labels())
+    train, val = collection.rows("train"), collection.rows("val")
+    model = PrototypeModel(config, cache.features.shape[1], len(collection.concepts))
+    if config.standardise:
+        model.projector.set_standardisation(*feature_statistics(cache, train))
+    model = model.to(place)
+    vectors, concept = _all_positive_vectors(cache, labels, train, place)
+    _seed_prototypes(model, vectors, concept, config.seed)
+    engine = distribute(model)
+    steps = count_batches(len(train), config.batch_size)
+    if not (config.absence or config.agreement):
+        for parameter in (model.scale, model.shift):
+            parameter.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * config.epochs)
+
+    first = 0
+    if (state := reporter.resume()) is not None:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["epoch"] + 1
+
+    for epoch in range(first, config.epochs):
+        seed_everything(config.seed * 1000 + epoch)
+        engine.train()
+        totals: dict[str, float] = {}
+        chosen = batches(train, config.batch_size, config.seed, epoch)
+        for rows in reporter.track(chosen, steps, f"stage 2, epoch {epoch + 1}/{config.epochs}"):
+            terms = engine(*cache.batch(rows, place), labels[rows].to(place))
+            loss = torch.stack(list(terms.values())).sum()
+            check_finite(loss, "prototypes", epoch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + value.item() / steps
+        reseeded = _reseed(model, vectors, concept) if config.reseed and epoch < config.epochs - 2 else 0
+        metrics = {"epoch": epoch, "reseeded": reseeded}
+        metrics |= {f"train_{name}": average(value) for name, value in totals.items()}
+        metrics |= diagnose(model, *_all_positive_vectors(cache, labels, val, place))
+
+        def snapshot(epoch: int = epoch) -> State:
+            return {
+                "epoch": epoch,
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+            }
+
+        reporter.epoch(metrics, snapshot)
+    return model.eval()
+
+
+def feature_statistics(cache: FeatureCache, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Per-channel mean and standard deviation of patches, over at most 500 evenly spaced rows."""
+    sample = np.asarray(cache.features[rows[:: max(1, len(rows) // 500)]], np.float32)
+    return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3)))
+
+
+def _all_positive_vectors(
+    cache: FeatureCache, labels: Tensor, rows: np.ndarray, place: torch.device
+) -> tuple[Tensor, Tensor]:
+    pieces = []
+    for start in range(0, len(rows), 256):
+        chosen = rows[start : start + 256]
+        pieces.append(positive_vectors(*cache.batch(chosen, place), labels[chosen].to(place)))
+    return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
+
+
+@torch.no_grad()
+def _seed_prototypes(model: PrototypeModel, vectors: Tensor, concept: Tensor, seed: int) -> None:
+    """Starts each concept's prototypes on projected vectors of its own (the paper leaves initialisation open)."""
+    generator = torch.Generator().manual_seed(seed)
+    projected = model.projector(vectors)
+    for k in range(model.prototypes.raw.shape[0]):
+        own = projected[concept == k]
+        picks = torch.randint(len(own), (model.config.per_concept,), generator=generator)
+        noise = torch.randn(model.prototypes.raw[k].shape, generator=generator).to(own.device)
+        model.prototypes.raw[k] = F.normalize(own[picks] + 0.05 * noise, dim=-1)
+
+
+@torch.no_grad()
+def _reseed(model: PrototypeModel, vectors: Tensor, concept: Tensor) -> int:
+    """Moves each dead prototype onto the own-concept vector that is fitted worst. Returns how many moved."""
+    projected, unit, moved = model.projector(vectors), model.prototypes.unit(), 0
+    for k in range(unit.shape[0]):
+        own = projected[concept == k]
+        best, winner = (own @ unit[k].T).max(-1)
+        dead = [m for m in range(unit.shape[1]) if m not in set(winner.tolist())]
+        worst = best.argsort()[: len(dead)].tolist()
+        for m, index in zip(dead, worst, strict=False):
+            model.prototypes.raw[k, m] = own[index]
+            moved += 1
+    return moved
+
+
+@torch.no_grad()
+def diagnose(model: PrototypeModel, vectors: Tensor, concept: Tensor) -> dict[str, float]:
+    """What tells whether prototypes can be trusted, on local concept vectors n×D of concepts n.
+
+    Returns:
+        alive: share of prototypes that win (are nearest to) at least one vector of their concept.
+        alive_count: their number.
+        assignment_entropy: mean over concepts of the entropy of the winners' distribution, over log M: 1 is even.
+        within: mean similarity of a vector to its nearest prototype of its own concept.
+        between: mean similarity to the nearest prototype of the nearest other concept.
+        accuracy: share of vectors whose nearest prototype is of their own concept.
+    """
+    inner = torch.einsum("nd,kmd->nkm", model.projector(vectors), model.prototypes.unit())
+    best, winner = inner.max(-1)
+    concepts, per_concept = inner.shape[1:]
+    alive, entropies = 0, []
+    for k in range(concepts):
+        counts = torch.bincount(winner[concept == k, k], minlength=per_concept).double()
+        alive += int((counts > 0).sum())
+        shares = counts[counts > 0] / counts.sum()
+        entropies.append(float(-(shares * shares.log()).sum()) / max(np.log(per_concept), 1e-9))
+    own = best.gather(1, concept[:, None])[:, 0]
+    others = best.scatter(1, concept[:, None], -2.0).amax(1)
+    return {
+        "alive": alive / (concepts * per_concept),
+        "alive_count": float(alive),
+        "assignment_entropy": float(np.mean(entropies)),
+        "within": float(own.mean()),
+        "between": float(others.mean()),
+        "accuracy": float((own > others).double().mean()),
+    }
+
+
+def to_checkpoint(model: PrototypeModel) -> State:
+    """All that is needed to rebuild the model: plain types and tensors."""
+    return {
+        "config": asdict(model.config),
+        "features": model.projector.inlet.in_features,
+        "concepts": model.prototypes.raw.shape[0],
+        "weights": {name: value.cpu() for name, value in model.state_dict().items()},
+    }
+
+
+def from_checkpoint(state: State) -> PrototypeModel:
+    """The inverse of `to_checkpoint`."""
+    model = PrototypeModel(PrototypeConfig(**state["config"]), state["features"], state["concepts"])
+    model.load_state_dict(state["weights"])
+    return model.eval()

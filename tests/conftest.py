@@ -1,0 +1,66 @@
+"""One tiny training run, shared by the whole session: real stages on a real, small phantom, nothing faked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+for variable, value in {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}.items():
+    os.environ[variable] = value
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """Everything that stages 1 to 3 and the export made from a phantom of 64-pixel images."""
+
+    data: object  # csr.datasets.prepared.PreparedSet
+    cache: object  # csr.training.features.FeatureCache
+    concept_model: object
+    prototype_model: object
+    reasoner: object
+    csr: object  # csr.network.csr.CSR
+    bundle: object  # csr.bundle.Bundle
+    parity: float
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A run of all stages: 8 concepts more than noise is not expected of it, but every number in it is computed."""
+    from csr.assemble import ExportConfig, Provenance, write_bundle
+    from csr.atlas import build_atlas
+    from csr.datasets.phantom import PhantomConfig, generate
+    from csr.datasets.prepared import PreparedSet
+    from csr.network.concept_model import ConceptModelConfig
+    from csr.network.csr import CSR, Encoder
+    from csr.training.concepts import ConceptTrainingConfig, train_concepts
+    from csr.training.features import FeatureCache, compute_features
+    from csr.training.head import HeadConfig, train_head
+    from csr.training.prototypes import PrototypeConfig, train_prototypes
+    from csr.training.reporter import SilentReporter
+
+    folder = tmp_path_factory.mktemp("tiny")
+    generate(PhantomConfig(train=160, val=60, test=60, contrast=2.0), 64, folder / "prepared")
+    data = PreparedSet.open(folder / "prepared")
+    reporter = SilentReporter()
+    stage1 = ConceptTrainingConfig(model=ConceptModelConfig("regnetx_002"), epochs=1, precision="float32")
+    concept_model = train_concepts(data, stage1, reporter)
+    (folder / "features").mkdir()
+    compute_features(concept_model, data, folder / "features", reporter)
+    cache = FeatureCache.open(folder / "features")
+    stage2 = PrototypeConfig(per_concept=3, width=32, epochs=2)
+    prototype_model = train_prototypes(data.collection, cache, stage2, reporter)
+    reasoner = train_head(data.collection, cache, prototype_model, HeadConfig(epochs=5), reporter)
+    atlas = build_atlas(data, cache, prototype_model, reasoner)
+    csr = CSR(Encoder(concept_model, prototype_model.projector), reasoner)
+    origin = Provenance("robust", data.digest(), "test", {"iid": {"macro_f1": 0.5}})
+    bundle, parity = write_bundle(folder / "bundle", data, csr, atlas, ExportConfig(), origin)
+    return TinyRun(data, cache, concept_model, prototype_model, reasoner, csr, bundle, parity, folder)
