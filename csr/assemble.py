@@ -124,12 +124,14 @@ def _write_golden(file: Path, model: CSR, images: torch.Tensor, tensors: dict[st
     answer = model.reasoner(model.encoder(images), *(torch.from_numpy(value) for value in tensors.values()))
     expected = {f"expected_{name}": getattr(answer, name).numpy() for name in REASONER_OUTPUTS}
     del expected["expected_similarity_maps"]  # the concept maps stand for them at an M-th of the size
-    np.savez_compressed(file, image=images.numpy(), **tensors, **expected)
+    arrays: dict[str, Any] = {"image": images.numpy(), **tensors, **expected}
+    np.savez_compressed(file, **arrays)
 
 
 def _write_samples(folder: Path, data: PreparedSet, count: int) -> None:
     folder.mkdir()
-    studies, rows = data.collection.studies, []
+    studies = data.collection.studies
+    rows: list[dict[str, Any]] = []
     test = data.collection.rows("test")
     by_class = [test[studies["label"].to_numpy()[test] == name] for name in data.collection.classes]
     for turn in range(count):

@@ -125,7 +125,9 @@ class Bundle:
         try:
             content = json.loads(file.read_text())
         except FileNotFoundError:
-            raise BundleError(f"{file}: missing; {path} is not a bundle (run dvc repro, or name another folder)") from None
+            raise BundleError(
+                f"{file}: missing; {path} is not a bundle (run dvc repro, or name another folder)"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise BundleError(f"{file}: is not JSON ({error})") from None
         manifest = _read_manifest(file, content)
@@ -139,7 +141,10 @@ class Bundle:
 
     def atlas(self) -> list[AtlasEntry]:
         """The atlas, concept by concept."""
-        return [AtlasEntry(**(row | {"box": tuple(row["box"])})) for row in json.loads((self.path / "atlas.json").read_text())]
+        return [
+            AtlasEntry(**(row | {"box": tuple(row["box"])}))
+            for row in json.loads((self.path / "atlas.json").read_text())
+        ]
 
     def crops(self) -> np.ndarray:
         """(K·M)×C×c×c uint8, in the order of `atlas`."""

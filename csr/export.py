@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from csr.bundle import REASONER_OUTPUTS
 from csr.errors import BundleError
 from csr.network.csr import CSR
-from csr.network.reasoner import Reasoner
+from csr.network.reasoner import Reasoner, Reasoning
 
 _BATCH = torch.export.Dim("batch", min=1, max=4096)
 
@@ -27,7 +27,8 @@ class _NamedReasoner(nn.Module):
     def forward(
         self, patches: Tensor, importance: Tensor, prototype_mask: Tensor, absent_weight: Tensor
     ) -> tuple[Tensor, ...]:
-        return tuple(self.reasoner(patches, importance, prototype_mask, absent_weight))
+        answer: Reasoning = self.reasoner(patches, importance, prototype_mask, absent_weight)
+        return tuple(answer)
 
 
 def export_graphs(model: CSR, images: Tensor, folder: Path) -> None:

@@ -25,7 +25,7 @@ def macro_auroc(truth: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def mean_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean AUROC over columns. ``labels`` N×K of 1, 0 or NaN; columns with one kind only are left out; NaN if all are."""
+    """Mean AUROC over the columns of N×K labels (1, 0 or NaN) that have both kinds; NaN if none has."""
     values = []
     for truth, score in zip(labels.T, scores.T, strict=True):
         known = ~np.isnan(truth)
@@ -116,7 +116,9 @@ def _covered(boxes: np.ndarray, side: int) -> float:
     return float(mask.mean())
 
 
-def mean_box_centres(boxes: dict[tuple[int, int], np.ndarray], rows: np.ndarray, concepts: int, side: int) -> np.ndarray:
+def mean_box_centres(
+    boxes: dict[tuple[int, int], np.ndarray], rows: np.ndarray, concepts: int, side: int
+) -> np.ndarray:
     """K×2 mean box centre (x, y) of each concept over given (training) rows; the image's middle where it has none."""
     wanted = set(rows.tolist())
     centres = np.full((concepts, 2), side / 2)
@@ -126,5 +128,3 @@ def mean_box_centres(boxes: dict[tuple[int, int], np.ndarray], rows: np.ndarray,
             every = np.concatenate(own)
             centres[concept] = ((every[:, :2] + every[:, 2:]) / 2).mean(0)
     return centres
-
-

@@ -69,9 +69,7 @@ class Collection:
         row_of = {study: row for row, study in enumerate(self.studies["study_id"])}
         index_of = {name: k for k, name in enumerate(self.concepts)}
         groups = self.boxes.groupby(["study_id", "concept"], sort=False)[CORNERS]
-        return {
-            (row_of[study], index_of[concept]): group.to_numpy(np.float64) for (study, concept), group in groups
-        }
+        return {(row_of[study], index_of[concept]): group.to_numpy(np.float64) for (study, concept), group in groups}
 
 
 def check_collection(collection: Collection, source: str) -> None:

@@ -74,5 +74,7 @@ def _session(bundle: Bundle, name: str, threads: int, device: str) -> ort.Infere
         providers.insert(0, ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}))
     session = ort.InferenceSession(str(bundle.path / name), options, providers=providers)
     if session.get_providers()[0] != providers[0][0]:
-        raise BundleError(f"{name}: ONNX Runtime cannot use CUDA here; install onnxruntime-gpu[cuda,cudnn] or use the CPU")
+        raise BundleError(
+            f"{name}: ONNX Runtime cannot use CUDA here; install onnxruntime-gpu[cuda,cudnn] or use the CPU"
+        )
     return session

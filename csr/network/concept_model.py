@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -44,7 +44,7 @@ class ConceptModelConfig:
     checkpoint: str | None = None
     stride: int = 16
     pooling: Literal["average", "lse"] = "lse"
-    sharpness: float = 2.0
+    sharpness: float = 5.0
 
 
 class ConceptModel(nn.Module):
@@ -58,6 +58,9 @@ class ConceptModel(nn.Module):
     Raises:
         ConfigError: timm does not know the backbone, or it has no level of that stride.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: ConceptModelConfig, channels: int, concepts: int) -> None:
         super().__init__()
@@ -104,13 +107,14 @@ def pool_maps(maps: Tensor, config: ConceptModelConfig) -> Tensor:
     return (torch.logsumexp(r * cells, -1) - math.log(cells.shape[-1])) / r
 
 
-def _build_backbone(config: ConceptModelConfig, channels: int) -> nn.Module:
+def _build_backbone(config: ConceptModelConfig, channels: int) -> Any:  # timm's FeatureListNet, untyped
     if config.checkpoint is not None and not Path(config.checkpoint).is_file():
         raise ConfigError(f"concepts.checkpoint: no file {config.checkpoint!r}")
     try:
-        reductions = timm.create_model(config.backbone, features_only=True).feature_info.reduction()
+        levels: Any = timm.create_model(config.backbone, features_only=True)
     except RuntimeError as error:
         raise ConfigError(f"concepts.backbone: {error}") from None
+    reductions = levels.feature_info.reduction()
     if config.stride not in reductions:
         offered = ", ".join(map(str, reductions))
         raise ConfigError(f"concepts.stride: {config.backbone} has levels of stride {offered}, none of {config.stride}")

@@ -33,6 +33,9 @@ class Projector(nn.Module):
         blocks: number of residual blocks.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, width_in: int, width_out: int, blocks: int = 3) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width_in))

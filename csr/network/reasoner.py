@@ -41,6 +41,14 @@ class Reasoner(nn.Module):
         clip: see the module's docstring.
     """
 
+    prototypes: Tensor
+    alive: Tensor
+    score_mean: Tensor
+    score_std: Tensor
+    absent_scores: Tensor
+    concept_scale: Tensor
+    concept_shift: Tensor
+
     def __init__(self, concepts: int, per_concept: int, width: int, classes: int, clip: bool) -> None:
         super().__init__()
         self.clip = clip

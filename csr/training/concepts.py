@@ -14,18 +14,9 @@ from csr.datasets.prepared import PreparedSet
 from csr.losses import masked_bce
 from csr.metrics import mean_auroc
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.training.loop import Task, fit
 from csr.training.reporter import Reporter, State
-from csr.training.runtime import (
-    Precision,
-    autocast,
-    average,
-    batches,
-    check_finite,
-    count_batches,
-    device,
-    distribute,
-    seed_everything,
-)
+from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,11 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ConceptTrainingConfig:
-    """How stage 1 is trained; ``model`` says what is trained."""
+    """How stage 1 is trained; ``model`` says what is trained.
+
+    Args:
+        learning_rate: the peak of a one-cycle schedule that warms up during the first ``warmup`` share of steps.
+    """
 
     model: ConceptModelConfig = field(default_factory=ConceptModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -55,6 +50,7 @@ class ConceptTrainingConfig:
     batch_size: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
+    warmup: float = 0.15
     precision: Precision = "auto"
     seed: int = 0
 
@@ -62,7 +58,7 @@ class ConceptTrainingConfig:
 def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, reporter: Reporter) -> ConceptModel:
     """Trains on split ``train`` and reports loss and mean concept AUROC on ``val`` each epoch.
 
-    AdamW with a one-cycle schedule; the last epoch's weights are the result, so nothing is selected on ``val``.
+    The last epoch's weights are the result, so nothing is selected on ``val``.
 
     Raises:
         TrainingError: the loss became NaN or infinite.
@@ -73,53 +69,25 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, reporter: R
     train, val = data.collection.rows("train"), data.collection.rows("val")
     model = ConceptModel(config.model, data.channels, len(data.collection.concepts))
     model.set_normalisation(*channel_statistics(data, train))
-    model = model.to(place, memory_format=torch.channels_last)
+    model = model.to(place).to(memory_format=torch.channels_last)
     engine = distribute(model)
-    steps = count_batches(len(train), config.batch_size)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps * config.epochs)
 
-    first = 0
-    if (state := reporter.resume()) is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        first = state["epoch"] + 1
+    def terms(rows: np.ndarray) -> dict[str, Tensor]:
+        images = augment(load_images(data, rows, place), config.augment)
+        with autocast(config.precision):
+            _, logits = engine(images)
+        return {"loss": masked_bce(logits, labels[rows].to(place))}
 
-    for epoch in range(first, config.epochs):
-        seed_everything(config.seed * 1000 + epoch)  # a resumed epoch sees the same augmentation
-        engine.train()
-        total = 0.0
-        chosen = batches(train, config.batch_size, config.seed, epoch)
-        for rows in reporter.track(chosen, steps, f"stage 1, epoch {epoch + 1}/{config.epochs}"):
-            images = augment(load_images(data, rows, place), config.augment)
-            with autocast(config.precision):
-                _, logits = engine(images)
-            loss = masked_bce(logits, labels[rows].to(place))
-            check_finite(loss, "concepts", epoch)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += loss.item()
-        metrics = {"epoch": epoch, "train_loss": average(total / steps), **validate(model, data, val, config)}
+    def after_epoch(epoch: int) -> dict[str, float]:
+        return validate(model, data, val)
 
-        def snapshot(epoch: int = epoch) -> State:
-            return {
-                "epoch": epoch,
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-            }
-
-        reporter.epoch(metrics, snapshot)
-    return model.eval()
+    fit(Task("concepts", model, train, terms, after_epoch, config.warmup), config, reporter)
+    return model
 
 
 @torch.no_grad()
-def validate(model: ConceptModel, data: PreparedSet, rows: np.ndarray, config: ConceptTrainingConfig) -> dict[str, float]:
+def validate(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> dict[str, float]:
     """Loss and mean AUROC of the concept logits on given rows."""
-    model.eval()
     labels = data.collection.concept_labels()[rows]
     logits = torch.cat([model(images)[1].cpu() for _, images in image_batches(data, rows, 64)])
     return {
@@ -156,7 +124,11 @@ def augment(images: Tensor, config: AugmentConfig) -> Tensor:
 
     angle = torch.deg2rad(spread(config.rotate))
     zoom = 1 + spread(config.scale)
-    mirror = torch.where(torch.rand(batch, device=place) < 0.5, -1.0, 1.0) if config.flip else torch.ones(batch, device=place)
+    mirror = (
+        torch.where(torch.rand(batch, device=place) < 0.5, -1.0, 1.0)
+        if config.flip
+        else torch.ones(batch, device=place)
+    )
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     rows = [mirror * cos, -sin, 2 * spread(config.shift), mirror * sin, cos, 2 * spread(config.shift)]
     grid = F.affine_grid(torch.stack(rows, 1).view(batch, 2, 3), list(images.shape), align_corners=False)

@@ -41,9 +41,11 @@ class FeatureCache:
 
 
 @torch.no_grad()
-def compute_features(model: ConceptModel, data: PreparedSet, path: Path, reporter: Reporter, batch_size: int = 64) -> None:
+def compute_features(
+    model: ConceptModel, data: PreparedSet, path: Path, reporter: Reporter, batch_size: int = 64
+) -> None:
     """Runs the backbone over all images and writes the cache to ``path`` (an existing, empty folder)."""
-    model = model.eval().to(device(), memory_format=torch.channels_last)
+    model = model.eval().to(device()).to(memory_format=torch.channels_last)
     rows = np.arange(len(data.images))
     features = cam = None
     total = -(-len(rows) // batch_size)

@@ -18,9 +18,10 @@ from csr.metrics import macro_f1
 from csr.network.reasoner import Reasoner, concept_evidence
 from csr.records import Collection
 from csr.training.features import FeatureCache
+from csr.training.loop import Task, fit
 from csr.training.prototypes import PrototypeModel
 from csr.training.reporter import Reporter, State
-from csr.training.runtime import check_finite, device, seed_everything
+from csr.training.runtime import device, seed_everything
 
 
 @dataclass(frozen=True)
@@ -67,50 +68,25 @@ def train_head(
     _set_statistics(reasoner, train_scores, concept_labels[train])
     torch.nn.init.zeros_(reasoner.head.weight)
     torch.nn.init.zeros_(reasoner.head.bias)
+    position = torch.full((len(classes),), -1, device=place)
+    position[train] = torch.arange(len(train), device=place)
 
-    optimiser = torch.optim.AdamW(reasoner.head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs)
-    generator = torch.Generator(place).manual_seed(config.seed)
-    first = 0
-    if (state := reporter.resume()) is not None:
-        reasoner.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        generator.set_state(state["generator"])
-        first = state["epoch"] + 1
-    for epoch in range(first, config.epochs):
-        total = 0.0
-        pieces = torch.randperm(len(train), generator=generator, device=place).split(config.batch_size)
-        for chosen in reporter.track(pieces, len(pieces), f"stage 3, epoch {epoch + 1}/{config.epochs}"):
-            scores = drop_concepts(reasoner, train_scores[chosen], config.concept_dropout, generator)
-            logits = reasoner.head(reasoner.standardise(scores).flatten(1))
-            loss = F.cross_entropy(logits, classes[train][chosen])
-            check_finite(loss, "head", epoch)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total += loss.item() / len(pieces)
-        schedule.step()
-        with torch.no_grad():
-            logits = reasoner.head(reasoner.standardise(val_scores).flatten(1))
-        metrics = {
-            "epoch": epoch,
-            "train_loss": total,
-            "val_loss": float(F.cross_entropy(logits, classes[val])),
-            "val_macro_f1": macro_f1(classes[val].cpu().numpy(), logits.argmax(1).cpu().numpy(), len(collection.classes)),
-        }
+    def terms(rows: np.ndarray) -> dict[str, Tensor]:
+        scores = drop_concepts(reasoner, train_scores[position[rows]], config.concept_dropout)
+        return {"loss": F.cross_entropy(_logits(reasoner, scores), classes[rows])}
 
-        def snapshot(epoch: int = epoch) -> State:
-            return {
-                "epoch": epoch,
-                "model": reasoner.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "generator": generator.get_state(),
-            }
+    @torch.no_grad()
+    def after_epoch(epoch: int) -> dict[str, float]:
+        logits, truth = _logits(reasoner, val_scores), classes[val]
+        f1 = macro_f1(truth.cpu().numpy(), logits.argmax(1).cpu().numpy(), len(collection.classes))
+        return {"val_loss": float(F.cross_entropy(logits, truth)), "val_macro_f1": f1}
 
-        reporter.epoch(metrics, snapshot)
-    return reasoner.eval()
+    fit(Task("head", reasoner, train, terms, after_epoch), config, reporter)
+    return reasoner
+
+
+def _logits(reasoner: Reasoner, scores: Tensor) -> Tensor:
+    return reasoner.head(reasoner.standardise(scores).flatten(1))
 
 
 @torch.no_grad()
@@ -124,11 +100,11 @@ def all_scores(reasoner: Reasoner, model: PrototypeModel, cache: FeatureCache, r
     return torch.cat(pieces)
 
 
-def drop_concepts(reasoner: Reasoner, scores: Tensor, chance: float, generator: torch.Generator) -> Tensor:
+def drop_concepts(reasoner: Reasoner, scores: Tensor, chance: float) -> Tensor:
     """Replaces whole concepts of B×K×M scores by their absent scores, each with the given chance."""
     if not chance:
         return scores
-    drawn = torch.rand(scores.shape[:2], generator=generator, device=scores.device)
+    drawn = torch.rand(scores.shape[:2], device=scores.device)
     return torch.where((drawn < chance)[..., None], reasoner.absent_scores, scores)
 
 
@@ -161,6 +137,7 @@ def to_checkpoint(reasoner: Reasoner, config: HeadConfig) -> State:
 
 def from_checkpoint(state: State) -> Reasoner:
     """The inverse of `to_checkpoint`."""
-    reasoner = Reasoner(*state["shape"], clip=state["config"]["clip"])
+    concepts, per_concept, width, classes = state["shape"]
+    reasoner = Reasoner(concepts, per_concept, width, classes, state["config"]["clip"])
     reasoner.load_state_dict(state["weights"])
     return reasoner.eval()

@@ -19,8 +19,9 @@ from csr.network.projector import Projector
 from csr.network.prototypes import Prototypes, local_concept_vectors
 from csr.records import Collection
 from csr.training.features import FeatureCache
+from csr.training.loop import Task, fit
 from csr.training.reporter import Reporter, State
-from csr.training.runtime import average, batches, check_finite, count_batches, device, distribute, seed_everything
+from csr.training.runtime import device, distribute, seed_everything
 
 
 @dataclass(frozen=True)
@@ -106,52 +107,20 @@ def train_prototypes(
     model = model.to(place)
     vectors, concept = _all_positive_vectors(cache, labels, train, place)
     _seed_prototypes(model, vectors, concept, config.seed)
+    if not (config.absence or config.agreement):  # the read-out is learned by the absence term alone
+        model.scale.requires_grad_(False)
+        model.shift.requires_grad_(False)
     engine = distribute(model)
-    steps = count_batches(len(train), config.batch_size)
-    if not (config.absence or config.agreement):
-        for parameter in (model.scale, model.shift):
-            parameter.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * config.epochs)
 
-    first = 0
-    if (state := reporter.resume()) is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        first = state["epoch"] + 1
+    def terms(rows: np.ndarray) -> dict[str, Tensor]:
+        return engine(*cache.batch(rows, place), labels[rows].to(place))
 
-    for epoch in range(first, config.epochs):
-        seed_everything(config.seed * 1000 + epoch)
-        engine.train()
-        totals: dict[str, float] = {}
-        chosen = batches(train, config.batch_size, config.seed, epoch)
-        for rows in reporter.track(chosen, steps, f"stage 2, epoch {epoch + 1}/{config.epochs}"):
-            terms = engine(*cache.batch(rows, place), labels[rows].to(place))
-            loss = torch.stack(list(terms.values())).sum()
-            check_finite(loss, "prototypes", epoch)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / steps
+    def after_epoch(epoch: int) -> dict[str, float]:
         reseeded = _reseed(model, vectors, concept) if config.reseed and epoch < config.epochs - 2 else 0
-        metrics = {"epoch": epoch, "reseeded": reseeded}
-        metrics |= {f"train_{name}": average(value) for name, value in totals.items()}
-        metrics |= diagnose(model, *_all_positive_vectors(cache, labels, val, place))
+        return {"reseeded": reseeded, **diagnose(model, *_all_positive_vectors(cache, labels, val, place))}
 
-        def snapshot(epoch: int = epoch) -> State:
-            return {
-                "epoch": epoch,
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-            }
-
-        reporter.epoch(metrics, snapshot)
-    return model.eval()
+    fit(Task("prototypes", model, train, terms, after_epoch), config, reporter)
+    return model
 
 
 def feature_statistics(cache: FeatureCache, rows: np.ndarray) -> tuple[Tensor, Tensor]:

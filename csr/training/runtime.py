@@ -30,7 +30,9 @@ def autocast(precision: Precision) -> contextlib.AbstractContextManager:
     """Mixed precision: ``auto`` is bfloat16 where the hardware computes in it (GPU, avx512_bf16), else float32."""
     kind = device().type
     if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if kind == "cuda" else torch.cpu.get_capabilities().get("avx512_bf16", False)
+        native = (
+            torch.cuda.is_bf16_supported() if kind == "cuda" else torch.cpu.get_capabilities().get("avx512_bf16", False)
+        )
         precision = "bfloat16" if native else "float32"
     if precision == "float32":
         return contextlib.nullcontext()
@@ -45,10 +47,12 @@ def seed_everything(seed: int) -> None:
 
 
 def rank() -> int:
+    """This process's number in a distributed run, else 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -96,7 +96,10 @@ def build_body(habitus: Habitus, vessels: np.ndarray) -> Body:
 def _pose(habitus: Habitus, side: int) -> tuple[np.ndarray, np.ndarray]:
     axis = (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1
     column, row = axis[None, :] - np.float32(habitus.shift[0]), axis[:, None] - np.float32(habitus.shift[1])
-    cos, sin = np.float32(np.cos(habitus.rotation) / habitus.scale), np.float32(np.sin(habitus.rotation) / habitus.scale)
+    cos, sin = (
+        np.float32(np.cos(habitus.rotation) / habitus.scale),
+        np.float32(np.sin(habitus.rotation) / habitus.scale),
+    )
     return cos * column + sin * row, cos * row - sin * column
 
 

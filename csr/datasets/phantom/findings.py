@@ -60,7 +60,7 @@ def _nodule(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.nd
         x, y = _place(body, rng, (0.22, 0.66), (-0.5, 0.42))
         radius = rng.uniform(0.9, 1.6) / UNIT_CM
         ball = _ball(body, x, y, radius, radius * rng.uniform(0.85, 1.15))
-        maps.append(rng.uniform(0.55, 1.0) * 2 * MU_TISSUE * radius * UNIT_CM * ball)
+        maps.append(rng.uniform(1.2, 1.95) * 2 * MU_TISSUE * radius * UNIT_CM * ball)
     return maps
 
 
@@ -73,7 +73,7 @@ def _mass(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndar
         lobe = radius * rng.uniform(0.45, 0.65)
         offset = radius * 0.62
         lobes = np.maximum(lobes, 0.8 * _ball(body, x + offset * np.cos(turn), y + offset * np.sin(turn), lobe, lobe))
-    return [rng.uniform(0.3, 0.6) * lobes]
+    return [rng.uniform(0.63, 1.2) * lobes]
 
 
 def _cavity(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
@@ -82,7 +82,7 @@ def _cavity(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.nd
     inner = outer * rng.uniform(0.6, 0.75)
     shell = _ball(body, x, y, outer, outer * rng.uniform(0.85, 1.1))
     air = _ball(body, x, y, inner, inner) * (inner / outer)
-    return [rng.uniform(0.45, 0.8) * np.maximum(0, shell - air)]
+    return [rng.uniform(0.98, 1.65) * np.maximum(0, shell - air)]
 
 
 def _calcification(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
@@ -96,7 +96,7 @@ def _calcification(body: Body, rng: np.random.Generator, bank: NoiseBank) -> lis
         dx, dy = near_x - (x + far * np.cos(turn)), near_y - (y + far * np.sin(turn))
         grains = np.maximum(grains, np.exp(-(dx * dx + dy * dy) / (2 * grain * grain)))
     cluster = np.zeros_like(body.x)
-    cluster[near] = rng.uniform(0.3, 0.6) * grains
+    cluster[near] = rng.uniform(0.75, 1.35) * grains
     return [cluster]
 
 
@@ -106,7 +106,7 @@ def _consolidation(body: Body, rng: np.random.Generator, bank: NoiseBank) -> lis
     envelope = _ball(body, x, y, radius, radius * rng.uniform(0.7, 1.1), rng.uniform(0, np.pi))
     patchy = 1 / (1 + np.exp(-3 * (bank.blobs(rng) + 2.6 * envelope - 1.1)))
     bronchogram = 1 - 0.5 * bank.lines(rng)
-    return [rng.uniform(0.3, 0.55) * patchy * bronchogram * np.minimum(1, 2 * envelope) * (body.lung_cm > 1)]
+    return [rng.uniform(0.63, 1.12) * patchy * bronchogram * np.minimum(1, 2 * envelope) * (body.lung_cm > 1)]
 
 
 def _ground_glass(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
@@ -114,7 +114,7 @@ def _ground_glass(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list
     radius = rng.uniform(3.6, 6.0) / UNIT_CM
     haze = _ball(body, x, y, radius, radius * rng.uniform(0.8, 1.25), rng.uniform(0, np.pi))
     haze = haze * (0.85 + 0.15 * bank.blobs(rng))
-    return [rng.uniform(0.2, 0.34) * np.maximum(0, haze) * (body.lung_cm > 1)]
+    return [rng.uniform(0.42, 0.69) * np.maximum(0, haze) * (body.lung_cm > 1)]
 
 
 def _reticulation(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
@@ -122,7 +122,7 @@ def _reticulation(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list
     radius = rng.uniform(3.2, 5.2) / UNIT_CM
     envelope = np.minimum(1, 1.6 * _ball(body, x, y, radius, radius * rng.uniform(0.8, 1.3)))
     net = np.maximum(bank.lines(rng), bank.lines(rng))
-    return [rng.uniform(0.16, 0.3) * envelope * net * (body.lung_cm > 1)]
+    return [rng.uniform(0.39, 0.66) * envelope * net * (body.lung_cm > 1)]
 
 
 def _effusion(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
@@ -151,7 +151,7 @@ def _hilar_enlargement(body: Body, rng: np.random.Generator, bank: NoiseBank) ->
     for side in sides:
         x, y = side * rng.uniform(0.17, 0.22), rng.uniform(-0.12, 0.02)
         radius = rng.uniform(1.5, 2.3) / UNIT_CM
-        maps.append(rng.uniform(0.28, 0.5) * _ball(body, x, y, radius, radius * rng.uniform(1.1, 1.5), side * 0.4))
+        maps.append(rng.uniform(0.6, 1.05) * _ball(body, x, y, radius, radius * rng.uniform(1.1, 1.5), side * 0.4))
     return maps
 
 
@@ -175,7 +175,7 @@ def paint(
     """Adds every instance of one concept. Returns the attenuation to add (H×W) and the visible instances."""
     maps = PAINTERS[concept](body, rng, bank)
     instances = [Instance(concept, *_extent(concept, each)) for each in maps]
-    return contrast * np.sum(maps, axis=0, dtype=np.float32), instances
+    return contrast * np.stack(maps).sum(axis=0, dtype=np.float32), instances
 
 
 def _extent(concept: str, attenuation: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -46,7 +46,7 @@ def generate(
     side: int,
     path: Path,
     workers: int = 1,
-    progress: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> Collection:
     """Writes the phantom to ``path`` as a prepared set with one channel, boxes and masks.
 

@@ -12,8 +12,9 @@ from csr.datasets.phantom.findings import Instance, paint
 from csr.datasets.phantom.plan import CONCEPTS, PhantomConfig
 
 SCATTER_STRIDE = 8
-BODY_ATTENUATION = 0.5  # below it is air; a detector sets its window on the anatomy alone
-_GLYPH = np.array([[int(bit) for bit in row] for row in ("11110", "10001", "10001", "11110", "10001", "10001", "11110")])
+BODY_ATTENUATION = 0.5  # less is air; a detector sets its window on the anatomy alone
+_LETTER_B = ("11110", "10001", "10001", "11110", "10001", "10001", "11110")
+_GLYPH = np.array([[int(bit) for bit in row] for row in _LETTER_B])
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def _stamp_marker(attenuation: np.ndarray, rng: np.random.Generator) -> tuple[fl
 
 
 def _expose(attenuation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Beer–Lambert primary beam, low-frequency scatter, photon noise, then a jittered window on −log counts of the body."""
-    air_counts = np.float32(np.exp(rng.uniform(np.log(2500), np.log(9000))))
+    """Beer–Lambert beam, low-frequency scatter, photon noise, then a jittered window on the body's −log counts."""
+    air_counts = np.float32(np.exp(rng.uniform(np.log(6000), np.log(20000))))
     primary = air_counts * np.exp(-attenuation)
     middle = SCATTER_STRIDE // 2
     coarse = ndimage.gaussian_filter(primary[middle::SCATTER_STRIDE, middle::SCATTER_STRIDE], 2)
@@ -70,7 +71,7 @@ def _expose(attenuation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     counts = rng.poisson(primary + np.float32(rng.uniform(0.08, 0.25)) * scatter)
     density = -np.log(counts.astype(np.float32) + 1)
     anatomy = density[::4, ::4][attenuation[::4, ::4] > BODY_ATTENUATION]
-    low, high = np.percentile(anatomy, (3, 90))
+    low, high = np.percentile(anatomy, (3, 80))
     low, high = low - rng.uniform(0.05, 0.2) * (high - low), high + rng.uniform(-0.05, 0.1) * (high - low)
     display = np.clip((density - low) / (high - low), 0, 1) ** rng.uniform(0.85, 1.2)
     return (255 * display + 0.5).astype(np.uint8)

@@ -1,0 +1,72 @@
+# `make help` lists what a person runs. Everything happens inside .venv; nothing is installed elsewhere.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash -o pipefail
+.ONESHELL:
+.SHELLFLAGS := -ec
+
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+export DVC_NO_ANALYTICS := true
+
+.PHONY: help setup demo repro compare retrain serve mlflow test lint format lock triton clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+setup: $(READY) ## create .venv and install the pinned dependencies
+
+# The stamp is written last, so a setup that failed half-way starts again where it stopped.
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "setup: Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another with make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	echo "setup: installing pinned dependencies (about 3 minutes, 7 GB)"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $(READY)
+
+demo: repro ## reproduce the pipeline on the phantom, print the table, serve the model and its page
+	@$(MAKE) --no-print-directory serve
+
+repro: $(READY) ## dvc repro, then the result table
+	@dvc repro
+	python -m pipelines.table
+
+compare: repro ## train the baselines too and write reports/comparison.md
+	@dvc repro pipelines/comparison/dvc.yaml
+
+retrain: $(READY) ## reproduce, judge against the champion, promote if the gates hold
+	@python -m pipelines.retrain
+
+serve: $(READY) ## serve build/bundle and the page at http://127.0.0.1:8000 (PORT=...)
+	@python -m serving.app --bundle build/bundle --port $(PORT)
+
+mlflow: $(READY) ## MLflow's UI on the local runs at http://127.0.0.1:5000
+	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
+
+triton: $(READY) ## install a local Triton server into .triton (for the tests; production uses NVIDIA's image)
+	@bash infra/triton/install.sh
+
+test: $(READY) triton ## lint, types, import contracts and all tests
+	@$(MAKE) --no-print-directory lint
+	python -m pytest
+
+lint: $(READY) ## ruff, mypy, import contracts
+	@ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+format: $(READY) ## let ruff rewrite the code
+	@ruff format .
+	ruff check --fix .
+
+lock: $(READY) ## pin all dependencies of pyproject.toml anew into requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet "uv>=0.9,<1"
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --upgrade -o requirements.lock
+
+clean: ## remove what the pipeline made (not .venv, not MLflow's store)
+	@rm -rf build data/prepared .state

@@ -1,0 +1,113 @@
+"""How any system is judged: predictions on test rows → macro F1, AUROC and the pointing game, part by part.
+
+CSR, its exported bundle and the baselines all end in a `Predictions`, so one table holds them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from csr.metrics import Pointing, macro_auroc, macro_f1, map_peaks, mean_auroc, mean_box_centres, pointing_game
+from csr.network.reasoner import Reasoner
+from csr.records import Collection
+from csr.training.features import FeatureCache
+from csr.training.prototypes import PrototypeModel
+from csr.training.runtime import device
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a system says about n rows: T classes, K concepts, image side S.
+
+    Args:
+        rows: the judged rows of the collection.
+        probabilities: n×T.
+        concepts: n×K concept scores, any monotone scale, or None if the system has none.
+        peaks: n×K×2 (x, y) where the system's map for each concept points, or None if it has no maps.
+    """
+
+    rows: np.ndarray
+    probabilities: np.ndarray
+    concepts: np.ndarray | None
+    peaks: np.ndarray | None
+
+
+@torch.no_grad()
+def predict(
+    collection: Collection, cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner, side: int
+) -> Predictions:
+    """Predicts the whole test split from cached features."""
+    place = device()
+    model, reasoner = model.to(place).eval(), reasoner.to(place).eval()
+    rows = collection.rows("test")
+    probabilities, concepts, peaks = [], [], []
+    for start in range(0, len(rows), 64):
+        features, _ = cache.batch(rows[start : start + 64], place)
+        answer = reasoner(model.projector.project_maps(features))
+        probabilities.append(answer.probabilities.cpu().numpy())
+        concepts.append(answer.concept_probabilities.cpu().numpy())
+        peaks.append(map_peaks(answer.concept_maps.cpu().numpy(), side))
+    return Predictions(rows, np.concatenate(probabilities), np.concatenate(concepts), np.concatenate(peaks))
+
+
+def judge(collection: Collection, predictions: Predictions, side: int) -> dict[str, dict[str, Any]]:
+    """The report: for each test part ``macro_f1, auroc, concept_auroc, pointing_game`` and ``studies``.
+
+    ``pointing_game`` holds ``pair, image, chance, centre`` and ``pairs``; see `csr.metrics.Pointing`. Numbers that a
+    system or data set cannot have (no concepts, no maps, no boxes) are None.
+    """
+    return {part: _judge_part(collection, predictions, side, part)[0] for part in collection.test_parts()}
+
+
+def pointing_by_concept(collection: Collection, predictions: Predictions, side: int) -> list[dict[str, Any]]:
+    """One row a test part and concept: ``part, concept, pointing_game``; without concepts that have no box."""
+    rows = []
+    for part in collection.test_parts():
+        _, pointing = _judge_part(collection, predictions, side, part)
+        if pointing is not None:
+            for name, value in zip(collection.concepts, pointing.by_concept, strict=True):
+                if not np.isnan(value):
+                    rows.append({"part": part, "concept": name, "pointing_game": round(float(value), 6)})
+    return rows
+
+
+def _judge_part(
+    collection: Collection, predictions: Predictions, side: int, part: str
+) -> tuple[dict[str, Any], Pointing | None]:
+    chosen = np.isin(predictions.rows, collection.rows("test", part))
+    rows = predictions.rows[chosen]
+    truth = collection.class_labels()[rows]
+    probabilities = predictions.probabilities[chosen]
+    pointing = None
+    if predictions.peaks is not None:
+        boxes = collection.boxes_by_pair()
+        centres = mean_box_centres(boxes, collection.rows("train"), len(collection.concepts), side)
+        pointing = pointing_game(predictions.peaks[chosen], boxes, rows, centres, side)
+    concept_auroc = None
+    if predictions.concepts is not None:
+        concept_auroc = mean_auroc(collection.concept_labels()[rows], predictions.concepts[chosen])
+    report = {
+        "studies": len(rows),
+        "macro_f1": macro_f1(truth, probabilities.argmax(1), len(collection.classes)),
+        "auroc": macro_auroc(truth, probabilities),
+        "concept_auroc": concept_auroc,
+        "pointing_game": {
+            name: getattr(pointing, name) if pointing else None
+            for name in ("pair", "image", "chance", "centre", "pairs")
+        },
+    }
+    return rounded(report), pointing
+
+
+def rounded(value: Any) -> Any:
+    """Floats to six digits and NaN to None, recursively, so that reports are stable and valid JSON."""
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, float):
+        return None if np.isnan(value) else round(value, 6)
+    return value

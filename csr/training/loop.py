@@ -1,0 +1,107 @@
+"""The one training loop: epochs, checkpoints, schedules and the loss check, for every stage and baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from csr.training.reporter import Reporter, State
+from csr.training.runtime import average, batches, check_finite, count_batches, seed_everything
+
+
+class Budget(Protocol):
+    """What every stage's configuration has."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
+
+    Args:
+        stage: name of the stage, for messages and progress bars.
+        model: whose state is checkpointed; its parameters that require a gradient are trained by AdamW.
+        rows: training rows to draw batches from.
+        terms: batch of rows → the loss terms, already weighted; their sum is minimised.
+        after_epoch: epoch → numbers to report beside the mean of each term.
+        warmup: share of steps of a one-cycle schedule's rise; 0 decays from the start by a cosine.
+    """
+
+    stage: str
+    model: nn.Module
+    rows: np.ndarray
+    terms: Callable[[np.ndarray], Mapping[str, Tensor]]
+    after_epoch: Callable[[int], Mapping[str, float]]
+    warmup: float = 0.0
+
+
+def fit(task: Task, budget: Budget, reporter: Reporter) -> None:
+    """Trains in place, from the reporter's checkpoint if it has one, and reports each epoch.
+
+    Random numbers are seeded anew each epoch, so a resumed run continues as the uninterrupted one would have.
+
+    Raises:
+        TrainingError: the loss became NaN or infinite.
+    """
+    steps = count_batches(len(task.rows), budget.batch_size)
+    trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=budget.learning_rate, weight_decay=budget.weight_decay)
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if task.warmup:
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, budget.learning_rate, total_steps=steps * budget.epochs, pct_start=task.warmup
+        )
+    else:
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * budget.epochs)
+
+    first = 0
+    if (state := reporter.resume()) is not None:
+        task.model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["epoch"] + 1
+
+    for epoch in range(first, budget.epochs):
+        seed_everything(budget.seed * 1000 + epoch)
+        task.model.train()
+        totals: dict[str, float] = {}
+        chosen = batches(task.rows, budget.batch_size, budget.seed, epoch)
+        for rows in reporter.track(chosen, steps, f"{task.stage} {epoch + 1}/{budget.epochs}"):
+            terms = task.terms(rows)
+            loss = torch.stack(list(terms.values())).sum()
+            check_finite(loss, task.stage, epoch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + value.item() / steps
+        task.model.eval()
+        metrics = {"epoch": epoch} | {f"train_{name}": average(total) for name, total in totals.items()}
+        metrics |= task.after_epoch(epoch)
+
+        def snapshot(epoch: int = epoch) -> State:
+            return {
+                "epoch": epoch,
+                "model": task.model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+            }
+
+        reporter.epoch(metrics, snapshot)
+    task.model.eval()

@@ -1,0 +1,35 @@
+"""Stage ``atlas``: what each prototype looks like, how often it wins and how much the head relies on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from csr.atlas import build_atlas
+from csr.datasets.prepared import PreparedSet
+from csr.training import head, prototypes
+from csr.training.features import FeatureCache
+from pipelines.params import Params
+from pipelines.stage import ATLAS, FEATURES, HEAD, PREPARED, PROTOTYPES, draft_folder, run_stage
+from pipelines.tracking import log_metrics
+
+
+def atlas(params: Params) -> None:
+    """Writes ``build/atlas``: ``atlas.json`` and ``crops.npy``."""
+    data, cache = PreparedSet.open(PREPARED), FeatureCache.open(FEATURES)
+    model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
+    reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
+    built = build_atlas(data, cache, model, reasoner)
+    with draft_folder(ATLAS) as folder:
+        rows = [asdict(entry) for entry in built.entries]
+        (folder / "atlas.json").write_text(json.dumps(rows, indent=1) + "\n")
+        np.save(folder / "crops.npy", built.crops)
+    used = sum(entry.usage > 0 for entry in built.entries)
+    log_metrics("atlas", {"entries": len(built.entries), "used": used})
+
+
+if __name__ == "__main__":
+    run_stage("atlas", atlas)

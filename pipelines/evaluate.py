@@ -1,0 +1,88 @@
+"""Stage ``evaluate``: judges the model on every test part; writes ``reports/metrics.json``, plots and a montage."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import torch
+
+from csr.datasets.prepared import PreparedSet
+from csr.evaluation import Predictions, judge, pointing_by_concept, predict, rounded
+from csr.network.reasoner import Reasoner
+from csr.training import head, prototypes
+from csr.training.features import FeatureCache
+from pipelines.figures import write_confusion, write_montage
+from pipelines.params import Params
+from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
+from pipelines.tracking import log_file, log_metrics
+
+
+def evaluate(params: Params) -> None:
+    """Writes everything that ``dvc metrics`` and ``dvc plots`` show."""
+    data, cache = PreparedSet.open(PREPARED), FeatureCache.open(FEATURES)
+    model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
+    reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
+    predictions = predict(data.collection, cache, model, reasoner, data.side)
+    report = judge(data.collection, predictions, data.side)
+
+    plots = REPORTS / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    _write_predictions(data, predictions)
+    by_concept = pointing_by_concept(data.collection, predictions, data.side)
+    pd.DataFrame(by_concept, columns=["part", "concept", "pointing_game"]).to_csv(plots / "pointing.csv", index=False)
+    _draw_montage(data, cache, model, reasoner, predictions, params.evaluate.montage)
+
+    diagnostics = pd.read_csv(REPORTS / "curves" / "prototypes.csv").iloc[-1]
+    names = ("alive", "alive_count", "assignment_entropy", "within", "between", "accuracy")
+    stage2 = {name: float(diagnostics[name]) for name in names}
+    metrics = {"preset": params.preset, **report, "prototypes": rounded(stage2)}
+    (REPORTS / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    for part, numbers in report.items():
+        pointing = numbers["pointing_game"]
+        flat = {name: value for name, value in numbers.items() if isinstance(value, float)}
+        flat |= {f"pointing_{name}": value for name, value in pointing.items() if value is not None}
+        log_metrics(part, flat)
+    log_file(REPORTS / "metrics.json", "reports")
+
+
+def _write_predictions(data: PreparedSet, predictions: Predictions) -> None:
+    classes = data.collection.classes
+    truth = data.collection.class_labels()[predictions.rows]
+    predicted = predictions.probabilities.argmax(1)
+    part = data.collection.studies["part"].to_numpy()[predictions.rows]
+    for name in data.collection.test_parts():
+        own = part == name
+        table = pd.DataFrame({"true": np.array(classes)[truth[own]], "predicted": np.array(classes)[predicted[own]]})
+        table.to_csv(REPORTS / "plots" / f"confusion_{name}.csv", index=False)
+        write_confusion(truth[own], predicted[own], classes, REPORTS / "plots" / f"confusion_{name}.png")
+
+
+@torch.no_grad()
+def _draw_montage(
+    data: PreparedSet,
+    cache: FeatureCache,
+    model: prototypes.PrototypeModel,
+    reasoner: Reasoner,
+    predictions: Predictions,
+    count: int,
+) -> None:
+    """Draws evenly spaced test studies: neither the best nor the worst are picked."""
+    chosen = np.linspace(0, len(predictions.rows) - 1, count).astype(int)
+    rows = predictions.rows[chosen]
+    features, _ = cache.batch(rows, next(model.parameters()).device)
+    maps = reasoner(model.projector.project_maps(features)).concept_maps.cpu().numpy()
+    assert predictions.concepts is not None
+    write_montage(
+        data,
+        rows.tolist(),
+        predictions.probabilities[chosen],
+        predictions.concepts[chosen],
+        maps,
+        REPORTS / "montage.png",
+    )
+
+
+if __name__ == "__main__":
+    run_stage("evaluate", evaluate)

@@ -1,0 +1,48 @@
+"""Stage ``export``: the bundle, with measured parity, and its registration in MLflow as a new version of ``csr``."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+
+from csr.assemble import Provenance, write_bundle
+from csr.atlas import Atlas
+from csr.bundle import AtlasEntry
+from csr.datasets.prepared import PreparedSet
+from csr.network.csr import CSR, Encoder
+from csr.training import concepts, head, prototypes
+from pipelines.params import Params
+from pipelines.registry import register
+from pipelines.stage import ATLAS, BUNDLE, CONCEPTS, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
+from pipelines.tracking import log_metrics, revision
+
+
+def export(params: Params) -> None:
+    """Writes ``build/bundle`` and registers it."""
+    data = PreparedSet.open(PREPARED)
+    concept_model = concepts.from_checkpoint(torch.load(CONCEPTS / "model.pt", weights_only=True))
+    prototype_model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
+    reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
+    entries = [
+        AtlasEntry(**(row | {"box": tuple(row["box"])})) for row in json.loads((ATLAS / "atlas.json").read_text())
+    ]
+    metrics = json.loads((REPORTS / "metrics.json").read_text())
+    bundle, gap = write_bundle(
+        BUNDLE,
+        data,
+        CSR(Encoder(concept_model, prototype_model.projector), reasoner),
+        Atlas(entries, np.load(ATLAS / "crops.npy")),
+        params.export,
+        Provenance(
+            params.preset, data.digest(), revision(), {part: metrics[part] for part in data.collection.test_parts()}
+        ),
+    )
+    log_metrics("export", {"parity": gap})
+    version = register(bundle)
+    print(f"export: registered as version {version} of 'csr', |Δlogit| {gap:.1e}")
+
+
+if __name__ == "__main__":
+    run_stage("export", export, last=True)

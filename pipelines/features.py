@@ -1,0 +1,23 @@
+"""Stage ``features``: runs the frozen backbone over every image once."""
+
+from __future__ import annotations
+
+import torch
+
+from csr.datasets.prepared import PreparedSet
+from csr.training.concepts import from_checkpoint
+from csr.training.features import compute_features
+from pipelines.params import Params
+from pipelines.stage import CONCEPTS, FEATURES, PREPARED, draft_folder, run_stage
+from pipelines.training import CHECKPOINTS, LocalReporter
+
+
+def features(params: Params) -> None:
+    """Writes the feature cache to ``build/features``."""
+    model = from_checkpoint(torch.load(CONCEPTS / "model.pt", weights_only=True))
+    with draft_folder(FEATURES) as folder:
+        compute_features(model, PreparedSet.open(PREPARED), folder, LocalReporter("features", CHECKPOINTS))
+
+
+if __name__ == "__main__":
+    run_stage("features", features)

@@ -1,0 +1,130 @@
+"""Every figure of the pipeline: curves of a stage, confusion, and the montage of predictions with maps and boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from csr.datasets.prepared import PreparedSet
+from csr.metrics import map_peaks
+from pipelines.tracking import log_file
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+
+def write_curves(stage: str, history: Sequence[dict[str, float]], folder: Path) -> None:
+    """Writes ``<stage>.csv`` (for ``dvc plots``) and ``<stage>.png`` (every curve), and logs the figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(history).round(6)
+    table["epoch"] = table["epoch"].astype(int)
+    table.to_csv(folder / f"{stage}.csv", index=False)
+    names = [name for name in table if name != "epoch"]
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.4 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        axis.set_visible(True)
+        axis.plot(table["epoch"] + 1, table[name], marker="." if len(table) < 20 else None)
+        axis.set(title=name.replace("_", " "), xlabel="epoch")
+        axis.grid(alpha=0.3)
+    _save(figure, folder / f"{stage}.png")
+
+
+def write_confusion(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], file: Path) -> None:
+    """Draws the confusion matrix, rows normalised to shares of the true class."""
+    counts = np.zeros((len(classes), len(classes)))
+    np.add.at(counts, (truth, predicted), 1)
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    figure, axis = plt.subplots(figsize=(5, 4.4), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(shares.shape):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", color=colour)
+    axis.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set(xlabel="predicted", ylabel="true")
+    _save(figure, file)
+
+
+def write_montage(
+    data: PreparedSet,
+    rows: Sequence[int],
+    probabilities: np.ndarray,
+    concepts: np.ndarray,
+    maps: np.ndarray,
+    file: Path,
+) -> None:
+    """Draws one line a study: the image with all its boxes, then the maps of its three most probable concepts.
+
+    Args:
+        rows: n studies of the collection.
+        probabilities: n×T. concepts: n×K probabilities. maps: n×K×h×w similarity maps.
+        file: the PNG to write.
+    """
+    figure, axes = plt.subplots(len(rows), 4, figsize=(11, 2.9 * len(rows)), squeeze=False, layout="constrained")
+    studies = data.collection.studies
+    for line, row in zip(range(len(rows)), rows, strict=True):
+        top = int(probabilities[line].argmax())
+        first = axes[line][0]
+        _show(first, data, row)
+        found = [name for name in data.collection.concepts if len(data.collection.boxes_of(row, name))]
+        for name in found:
+            _draw_boxes(first, data.collection.boxes_of(row, name), "#4fc3f7", name)
+        predicted = f"{data.collection.classes[top]} {probabilities[line, top]:.2f}"
+        first.set_title(f"true {studies['label'].iat[row]}\npredicted {predicted}", fontsize=9)
+        for axis, k in zip(axes[line][1:], np.argsort(-concepts[line])[:3], strict=True):
+            name = data.collection.concepts[k]
+            _show(axis, data, row)
+            side = data.side
+            axis.imshow(
+                maps[line, k],
+                cmap="inferno",
+                alpha=0.45,
+                extent=(0, side, side, 0),
+                interpolation="bicubic",
+                vmin=0,
+                vmax=1,
+            )
+            _draw_boxes(axis, data.collection.boxes_of(row, name), "#4fc3f7", "")
+            x, y = map_peaks(maps[line, k], side)
+            axis.plot(x, y, marker="+", color="white", markersize=11, markeredgewidth=1.6)
+            present = {1.0: "present", 0.0: "absent"}.get(float(studies[f"concept:{name}"].iat[row]), "unknown")
+            axis.set_title(f"{name.replace('_', ' ')} {concepts[line, k]:.2f}\n({present})", fontsize=9)
+    _save(figure, file)
+
+
+def _show(axis: Axes, data: PreparedSet, row: int) -> None:
+    image = np.asarray(data.images[row])
+    axis.imshow(
+        image[0] if len(image) == 1 else np.moveaxis(image, 0, -1),
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        extent=(0, data.side, data.side, 0),
+    )
+    axis.set_axis_off()
+
+
+def _draw_boxes(axis: Axes, boxes: np.ndarray, colour: str, label: str) -> None:
+    for x_min, y_min, x_max, y_max in boxes:
+        axis.add_patch(
+            Rectangle((x_min, y_min), x_max - x_min, y_max - y_min, fill=False, edgecolor=colour, linewidth=1.2)
+        )
+    if label and len(boxes):
+        axis.text(boxes[0][0] + 2, boxes[0][1] + 9, label.replace("_", " "), color=colour, fontsize=6)
+
+
+def _save(figure: plt.Figure, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=80, metadata={"Software": None})
+    plt.close(figure)
+    log_file(file, "figures")

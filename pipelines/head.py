@@ -1,0 +1,44 @@
+"""Stage ``head``: trains the task head (stage 3 of CSR) on the frozen model's scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from csr.bundle import file_digest
+from csr.datasets.prepared import PreparedSet
+from csr.training.features import FeatureCache
+from csr.training.head import HeadConfig, to_checkpoint, train_head
+from csr.training.prototypes import from_checkpoint
+from csr.training.reporter import Reporter, State
+from pipelines.figures import write_curves
+from pipelines.params import Params
+from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, draft_folder, run_stage
+from pipelines.training import train
+
+
+def fit(prepared: str, features: str, prototypes: State, config: HeadConfig, reporter: Reporter) -> State:
+    """What the worker runs."""
+    collection = PreparedSet.open(Path(prepared)).collection
+    cache = FeatureCache.open(Path(features))
+    model = from_checkpoint(prototypes)
+    return to_checkpoint(train_head(collection, cache, model, config, reporter), config)
+
+
+def head(params: Params) -> None:
+    """Trains and writes ``build/head/model.pt`` and the curves. One worker is enough, whatever the cluster."""
+    file = PROTOTYPES / "model.pt"
+    state = torch.load(file, weights_only=True)
+    function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), state, params.head)
+    where = replace(params.train, workers=min(params.train.workers, 1))
+    checkpoint, history = train("head", function, params.head, [file_digest(file)], where)
+    with draft_folder(HEAD) as folder:
+        torch.save(checkpoint, folder / "model.pt")
+    write_curves("head", history, REPORTS / "curves")
+
+
+if __name__ == "__main__":
+    run_stage("head", head)

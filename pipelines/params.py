@@ -1,0 +1,155 @@
+"""``params.yaml``, the only knob file, checked once into frozen typed objects.
+
+An unknown key is an error that names its nearest neighbour. Keys that a preset decides may be null: the preset's value
+is used (`csr.presets`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from csr.assemble import ExportConfig
+from csr.datasets.phantom.plan import PhantomConfig
+from csr.errors import ConfigError
+from csr.presets import PRESETS, Preset
+from csr.training.concepts import ConceptTrainingConfig
+from csr.training.head import HeadConfig
+from csr.training.prototypes import PrototypeConfig
+
+PARAMS_FILE = Path("params.yaml")
+
+
+@dataclass(frozen=True)
+class DataParams:
+    """What is learned from.
+
+    Args:
+        source: ``phantom``, made on the spot, or ``table``, a folder in the layout that the README describes.
+        path: the folder of a ``table``.
+        side, channels: every image becomes channels×side×side.
+        validation_share, test_share: used where the split column is empty; seeded, grouped by patient.
+        split_seed: of those splits.
+        workers: processes that decode or render; 0 means one a core.
+    """
+
+    source: Literal["phantom", "table"] = "phantom"
+    path: str = "data/raw"
+    side: int = 192
+    channels: Literal[1, 3] = 1
+    validation_share: float = 0.15
+    test_share: float = 0.2
+    split_seed: int = 0
+    workers: int = 0
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    """Where the training stages run.
+
+    Args:
+        workers: 0 runs in this process; n ≥ 1 starts Ray with n workers.
+        gpu: ``auto`` gives each worker a GPU when there is one.
+        threads: torch threads a process on the CPU; 0 leaves torch's choice.
+        max_failures: how often Ray restarts a failed worker group, from its last checkpoint.
+    """
+
+    workers: int = 0
+    gpu: Literal["auto", "never"] = "auto"
+    threads: int = 0
+    max_failures: int = 1
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """What the evaluation draws: ``montage`` test images with maps and boxes."""
+
+    montage: int = 6
+
+
+@dataclass(frozen=True)
+class Params:
+    """All of ``params.yaml``, presets resolved."""
+
+    preset: Preset
+    data: DataParams = field(default_factory=DataParams)
+    concepts: ConceptTrainingConfig = field(default_factory=ConceptTrainingConfig)
+    prototypes: PrototypeConfig = field(default_factory=PrototypeConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    evaluate: EvaluateParams = field(default_factory=EvaluateParams)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    train: TrainParams = field(default_factory=TrainParams)
+
+
+def load_params(file: Path = PARAMS_FILE) -> Params:
+    """Reads and checks the whole file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is of the wrong type or range.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: missing; run this from the project's folder") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: is not YAML ({' '.join(str(error).split())})") from None
+    return parse_params(content, str(file))
+
+
+def parse_params(content: Any, source: str = str(PARAMS_FILE)) -> Params:
+    """Checks what a YAML file held; see `load_params`."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source}: must hold sections such as 'data' and 'concepts'")
+    _refuse_unknown(content, Params, source, "")
+    try:
+        return TypeAdapter(Params).validate_python(_fill_preset(content, source))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        where = f"{key}: " if key and not str(first["msg"]).startswith(f"Value error, {key}") else ""
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+        raise ConfigError(f"{source}: {where}{reason}{got}") from None
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dataclasses as ``section.key`` → value, for MLflow."""
+    if not is_dataclass(value):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for each in fields(value):
+        flat |= flatten(getattr(value, each.name), f"{prefix}.{each.name}" if prefix else each.name)
+    return flat
+
+
+def _refuse_unknown(content: dict[str, Any], kind: type, source: str, prefix: str) -> None:
+    hints = get_type_hints(kind)
+    for key, value in content.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0)
+            raise ConfigError(f"{source}: unknown key {prefix + str(key)!r}; did you mean {prefix + near[0]!r}?")
+        if is_dataclass(hints[key]) and isinstance(value, dict):
+            _refuse_unknown(value, hints[key], source, f"{prefix}{key}.")
+
+
+def _fill_preset(content: dict[str, Any], source: str) -> dict[str, Any]:
+    preset = content.get("preset")
+    if preset not in PRESETS:
+        raise ConfigError(f"{source}: preset: must be one of {', '.join(PRESETS)}, got {preset!r}")
+    filled = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    for section, values in PRESETS[preset].items():
+        target = filled
+        for name in section.split("."):
+            inner = target.get(name)
+            target[name] = dict(inner) if isinstance(inner, dict) else {}
+            target = target[name]
+        for key, value in values.items():
+            if target.get(key) is None:
+                target[key] = value
+    return filled

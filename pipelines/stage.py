@@ -1,0 +1,67 @@
+"""What every stage's entry point shares: parameters, the MLflow run, atomic outputs, and errors for people."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from csr.errors import CSRError
+from pipelines.params import Params, load_params
+from pipelines.tracking import log_metrics, stage_run
+
+PREPARED = Path("data/prepared")
+CONCEPTS = Path("build/concepts")
+FEATURES = Path("build/features")
+PROTOTYPES = Path("build/prototypes")
+HEAD = Path("build/head")
+ATLAS = Path("build/atlas")
+BUNDLE = Path("build/bundle")
+REPORTS = Path("reports")
+
+
+def run_stage(name: str, body: Callable[[Params], None], last: bool = False) -> None:
+    """Runs one DVC stage: reads ``params.yaml``, opens its MLflow run, and calls ``body``.
+
+    A mistake that a person can mend ends the process with one sentence and exit status 1.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    start = time.perf_counter()
+    try:
+        params = load_params()
+        with stage_run(name, params, last):
+            body(params)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            log_metrics(name, {"seconds": time.perf_counter() - start, "peak_rss_mb": peak})
+    except CSRError as error:
+        sys.exit(f"{name}: {error}")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def draft_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` that takes its place on success and vanishes on failure."""
+    draft = path.with_name(path.name + ".partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        shutil.rmtree(path, ignore_errors=True)
+        draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,69 @@
+"""What can go wrong while serving, each with a machine-readable code and, here and nowhere else, its HTTP status.
+
+Adapters map a `ServingError` with one handler; a client's mistake is always a 4xx.
+"""
+
+from __future__ import annotations
+
+from csr.errors import CSRError
+
+
+class ServingError(CSRError):
+    """One clear sentence for the client. Subclasses set ``code`` (stable, for programs) and ``status``."""
+
+    code = "internal"
+    status = 500
+
+
+class UnknownStudyError(ServingError):
+    """No study of this digest is held here: never uploaded, or evicted since."""
+
+    code, status = "unknown_study", 404
+
+
+class UnknownConceptError(ServingError):
+    """The model has no concept of this name."""
+
+    code, status = "unknown_concept", 404
+
+
+class UnknownItemError(ServingError):
+    """No such atlas entry or sample."""
+
+    code, status = "not_found", 404
+
+
+class FrameError(ServingError):
+    """Boxes drawn on an image of another size than the study's."""
+
+    code, status = "image_size_differs", 409
+
+
+class TooLargeError(ServingError):
+    """More bytes than this server takes."""
+
+    code, status = "too_large", 413
+
+
+class UnsupportedImageError(ServingError):
+    """The bytes are of a kind that this server does not read."""
+
+    code, status = "unsupported_image", 415
+
+
+class UnreadableImageError(ServingError):
+    """An image of a known kind that is empty, damaged or too big."""
+
+    code, status = "unreadable_image", 422
+
+
+class InvalidInteractionError(ServingError):
+    """A box or concept that cannot be applied."""
+
+    code, status = "invalid_interaction", 422
+
+
+class NotReadyError(ServingError):
+    """The model has not passed its checks."""
+
+    code, status = "not_ready", 503

@@ -1,0 +1,140 @@
+"""Writes a bundle into a Triton model repository.
+
+    csr_encoder/config.pbtxt    csr_encoder/3/model.onnx    (and model.py in the ``python`` form)
+    csr_reasoner/config.pbtxt   csr_reasoner/3/model.onnx
+
+A repository may be in use: a server in EXPLICIT mode reads it when it is told to load a model, and the folder itself
+is often a mount that cannot be swapped. So the two version folders are drafted inside it and renamed into place, and
+the configurations, replaced last, are the record: each names the bundle of every version in a parameter
+``bundle_<version>``. A version folder that its configuration does not name is the rest of a build that was cut off.
+
+A version is never overwritten. Clients must name the version they want, the same for both models: patches of one
+bundle mean nothing to another's reasoner. Whoever may write here may run code in the server: keep it read-only there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from csr.bundle import Bundle
+from csr.errors import BundleError, ConfigError
+from serving.triton.config import ENCODER, REASONER, Backend, encoder_config, reasoner_config
+
+CONFIG = "config.pbtxt"
+_DRAFT = ".partial"
+_BUNDLE = "bundle_"
+_MODEL_PY = Path(__file__).with_name("python_model.py")
+
+
+def build_repository(bundle: Bundle, path: Path, version: int, backend: Backend, threads: int = 1) -> None:
+    """Adds a version of both models to a repository: both or, on any error, neither. Adding it again changes nothing.
+
+    Args:
+        bundle: a verified bundle.
+        path: the repository; made if it is missing, other versions in it are kept.
+        version: from 1, for example the version of the registered model.
+        backend: ``onnxruntime`` (NVIDIA's image) or ``python`` (any server; CPU only).
+        threads: ONNX Runtime's intra-op threads on a CPU.
+
+    Raises:
+        BundleError: a graph is missing or not the one that the manifest names.
+        ConfigError: the version is taken by another bundle, or other versions have other shapes or another backend.
+    """
+    if version < 1 or threads < 1:
+        raise ConfigError(f"version {version}, threads {threads}: both count from 1")
+    graphs = {ENCODER: _graph(bundle, "encoder.onnx"), REASONER: _graph(bundle, "reasoner.onnx")}
+    made = [make(bundle.manifest, backend, threads) for make in (encoder_config, reasoner_config)]
+    configs = {each.name: each for each in made if _record(path / each.name, each, version, bundle.digest)}
+    if not configs:
+        return
+    with _draft(path) as draft:
+        for name, config in configs.items():
+            folder = draft / name / str(version)
+            folder.mkdir(parents=True)
+            (folder / "model.onnx").write_bytes(graphs[name])
+            if backend == "python":
+                shutil.copyfile(_MODEL_PY, folder / "model.py")
+            (draft / name / CONFIG).write_text(text_format.MessageToString(config))
+        _place(draft, path, version, list(configs))
+
+
+def _graph(bundle: Bundle, name: str) -> bytes:
+    """A graph's bytes, verified as they are written: the file may have changed since the bundle was opened."""
+    try:
+        content = (bundle.path / name).read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{bundle.path / name}: missing; the bundle is incomplete") from None
+    if hashlib.sha256(content).hexdigest() != bundle.manifest.files.get(name):
+        raise BundleError(
+            f"{bundle.path / name}: digest differs from the manifest's; the file was altered after export"
+        )
+    return content
+
+
+def _record(folder: Path, config: ModelConfig, version: int, digest: str) -> bool:
+    """Writes into ``config`` which bundle each version is, those already there and the new one.
+
+    Returns:
+        False if the new one is already there too.
+
+    Raises:
+        ConfigError: see `build_repository`.
+    """
+    file = folder / CONFIG
+    known = _known(file, config) if file.exists() else {}
+    key = f"{_BUNDLE}{version}"
+    if (taken := known.get(key, digest)) != digest:
+        raise ConfigError(f"{folder / str(version)}: is taken by bundle {taken[:12]}; name another version")
+    for name, value in (known | {key: digest}).items():
+        config.parameters[name].string_value = value
+    return not (key in known and (folder / str(version)).is_dir())
+
+
+def _known(file: Path, config: ModelConfig) -> dict[str, str]:
+    """The bundles that a configuration records, provided that it otherwise is ``config``."""
+    try:
+        found = text_format.Parse(file.read_text(), ModelConfig())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); build into an empty folder") from None
+    known = {key: value.string_value for key, value in found.parameters.items() if key.startswith(_BUNDLE)}
+    for key in known:
+        del found.parameters[key]
+    if found != config:
+        raise ConfigError(f"{file}: its versions have other shapes, options or backend; build into an empty folder")
+    return known
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A hidden folder inside the repository, on the same file system; servers ignore it, and it never stays."""
+    draft = path / _DRAFT
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _place(draft: Path, path: Path, version: int, names: list[str]) -> None:
+    placed: list[Path] = []
+    try:
+        for name in names:
+            (path / name).mkdir(exist_ok=True)
+            target = path / name / str(version)
+            shutil.rmtree(target, ignore_errors=True)
+            (draft / name / str(version)).rename(target)
+            placed.append(target)
+        for name in names:
+            (draft / name / CONFIG).replace(path / name / CONFIG)
+    except BaseException:
+        for target in placed:
+            shutil.rmtree(target, ignore_errors=True)
+        raise

@@ -1,0 +1,336 @@
+"""Every file type that a clinic sends, the damaged ones, and the way onto the canvas and back."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+from csr.errors import ImageError
+from csr.images import MAX_PIXELS, Placement, decode, fit, pixel_digest, to_png
+
+GREY = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
+COLOUR = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+CASES = settings(deadline=None, max_examples=40)
+
+
+def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def dicom(pixels: np.ndarray, photometric: str = "MONOCHROME2", **tags) -> bytes:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset("x", {}, file_meta=meta, preamble=b"\0" * 128)
+    bits = 8 * pixels.itemsize
+    data.Rows, data.Columns, data.SamplesPerPixel = *pixels.shape[:2], 3 if pixels.ndim == 3 else 1
+    data.BitsAllocated = data.BitsStored = bits
+    data.HighBit, data.PixelRepresentation, data.PlanarConfiguration = bits - 1, 0, 0
+    data.PhotometricInterpretation = photometric
+    data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, meta.MediaStorageSOPInstanceUID
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.PixelData = pixels.tobytes()
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A valid PNG of that size whose pixels are missing: enough to tell its size from."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    about = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", about) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+# what is read
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_8_bit_grey_is_divided_by_255(kind):
+    image = decode(encode(GREY, kind))
+    np.testing.assert_allclose(image[..., 0], GREY / 255, atol=1e-7)
+    assert image.shape == (6, 8, 1)
+    assert image.dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_8_bit_colour_keeps_its_three_channels(kind):
+    np.testing.assert_allclose(decode(encode(COLOUR, kind)), COLOUR / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_divided_by_its_types_range_and_not_by_its_maximum(kind):
+    deep = np.array([[0, 1, 257], [1000, 30000, 40000]], np.uint16)
+    np.testing.assert_allclose(decode(encode(deep, kind))[..., 0], deep / 65535, atol=1e-7)
+
+
+def test_16_bit_big_endian_tiff_reads_like_little_endian():
+    deep = np.array([[0, 257], [30000, 65535]], np.uint16)
+    swapped = Image.frombytes("I;16B", (2, 2), deep.astype(">u2").tobytes())
+    np.testing.assert_allclose(decode(encode(swapped, "TIFF"))[..., 0], deep / 65535, atol=1e-7)
+
+
+def test_bilevel_images_are_black_and_white():
+    bits = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert("1")
+    np.testing.assert_array_equal(decode(encode(bits))[..., 0], [[0, 1], [1, 0]])
+
+
+def test_jpeg_is_read_within_its_loss():
+    smooth = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (16, 1))
+    np.testing.assert_allclose(decode(encode(smooth, "JPEG", quality=95))[..., 0], smooth / 255, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.T),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: a[::-1, ::-1].T),
+        (8, lambda a: np.rot90(a, 1)),
+    ],
+)
+def test_jpeg_is_turned_upright_by_its_exif_orientation(orientation, upright):
+    stored = np.zeros((16, 32), np.uint8)
+    stored[:8, :8], stored[:8, 24:] = 255, 128
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode(encode(stored, "JPEG", exif=exif, quality=95))
+    np.testing.assert_allclose(image[..., 0], upright(stored) / 255, atol=0.05)
+
+
+def test_transparency_is_laid_on_black():
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, :3], rgba[0, :, 3] = (200, 100, 50), (0, 255, 128)
+    image = decode(encode(rgba))
+    np.testing.assert_allclose(image[0, 0], 0)
+    np.testing.assert_allclose(image[0, 1], np.array([200, 100, 50]) / 255, atol=1e-6)
+    np.testing.assert_allclose(image[0, 2], np.array([200, 100, 50]) / 255 * 128 / 255, atol=0.005)
+
+
+def test_grey_with_alpha_is_laid_on_black_too():
+    image = decode(encode(Image.fromarray(np.array([[[200, 0], [200, 255]]], np.uint8), "LA")))
+    np.testing.assert_allclose(image[0, :, 0], [0, 200 / 255], atol=1e-6)
+
+
+def test_palette_images_show_their_colours_and_their_transparent_entry_is_black():
+    indices = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "P")
+    indices.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    np.testing.assert_array_equal(decode(encode(indices))[0], [[1, 0, 0], [0, 1, 0]])
+    assert not decode(encode(indices, transparency=2))[1, 0].any()
+
+
+def test_cmyk_becomes_colour():
+    image = decode(encode(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"))
+    assert image.shape == (4, 4, 3)
+    assert image[0, 0, 0] > 0.9
+    assert image[0, 0, 1] < 0.1
+
+
+def test_negative_and_large_values_of_float_tiff_stay_in_range():
+    image = decode(encode(np.array([[-5, 0.5], [2, 4]], np.float32), "TIFF"))[..., 0]
+    np.testing.assert_allclose(image, [[0, 0.125], [0.5, 1]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_float_tiff_with_values_that_are_no_numbers_never_gives_pixels_that_are_none(value):
+    damaged = encode(np.array([[value, 0.5], [1, 0]], np.float32), "TIFF")
+    try:
+        image = decode(damaged, "scan.tif")
+    except ImageError as error:
+        assert "scan.tif" in str(error)  # noqa: PT017
+    else:
+        assert np.isfinite(image).all()
+
+
+def test_dicom_is_scaled_to_its_range_and_monochrome1_inverted():
+    deep = np.array([[100, 200], [300, 500]], np.uint16)
+    np.testing.assert_allclose(decode(dicom(deep))[..., 0], [[0, 0.25], [0.5, 1]], atol=1e-6)
+    np.testing.assert_allclose(decode(dicom(deep, "MONOCHROME1"))[..., 0], [[1, 0.75], [0.5, 0]], atol=1e-6)
+
+
+def test_dicom_values_beyond_the_voi_window_saturate():
+    deep = np.array([[0, 1000], [1500, 2000], [3000, 60000]], np.uint16)
+    image = decode(dicom(deep, WindowCenter=1500, WindowWidth=1001))[..., 0]
+    np.testing.assert_allclose(image, [[0, 0], [0.5, 1], [1, 1]], atol=0.01)
+
+
+def test_dicom_with_several_frames_is_refused_by_its_name():
+    with pytest.raises(ImageError, match="run.dcm.*multi-frame"):
+        decode(dicom(np.zeros((4, 4), np.uint16), NumberOfFrames=3), "run.dcm")
+
+
+# what is refused
+
+
+def every_kind() -> dict[str, bytes]:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    kinds = {kind: encode(noise, kind) for kind in ("PNG", "JPEG", "TIFF", "GIF", "BMP")}
+    return kinds | {"DICOM": dicom(np.zeros((40, 40), np.uint16))}
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "DICOM"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_truncated_file_is_refused_by_its_name(kind, share):
+    data = every_kind()[kind]
+    with pytest.raises(ImageError, match="chest7"):
+        decode(data[: int(len(data) * share)], "chest7")
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"not an image" * 50, b"\0" * 128 + b"DICM" + b"junk" * 9, b"%PDF-1.7"])
+@pytest.mark.filterwarnings("ignore")
+def test_bytes_that_are_no_image_are_refused_by_their_name(data):
+    with pytest.raises(ImageError, match="chest7"):
+        decode(data, "chest7")
+
+
+@settings(deadline=None, max_examples=120)
+@given(st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP", "DICOM"]), st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_with_altered_bytes_is_decoded_or_refused_but_nothing_else(kind, data):
+    altered = bytearray(every_kind()[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        altered[data.draw(st.integers(0, min(400, len(altered) - 1)))] = data.draw(st.integers(0, 255))
+    try:
+        image = decode(bytes(altered), "chest7")
+    except ImageError as error:
+        assert "chest7" in str(error)  # noqa: PT017
+    else:
+        assert image.ndim == 3
+        assert image.shape[2] in (1, 3)
+        assert 0 <= image.min() <= image.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_exif_block_is_no_reason_to_crash(kind):
+    data = encode(GREY, kind, exif=b"garbage")
+    try:
+        image = decode(data, "chest7")
+    except ImageError as error:
+        assert "chest7" in str(error)  # noqa: PT017
+    else:
+        assert image.shape[:2] == (6, 8)
+
+
+@pytest.mark.parametrize("size", [(MAX_PIXELS // 8000 + 1, 8000), (10_000, 10_000), (60_000, 60_000)])
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(size):
+    with pytest.raises(ImageError, match="bomb.png"):
+        decode(png_header(*size), "bomb.png")
+
+
+def test_a_large_dicom_is_refused_by_the_same_limit(monkeypatch):
+    monkeypatch.setattr("csr.images.MAX_PIXELS", 15)
+    with pytest.raises(ImageError, match="chest7.*limit"):
+        decode(dicom(np.zeros((4, 4), np.uint16)), "chest7")
+
+
+# onto the canvas
+
+
+@CASES
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.sampled_from([1, 3]))
+def test_an_image_of_any_shape_is_centred_on_the_canvas_with_its_aspect_and_black_margins(height, width, depth, out):
+    canvas, placement = fit(np.ones((height, width, depth), np.float32), 24, out)
+    assert canvas.shape == (out, 24, 24)
+    assert canvas.dtype == np.uint8
+    expected_h = max(1, round(height * 24 / max(height, width)))
+    expected_w = max(1, round(width * 24 / max(height, width)))
+    rows, columns = np.flatnonzero(canvas[0].any(1)), np.flatnonzero(canvas[0].any(0))
+    assert (len(rows), len(columns)) == (expected_h, expected_w)
+    assert (placement.left, placement.top) == (columns[0], rows[0])
+    assert abs((24 - rows[-1] - 1) - rows[0]) <= 1
+    assert abs((24 - columns[-1] - 1) - columns[0]) <= 1
+    assert (canvas[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 255).all()
+
+
+def test_colour_becomes_grey_by_luma_and_grey_is_repeated():
+    colour = np.zeros((4, 4, 3), np.float32)
+    colour[..., 1] = 1
+    assert (fit(colour, 4, 1)[0] == round(0.587 * 255)).all()
+    grey = fit(np.full((4, 4, 1), 0.5, np.float32), 4, 3)[0]
+    assert (grey == grey[:1]).all()
+
+
+def test_a_bright_square_lands_where_its_placement_says():
+    image = np.zeros((60, 100, 1), np.float32)
+    image[20:40, 50:80] = 1
+    canvas, placement = fit(image, 50, 1)
+    left, top, right, bottom = placement.to_canvas(np.array([[50, 20, 80, 40]]))[0]
+    rows, columns = np.nonzero(canvas[0] > 127)
+    assert (columns.min(), rows.min()) == pytest.approx((left, top), abs=1)
+    assert (columns.max() + 1, rows.max() + 1) == pytest.approx((right, bottom), abs=1)
+
+
+@CASES
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    st.lists(st.tuples(*[st.floats(-50, 3000)] * 4), min_size=1, max_size=3),
+)
+def test_boxes_return_from_the_canvas_as_they_went(width, height, boxes):
+    placement = Placement(width, height, 224 / max(width, height), 3, 17)
+    back = placement.to_image(placement.to_canvas(np.array(boxes)))
+    np.testing.assert_allclose(back, boxes, atol=1e-6)
+
+
+@CASES
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_the_whole_image_as_a_box_covers_its_place_on_the_canvas(height, width):
+    canvas, placement = fit(np.ones((height, width, 1), np.float32), 32, 1)
+    left, top, right, bottom = placement.to_canvas(np.array([[0, 0, width, height]]))[0]
+    rows, columns = np.nonzero(canvas[0])
+    assert (left, top) == (columns.min(), rows.min())
+    assert (right, bottom) == pytest.approx((columns.max() + 1, rows.max() + 1), abs=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_canvas_written_as_png_comes_back_pixel_by_pixel(channels):
+    canvas = np.random.default_rng(1).integers(0, 256, (channels, 16, 16), dtype=np.uint8)
+    again, _ = fit(decode(to_png(canvas)), 16, channels)
+    np.testing.assert_array_equal(again, canvas)
+
+
+# the address of a study
+
+
+def test_equal_pixels_have_equal_digests_whatever_the_file_or_the_memory_layout():
+    canvas = np.random.default_rng(1).integers(0, 256, (1, 16, 16), dtype=np.uint8)
+    digests = {pixel_digest(fit(decode(encode(canvas[0], kind)), 16, 1)[0]) for kind in ("PNG", "TIFF", "BMP")}
+    digests |= {pixel_digest(canvas), pixel_digest(np.asfortranarray(canvas)), pixel_digest(canvas[:, ::-1][:, ::-1])}
+    assert len(digests) == 1
+
+
+@CASES
+@given(st.integers(0, 15), st.integers(0, 15), st.integers(1, 255))
+def test_one_other_pixel_gives_another_digest(row, column, change):
+    canvas = np.full((1, 16, 16), 7, np.uint8)
+    other = canvas.copy()
+    other[0, row, column] = (7 + change) % 256
+    assert pixel_digest(other) != pixel_digest(canvas)
+
+
+def test_the_same_bytes_in_another_shape_have_another_digest():
+    canvas = np.zeros((1, 4, 9), np.uint8)
+    assert pixel_digest(canvas) != pixel_digest(canvas.reshape(1, 6, 6))
