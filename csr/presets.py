@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "margin": "minus",
             "absence": 3.0,
             "agreement": 1.0,
-            "reseed": True,
+            "reseed": False,
         },
         "head": {"clip": True, "concept_dropout": 0.1},
         "export": {"rejection": "absent"},

@@ -7,7 +7,6 @@ the replica that encoded them; there is one replica, because a second would not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig
 
-from csr.errors import BundleError
 from serving.api import create_app
-from serving.dataplane import CACHE_BYTES, DataPlane
-from serving.errors import NotReadyError
+from serving.dataplane import CACHE_BYTES
+from serving.provider import dataplane_provider
 
 
 @dataclass(frozen=True)
@@ -34,20 +32,6 @@ class Limits:
     cache_bytes: int = CACHE_BYTES
     ongoing: int = 32
     queued: int = 128
-
-
-def dataplane_provider(bundle: Path, cache_bytes: int) -> Callable[[], DataPlane]:
-    """Opens a bundle once. If that fails the server still lives, and says at every request why it is not ready."""
-    try:
-        plane = DataPlane.open(bundle, cache_bytes)
-    except BundleError as error:
-        reason = str(error)
-
-        def refuse() -> DataPlane:
-            raise NotReadyError(reason)
-
-        return refuse
-    return lambda: plane
 
 
 def build(bundle: Path, limits: Limits) -> Any:

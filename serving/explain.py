@@ -116,7 +116,7 @@ def compare(before: Prediction, after: Prediction) -> Changes:
         top_before=before.top,
         top_after=after.top,
         top_changed=before.top != after.top,
-        summary=_summary(before, after, classes, concepts),
+        summary=_summary(before, after, concepts),
         classes=classes,
         concepts=concepts,
     )
@@ -138,21 +138,28 @@ def _concept_change(old: ConceptFinding, new: ConceptFinding) -> ConceptChange:
     )
 
 
-def _summary(
-    before: Prediction, after: Prediction, classes: Sequence[ClassChange], concepts: Sequence[ConceptChange]
-) -> str:
-    moved = [change for change in concepts if change.cause != "none" and change.effect > _STILL]
+def _summary(before: Prediction, after: Prediction, changes: Sequence[ConceptChange]) -> str:
+    """One sentence on what happened and one on why, in terms of the two classes between which it happened."""
+    moved = [change for change in changes if change.effect > _STILL]
     if not moved:
         return f"No change: {before.top} stays at {_percent(before, before.top)}."
-    top = before.top
-    if after.top == top:
-        verdict = f"{top} stays on top, {_percent(before, top)} → {_percent(after, top)}"
+    if after.top != before.top:
+        rival = before.top
+        verdict = f"{rival} ({_percent(before, rival)}) gives way to {after.top} ({_percent(after, after.top)})."
     else:
-        verdict = f"{top} ({_percent(before, top)}) gives way to {after.top} ({_percent(after, after.top)})"
-    causes = {"rejected": "rejected", "region": "weighted by the boxes"}
-    parts = [f"{change.name} ({causes[change.cause]}) {change.contribution_deltas[top]:+.2f}" for change in moved[:3]]
-    return f"{verdict}. Largest shifts of the logit for {top}: {', '.join(parts)}."
+        others = [each.name for each in sorted(after.classes, key=lambda each: -each.probability)]
+        rival = next((name for name in others if name != after.top), after.top)
+        verdict = f"{after.top} stays on top, {_percent(before, after.top)} → {_percent(after, after.top)}."
+    shifts = [(change.contribution_deltas[after.top] - change.contribution_deltas[rival], change) for change in moved]
+    shifts.sort(key=lambda pair: -abs(pair[0]))
+    causes = {"rejected": "rejected", "region": "boxes", "none": ""}
+    parts = [f"{change.name} {_signed(shift)} ({causes[change.cause]})" for shift, change in shifts[:3]]
+    return f"{verdict} For {after.top} against {rival}: {', '.join(parts)}."
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _percent(prediction: Prediction, name: str) -> str:
-    return next(f"{each.probability:.0%}" for each in prediction.classes if each.name == name)
+    return next(f"{each.probability * 100:.0f} %" for each in prediction.classes if each.name == name)

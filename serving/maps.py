@@ -20,7 +20,7 @@ _PALETTE = np.array(
     ],
     np.float32,
 )  # fmt: skip
-_CLEAR_BELOW, _FULL_ABOVE = 0.25, 0.7  # shares of the scale between which the overlay fades in
+_CLEAR_BELOW, _FULL_ABOVE = 0.3, 0.8  # shares of the scale between which the overlay fades in
 
 
 def bicubic_matrix(cells: int, size: int) -> np.ndarray:

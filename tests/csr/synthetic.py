@@ -61,12 +61,13 @@ def make_cache(collection: Collection, width: int = 6, cells: int = 4, seed: int
     """Features with one loud channel where a concept is, and stage-1 maps that point there."""
     rng = np.random.default_rng(seed)
     labels = collection.concept_labels()
-    features = rng.standard_normal((len(labels), width, cells, cells))
+    features = 0.5 * rng.standard_normal((len(labels), width, cells, cells))
+    features[:, -1] += 3  # what empty patches look like
     cam = rng.standard_normal((len(labels), labels.shape[1], cells, cells))
     for row, own in enumerate(labels):
         for k in np.flatnonzero(own == 1):
             at = rng.integers(0, cells, 2)
-            features[row, k, at[0], at[1]] += 4
+            features[row, k, at[0], at[1]] += 6
             cam[row, k, at[0], at[1]] += 5
     return FeatureCache(features.astype(np.float16), cam.astype(np.float32))
 

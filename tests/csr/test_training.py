@@ -59,6 +59,15 @@ class Recorder(SilentReporter):
             yield item
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small spend their time waiting for threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def collection():
     return make_collection()
@@ -334,11 +343,17 @@ def test_positive_vectors_are_those_of_present_concepts_in_order(cache, collecti
     assert concept.tolist() == owners
 
 
-def test_stage_2_learns_to_tell_concepts_apart(collection, cache):
-    reporter = SilentReporter()
-    train_prototypes(collection, cache, replace(STAGE2, epochs=12, learning_rate=3e-3), reporter)
-    assert reporter.history[-1]["train_contrastive"] < 0.5 * reporter.history[0]["train_contrastive"]
-    assert reporter.history[-1]["accuracy"] > 0.9
+def test_stages_2_and_3_learn_what_can_be_learned():
+    collection = make_collection(150, 60, 30)
+    cache = make_cache(collection)
+    second, third = SilentReporter(), SilentReporter()
+    model = train_prototypes(collection, cache, replace(STAGE2, epochs=8, learning_rate=3e-3, reseed=False), second)
+    for term in ("train_absence", "train_agreement"):
+        assert second.history[-1][term] < 0.8 * second.history[0][term]
+    assert second.history[-1]["accuracy"] > 0.9
+    train_head(collection, cache, model, replace(STAGE3, epochs=10, learning_rate=0.05, concept_dropout=0.0), third)
+    assert third.history[-1]["train_loss"] < 0.5 * third.history[0]["train_loss"]
+    assert third.history[-1]["val_macro_f1"] > 0.85
 
 
 def test_the_letter_of_the_paper_trains_by_the_contrastive_term_alone(collection, cache):
@@ -419,13 +434,6 @@ def scores(collection, cache, prototypes, reasoner):
         patches = prototypes.projector.project_maps(cache.batch(rows, torch.device("cpu"))[0]).double().numpy()
         unit = prototypes.prototypes.unit().double().numpy()
     return np.einsum("kmd,ndhw->nkmhw", unit, patches).clip(0).max((3, 4))
-
-
-def test_the_head_learns_what_the_concepts_decide(collection, cache, prototypes):
-    reporter = SilentReporter()
-    train_head(collection, cache, prototypes, replace(STAGE3, epochs=60), reporter)
-    assert reporter.history[-1]["val_macro_f1"] > 0.8
-    assert reporter.history[-1]["train_loss"] < 0.5 * reporter.history[0]["train_loss"]
 
 
 def test_nothing_before_the_head_moves_while_it_trains(collection, cache, prototypes):
@@ -522,7 +530,7 @@ def reloaded(state):
 def test_every_stages_checkpoint_rebuilds_the_same_model_from_plain_types(prototypes, reasoner, data, cache):
     torch.manual_seed(0)
     model = ConceptModel(NET, 1, 3).eval()
-    images = torch.from_numpy(data.images[:2])
+    images = torch.from_numpy(data.images[[0, 1]])
     again = stage1.from_checkpoint(reloaded(stage1.to_checkpoint(model, data.collection.concepts)))
     features, cam = cache.batch(np.arange(4), torch.device("cpu"))
     other = stage2.from_checkpoint(reloaded(stage2.to_checkpoint(prototypes)))

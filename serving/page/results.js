@@ -1,0 +1,125 @@
+// Draws a prediction, and what an interaction changed in it. Text from the server only ever becomes text nodes.
+
+import { cropUrl } from "./api.js";
+
+const byId = (id) => document.getElementById(id);
+const percent = (value) => `${Math.round(value * 100)} %`;
+const signed = (value, digits = 2) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+export const plain = (name) => name.replaceAll("_", " ");
+
+export function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (typeof value === "boolean") node.toggleAttribute(key, value);
+    else node.setAttribute(key, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+// A bar from 0 to 1 with an optional mark where the value was before.
+function bar(value, before) {
+  const fill = element("span", { class: "fill" });
+  fill.style.width = `${value * 100}%`;
+  const node = element("span", { class: "bar", "aria-hidden": "true" }, fill);
+  if (before !== undefined && Math.abs(before - value) > 0.005) {
+    const mark = element("span", { class: "mark" });
+    mark.style.left = `${before * 100}%`;
+    node.append(mark);
+  }
+  return node;
+}
+
+// A bar to the right for and to the left against, from the middle.
+function balance(value, limit) {
+  const fill = element("span", { class: value < 0 ? "fill against" : "fill for" });
+  const share = Math.min(Math.abs(value) / limit, 1) * 50;
+  fill.style.width = `${share}%`;
+  fill.style.left = `${value < 0 ? 50 - share : 50}%`;
+  return element("span", { class: "bar balance", "aria-hidden": "true" }, fill);
+}
+
+function change(delta, text) {
+  return element("span", { class: `delta ${delta < 0 ? "down" : "up"}` }, text);
+}
+
+export function drawClasses(before, after, chosen, touched, onChoose) {
+  byId("classes").replaceChildren(
+    ...after.classes.map((each, index) => {
+      const was = before.classes[index].probability;
+      const delta = Math.round(each.probability * 100) - Math.round(was * 100);
+      const number = element("span", { class: "number" }, percent(each.probability));
+      const moved = touched && delta !== 0 ? [change(delta, signed(delta, 0))] : [];
+      const attributes = {
+        type: "button",
+        class: each.name === after.top ? "class top-class" : "class",
+        "aria-pressed": String(each.name === chosen),
+        "data-class": each.name,
+        onclick: () => onChoose(each.name),
+      };
+      const name = element("span", { class: "name" }, plain(each.name));
+      return element("button", attributes, name, bar(each.probability, touched ? was : undefined), number, element("span", { class: "moved" }, ...moved));
+    }),
+  );
+  byId("help").hidden = !after.asks_for_help;
+}
+
+export function drawConcepts({ before, after, order, chosen, forClass, onChoose, onReject }) {
+  const find = (prediction, name) => prediction.concepts.find((each) => each.name === name);
+  const all = [...before.concepts, ...after.concepts].map((each) => Math.abs(each.contributions[forClass]));
+  const limit = Math.max(...all, 1e-6);
+  byId("for-class").textContent = `Speaks for ${plain(forClass)}`;
+  byId("concepts").replaceChildren(
+    ...order.map((name) => {
+      const now = find(after, name);
+      const value = now.contributions[forClass];
+      const delta = value - find(before, name).contributions[forClass];
+      const choose = element(
+        "button",
+        { type: "button", class: "concept", "aria-pressed": String(name === chosen), "data-concept": name, onclick: () => onChoose(name) },
+        plain(name),
+      );
+      const reject = element(
+        "button",
+        {
+          type: "button",
+          class: "reject",
+          "aria-pressed": String(now.rejected),
+          "aria-label": `${now.rejected ? "Restore" : "Reject"} ${plain(name)}`,
+          "data-reject": name,
+          onclick: () => onReject(name),
+        },
+        now.rejected ? "Restore" : "Reject",
+      );
+      const present = element("td", { class: "present" }, bar(now.probability, find(before, name).probability), element("span", { class: "number" }, percent(now.probability)));
+      const moved = Math.abs(delta) >= 0.005 ? [change(delta, signed(delta))] : [];
+      const speaks = element("td", { class: "speaks" }, balance(value, limit), element("span", { class: "number" }, signed(value)), element("span", { class: "moved" }, ...moved));
+      const classes = [name === chosen && "chosen", now.rejected && "rejected"].filter(Boolean).join(" ");
+      return element("tr", { class: classes }, element("th", { scope: "row" }, choose), present, speaks, element("td", {}, reject));
+    }),
+  );
+}
+
+export function drawExemplars(finding) {
+  byId("atlas-title").textContent = `Why “${plain(finding.name)}”: the closest exemplars`;
+  byId("atlas-note").textContent = finding.exemplars.length
+    ? ""
+    : finding.rejected
+      ? "Rejected: its evidence is taken away, so no exemplar speaks for it."
+      : "No exemplar of this concept is in use.";
+  byId("exemplars").replaceChildren(
+    ...finding.exemplars.map((each) => {
+      const alt = `Atlas exemplar ${each.index} of ${plain(finding.name)}, from study ${each.study_id}`;
+      return element(
+        "li",
+        {},
+        element("img", { src: cropUrl(finding.name, each.index), alt, width: "96", height: "96" }),
+        element("strong", { title: "Similarity between this exemplar and the study" }, `similarity ${each.score.toFixed(2)}`),
+        element("span", {}, each.study_id),
+        element("span", { title: "Share of training studies with this concept that it is closest to" }, `usage ${(each.usage * 100).toFixed(0)} %`),
+        element("span", { title: "Share of the classifier's decisions that rests on it" }, `reliance ${(each.reliance * 100).toFixed(1)} %`),
+      );
+    }),
+  );
+}

@@ -1,0 +1,186 @@
+"""The exported graphs compute what torch computes, for every batch size and interaction, and a gap is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csr.assemble import ExportConfig, Provenance, write_bundle
+from csr.atlas import Atlas
+from csr.bundle import REASONER_OUTPUTS, Bundle
+from csr.errors import BundleError
+from csr.export import export_graphs, measure_parity, require_parity
+from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.network.csr import CSR, Encoder
+from csr.network.projector import Projector
+from tests.csr.synthetic import make_collection, make_prepared, make_reasoner
+
+INPUTS = ("importance", "prototype_mask", "absent_weight")
+
+
+def make_csr(seed: int) -> CSR:
+    """Random weights, pruned prototypes, and the letter of the paper's reasoner: the harder one to export."""
+    torch.manual_seed(seed)
+    concept_model = ConceptModel(ConceptModelConfig("test_resnet", stride=8), 1, 3)
+    concept_model.set_normalisation(torch.tensor([0.4]), torch.tensor([0.2]))
+    for module in concept_model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics of a trained network are not 0 and 1
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    projector = Projector(concept_model.width, 5, 2)
+    projector.set_standardisation(torch.randn(concept_model.width), torch.rand(concept_model.width) + 0.5)
+    return CSR(Encoder(concept_model, projector), make_reasoner(seed, clip=False, pruned=2)).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> SimpleNamespace:
+    folder, model = tmp_path_factory.mktemp("graphs"), make_csr(0)
+    export_graphs(model, torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8), folder)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    encoder, reasoner = (
+        ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+        for name in ("encoder.onnx", "reasoner.onnx")
+    )
+    return SimpleNamespace(model=model, folder=folder, encoder=encoder, reasoner=reasoner)
+
+
+def images_of(seed: int, batch: int) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(seed).integers(0, 256, (batch, 1, 32, 32), dtype=np.uint8))
+
+
+def interaction_of(seed: int, batch: int) -> dict[str, np.ndarray]:
+    """Every second image is left alone: a batch mixes studies with and without an interaction."""
+    rng = np.random.default_rng([seed, 5])
+    importance = rng.choice([0.0, 0.2, 1.0], (batch, 4, 4))
+    importance[::2] = 1
+    mask = np.repeat(rng.integers(0, 2, (batch, 3, 1)), 4, axis=2)
+    values = (importance, mask, rng.integers(0, 2, batch))
+    return {name: value.astype(np.float32) for name, value in zip(INPUTS, values, strict=True)}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 33])
+def test_both_graphs_take_any_batch_size_and_agree_with_torch(exported, batch):
+    images, tensors = images_of(batch, batch), interaction_of(batch, batch)
+    with torch.no_grad():
+        patches = exported.model.encoder(images)
+        answer = exported.model.reasoner(patches, *(torch.tensor(value) for value in tensors.values()))
+    (own,) = exported.encoder.run(None, {"image": images.numpy()})
+    np.testing.assert_allclose(own, patches, atol=1e-4)
+    for name, value in zip(REASONER_OUTPUTS, exported.reasoner.run(None, {"patches": own, **tensors}), strict=True):
+        np.testing.assert_allclose(value, getattr(answer, name), atol=2e-3, rtol=1e-3, err_msg=name)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_the_reasoner_graph_agrees_with_torch_for_any_patches_and_interaction(exported, seed, batch):
+    rng = np.random.default_rng(seed)
+    patches = rng.standard_normal((batch, 5, 4, 4)).astype(np.float32)
+    patches /= np.linalg.norm(patches, axis=1, keepdims=True)
+    tensors = interaction_of(seed, batch)
+    with torch.no_grad():
+        answer = exported.model.reasoner(torch.tensor(patches), *(torch.tensor(value) for value in tensors.values()))
+    for name, value in zip(
+        REASONER_OUTPUTS, exported.reasoner.run(None, {"patches": patches, **tensors}), strict=True
+    ):
+        np.testing.assert_allclose(value, getattr(answer, name), atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def test_the_graphs_name_their_inputs_and_outputs_as_the_bundle_says(exported):
+    assert [each.name for each in exported.encoder.get_inputs()] == ["image"]
+    assert [each.name for each in exported.encoder.get_outputs()] == ["patches"]
+    assert [each.name for each in exported.reasoner.get_inputs()] == ["patches", *INPUTS]
+    assert tuple(each.name for each in exported.reasoner.get_outputs()) == REASONER_OUTPUTS
+    assert exported.encoder.get_inputs()[0].type == "tensor(uint8)"
+
+
+def test_the_graphs_are_self_contained(exported):
+    assert sorted(path.name for path in exported.folder.iterdir()) == ["encoder.onnx", "reasoner.onnx"]
+
+
+def test_parity_of_an_exported_model_is_small_and_grows_with_the_gap_between_the_two(exported):
+    images, tensors = images_of(0, 20), interaction_of(0, 20)
+    assert measure_parity(exported.model, images, tensors, exported.folder) < 1e-3
+    bias = exported.model.reasoner.head.bias
+    with torch.no_grad():
+        bias[1] += 0.5
+        try:
+            gap = measure_parity(exported.model, images, tensors, exported.folder)
+        finally:
+            bias[1] -= 0.5
+    assert gap == pytest.approx(0.5, abs=1e-2)
+
+
+def test_parity_looks_at_every_image_and_at_interactions_too(exported):
+    """A gap in the absent scores shows only where a concept is rejected: here in the last image of 20."""
+    images = images_of(0, 20)
+    tensors = {"importance": np.ones((20, 4, 4)), "prototype_mask": np.ones((20, 3, 4)), "absent_weight": np.ones(20)}
+    tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
+    tensors["prototype_mask"][19] = 0
+    alive = exported.model.reasoner.alive > 0
+    absent = exported.model.reasoner.absent_scores
+    before = measure_parity(exported.model, images, tensors, exported.folder)
+    with torch.no_grad():
+        absent[alive] += 1
+        try:
+            after = measure_parity(exported.model, images, tensors, exported.folder)
+        finally:
+            absent[alive] -= 1
+    assert before < 1e-3 < 0.1 < after
+
+
+@pytest.mark.parametrize("gap", [2e-4, 1.0, float("nan"), float("inf")])
+def test_a_gap_above_the_tolerance_is_refused(gap):
+    with pytest.raises(BundleError, match="export"):
+        require_parity(gap, 1e-4)
+    require_parity(1e-4, 1e-4)
+
+
+def test_a_bundle_that_fails_parity_is_not_written_and_the_previous_one_stays(tmp_path, monkeypatch):
+    data = make_prepared(tmp_path / "prepared", make_collection())
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "previous").write_text("kept")
+    monkeypatch.setattr("csr.assemble.export_graphs", lambda *_: None)
+    monkeypatch.setattr("csr.assemble.measure_parity", lambda *_: 0.01)
+    origin = Provenance("paper", data.digest(), "test", {})
+    with pytest.raises(BundleError, match="parity|Δlogit"):
+        write_bundle(tmp_path / "bundle", data, make_csr(1), Atlas([], np.zeros((0,))), ExportConfig(), origin)
+    assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["previous"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "prepared"]
+
+
+def test_a_real_bundle_was_measured_on_real_images_and_opens_again(tiny_run):
+    assert 0 <= tiny_run.parity <= ExportConfig().tolerance
+    manifest = Bundle.open(tiny_run.folder / "bundle").manifest
+    assert manifest.concepts == tiny_run.data.collection.concepts
+    assert manifest.classes == tiny_run.data.collection.classes
+    assert manifest.data_digest == tiny_run.data.digest()
+    assert (manifest.channels, manifest.side) == (1, 64)
+    assert (manifest.height, manifest.width) == tiny_run.cache.features.shape[2:]
+    assert (manifest.per_concept, manifest.patch_width) == tiny_run.reasoner.prototypes.shape[1:]
+
+
+def test_a_real_bundles_samples_are_test_images_with_their_labels_and_boxes(tiny_run):
+    from csr.images import decode, fit
+
+    studies = tiny_run.data.collection.studies
+    samples = tiny_run.bundle.samples()
+    assert {sample["label"] for sample in samples} == set(tiny_run.data.collection.classes)
+    assert len({sample["study_id"] for sample in samples}) == len(samples)
+    for sample in samples:
+        row = int(np.flatnonzero(studies["study_id"] == sample["study_id"])[0])
+        assert studies["split"].iat[row] == "test"
+        assert studies["label"].iat[row] == sample["label"]
+        canvas, _ = fit(decode((tiny_run.bundle.path / "samples" / sample["file"]).read_bytes()), 64, 1)
+        np.testing.assert_array_equal(canvas, tiny_run.data.images[row])
+        boxed = {box[0] for box in sample["boxes"]}
+        assert boxed == set(sample["concepts"])
+        for concept in boxed:
+            own = [box[1:] for box in sample["boxes"] if box[0] == concept]
+            np.testing.assert_allclose(own, tiny_run.data.collection.boxes_of(row, concept))

@@ -1,0 +1,259 @@
+"""What a reader may rely on, asked of a trained and exported bundle through the runner that serves it."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csr.bundle import MANIFEST, REASONER_OUTPUTS, Bundle
+from csr.errors import BundleError
+from csr.interaction import Interaction, InteractionError, RegionBox, importance_map
+from csr.runtime import GOLDEN_TOLERANCE, BundleRunner
+
+CASES = settings(deadline=None, max_examples=40)
+NOTHING = Interaction()
+
+
+@pytest.fixture(scope="session")
+def runner(tiny_run) -> BundleRunner:
+    return BundleRunner(tiny_run.bundle)
+
+
+@pytest.fixture(scope="session")
+def patches(tiny_run, runner) -> np.ndarray:
+    rows = tiny_run.data.collection.rows("test")[:6]
+    return runner.encode(np.ascontiguousarray(tiny_run.data.images[rows]))
+
+
+def ask(runner: BundleRunner, patches: np.ndarray, interaction: Interaction = NOTHING) -> dict[str, np.ndarray]:
+    return runner.reason(patches, [interaction] * len(patches))
+
+
+def boxes(kind: st.SearchStrategy[str]) -> st.SearchStrategy[RegionBox]:
+    corner, length = st.floats(0, 60), st.floats(0.5, 64)
+    return st.builds(lambda x, y, w, h, kind: RegionBox(x, y, x + w, y + h, kind), corner, corner, length, length, kind)
+
+
+INTERACTIONS = st.builds(
+    Interaction,
+    boxes=st.lists(boxes(st.sampled_from(["positive", "negative"])), max_size=3).map(tuple),
+    rejected=st.sets(st.sampled_from(["nodule", "mass", "effusion"])).map(tuple),
+    alpha=st.floats(0, 1),
+    rejection=st.sampled_from(["zero", "absent"]),
+    background=st.sampled_from(["keep", "alpha"]),
+)
+
+
+# the bundle is what was trained
+
+
+def test_the_golden_case_is_met(runner):
+    assert runner.golden_error() < GOLDEN_TOLERANCE
+
+
+def test_the_golden_case_fails_when_the_answer_is_another(tiny_run, tmp_path, monkeypatch):
+    golden = tiny_run.bundle.golden()
+    golden["expected_logits"] = golden["expected_logits"] + 0.1
+    monkeypatch.setattr(Bundle, "golden", lambda self: golden)
+    assert BundleRunner(tiny_run.bundle).golden_error() == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_runner_answers_as_the_trained_model_does(tiny_run, runner):
+    images = np.ascontiguousarray(tiny_run.data.images[tiny_run.data.collection.rows("test")[:8]])
+    with torch.no_grad():
+        expected = tiny_run.csr(torch.from_numpy(images))
+    answer = ask(runner, runner.encode(images))
+    assert tuple(answer) == REASONER_OUTPUTS
+    for name in ("logits", "probabilities", "concept_probabilities"):
+        np.testing.assert_allclose(answer[name], getattr(expected, name), atol=1e-3, err_msg=name)
+
+
+def test_the_atlas_speaks_of_every_prototype_of_the_bundle(tiny_run):
+    about, entries = tiny_run.bundle.manifest, tiny_run.bundle.atlas()
+    assert len(entries) == len(about.concepts) * about.per_concept == len(tiny_run.bundle.crops())
+    assert sum(entry.reliance for entry in entries) == pytest.approx(1, abs=1e-4)
+    assert set(entries[0].weights) == set(about.classes)
+    trained = set(tiny_run.data.collection.studies.query("split == 'train'")["study_id"])
+    assert {entry.study_id for entry in entries} <= trained
+
+
+def test_every_file_of_a_real_bundle_is_guarded(tiny_run, tmp_path):
+    path = tmp_path / "bundle"
+    shutil.copytree(tiny_run.bundle.path, path)
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST]
+    assert len(files) > 6
+    for file in files:
+        content = file.read_bytes()
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        with pytest.raises(BundleError, match=file.name):
+            Bundle.open(path)
+        file.write_bytes(content)
+    assert Bundle.open(path).digest == tiny_run.bundle.digest
+
+
+# without an interaction
+
+
+def test_probabilities_are_probabilities_and_logits_the_bias_plus_contributions(tiny_run, runner, patches):
+    answer = ask(runner, patches)
+    np.testing.assert_allclose(answer["probabilities"].sum(1), 1, atol=1e-5)
+    assert ((answer["concept_probabilities"] >= 0) & (answer["concept_probabilities"] <= 1)).all()
+    bias = tiny_run.reasoner.head.bias.detach().numpy()
+    np.testing.assert_allclose(answer["logits"], bias + answer["contributions"].sum(1), atol=1e-3)
+    np.testing.assert_allclose(answer["scores"], answer["similarity_maps"].max((3, 4)), atol=1e-6)
+    np.testing.assert_allclose(answer["concept_maps"], answer["similarity_maps"].max(2), atol=1e-6)
+
+
+def test_similarities_are_cosines(runner, patches):
+    maps = ask(runner, patches)["similarity_maps"]
+    assert maps.min() >= -1 - 1e-5
+    assert maps.max() <= 1 + 1e-5
+    np.testing.assert_allclose(np.linalg.norm(patches, axis=1), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("rejection", ["zero", "absent"])
+@pytest.mark.parametrize("background", ["keep", "alpha"])
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0])
+def test_no_box_and_nothing_rejected_is_the_plain_answer(runner, patches, rejection, background, alpha):
+    expected = ask(runner, patches)
+    answer = ask(runner, patches, Interaction(rejection=rejection, background=background, alpha=alpha))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(answer[name], value, err_msg=name)
+
+
+def test_encoding_does_not_depend_on_the_company_in_the_batch(tiny_run, runner, patches):
+    rows = tiny_run.data.collection.rows("test")[:6]
+    for position, row in enumerate(rows):
+        alone = runner.encode(np.ascontiguousarray(tiny_run.data.images[row : row + 1]))
+        np.testing.assert_allclose(alone[0], patches[position], atol=1e-5)
+
+
+# with one
+
+
+@CASES
+@given(st.lists(INTERACTIONS, min_size=6, max_size=6))
+def test_a_study_is_answered_alike_alone_and_among_other_readers_interactions(runner, patches, interactions):
+    together = runner.reason(patches, interactions)
+    for position, interaction in enumerate(interactions):
+        alone = runner.reason(patches[position : position + 1], [interaction])
+        for name in ("logits", "scores", "concept_probabilities"):
+            np.testing.assert_allclose(alone[name][0], together[name][position], atol=1e-4, err_msg=name)
+
+
+@CASES
+@given(INTERACTIONS)
+def test_an_interaction_may_be_undone_and_repeated(runner, patches, interaction):
+    plain, first = ask(runner, patches), ask(runner, patches, interaction)
+    again, back = ask(runner, patches, interaction), ask(runner, patches)
+    for name in REASONER_OUTPUTS:
+        np.testing.assert_array_equal(first[name], again[name], err_msg=name)
+        np.testing.assert_array_equal(plain[name], back[name], err_msg=name)
+
+
+@CASES
+@given(boxes(st.just("positive")), boxes(st.just("negative")))
+def test_maps_are_the_plain_maps_weighted_by_importance(tiny_run, runner, patches, positive, negative):
+    interaction = Interaction((positive, negative), alpha=0.3)
+    about = tiny_run.bundle.manifest
+    weights = importance_map(interaction, about.side, about.height, about.width)
+    expected = ask(runner, patches)["similarity_maps"].clip(0) * weights
+    np.testing.assert_allclose(ask(runner, patches, interaction)["similarity_maps"], expected, atol=1e-6)
+
+
+@CASES
+@given(st.lists(boxes(st.sampled_from(["positive", "negative"])), max_size=2), boxes(st.just("negative")))
+def test_one_more_negative_box_never_raises_a_score(runner, patches, drawn, more):
+    before = ask(runner, patches, Interaction(tuple(drawn)))["scores"]
+    after = ask(runner, patches, Interaction((*drawn, more)))["scores"]
+    assert (after <= before + 1e-6).all()
+
+
+@CASES
+@given(st.lists(boxes(st.just("positive")), min_size=1, max_size=3), st.floats(0, 1), st.floats(0, 1))
+def test_a_smaller_alpha_never_raises_a_score(runner, patches, drawn, one, other):
+    low, high = sorted((one, other))
+    smaller = ask(runner, patches, Interaction(tuple(drawn), alpha=low))["scores"]
+    larger = ask(runner, patches, Interaction(tuple(drawn), alpha=high))["scores"]
+    assert (smaller <= larger + 1e-6).all()
+
+
+def test_a_positive_box_on_the_peak_keeps_the_score_and_one_elsewhere_lowers_it(tiny_run, runner, patches):
+    about = tiny_run.bundle.manifest
+    cell = about.side / about.width
+    plain = ask(runner, patches)
+    b, k, m = np.unravel_index(plain["scores"].argmax(), plain["scores"].shape)
+    row, column = np.unravel_index(plain["similarity_maps"][b, k, m].argmax(), (about.height, about.width))
+
+    def score(row: int, column: int) -> float:
+        box = RegionBox(column * cell, row * cell, (column + 1) * cell, (row + 1) * cell)
+        return float(ask(runner, patches, Interaction((box,), alpha=0.1))["scores"][b, k, m])
+
+    assert score(row, column) == pytest.approx(plain["scores"][b, k, m])
+    assert score((row + 2) % about.height, (column + 2) % about.width) < plain["scores"][b, k, m]
+
+
+def test_a_negative_box_over_the_image_leaves_no_evidence_for_any_concept(runner, patches):
+    answer = ask(runner, patches, Interaction((RegionBox(0, 0, 64, 64, "negative"),)))
+    assert not answer["similarity_maps"].any()
+    assert not answer["scores"].any()
+    np.testing.assert_allclose(answer["logits"], np.tile(answer["logits"][:1], (len(patches), 1)), atol=1e-5)
+
+
+def test_rejecting_a_concept_changes_its_contribution_and_no_others(tiny_run, runner, patches):
+    concepts = tiny_run.bundle.manifest.concepts
+    plain = ask(runner, patches)
+    for k, name in enumerate(concepts):
+        answer = ask(runner, patches, Interaction(rejected=(name,)))
+        others = [index for index in range(len(concepts)) if index != k]
+        np.testing.assert_array_equal(answer["contributions"][:, others], plain["contributions"][:, others])
+        assert (answer["contributions"][:, k] == answer["contributions"][:1, k]).all()
+        assert (answer["contributions"][:, k] != plain["contributions"][:, k]).any()
+
+
+@pytest.mark.parametrize("rejection", ["zero", "absent"])
+def test_rejecting_everything_gives_every_study_the_logits_worked_out_by_hand(tiny_run, runner, patches, rejection):
+    reasoner = tiny_run.reasoner
+    substitute = reasoner.absent_scores.numpy() * (rejection == "absent")
+    standard = (substitute - reasoner.score_mean.numpy()) / reasoner.score_std.numpy()
+    expected = reasoner.head.bias.detach().numpy() + reasoner.head.weight.detach().numpy() @ standard.ravel()
+    everything = Interaction(rejected=tiny_run.bundle.manifest.concepts, rejection=rejection)
+    answer = ask(runner, patches, everything)
+    np.testing.assert_allclose(answer["logits"], np.tile(expected, (len(patches), 1)), atol=1e-3)
+
+
+def test_an_absent_score_is_likelier_than_zero(tiny_run, runner):
+    """Why ``absent`` is offered: zero lies further from the scores that the head was trained on."""
+    reasoner = tiny_run.reasoner
+    absent, zero = (
+        ((value - reasoner.score_mean) / reasoner.score_std).abs().mean()
+        for value in (reasoner.absent_scores, torch.zeros_like(reasoner.absent_scores))
+    )
+    assert absent < zero
+
+
+# refused
+
+
+def test_what_cannot_be_applied_is_refused_by_its_name(runner, patches):
+    with pytest.raises(InteractionError, match=r"boxes\[0\]"):
+        ask(runner, patches, Interaction((RegionBox(70, 70, 90, 90),)))
+    with pytest.raises(InteractionError, match="unheard-of"):
+        ask(runner, patches, replace(NOTHING, rejected=("unheard-of",)))
+
+
+def test_many_threads_get_the_answers_that_one_gets(runner, patches, tiny_run):
+    interactions = [Interaction(rejected=(name,)) for name in tiny_run.bundle.manifest.concepts] * 4
+    expected = [ask(runner, patches, each)["logits"] for each in interactions]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda each: ask(runner, patches, each)["logits"], interactions))
+    for own, value in zip(answers, expected, strict=True):
+        np.testing.assert_array_equal(own, value)

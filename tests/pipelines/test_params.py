@@ -1,0 +1,79 @@
+"""``params.yaml``: what is accepted, what is refused, and how presets fill it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from csr.errors import ConfigError
+from csr.presets import PRESETS
+from pipelines.params import flatten, load_params, parse_params
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_shipped_file_is_valid_and_robust() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert params.preset == "robust"
+    assert params.concepts.model.pooling == "lse"
+
+
+def test_the_shipped_file_names_every_key() -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+    def keys(value: object, prefix: str = "") -> set[str]:
+        if not isinstance(value, dict):
+            return {prefix}
+        return set().union(*(keys(inner, f"{prefix}.{name}" if prefix else name) for name, inner in value.items()))
+
+    assert keys(content) == set(flatten(load_params(ROOT / "params.yaml")))
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_null_takes_the_presets_value_and_a_value_overrides_it(preset: str) -> None:
+    filled = parse_params({"preset": preset, "prototypes": {"gamma": None}})
+    assert filled.prototypes.gamma == PRESETS[preset]["prototypes"]["gamma"]
+    assert filled.concepts.model.pooling == PRESETS[preset]["concepts.model"]["pooling"]
+    assert parse_params({"preset": preset, "prototypes": {"gamma": 7}}).prototypes.gamma == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            {"preset": "robust", "prototypes": {"gama": 3}},
+            "unknown key 'prototypes.gama'; did you mean 'prototypes.gamma'",
+        ),
+        ({"preset": "robust", "concept": {}}, "did you mean 'concepts'"),
+        ({"preset": "robust", "data": {"phantom": {"sed": 1}}}, "did you mean 'data.phantom.seed'"),
+        ({"preset": "bold"}, "preset: must be one of paper, robust, got 'bold'"),
+        ({}, "preset: must be one of"),
+        ({"preset": "robust", "concepts": {"epochs": "many"}}, "concepts.epochs"),
+        ({"preset": "robust", "data": {"channels": 2}}, "data.channels"),
+        ({"preset": "robust", "data": {"phantom": {"label_noise": 2}}}, "label_noise: 2.0 is outside 0..1"),
+        ({"preset": "robust", "data": {"phantom": {"shortcut_target": "flu"}}}, "'flu' is none of"),
+        ({"preset": "robust", "concepts": {"model": {"pooling": "max"}}}, "concepts.model.pooling"),
+        ("text", "must hold sections"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_key(content: object, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_params(content)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: missing"):
+        load_params(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match=r"bad\.yaml: is not YAML"):
+        load_params(tmp_path / "bad.yaml")
+
+
+def test_flatten_names_nested_keys() -> None:
+    flat = flatten(parse_params({"preset": "paper"}))
+    assert flat["concepts.model.pooling"] == "average"
+    assert flat["data.phantom.seed"] == 7

@@ -1,0 +1,72 @@
+"""Training on real Ray workers: two share the gradient, and an injected crash resumes in the same MLflow run."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from csr.errors import TrainingError
+from csr.training.reporter import Reporter, State
+from csr.training.runtime import world_size
+from pipelines.concepts import fit
+from pipelines.params import TrainParams
+from pipelines.tracking import connect
+from pipelines.training import train
+from tests.conftest import TinyRun
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for the workers Ray starts
+    connect()
+
+
+def crash_once(marker: str, prepared: str, config: object, reporter: Reporter) -> State:
+    """Dies like a lost node after the first epoch, once."""
+    original = reporter.epoch
+
+    def epoch(metrics: dict, state: object) -> None:
+        original(metrics, state)
+        if metrics["epoch"] == 0 and not Path(marker).exists():
+            Path(marker).touch()
+            os._exit(1)
+
+    reporter.epoch = epoch  # type: ignore[method-assign]
+    state = fit(prepared, config, reporter)
+    return state | {"world_size": world_size()}
+
+
+def test_two_workers_train_survive_a_crash_and_log_one_run(tiny_run: TinyRun, store: None, tmp_path: Path) -> None:
+    from csr.network.concept_model import ConceptModelConfig
+    from csr.training.concepts import ConceptTrainingConfig, from_checkpoint
+
+    config = ConceptTrainingConfig(ConceptModelConfig("regnetx_002"), epochs=3, batch_size=16, precision="float32")
+    function = partial(crash_once, str(tmp_path / "crashed"), str(tiny_run.folder / "prepared"), config)
+    params = TrainParams(workers=2, threads=1, max_failures=1)
+    with mlflow.start_run() as run:
+        checkpoint, history = train("concepts", function, config, ["x"], params)
+    assert (tmp_path / "crashed").exists()
+    assert checkpoint["world_size"] == 2
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    assert torch.isfinite(from_checkpoint(checkpoint).to_maps.weight).all()
+    client = mlflow.MlflowClient()
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "concepts.train_loss")]
+    assert steps == [0, 1, 2]
+
+
+def fail(reporter: Reporter) -> State:
+    raise TrainingError("concepts: the loss became nan in epoch 0; lower concepts.learning_rate")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_training_reaches_the_person_as_its_own_sentence(store: None, workers: int) -> None:
+    with pytest.raises(TrainingError, match="the loss became nan in epoch 0"):
+        train("concepts", fail, TrainParams(), [], TrainParams(workers=workers, max_failures=0))

@@ -1,0 +1,125 @@
+"""``dvc repro`` on a small phantom: what it leaves behind, that it is a no-op the second time, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from csr.bundle import Bundle
+from csr.runtime import BundleRunner
+from tests.pipelines.conftest import Project
+
+
+def finished_runs(project: Project) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("csr")
+    assert experiment is not None
+    return client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
+
+
+def test_metrics_have_the_documented_form(project: Project) -> None:
+    metrics = json.loads((project.folder / "reports/metrics.json").read_text())
+    assert metrics["preset"] == "robust"
+    for part in ("iid", "shifted"):
+        numbers = metrics[part]
+        assert 0 <= numbers["macro_f1"] <= 1 and 0 <= numbers["auroc"] <= 1
+        pointing = numbers["pointing_game"]
+        assert {"pair", "image", "chance", "centre"} <= set(pointing)
+        assert all(0 <= pointing[name] <= 1 for name in ("pair", "image", "chance", "centre"))
+    assert 0 < metrics["prototypes"]["alive"] <= 1
+
+
+def test_a_second_repro_does_nothing(project: Project) -> None:
+    before = len(finished_runs(project))
+    output = project.run("dvc", "repro").stdout
+    assert "Data and pipelines are up to date" in output
+    assert "Running stage" not in output
+    assert len(finished_runs(project)) == before
+
+
+def test_dvc_shows_metrics_plots_and_parameters(project: Project) -> None:
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
+    assert "macro_f1" in json.dumps(shown)
+    page = project.run("dvc", "plots", "show", "-o", "plots").stdout
+    assert "index.html" in page and (project.folder / "plots/index.html").stat().st_size > 10_000
+    file = project.folder / "params.yaml"
+    before = file.read_text()
+    project.params({"head": {"epochs": 11}})
+    try:
+        difference = project.run("dvc", "params", "diff", "--json").stdout
+        assert json.loads(difference)["params.yaml"]["head.epochs"]["new"] == 11
+        assert "head" in project.run("dvc", "status").stdout
+    finally:
+        file.write_text(before)
+
+
+def test_one_mlflow_run_holds_every_stage(project: Project) -> None:
+    (run,) = finished_runs(project)[-1:]
+    assert run.data.params["prototypes.gamma"] == "10.0"
+    assert run.data.params["data.phantom.train"] == "160"
+    assert len(run.data.tags["data.digest"]) == 64
+    assert run.data.tags["git.revision"] and len(run.data.tags["dvc.lock"]) == 64
+    for stage in ("prepare", "concepts", "features", "prototypes", "head", "evaluate", "atlas", "export"):
+        assert run.data.metrics[f"{stage}.seconds"] > 0
+        assert run.data.metrics[f"{stage}.peak_rss_mb"] > 50
+    client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "concepts.val_auroc")]
+    assert steps == [0, 1]
+    assert math.isclose(run.data.metrics["export.parity"], 0, abs_tol=1e-4)
+
+
+def test_the_bundle_is_whole_registered_and_passes_its_golden_case(project: Project) -> None:
+    bundle = Bundle.open(project.folder / "build/bundle")
+    assert BundleRunner(bundle).golden_error() < 1e-3
+    client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    versions = client.search_model_versions("name = 'csr'")
+    assert bundle.digest in {version.tags["bundle.digest"] for version in versions}
+
+
+def test_the_registered_bundle_comes_back_whole(project: Project, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines.registry import fetch
+
+    monkeypatch.chdir(project.folder)  # artifacts of the default store lie beside it
+    monkeypatch.setattr(mlflow, "_tracking_uri", None, raising=False)
+    mlflow.set_tracking_uri(f"sqlite:///{project.folder / 'mlflow.db'}")
+    assert fetch("1", tmp_path).manifest.preset == "robust"
+
+
+def test_the_table_is_printed(project: Project) -> None:
+    output = project.run("pipelines.table").stdout
+    assert "iid" in output and "shifted" in output and "peak memory" in output
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "sentence"),
+    [
+        ("prepare", {"data": {"sidee": 3}}, "unknown key 'data.sidee'; did you mean 'data.side'"),
+        ("prepare", {"data": {"source": "table", "path": "nowhere"}}, "nowhere/studies.csv: missing"),
+        ("prepare", {"data": {"phantom": {"val": 2}}}, "has no study in split 'val'"),
+        ("concepts", {"concepts": {"learning_rate": 1e30}}, "concepts: the loss became"),
+        ("concepts", {"concepts": {"model": {"backbone": "resnet10x"}}}, "concepts.backbone: Unknown model"),
+        ("concepts", {"concepts": {"model": {"stride": 3}}}, "concepts.stride: regnetx_002 has levels of stride"),
+        ("concepts", {"concepts": {"model": {"checkpoint": "no.pt"}}}, "concepts.checkpoint: no file 'no.pt'"),
+    ],
+)
+def test_a_mistake_ends_a_stage_with_one_sentence_and_leaves_outputs_alone(
+    project: Project, stage: str, changes: dict, sentence: str
+) -> None:
+    file, outputs = project.folder / "params.yaml", project.folder
+    before = file.read_text()
+    kept = {path: path.stat().st_mtime_ns for name in ("data", "build") for path in (outputs / name).rglob("*")}
+    project.params(changes)
+    try:
+        done = project.run(f"pipelines.{stage}", check=False)
+    finally:
+        file.write_text(before)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith(f"{stage}: ") and sentence in last, done.stderr
+    assert "Traceback" not in done.stderr
+    assert kept == {path: path.stat().st_mtime_ns for name in ("data", "build") for path in (outputs / name).rglob("*")}

@@ -1,0 +1,201 @@
+"""The page in a real browser, against the real API under uvicorn."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from csr.bundle import Bundle
+from serving.api import create_app
+from serving.dataplane import DataPlane
+from serving.engine import OrtEngine
+from serving.studies import StudyCache
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+@pytest.fixture(scope="module")
+def served(bundle: Bundle) -> DataPlane:
+    return DataPlane(bundle, OrtEngine(bundle))
+
+
+@pytest.fixture(scope="module")
+def url(served: DataPlane) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(create_app(lambda: served), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < deadline, "uvicorn did not start"
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    assert chromium, "the page is tested in a real browser: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """The page with sample 1 read. Whatever it writes to the console as an error fails the test."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.set_default_timeout(15_000)
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(url)
+    page.get_by_role("button", name="1", exact=True).click()
+    settled(page)
+    yield page
+    page.close()
+    # A 4xx that the page expects is logged by the browser itself.
+    assert [text for text in problems if "Failed to load resource" not in text] == []
+
+
+def settled(page: Page) -> None:
+    page.wait_for_function("document.querySelector('#overlay').src.startsWith('blob:')")
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+
+
+def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    frame: Any = page.locator("#boxes").bounding_box()
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        return frame["x"] + point[0] * frame["width"], frame["y"] + point[1] * frame["height"]
+
+    page.mouse.move(*at(start))
+    page.mouse.down()
+    page.mouse.move(*at(end), steps=3)
+    page.mouse.up()
+    settled(page)
+
+
+def test_a_reader_corrects_a_prediction_and_undoes_it(page: Page) -> None:
+    expect(page.get_by_text("Research use only")).to_be_visible()
+    classes = page.locator("#classes")
+    plain = classes.inner_text()
+    page.get_by_role("button", name="Mass", exact=False).and_(page.locator("[data-concept]")).click()
+    expect(page.locator("#exemplars li")).to_have_count(3)
+
+    drag(page, (0.2, 0.2), (0.6, 0.6))
+    expect(page.locator("#boxes rect.positive")).to_have_count(1)
+    expect(classes).not_to_have_text(plain, use_inner_text=True)
+    boxed = classes.inner_text()
+    assert boxed != plain
+    expect(page.locator("#summary")).not_to_be_empty()
+
+    page.get_by_role("button", name="Reject mass").click()
+    expect(page.get_by_role("button", name="Restore mass")).to_be_visible()
+    expect(page.locator("#exemplars li")).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("button", name="Reject mass")).to_be_visible()
+    settled(page)
+    assert classes.inner_text() == boxed
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#boxes rect.positive")).to_have_count(0)
+    settled(page)
+    assert classes.inner_text() == plain
+    expect(page.get_by_role("button", name="Undo")).to_be_disabled()
+
+
+def test_reset_can_be_undone(page: Page) -> None:
+    page.get_by_label("Ignore").check(force=True)
+    drag(page, (0.5, 0.5), (0.9, 0.9))
+    expect(page.locator("#boxes rect.negative")).to_have_count(1)
+    page.get_by_role("button", name="Reset").click()
+    expect(page.locator("#boxes rect.negative")).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#boxes rect.negative")).to_have_count(1)
+
+
+def test_a_box_needs_no_mouse(page: Page) -> None:
+    page.get_by_role("button", name="Add box").press("Enter")
+    box = page.locator("#box-list .box")
+    expect(box).to_be_focused()
+    rect = page.locator("#boxes rect.positive")
+    before = float(rect.get_attribute("x") or "nan")
+    box.press("ArrowRight")
+    expect(rect).not_to_have_attribute("x", str(before))
+    settled(page)
+    expect(box).to_be_focused()
+    width = float(rect.get_attribute("width") or "nan")
+    box.press("Shift+ArrowRight")
+    page.wait_for_function(f"+document.querySelector('#boxes rect.positive').getAttribute('width') > {width}")
+    box.press("Delete")
+    expect(rect).to_have_count(0)
+
+
+def test_a_study_that_the_server_let_go_is_sent_again(page: Page, served: DataPlane) -> None:
+    served._studies = StudyCache(1 << 20)
+    page.get_by_role("button", name="Reject mass").click()
+    expect(page.get_by_role("button", name="Restore mass")).to_be_visible()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    assert len(served._studies) == 1
+
+
+def test_errors_are_shown_and_boxes_and_prediction_stay_together(page: Page) -> None:
+    page.locator("#file").set_input_files([{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"}])
+    expect(page.get_by_role("alert")).to_contain_text("notes.txt: not a PNG, JPEG, TIFF or DICOM image")
+    page.get_by_role("button", name="Dismiss").click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    plain = page.locator("#classes").inner_text()
+    page.route("**/interactions", lambda route: route.abort())
+    page.get_by_role("button", name="Add box").click()
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    expect(page.locator("#boxes rect.positive")).to_have_count(0)
+    assert page.locator("#classes").inner_text() == plain
+    page.unroute("**/interactions")
+    page.get_by_role("button", name="Add box").click()
+    expect(page.locator("#boxes rect.positive")).to_have_count(1)
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_file_of_another_shape_is_read_in_its_own_pixels(page: Page, wide: bytes) -> None:
+    page.locator("#file").set_input_files([{"name": "wide.png", "mimeType": "image/png", "buffer": wide}])
+    expect(page.locator("#study-name")).to_have_text("wide.png · 200×100")
+    expect(page.locator("#boxes")).to_have_attribute("viewBox", "0 0 200 100")
+    settled(page)
+    with page.expect_request("**/interactions") as sent:
+        drag(page, (0.5, 0.0), (1.0, 1.0))
+    body: Any = sent.value.post_data_json
+    assert body["image"] == {"width": 200, "height": 100}
+    assert body["boxes"][0]["x_min"] == pytest.approx(100, abs=2)
+    assert body["boxes"][0]["y_max"] == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize("width", [360, 820, 1280])
+def test_nothing_overflows_sideways(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.get_by_role("button", name="Reject mass").click()
+    settled(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    inner = page.evaluate("document.querySelector('.concepts').getBoundingClientRect().right")
+    assert inner <= page.evaluate("document.querySelector('.results').getBoundingClientRect().right")
+
+
+def test_every_control_has_a_name(page: Page) -> None:
+    page.get_by_role("button", name="Add box").click()
+    settled(page)
+    for control in page.locator("button, input, svg[role=img]").all():
+        node = control.evaluate(
+            "e => e.getAttribute('aria-label') || e.textContent.trim() || [...(e.labels || [])].map(l => l.textContent).join(' ')"
+        )
+        assert node, control.evaluate("e => e.outerHTML")
