@@ -68,8 +68,8 @@ def _draw_montage(
     predictions: Predictions,
     count: int,
 ) -> None:
-    """Draws evenly spaced test studies: neither the best nor the worst are picked."""
-    chosen = np.linspace(0, len(predictions.rows) - 1, count).astype(int)
+    """Draws the first test studies of each class in turn: neither the best nor the worst are picked."""
+    chosen = _first_of_each_class(data.collection.class_labels()[predictions.rows], count)
     rows = predictions.rows[chosen]
     features, _ = cache.batch(rows, next(model.parameters()).device)
     maps = reasoner(model.projector.project_maps(features)).concept_maps.cpu().numpy()
@@ -82,6 +82,14 @@ def _draw_montage(
         maps,
         REPORTS / "montage.png",
     )
+
+
+def _first_of_each_class(truth: np.ndarray, count: int) -> np.ndarray:
+    """Positions of ``count`` studies: the first of every class, then the second of every class, and so on."""
+    nth = np.zeros(len(truth), int)
+    for name in np.unique(truth):
+        nth[truth == name] = np.arange((truth == name).sum())
+    return np.lexsort((truth, nth))[:count]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from csr.datasets.prepared import PreparedSet
 from csr.metrics import map_peaks
@@ -85,15 +86,8 @@ def write_montage(
             name = data.collection.concepts[k]
             _show(axis, data, row)
             side = data.side
-            axis.imshow(
-                maps[line, k],
-                cmap="inferno",
-                alpha=0.45,
-                extent=(0, side, side, 0),
-                interpolation="bicubic",
-                vmin=0,
-                vmax=1,
-            )
+            heat = _enlarge(maps[line, k], side)
+            axis.imshow(heat, cmap="inferno", alpha=0.8 * heat, extent=(0, side, side, 0), vmin=0, vmax=1)
             _draw_boxes(axis, data.collection.boxes_of(row, name), "#4fc3f7", "")
             x, y = map_peaks(maps[line, k], side)
             axis.plot(x, y, marker="+", color="white", markersize=11, markeredgewidth=1.6)
@@ -112,6 +106,12 @@ def _show(axis: Axes, data: PreparedSet, row: int) -> None:
         extent=(0, data.side, data.side, 0),
     )
     axis.set_axis_off()
+
+
+def _enlarge(similarity: np.ndarray, side: int) -> np.ndarray:
+    """A map h×w in the image's size, smooth, clipped to [0, 1]."""
+    resized = Image.fromarray(similarity.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(resized), 0, 1)
 
 
 def _draw_boxes(axis: Axes, boxes: np.ndarray, colour: str, label: str) -> None:

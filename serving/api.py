@@ -110,27 +110,27 @@ def _add_model(app: FastAPI, dataplane: Callable[[], DataPlane]) -> None:
     async def model() -> ModelAnswer:
         """Which bundle answers."""
         plane = dataplane()
-        return ModelAnswer(bundle_digest=await asyncio.to_thread(lambda: plane.bundle.digest), manifest=plane.manifest)
+        return ModelAnswer(bundle_digest=plane.bundle_digest, manifest=plane.manifest)
 
     @app.get("/v1/atlas")
     async def atlas() -> AtlasAnswer:
         """Every prototype with its source, usage and reliance."""
-        return AtlasAnswer(entries=dataplane().atlas())
+        return AtlasAnswer(entries=dataplane().exhibits.atlas)
 
     @app.get("/v1/atlas/{concept:path}/{index:int}.png", response_class=Response)
     async def crop(concept: str, index: int) -> Response:
         """What a prototype looks like."""
-        return Response(await asyncio.to_thread(dataplane().crop, concept, index), media_type="image/png")
+        return Response(await asyncio.to_thread(dataplane().exhibits.crop, concept, index), media_type="image/png")
 
     @app.get("/v1/samples")
     async def samples() -> list[Sample]:
         """Studies to try the page with."""
-        return dataplane().samples()
+        return dataplane().exhibits.samples
 
     @app.get("/v1/samples/{index:int}.png", response_class=Response)
     async def sample(index: int) -> Response:
         """A sample's image, to be uploaded like any other."""
-        return Response(await asyncio.to_thread(dataplane().sample, index), media_type="image/png")
+        return Response(dataplane().exhibits.sample(index), media_type="image/png")
 
 
 def _add_health(app: FastAPI, dataplane: Callable[[], DataPlane]) -> None:

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import logging
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from serving.probe import ProbeError, check_reading, wait_until_ready
 
 READY_WITHIN_S = 60.0
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least; requests and answers do not pass through it
+_OWN_PORTS = range(20000, 30000)
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -102,7 +104,7 @@ def _set_environment() -> None:
             print(f"HAProxy cannot run here ({problem}); using Ray's Python proxy, about 8 ms slower", file=sys.stderr)
     for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
         # Their fixed defaults would let one server a machine start.
-        os.environ.setdefault(name, str(_free_port()))
+        os.environ.setdefault(name, str(free_port()))
 
 
 def _haproxy_problem() -> str | None:
@@ -115,9 +117,18 @@ def _haproxy_problem() -> str | None:
     return None
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+def free_port() -> int:
+    """A port that nothing listens on, outside the range from which systems hand out ports for outgoing connections.
+
+    Ray takes dozens of those while it starts; one of them found free now could be gone when it is needed.
+
+    Raises:
+        OSError: none is free.
+    """
+    for port in random.sample(_OWN_PORTS, len(_OWN_PORTS)):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise OSError(f"no port is free from {_OWN_PORTS.start} to {_OWN_PORTS.stop - 1}")
 
 
 @contextlib.contextmanager
@@ -162,6 +173,7 @@ def _ray() -> Iterator[None]:
 
 def _serve(options: Options, bundle: Bundle, started: float) -> None:
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions, ProxyLocation
     from ray.serve.schema import LoggingConfig
 
@@ -169,15 +181,15 @@ def _serve(options: Options, bundle: Bundle, started: float) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=options.host, port=options.port),
-        logging_config=quiet,
-    )
     try:
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly,
+            http_options=HTTPOptions(host=options.host, port=options.port),
+            logging_config=quiet,
+        )
         serve.run(build(bundle.path.resolve(), Limits()), name="csr", route_prefix="/", logging_config=quiet)
-    except RuntimeError as error:
-        raise ProbeError(f"the deployment did not start ({error}); Ray's logs say why") from None
+    except (RayError, RuntimeError) as error:
+        raise ProbeError(f"Ray Serve did not start; it says: {error}") from None
     url = f"http://{options.host}:{options.port}"
     wait_until_ready(url, READY_WITHIN_S)
     about = f"bundle {bundle.digest[:12]}, {bundle.manifest.preset}, ready in {time.monotonic() - started:.1f} s"

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from csr.bundle import AtlasEntry, Bundle
+from csr.bundle import Bundle
 from csr.errors import ImageError
 from csr.images import Placement, decode, fit, pixel_digest, to_png
 from csr.interaction import Interaction, InteractionError
@@ -23,16 +23,15 @@ from serving.engine import Engine, OrtEngine
 from serving.errors import (
     FrameError,
     InvalidInteractionError,
-    UnknownConceptError,
-    UnknownItemError,
     UnknownStudyError,
     UnreadableImageError,
     UnsupportedImageError,
 )
+from serving.exhibits import Exhibits
 from serving.explain import Explainer, compare
 from serving.frames import image_part, on_canvas
 from serving.maps import overlay_png
-from serving.schemas import ImageSize, InteractionAnswer, InteractionRequest, Sample, StudyAnswer
+from serving.schemas import ImageSize, InteractionAnswer, InteractionRequest, StudyAnswer
 from serving.studies import Study, StudyCache
 
 CACHE_BYTES = 256 << 20
@@ -47,17 +46,18 @@ class DataPlane:
         bundle: a verified bundle.
         engine: runs its graphs.
         cache_bytes: budget of the encoded studies held in memory.
+
+    Attributes:
+        manifest, bundle_digest: of the bundle.
+        exhibits: its atlas and samples.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, cache_bytes: int = CACHE_BYTES) -> None:
-        self.bundle = bundle
         self.manifest = bundle.manifest
         self._engine = engine
-        self._atlas = bundle.atlas()
-        self._rows = {(entry.concept, entry.index): row for row, entry in enumerate(self._atlas)}
-        self._crops = bundle.crops()
-        self._samples = bundle.samples()
-        self._explainer = Explainer(bundle.manifest, self._atlas)
+        self.bundle_digest = bundle.digest
+        self.exhibits = Exhibits(bundle)
+        self._explainer = Explainer(bundle.manifest, self.exhibits.atlas)
         self._studies = StudyCache(cache_bytes)
         self._decoding = threading.BoundedSemaphore(DECODES_AT_ONCE)
         self._encoding: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
@@ -150,10 +150,7 @@ class DataPlane:
             UnknownStudyError, FrameError, InvalidInteractionError: see `interact`.
         """
         study = self._study(digest, drawn_on)
-        if concept not in self.manifest.concepts:
-            raise UnknownConceptError(
-                f"unknown concept {concept!r}; this model knows {', '.join(self.manifest.concepts)}"
-            )
+        self.exhibits.check_concept(concept)
         maps = study.prediction.maps
         if interaction is not None:
             maps = self._reason(study, interaction)["concept_maps"][0]
@@ -168,41 +165,6 @@ class DataPlane:
         """
         study = self._study(digest)
         return to_png(image_part(study.canvas, study.placement))
-
-    def atlas(self) -> list[AtlasEntry]:
-        """Every prototype, concept by concept."""
-        return self._atlas
-
-    def crop(self, concept: str, index: int) -> bytes:
-        """What a prototype looks like, as PNG.
-
-        Raises:
-            UnknownConceptError, UnknownItemError: no such concept, or no such prototype of it.
-        """
-        if concept not in self.manifest.concepts:
-            raise UnknownConceptError(
-                f"unknown concept {concept!r}; this model knows {', '.join(self.manifest.concepts)}"
-            )
-        if (concept, index) not in self._rows:
-            raise UnknownItemError(f"{concept} has no prototype {index}; it has 0 to {self.manifest.per_concept - 1}")
-        return to_png(self._crops[self._rows[concept, index]])
-
-    def samples(self) -> list[Sample]:
-        """The studies packed with the bundle to try the page with."""
-        return [
-            Sample(index=index, **{name: row[name] for name in ("study_id", "label", "concepts", "boxes")})
-            for index, row in enumerate(self._samples)
-        ]
-
-    def sample(self, index: int) -> bytes:
-        """A sample's PNG.
-
-        Raises:
-            UnknownItemError: no such sample.
-        """
-        if not 0 <= index < len(self._samples):
-            raise UnknownItemError(f"no sample {index}; this bundle has {len(self._samples)}")
-        return (self.bundle.path / "samples" / self._samples[index]["file"]).read_bytes()
 
     def _decode(self, data: bytes, name: str) -> tuple[np.ndarray, Placement]:
         if not data:
@@ -239,11 +201,6 @@ class DataPlane:
                 f"{known.width}×{known.height}; upload yours again"
             )
         return study
-
-    def _check_concept(self, concept: str) -> None:
-        if concept not in self.manifest.concepts:
-            known = ", ".join(self.manifest.concepts)
-            raise UnknownConceptError(f"unknown concept {concept!r}; this model knows {known}")
 
     def _reason(self, study: Study, interaction: Interaction) -> dict[str, np.ndarray]:
         try:

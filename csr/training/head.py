@@ -38,7 +38,7 @@ class HeadConfig:
 
     clip: bool = True
     concept_dropout: float = 0.1
-    epochs: int = 60
+    epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.02
     weight_decay: float = 1e-3

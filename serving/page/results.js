@@ -4,7 +4,7 @@ import { cropUrl } from "./api.js";
 
 const byId = (id) => document.getElementById(id);
 const percent = (value) => `${Math.round(value * 100)} %`;
-const signed = (value, digits = 2) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+const signed = (value, digits = Math.abs(value) < 10 ? 2 : 1) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 export const plain = (name) => name.replaceAll("_", " ");
 
 export function element(tag, attributes = {}, ...children) {

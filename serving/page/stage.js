@@ -100,7 +100,6 @@ export class Stage {
 
   cancel() {
     this.start = null;
-    this.draft.setAttribute("width", 0);
-    this.draft.setAttribute("height", 0);
+    for (const [key, value] of Object.entries({ class: "draft", width: 0, height: 0 })) this.draft.setAttribute(key, value);
   }
 }

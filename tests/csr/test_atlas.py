@@ -28,10 +28,7 @@ def make_parts(folder, cells: int = 8):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield make_parts(tmp_path_factory.mktemp("atlas"))
-    torch.set_num_threads(threads)
+    return make_parts(tmp_path_factory.mktemp("atlas"))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +110,7 @@ def test_weights_are_the_heads_own_by_class_name(atlas, parts):
 
 
 def test_a_crop_is_cut_from_its_source_around_the_most_similar_cell(atlas, parts):
-    data, cache, model, reasoner = parts
+    data, cache, model, _ = parts
     studies = data.collection.studies
     cell = data.side / cache.features.shape[-1]
     for index, entry in enumerate(atlas.entries):

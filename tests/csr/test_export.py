@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from csr.assemble import ExportConfig, Provenance, write_bundle
 from csr.atlas import Atlas
-from csr.bundle import REASONER_OUTPUTS, Bundle
+from csr.bundle import REASONER_OUTPUTS
 from csr.errors import BundleError
 from csr.export import export_graphs, measure_parity, require_parity
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
@@ -86,9 +86,7 @@ def test_the_reasoner_graph_agrees_with_torch_for_any_patches_and_interaction(ex
     tensors = interaction_of(seed, batch)
     with torch.no_grad():
         answer = exported.model.reasoner(torch.tensor(patches), *(torch.tensor(value) for value in tensors.values()))
-    for name, value in zip(
-        REASONER_OUTPUTS, exported.reasoner.run(None, {"patches": patches, **tensors}), strict=True
-    ):
+    for name, value in zip(REASONER_OUTPUTS, exported.reasoner.run(None, {"patches": patches, **tensors}), strict=True):
         np.testing.assert_allclose(value, getattr(answer, name), atol=1e-4, rtol=1e-4, err_msg=name)
 
 
@@ -149,38 +147,7 @@ def test_a_bundle_that_fails_parity_is_not_written_and_the_previous_one_stays(tm
     monkeypatch.setattr("csr.assemble.export_graphs", lambda *_: None)
     monkeypatch.setattr("csr.assemble.measure_parity", lambda *_: 0.01)
     origin = Provenance("paper", data.digest(), "test", {})
-    with pytest.raises(BundleError, match="parity|Δlogit"):
+    with pytest.raises(BundleError, match="Δlogit"):
         write_bundle(tmp_path / "bundle", data, make_csr(1), Atlas([], np.zeros((0,))), ExportConfig(), origin)
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["previous"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "prepared"]
-
-
-def test_a_real_bundle_was_measured_on_real_images_and_opens_again(tiny_run):
-    assert 0 <= tiny_run.parity <= ExportConfig().tolerance
-    manifest = Bundle.open(tiny_run.folder / "bundle").manifest
-    assert manifest.concepts == tiny_run.data.collection.concepts
-    assert manifest.classes == tiny_run.data.collection.classes
-    assert manifest.data_digest == tiny_run.data.digest()
-    assert (manifest.channels, manifest.side) == (1, 64)
-    assert (manifest.height, manifest.width) == tiny_run.cache.features.shape[2:]
-    assert (manifest.per_concept, manifest.patch_width) == tiny_run.reasoner.prototypes.shape[1:]
-
-
-def test_a_real_bundles_samples_are_test_images_with_their_labels_and_boxes(tiny_run):
-    from csr.images import decode, fit
-
-    studies = tiny_run.data.collection.studies
-    samples = tiny_run.bundle.samples()
-    assert {sample["label"] for sample in samples} == set(tiny_run.data.collection.classes)
-    assert len({sample["study_id"] for sample in samples}) == len(samples)
-    for sample in samples:
-        row = int(np.flatnonzero(studies["study_id"] == sample["study_id"])[0])
-        assert studies["split"].iat[row] == "test"
-        assert studies["label"].iat[row] == sample["label"]
-        canvas, _ = fit(decode((tiny_run.bundle.path / "samples" / sample["file"]).read_bytes()), 64, 1)
-        np.testing.assert_array_equal(canvas, tiny_run.data.images[row])
-        boxed = {box[0] for box in sample["boxes"]}
-        assert boxed == set(sample["concepts"])
-        for concept in boxed:
-            own = [box[1:] for box in sample["boxes"] if box[0] == concept]
-            np.testing.assert_allclose(own, tiny_run.data.collection.boxes_of(row, concept))

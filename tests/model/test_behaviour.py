@@ -12,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csr.assemble import ExportConfig
 from csr.bundle import MANIFEST, REASONER_OUTPUTS, Bundle
 from csr.errors import BundleError
+from csr.images import decode, fit
 from csr.interaction import Interaction, InteractionError, RegionBox, importance_map
 from csr.runtime import GOLDEN_TOLERANCE, BundleRunner
 
@@ -54,11 +56,40 @@ INTERACTIONS = st.builds(
 # the bundle is what was trained
 
 
+def test_a_real_bundle_was_measured_on_real_images_and_opens_again(tiny_run):
+    assert 0 <= tiny_run.parity <= ExportConfig().tolerance
+    manifest = Bundle.open(tiny_run.folder / "bundle").manifest
+    assert manifest.concepts == tiny_run.data.collection.concepts
+    assert manifest.classes == tiny_run.data.collection.classes
+    assert manifest.data_digest == tiny_run.data.digest()
+    assert (manifest.channels, manifest.side) == (1, 64)
+    assert (manifest.height, manifest.width) == tiny_run.cache.features.shape[2:]
+    assert (manifest.per_concept, manifest.patch_width) == tiny_run.reasoner.prototypes.shape[1:]
+
+
+def test_a_real_bundles_samples_are_test_images_with_their_labels_and_boxes(tiny_run):
+    studies = tiny_run.data.collection.studies
+    samples = tiny_run.bundle.samples()
+    assert {sample["label"] for sample in samples} == set(tiny_run.data.collection.classes)
+    assert len({sample["study_id"] for sample in samples}) == len(samples)
+    for sample in samples:
+        row = int(np.flatnonzero(studies["study_id"] == sample["study_id"])[0])
+        assert studies["split"].iat[row] == "test"
+        assert studies["label"].iat[row] == sample["label"]
+        canvas, _ = fit(decode((tiny_run.bundle.path / "samples" / sample["file"]).read_bytes()), 64, 1)
+        np.testing.assert_array_equal(canvas, tiny_run.data.images[row])
+        boxed = {box[0] for box in sample["boxes"]}
+        assert boxed == set(sample["concepts"])
+        for concept in boxed:
+            own = [box[1:] for box in sample["boxes"] if box[0] == concept]
+            np.testing.assert_allclose(own, tiny_run.data.collection.boxes_of(row, concept))
+
+
 def test_the_golden_case_is_met(runner):
     assert runner.golden_error() < GOLDEN_TOLERANCE
 
 
-def test_the_golden_case_fails_when_the_answer_is_another(tiny_run, tmp_path, monkeypatch):
+def test_the_golden_case_fails_when_the_answer_is_another(tiny_run, monkeypatch):
     golden = tiny_run.bundle.golden()
     golden["expected_logits"] = golden["expected_logits"] + 0.1
     monkeypatch.setattr(Bundle, "golden", lambda self: golden)

@@ -184,13 +184,13 @@ def test_what_is_not_there(plane: DataPlane, sample: bytes) -> None:
     with pytest.raises(UnknownConceptError):
         plane.overlay(digest, "spaceship")
     with pytest.raises(UnknownConceptError):
-        plane.crop("spaceship", 0)
+        plane.exhibits.crop("spaceship", 0)
     for absent in (-1, 3):
         with pytest.raises(UnknownItemError):
-            plane.crop("mass", absent)
+            plane.exhibits.crop("mass", absent)
     for absent in (-1, 10):
         with pytest.raises(UnknownItemError):
-            plane.sample(absent)
+            plane.exhibits.sample(absent)
 
 
 def test_bytes_that_are_no_image(plane: DataPlane, sample: bytes) -> None:

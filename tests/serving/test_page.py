@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -18,10 +19,15 @@ from serving.dataplane import DataPlane
 from serving.engine import OrtEngine
 from serving.studies import StudyCache
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 
 def settled(page: Page) -> None:
-    page.wait_for_function("document.querySelector('#overlay').src.startsWith('blob:')")
+    expect(page.locator("#overlay")).to_have_attribute("src", re.compile("^blob:"))
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
 
 
@@ -138,7 +144,9 @@ def test_a_box_needs_no_mouse(page: Page) -> None:
     expect(box).to_be_focused()
     width = float(rect.get_attribute("width") or "nan")
     box.press("Shift+ArrowRight")
-    page.wait_for_function(f"+document.querySelector('#boxes rect.positive').getAttribute('width') > {width}")
+    expect(rect).not_to_have_attribute("width", str(width))
+    assert float(rect.get_attribute("width") or "nan") > width
+    settled(page)
     box.press("Delete")
     expect(rect).to_have_count(0)
 
@@ -195,7 +203,7 @@ def test_every_control_has_a_name(page: Page) -> None:
     page.get_by_role("button", name="Add box").click()
     settled(page)
     for control in page.locator("button, input, svg[role=img]").all():
-        node = control.evaluate(
-            "e => e.getAttribute('aria-label') || e.textContent.trim() || [...(e.labels || [])].map(l => l.textContent).join(' ')"
+        name = control.evaluate(
+            "e => [e.ariaLabel, e.textContent, ...[...(e.labels ?? [])].map(l => l.innerText)].join('')"
         )
-        assert node, control.evaluate("e => e.outerHTML")
+        assert name.strip(), control.evaluate("e => e.outerHTML")

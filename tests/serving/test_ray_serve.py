@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from csr.bundle import Bundle
+from serving.app import free_port
 from tests.serving.conftest import altered_copy
 
 ROOT = Path(__file__).parents[2]
@@ -35,11 +36,6 @@ class Server:
 
 def command(bundle: Path, port: int, *more: str) -> list[str]:
     return [sys.executable, "-m", "serving.app", "--bundle", str(bundle), "--port", str(port), *more]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,57 @@
+"""What a bundle has to show: its atlas with the crops, and its samples.
+
+Read whole when the bundle is opened: one that is replaced on disk later must not mix with the one that answers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from csr.bundle import AtlasEntry, Bundle
+from csr.images import to_png
+from serving.errors import UnknownConceptError, UnknownItemError
+from serving.schemas import Sample
+
+
+class Exhibits:
+    """Immutable, so any thread may read it."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.atlas: list[AtlasEntry] = bundle.atlas()
+        self.samples: list[Sample] = []
+        self._concepts = bundle.manifest.concepts
+        self._rows = {(entry.concept, entry.index): row for row, entry in enumerate(self.atlas)}
+        self._crops = np.array(bundle.crops())
+        self._files: list[bytes] = []
+        for index, row in enumerate(bundle.samples()):
+            known = {name: row[name] for name in ("study_id", "label", "concepts", "boxes")}
+            self.samples.append(Sample(index=index, **known))
+            self._files.append((bundle.path / "samples" / row["file"]).read_bytes())
+
+    def check_concept(self, name: str) -> None:
+        """Raises:
+        UnknownConceptError: the model has no such concept.
+        """
+        if name not in self._concepts:
+            raise UnknownConceptError(f"unknown concept {name!r}; this model knows {', '.join(self._concepts)}")
+
+    def crop(self, concept: str, index: int) -> bytes:
+        """What a prototype looks like, as PNG.
+
+        Raises:
+            UnknownConceptError, UnknownItemError: no such concept, or no such prototype of it.
+        """
+        self.check_concept(concept)
+        if (concept, index) not in self._rows:
+            raise UnknownItemError(f"{concept} has no prototype {index}")
+        return to_png(self._crops[self._rows[concept, index]])
+
+    def sample(self, index: int) -> bytes:
+        """A sample's PNG.
+
+        Raises:
+            UnknownItemError: no such sample.
+        """
+        if not 0 <= index < len(self._files):
+            raise UnknownItemError(f"no sample {index}; this bundle has {len(self._files)}")
+        return self._files[index]
