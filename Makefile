@@ -12,6 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 export DVC_NO_ANALYTICS := true
+export OMP_WAIT_POLICY := passive
 
 .PHONY: help setup demo repro compare retrain serve mlflow test lint format lock triton clean
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from csr.errors import ImageError
 
 MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "TIFF")  # no other of Pillow's plugins is exposed to strangers' bytes
 _DICOM_MAGIC = slice(128, 132)
 
 
@@ -51,7 +52,7 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(image.width, image.height, name)
             image.load()
     except ImageError:
@@ -63,6 +64,8 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, np.float32)
+        if not np.isfinite(pixels).all():
+            raise ImageError(f"{name}: has pixels that are not finite numbers")
         top = 65535.0 if image.mode.startswith("I") else max(1.0, float(pixels.max(initial=0)))
         return np.clip(pixels / top, 0, 1)[..., None]
     if image.mode in ("1", "L"):

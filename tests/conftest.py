@@ -13,6 +13,7 @@ for variable, value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "1",
     "CUDA_VISIBLE_DEVICES": "",
+    "OMP_WAIT_POLICY": "passive",
 }.items():
     os.environ[variable] = value
 

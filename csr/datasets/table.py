@@ -183,13 +183,17 @@ def _place_boxes(collection: Collection, placements: list[Placement], file: Path
     """Moves boxes into pixels of the prepared images, cut to them."""
     boxes = collection.boxes.copy()
     row_of = {study: row for row, study in enumerate(collection.studies["study_id"])}
-    for index, box in enumerate(boxes.itertuples(index=False)):
-        place = placements[row_of[box.study_id]]
-        if box.x_max <= 0 or box.y_max <= 0 or box.x_min >= place.width or box.y_min >= place.height:
-            raise DataError(
-                f"{file} row {index + 2}: the box lies outside its {place.width}×{place.height} image; "
-                "coordinates are pixels of the stored image"
-            )
-        cut = np.clip(box[2:], 0, [place.width, place.height] * 2)
-        boxes.loc[boxes.index[index], CORNERS] = place.to_canvas(cut[None])[0]
+    places = [placements[row_of[study]] for study in boxes["study_id"]]
+    corners = boxes[CORNERS].to_numpy(np.float64)
+    sizes = np.array([(place.width, place.height) for place in places], np.float64).reshape(-1, 2)
+    outside = (corners[:, 2:] <= 0).any(1) | (corners[:, :2] >= sizes).any(1)
+    for index in np.flatnonzero(outside):
+        place = places[index]
+        raise DataError(
+            f"{file} row {index + 2}: the box lies outside its {place.width}×{place.height} image; "
+            "coordinates are pixels of the stored image"
+        )
+    cut = np.clip(corners, 0, np.tile(sizes, 2))
+    moved = [place.to_canvas(box) for place, box in zip(places, cut, strict=True)]
+    boxes[CORNERS] = np.array(moved).reshape(-1, 4)
     return boxes

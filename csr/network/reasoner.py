@@ -73,11 +73,16 @@ class Reasoner(nn.Module):
         return torch.where(untouched, maps, weights * maps.clamp_min(0))
 
     def scores(self, maps: Tensor, prototype_mask: Tensor | None = None, absent_weight: Tensor | None = None) -> Tensor:
-        """Ŝ B×K×M×h×w → s B×K×M. Masked prototypes score ``absent_weight`` (B: 0 zero, 1 absent) · absent score."""
+        """Ŝ B×K×M×h×w → s B×K×M.
+
+        Pruned prototypes score as if absent; rejected ones (``prototype_mask`` 0) score ``absent_weight`` (B: 0 zero,
+        1 absent) times their absent score.
+        """
         scores = maps.flatten(3).amax(-1)
-        keep = self.alive[None] if prototype_mask is None else self.alive * prototype_mask
-        weight = 1.0 if absent_weight is None else absent_weight[:, None, None]
-        return keep * scores + (1 - keep) * weight * self.absent_scores
+        scores = self.alive * scores + (1 - self.alive) * self.absent_scores
+        if prototype_mask is None or absent_weight is None:
+            return scores
+        return prototype_mask * scores + (1 - prototype_mask) * absent_weight[:, None, None] * self.absent_scores
 
     def standardise(self, scores: Tensor) -> Tensor:
         """s B×K×M → zero mean and unit variance over the training images."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from PIL import Image
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.table import prepare_table, read_table
 from csr.errors import DataError
-
-SHARED = Path(os.environ.get("CSR_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "blood_cells"
 
 
 @pytest.fixture
@@ -102,8 +99,8 @@ def set_value(column: str, row: int, value: str) -> Callable[[pd.DataFrame], Non
 
 
 STUDIES = [
-    (lambda t: t.drop(columns="label", inplace=True), "studies.csv: column 'label' is missing"),
-    (lambda t: t.drop(columns=["concept:round", "concept:dark"], inplace=True), "has no column 'concept:<name>'"),
+    (lambda t: t.pop("label"), "studies.csv: column 'label' is missing"),
+    (lambda t: (t.pop("concept:round"), t.pop("concept:dark")), "has no column 'concept:<name>'"),
     (set_value("study_id", 3, "s00"), "studies.csv row 5: study_id occurs twice"),
     (set_value("split", 2, "dev"), "studies.csv row 4: split must be train, val, test or empty, got 'dev'"),
     (set_value("concept:dark", 1, "2"), "studies.csv row 3: column 'concept:dark' must be 1, 0 or empty, got '2'"),
@@ -111,9 +108,7 @@ STUDIES = [
     (set_value("label", 0, ""), "studies.csv row 2: label is empty"),
     (lambda t: t.__setitem__("concept:dark", "0"), "concept 'dark' has no positive example in split 'train'"),
     (
-        lambda t: t.loc[t.split == "val", "label"].pipe(
-            lambda s: t.__setitem__("label", t.label.where(t.split != "val", "a"))
-        ),
+        lambda t: t.__setitem__("label", t.label.where(t.split != "val", "a")),
         "class 'b' has no study in split 'val'",
     ),
     (lambda t: t.__setitem__("split", t.split.replace("val", "train")), "no study is in split 'val'"),
@@ -129,7 +124,7 @@ def test_a_wrong_study_is_named(folder: Path, change: Callable, sentence: str) -
 
 
 BOXES = [
-    (lambda t: t.drop(columns="x_max", inplace=True), "boxes.csv: column 'x_max' is missing"),
+    (lambda t: t.pop("x_max"), "boxes.csv: column 'x_max' is missing"),
     (set_value("study_id", 1, "who"), "boxes.csv row 3: study_id is not in studies.csv, got 'who'"),
     (set_value("concept", 0, "flat"), "boxes.csv row 2: concept has no column in studies.csv, got 'flat'"),
     (set_value("x_min", 2, "left"), "boxes.csv row 4: x_min must be a number, got 'left'"),
