@@ -61,7 +61,7 @@ def png_header(width: int, height: int) -> bytes:
 # what is read
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_8_bit_grey_is_divided_by_255(kind):
     image = decode(encode(GREY, kind))
     np.testing.assert_allclose(image[..., 0], GREY / 255, atol=1e-7)
@@ -185,12 +185,12 @@ def test_dicom_with_several_frames_is_refused_by_its_name():
 
 def every_kind() -> dict[str, bytes]:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    kinds = {kind: encode(noise, kind) for kind in ("PNG", "JPEG", "TIFF", "GIF", "BMP")}
+    kinds = {kind: encode(noise, kind) for kind in ("PNG", "JPEG", "TIFF")}
     return kinds | {"DICOM": dicom(np.zeros((40, 40), np.uint16))}
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "DICOM"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "DICOM"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_truncated_file_is_refused_by_its_name(kind, share):
     data = every_kind()[kind]
@@ -206,7 +206,7 @@ def test_bytes_that_are_no_image_are_refused_by_their_name(data):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP", "DICOM"]), st.data())
+@given(st.sampled_from(["PNG", "JPEG", "TIFF", "DICOM"]), st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_a_file_with_altered_bytes_is_decoded_or_refused_but_nothing_else(kind, data):
     altered = bytearray(every_kind()[kind])
@@ -222,12 +222,17 @@ def test_a_file_with_altered_bytes_is_decoded_or_refused_but_nothing_else(kind, 
         assert 0 <= image.min() <= image.max() <= 1
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "WEBP", "ICO", "PPM"])
+def test_other_formats_that_pillow_knows_are_refused_by_their_name(kind):
+    with pytest.raises(ImageError, match="chest7"):
+        decode(encode(COLOUR, kind), "chest7")
+
+
+@pytest.mark.parametrize("exif", [b"garbage", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff"])
 @pytest.mark.filterwarnings("ignore")
-def test_a_damaged_exif_block_is_no_reason_to_crash(kind):
-    data = encode(GREY, kind, exif=b"garbage")
+def test_a_damaged_exif_block_is_no_reason_to_crash(exif):
     try:
-        image = decode(data, "chest7")
+        image = decode(encode(GREY, "PNG", exif=exif), "chest7")
     except ImageError as error:
         assert "chest7" in str(error)
     else:
@@ -236,7 +241,7 @@ def test_a_damaged_exif_block_is_no_reason_to_crash(kind):
 
 @pytest.mark.parametrize("size", [(MAX_PIXELS // 8000 + 1, 8000), (10_000, 10_000), (60_000, 60_000)])
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(size):
-    with pytest.raises(ImageError, match=r"bomb\.png"):
+    with pytest.raises(ImageError, match=r"bomb\.png.*limit"):
         decode(png_header(*size), "bomb.png")
 
 
@@ -317,7 +322,7 @@ def test_a_canvas_written_as_png_comes_back_pixel_by_pixel(channels):
 
 def test_equal_pixels_have_equal_digests_whatever_the_file_or_the_memory_layout():
     canvas = np.random.default_rng(1).integers(0, 256, (1, 16, 16), dtype=np.uint8)
-    digests = {pixel_digest(fit(decode(encode(canvas[0], kind)), 16, 1)[0]) for kind in ("PNG", "TIFF", "BMP")}
+    digests = {pixel_digest(fit(decode(encode(canvas[0], kind)), 16, 1)[0]) for kind in ("PNG", "TIFF")}
     digests |= {pixel_digest(canvas), pixel_digest(np.asfortranarray(canvas)), pixel_digest(canvas[:, ::-1][:, ::-1])}
     assert len(digests) == 1
 

@@ -94,6 +94,24 @@ def test_pruned_prototypes_score_their_absent_value_and_show_in_no_map(clip, see
             np.testing.assert_allclose(answer[name][b], expected[name], atol=2e-4, rtol=2e-4, err_msg=name)
 
 
+def test_what_a_pruned_prototype_scores_is_no_evidence_for_its_concept():
+    reasoner, patches = make_reasoner(3, clip=True, pruned=4), make_patches(3)
+    before = reason(reasoner, patches)
+    with torch.no_grad():
+        reasoner.absent_scores[reasoner.alive == 0] = 5.0
+    after = reason(reasoner, patches)
+    assert (after["scores"] == 5).sum() == 2 * 4
+    np.testing.assert_array_equal(after["concept_probabilities"], before["concept_probabilities"])
+    np.testing.assert_array_equal(after["concept_maps"], before["concept_maps"])
+
+
+def test_a_rejection_without_a_stated_substitute_is_not_ignored():
+    reasoner, patches = make_reasoner(2, clip=True), make_patches(2)
+    mask = torch.zeros(2, 3, 4)
+    answer = reason(reasoner, patches, None, mask)
+    np.testing.assert_allclose(answer["scores"], np.stack([reasoner.absent_scores.numpy()] * 2), atol=1e-6)
+
+
 @CLIP
 @pytest.mark.parametrize("pruned", [0, 3])
 @pytest.mark.parametrize("rejection", [0.0, 1.0])
@@ -191,7 +209,7 @@ def test_rejecting_one_concept_changes_no_other_concepts_contribution():
     reasoner, patches = make_reasoner(2, clip=True), make_patches(2)
     mask = torch.ones(2, 3, 4)
     mask[:, 1] = 0
-    before, after = reason(reasoner, patches), reason(reasoner, patches, None, mask)
+    before, after = reason(reasoner, patches), reason(reasoner, patches, None, mask, torch.ones(2))
     for name in ("contributions", "scores", "concept_probabilities"):
         np.testing.assert_array_equal(after[name][:, [0, 2]], before[name][:, [0, 2]], err_msg=name)
         assert (after[name][:, 1] != before[name][:, 1]).any()

@@ -130,8 +130,10 @@ def test_a_finished_run_that_is_resumed_trains_no_further(run, stage):
     whole = Recorder()
     expected = weights(run(stage, whole))
     again = Recorder(whole.checkpoint)
-    assert_same(expected, weights(run(stage, again)))
+    model = run(stage, again)
+    assert_same(expected, weights(model))
     assert again.history == []
+    assert not model.training
 
 
 @STAGES
