@@ -1,8 +1,8 @@
 # `make help` lists what a person runs. Everything happens inside .venv; nothing is installed elsewhere.
 .DEFAULT_GOAL := help
-SHELL := /bin/bash -o pipefail
+SHELL := /bin/bash
 .ONESHELL:
-.SHELLFLAGS := -ec
+.SHELLFLAGS := -eo pipefail -c
 
 PYTHON ?= python3
 PORT ?= 8000

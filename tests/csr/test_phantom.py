@@ -88,6 +88,12 @@ def test_another_seed_gives_other_images_and_another_plan(folder, data, tmp_path
     assert not same.any()
 
 
+def test_another_seed_places_the_same_findings_elsewhere():
+    present = np.ones(len(CONCEPTS), int)
+    first, second = (Renderer(replace(SMALL, seed=seed), SIDE)(0, present, False) for seed in (7, 8))
+    assert not {one.box for one in first.findings} & {one.box for one in second.findings}
+
+
 def test_a_study_is_rendered_alike_whatever_was_rendered_before_it():
     present = np.ones(len(CONCEPTS), int)
     alone = Renderer(SMALL, SIDE)(5, present, marker=True)

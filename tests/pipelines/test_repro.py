@@ -123,3 +123,13 @@ def test_a_mistake_ends_a_stage_with_one_sentence_and_leaves_outputs_alone(
     assert last.startswith(f"{stage}: ") and sentence in last, done.stderr
     assert "Traceback" not in done.stderr
     assert kept == {path: path.stat().st_mtime_ns for name in ("data", "build") for path in (outputs / name).rglob("*")}
+
+
+def test_the_comparison_pipeline_makes_one_table(project: Project) -> None:
+    project.run("dvc", "repro", "pipelines/comparison/dvc.yaml")
+    table = (project.folder / "reports/comparison.md").read_text()
+    assert table.count("| csr, robust | 1 |") == 2  # once a test part
+    assert table.count("| cbm_joint | 1 |") == 2 and table.count("| black_box | 1 |") == 2
+    report = json.loads((project.folder / "reports/comparison/black_box-0.json").read_text())
+    assert report["explanations"] == 0 and report["parameters"] > 100_000
+    assert report["iid"]["concept_auroc"] is None and 0 <= report["iid"]["pointing_game"]["pair"] <= 1

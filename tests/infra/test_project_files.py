@@ -1,0 +1,76 @@
+"""The files that only machines read: lock, Makefile, workflows, overlays."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from pipelines.overlay import merged, overlay_settings
+from pipelines.params import parse_params
+
+ROOT = Path(__file__).parents[2]
+LOCK = (ROOT / "requirements.lock").read_text()
+
+
+def test_the_lock_pins_every_dependency_within_its_range_and_names_no_address() -> None:
+    pins = [Requirement(line) for line in LOCK.splitlines() if line]
+    assert "://" not in LOCK and "--" not in LOCK
+    assert all(len(pin.specifier) == 1 and next(iter(pin.specifier)).operator == "==" for pin in pins)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
+    for requirement in map(Requirement, wanted):
+        versions = [pin for pin in pins if canonicalize_name(pin.name) == canonicalize_name(requirement.name)]
+        assert versions, f"{requirement.name} is not locked; run make lock"
+        for pin in versions:
+            version = next(iter(pin.specifier)).version
+            assert requirement.specifier.contains(version), f"{requirement} is locked at {version}; run make lock"
+
+
+def test_make_help_lists_what_the_readme_names() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = set(re.findall(r"^  make ([a-z]+)", done.stdout, re.MULTILINE))
+    assert {"setup", "demo", "repro", "serve", "mlflow", "lint", "test", "retrain", "compare", "triton"} <= listed
+    named = set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert named - {"and"} <= listed | {"help"}
+
+
+@pytest.mark.parametrize("name", ["ci", "retrain"])
+def test_workflows_call_targets_that_exist(name: str) -> None:
+    content = yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    (job,) = content["jobs"].values()
+    commands = "\n".join(step["run"] for step in job["steps"] if "run" in step)
+    used = set(re.findall(r"\bmake (?:--[a-z-]+ )*([a-z]+)", commands))
+    assert used <= targets
+    assert "bash .ci/run" in commands if name == "ci" else "retrain" in used
+    assert content[True]  # YAML reads the key `on` as a boolean
+    subprocess.run(["bash", "-n", str(ROOT / ".ci/run")], check=True)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "params").glob("*.yaml")), ids=lambda file: file.stem)
+def test_overlays_fit_the_parameters(file: Path) -> None:
+    overlay = yaml.safe_load(file.read_text())
+    base = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = parse_params(merged(base, overlay), str(file))
+    assert params.data.source == "table"
+    settings = overlay_settings(overlay, str(file))
+    assert 'data.source="table"' in settings
+    assert all(re.fullmatch(r"[a-z_.]+=.+", setting) for setting in settings)
+
+
+def test_every_stage_of_the_pipeline_has_a_module() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    order = ["prepare", "concepts", "features", "prototypes", "head", "evaluate", "atlas", "export"]
+    assert list(stages) == order
+    for name in order:
+        assert stages[name]["cmd"] == f"python -m pipelines.{name}"
+        assert (ROOT / f"pipelines/{name}.py").is_file()
+        missing = [dep for dep in stages[name]["deps"] if dep.endswith(".py") and not (ROOT / dep).is_file()]
+        assert not missing
