@@ -42,7 +42,7 @@ def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, r
     reliance = _reliance(reasoner, all_scores(reasoner, model, cache, rows))
     concepts, per_concept = source.shape
     weights = reasoner.head.weight.reshape(-1, concepts, per_concept).cpu().numpy()
-    crop_side = max(8, round(CROP_CELLS * data.side / cache.features.shape[-1]))
+    crop_side = min(data.side, max(8, round(CROP_CELLS * data.side / cache.features.shape[-1])))
 
     entries, crops = [], np.zeros((concepts * per_concept, data.channels, crop_side, crop_side), np.uint8)
     for k, concept in enumerate(data.collection.concepts):
@@ -97,9 +97,9 @@ def _sources(
 
 
 def _reliance(reasoner: Reasoner, scores: torch.Tensor) -> np.ndarray:
-    """K×M share of the head's mean absolute contribution |W·standardised score| over images and classes."""
+    """K×M share of the head's mean absolute contribution |W·standardised score|; 0 once pruned."""
     standard = reasoner.standardise(scores).abs().mean(0)
-    strength = reasoner.head.weight.abs().mean(0).reshape(standard.shape) * standard
+    strength = reasoner.alive * reasoner.head.weight.abs().mean(0).reshape(standard.shape) * standard
     return (strength / strength.sum().clamp_min(1e-12)).cpu().numpy()
 
 

@@ -124,7 +124,7 @@ class Bundle:
         file = path / MANIFEST
         try:
             content = json.loads(file.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise BundleError(
                 f"{file}: missing; {path} is not a bundle (run dvc repro, or name another folder)"
             ) from None
@@ -167,6 +167,9 @@ def _read_manifest(file: Path, content: Any) -> Manifest:
     missing = [field.name for field in fields(Manifest) if field.name not in content]
     if missing:
         raise BundleError(f"{file}: key {missing[0]!r} is missing; export the bundle again")
+    for key, kind, word in (("files", dict, "an object"), ("concepts", list, "a list"), ("classes", list, "a list")):
+        if not isinstance(content[key], kind):
+            raise BundleError(f"{file}: key {key!r} must be {word}; export the bundle again")
     known = {field.name: content[field.name] for field in fields(Manifest)}
     return Manifest(**(known | {"concepts": tuple(known["concepts"]), "classes": tuple(known["classes"])}))
 

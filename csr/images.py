@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from csr.errors import ImageError
+
+if TYPE_CHECKING:
+    import pydicom
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "TIFF")  # no other of Pillow's plugins is exposed to strangers' bytes
@@ -50,18 +53,18 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
     if data[_DICOM_MAGIC] == b"DICM":
         return _decode_dicom(data, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image.width, image.height, name)
-            image.load()
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(image.width, image.height, name)
+        image.load()
+        image = ImageOps.exif_transpose(image)
     except ImageError:
         raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: is over the limit of {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a PNG, JPEG, TIFF or DICOM image") from None
     except Exception as error:  # Pillow's plugins raise many types for damaged files
         raise ImageError(f"{name}: the image is damaged and cannot be decoded ({error})") from None
-    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, np.float32)
         if not np.isfinite(pixels).all():
@@ -90,13 +93,24 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
         if pixels.ndim == 3:
             return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
         values = np.asarray(apply_voi_lut(apply_modality_lut(pixels, dataset), dataset), np.float32)
+        low, high = _dicom_range(dataset, values)
     except ImageError:
         raise
     except Exception as error:  # pydicom and its decoders raise many types for damaged or partial files
         raise ImageError(f"{name}: the DICOM file cannot be decoded ({error})") from None
-    low, high = float(values.min()), float(values.max())
-    values = (values - low) / max(high - low, 1e-6)
+    values = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
     return (1 - values if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else values)[..., None]
+
+
+def _dicom_range(dataset: pydicom.Dataset, values: np.ndarray) -> tuple[float, float]:
+    """What is black and what is white: the range a VOI window maps to (PS3.3 C.11.2.1), else that of the pixels."""
+    if "WindowWidth" in dataset and "VOILUTSequence" not in dataset:
+        bits = int(dataset.BitsStored)
+        signed = int(dataset.get("PixelRepresentation", 0))
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+        return low * slope + intercept, high * slope + intercept
+    return float(values.min()), float(values.max())
 
 
 def _check_size(width: int, height: int, name: str) -> None:

@@ -53,6 +53,8 @@ def prototype_contrastive(
         similarity: sim n×K.
         concept: n indices k̃ of the vectors' own concepts.
     """
+    if not len(concept):  # a batch in which no concept is present
+        return similarity.sum() * 0
     if margin == "numerator":
         return F.cross_entropy(scale * similarity, concept) - scale * delta
     shift = delta if margin == "plus" else -delta

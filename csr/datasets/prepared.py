@@ -44,18 +44,18 @@ class PreparedSet:
         Raises:
             DataError: the folder is missing or incomplete.
         """
-        try:
-            about = json.loads((path / "collection.json").read_text())
-            collection = Collection(
-                name=about["name"],
-                concepts=tuple(about["concepts"]),
-                classes=tuple(about["classes"]),
-                studies=pd.read_parquet(path / "studies.parquet"),
-                boxes=pd.read_parquet(path / "boxes.parquet"),
-            )
-            images = np.load(path / "images.npy", mmap_mode="r")
-        except FileNotFoundError as error:
-            raise DataError(f"{error.filename}: missing; run the stage 'prepare' (dvc repro prepare) first") from None
+        for name in ("collection.json", "studies.parquet", "boxes.parquet", "images.npy"):
+            if not (path / name).is_file():
+                raise DataError(f"{path / name}: missing; run the stage 'prepare' (dvc repro prepare) first")
+        about = json.loads((path / "collection.json").read_text())
+        collection = Collection(
+            name=about["name"],
+            concepts=tuple(about["concepts"]),
+            classes=tuple(about["classes"]),
+            studies=pd.read_parquet(path / "studies.parquet"),
+            boxes=pd.read_parquet(path / "boxes.parquet"),
+        )
+        images = np.load(path / "images.npy", mmap_mode="r")
         return cls(collection, images, path)
 
     def masks(self) -> np.ndarray:

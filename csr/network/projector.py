@@ -46,7 +46,8 @@ class Projector(nn.Module):
     def set_standardisation(self, mean: Tensor, std: Tensor) -> None:
         """Stores per-channel statistics (D) of training patches."""
         self.mean.copy_(mean)
-        self.std.copy_(std.clamp_min(1e-6))
+        # a channel that is silent in the sample must not be blown up when it wakes
+        self.std.copy_(std.clamp_min(max(1e-6, 0.01 * float(std.median()))))
 
     def forward(self, vectors: Tensor) -> Tensor:
         standard = (vectors - self.mean) / self.std

@@ -80,9 +80,10 @@ class Reasoner(nn.Module):
         """
         scores = maps.flatten(3).amax(-1)
         scores = self.alive * scores + (1 - self.alive) * self.absent_scores
-        if prototype_mask is None or absent_weight is None:
+        if prototype_mask is None:
             return scores
-        return prototype_mask * scores + (1 - prototype_mask) * absent_weight[:, None, None] * self.absent_scores
+        rejected = self.absent_scores if absent_weight is None else absent_weight[:, None, None] * self.absent_scores
+        return prototype_mask * scores + (1 - prototype_mask) * rejected
 
     def standardise(self, scores: Tensor) -> Tensor:
         """s B×K×M → zero mean and unit variance over the training images."""

@@ -62,7 +62,7 @@ def fit(task: Task, budget: Budget, reporter: Reporter) -> None:
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=budget.learning_rate, weight_decay=budget.weight_decay)
     schedule: torch.optim.lr_scheduler.LRScheduler
-    if task.warmup:
+    if task.warmup * steps * budget.epochs > 1:  # too short a run has no step to warm up in
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, budget.learning_rate, total_steps=steps * budget.epochs, pct_start=task.warmup
         )

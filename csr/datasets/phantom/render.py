@@ -12,6 +12,7 @@ from csr.datasets.phantom.findings import Instance, paint
 from csr.datasets.phantom.plan import CONCEPTS, PhantomConfig
 
 SCATTER_STRIDE = 8
+LEAD_ATTENUATION = 5.0  # a millimetre or two: among the brightest things on the film
 BODY_ATTENUATION = 0.5  # less is air; a detector sets its window on the anatomy alone
 _LETTER_B = ("11110", "10001", "10001", "11110", "10001", "10001", "11110")
 _GLYPH = np.array([[int(bit) for bit in row] for row in _LETTER_B])
@@ -53,11 +54,16 @@ def _stamp_marker(attenuation: np.ndarray, rng: np.random.Generator) -> tuple[fl
     side = attenuation.shape[0]
     pixel = max(1, round(side * 0.0105))
     glyph = np.kron(_GLYPH, np.ones((pixel, pixel)))
-    top = int(side * rng.uniform(0.02, 0.07))
-    edge = int(side * rng.uniform(0.02, 0.08))
-    left = edge if rng.random() < 0.5 else side - edge - glyph.shape[1]
-    attenuation[top : top + glyph.shape[0], left : left + glyph.shape[1]] += 2.5 * glyph
-    return float(left), float(top), float(left + glyph.shape[1]), float(top + glyph.shape[0])
+    height, width = glyph.shape
+    for _ in range(100):
+        top = int(side * rng.uniform(0.02, 0.07))
+        edge = int(side * rng.uniform(0.02, 0.08))
+        left = edge if rng.random() < 0.5 else side - edge - width
+        place = np.s_[top : top + height, left : left + width]
+        if not attenuation[place].any():
+            break
+    attenuation[place] += LEAD_ATTENUATION * glyph
+    return float(left), float(top), float(left + width), float(top + height)
 
 
 def _expose(attenuation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
