@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from csr.atlas import Atlas
-from csr.bundle import REASONER_OUTPUTS, Bundle, bundle_draft, write_manifest
+from csr.bundle import REASONER_OUTPUTS, Bundle, write_manifest
 from csr.datasets.prepared import PreparedSet
+from csr.drafts import draft_folder
 from csr.export import export_graphs, measure_parity, require_parity
 from csr.images import to_png
 from csr.interaction import Interaction, RegionBox, importance_map, prototype_mask
@@ -66,7 +67,7 @@ def write_bundle(
     with torch.no_grad():
         height, width = model.encoder(images[:1]).shape[-2:]
     tensors = _interactions(data, model, len(chosen), (height, width), config)
-    with bundle_draft(path) as draft:
+    with draft_folder(path) as draft:
         export_graphs(model, images[:2], draft)
         gap = measure_parity(model, images, tensors, draft)
         require_parity(gap, config.tolerance)

@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -183,20 +180,6 @@ def _verify(path: Path, manifest: Manifest) -> None:
             raise BundleError(f"{path / name}: digest differs from the manifest's; the file was altered after export")
     if extra := sorted(present - set(manifest.files)):
         raise BundleError(f"{path / extra[0]}: is not listed in the manifest; remove it or export the bundle again")
-
-
-@contextmanager
-def bundle_draft(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to build a bundle in; it replaces ``path`` on success and vanishes on failure."""
-    draft = path.with_name(path.name + ".partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        shutil.rmtree(path, ignore_errors=True)
-        draft.rename(path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_manifest(path: Path, **known: Any) -> Manifest:

@@ -10,10 +10,11 @@ import torch
 
 from csr.atlas import build_atlas
 from csr.datasets.prepared import PreparedSet
+from csr.drafts import draft_folder
 from csr.training import head, prototypes
 from csr.training.features import FeatureCache
 from pipelines.params import Params
-from pipelines.stage import ATLAS, FEATURES, HEAD, PREPARED, PROTOTYPES, draft_folder, run_stage
+from pipelines.stage import ATLAS, FEATURES, HEAD, PREPARED, PROTOTYPES, run_stage
 from pipelines.tracking import log_metrics
 
 

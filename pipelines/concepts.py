@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from csr.datasets.prepared import PreparedSet
+from csr.drafts import draft_folder
 from csr.training.concepts import ConceptTrainingConfig, to_checkpoint, train_concepts
 from csr.training.reporter import Reporter, State
 from pipelines.figures import write_curves
 from pipelines.params import Params
-from pipelines.stage import CONCEPTS, PREPARED, REPORTS, draft_folder, run_stage
+from pipelines.stage import CONCEPTS, PREPARED, REPORTS, run_stage
 from pipelines.training import train
 
 

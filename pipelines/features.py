@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from csr.datasets.prepared import PreparedSet
+from csr.drafts import draft_folder
 from csr.training.concepts import from_checkpoint
 from csr.training.features import compute_features
 from pipelines.params import Params
-from pipelines.stage import CONCEPTS, FEATURES, PREPARED, draft_folder, run_stage
+from pipelines.stage import CONCEPTS, FEATURES, PREPARED, run_stage
 from pipelines.training import CHECKPOINTS, LocalReporter
 
 

@@ -10,13 +10,14 @@ import torch
 
 from csr.bundle import file_digest
 from csr.datasets.prepared import PreparedSet
+from csr.drafts import draft_folder
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, to_checkpoint, train_head
 from csr.training.prototypes import from_checkpoint
 from csr.training.reporter import Reporter, State
 from pipelines.figures import write_curves
 from pipelines.params import Params
-from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, draft_folder, run_stage
+from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.training import train
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
@@ -139,6 +139,3 @@ def _lookup(report: dict[str, Any], metric: str) -> float | None:
     for name in metric.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
-
-
-Outcome = Literal["promoted", "rejected", "unchanged"]

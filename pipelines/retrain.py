@@ -13,18 +13,20 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from mlflow.tracking import MlflowClient
 
 from csr.bundle import Bundle
 from csr.datasets.prepared import PreparedSet
 from csr.errors import CSRError
-from pipelines.promotion import Outcome, Verdict, apply_gates, judge_bundle, load_gates
+from pipelines.promotion import Verdict, apply_gates, judge_bundle, load_gates
 from pipelines.registry import champion, fetch, move_champion, register
 from pipelines.stage import BUNDLE, PREPARED, REPORTS, cores
 from pipelines.tracking import connect
 
 REJECTED = 3
+Outcome = Literal["promoted", "rejected", "unchanged"]
 
 
 def retrain() -> Outcome:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -46,20 +44,6 @@ def run_stage(name: str, body: Callable[[Params], None], last: bool = False) -> 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
-
-
-@contextmanager
-def draft_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` that takes its place on success and vanishes on failure."""
-    draft = path.with_name(path.name + ".partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        shutil.rmtree(path, ignore_errors=True)
-        draft.rename(path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def cores() -> int:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from csr.drafts import draft_folder
 from csr.errors import DataError
 from csr.records import Collection
 
@@ -84,13 +85,11 @@ class PreparedWriter:
     """
 
     def __init__(self, path: Path, count: int, channels: int, side: int) -> None:
-        self._path = path
-        self._draft = path.with_name(path.name + ".partial")
+        self._folder = draft_folder(path)
         self._shape = (count, channels, side, side)
 
     def __enter__(self) -> PreparedWriter:
-        shutil.rmtree(self._draft, ignore_errors=True)
-        self._draft.mkdir(parents=True)
+        self._draft = self._folder.__enter__()
         self._images = np.lib.format.open_memmap(self._draft / "images.npy", "w+", np.uint8, self._shape)
         return self
 
@@ -108,11 +107,7 @@ class PreparedWriter:
         """Stores S×S bool masks, one a row of the boxes table, already bit-packed along the flattened pixels."""
         np.save(self._draft / "masks.npy", np.stack(list(masks)))
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._images.flush()
         del self._images
-        if kind is not None:
-            shutil.rmtree(self._draft, ignore_errors=True)
-            return
-        shutil.rmtree(self._path, ignore_errors=True)
-        self._draft.rename(self._path)
+        self._folder.__exit__(*error)

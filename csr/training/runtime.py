@@ -93,6 +93,6 @@ def check_finite(loss: Tensor, stage: str, epoch: int) -> None:
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
-            f"{stage}: the loss became {value} in epoch {epoch}; lower {stage}.learning_rate, "
+            f"the loss became {value} in epoch {epoch}; lower {stage}.learning_rate, "
             "or check the images and labels for extreme values"
         )

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from csr.bundle import MANIFEST, AtlasEntry, Bundle, bundle_draft, write_manifest
+from csr.bundle import MANIFEST, AtlasEntry, Bundle, write_manifest
+from csr.drafts import draft_folder
 from csr.errors import BundleError
 
 ABOUT = {
@@ -170,7 +171,7 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failed_draft_leaves_nothing_and_keeps_the_previous_bundle(folder, error):
     before = Bundle.open(folder).digest
-    with pytest.raises(error), bundle_draft(folder) as draft:
+    with pytest.raises(error), draft_folder(folder) as draft:
         (draft / "encoder.onnx").write_bytes(b"half")
         raise error
     assert Bundle.open(folder).digest == before
@@ -178,7 +179,7 @@ def test_a_failed_draft_leaves_nothing_and_keeps_the_previous_bundle(folder, err
 
 
 def test_a_finished_draft_replaces_the_previous_bundle_whole(folder):
-    with bundle_draft(folder) as draft:
+    with draft_folder(folder) as draft:
         (draft / "only.bin").write_bytes(b"new")
         write_manifest(draft, **ABOUT)
         assert sorted(Bundle.open(folder).manifest.files) == sorted(FILES)

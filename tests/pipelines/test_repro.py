@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -12,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from csr.bundle import Bundle
 from csr.runtime import BundleRunner
+from pipelines.stage import run_stage
 from tests.pipelines.conftest import Project
 
 
@@ -101,28 +104,51 @@ def test_the_table_is_printed(project: Project) -> None:
         ("prepare", {"data": {"sidee": 3}}, "unknown key 'data.sidee'; did you mean 'data.side'"),
         ("prepare", {"data": {"source": "table", "path": "nowhere"}}, "nowhere/studies.csv: missing"),
         ("prepare", {"data": {"phantom": {"val": 2}}}, "has no study in split 'val'"),
-        ("concepts", {"concepts": {"learning_rate": 1e30}}, "concepts: the loss became"),
+        (
+            "concepts",
+            {"concepts": {"learning_rate": 1e30}},
+            "concepts: the loss became nan in epoch 0; lower concepts.learning_rate",
+        ),
         ("concepts", {"concepts": {"model": {"backbone": "resnet10x"}}}, "concepts.backbone: Unknown model"),
         ("concepts", {"concepts": {"model": {"stride": 3}}}, "concepts.stride: regnetx_002 has levels of stride"),
         ("concepts", {"concepts": {"model": {"checkpoint": "no.pt"}}}, "concepts.checkpoint: no file 'no.pt'"),
     ],
 )
 def test_a_mistake_ends_a_stage_with_one_sentence_and_leaves_outputs_alone(
-    project: Project, stage: str, changes: dict, sentence: str
+    project: Project, stage: str, changes: dict, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, outputs = project.folder / "params.yaml", project.folder
-    before = file.read_text()
-    kept = {path: path.stat().st_mtime_ns for name in ("data", "build") for path in (outputs / name).rglob("*")}
+    file = project.folder / "params.yaml"
+    before, kept = file.read_text(), outputs(project)
+    monkeypatch.chdir(project.folder)
+    module = importlib.import_module(f"pipelines.{stage}")
     project.params(changes)
     try:
-        done = project.run(f"pipelines.{stage}", check=False)
+        with pytest.raises(SystemExit) as caught:
+            run_stage(stage, getattr(module, stage))
     finally:
         file.write_text(before)
-    last = done.stderr.strip().splitlines()[-1]
+    message = str(caught.value.code)
+    assert message.startswith(f"{stage}: ") and sentence in message
+    assert "\n" not in message
+    assert outputs(project) == kept
+
+
+def test_a_mistake_is_what_the_command_prints_last_and_its_status_is_1(project: Project) -> None:
+    file = project.folder / "params.yaml"
+    before = file.read_text()
+    project.params({"data": {"sidee": 3}})
+    try:
+        done = project.run("pipelines.prepare", check=False)
+    finally:
+        file.write_text(before)
     assert done.returncode == 1
-    assert last.startswith(f"{stage}: ") and sentence in last, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("prepare: params.yaml: unknown key 'data.sidee'")
     assert "Traceback" not in done.stderr
-    assert kept == {path: path.stat().st_mtime_ns for name in ("data", "build") for path in (outputs / name).rglob("*")}
+
+
+def outputs(project: Project) -> dict[Path, int]:
+    """Everything the pipeline made, with its time of change."""
+    return {path: path.stat().st_mtime_ns for name in ("data", "build") for path in (project.folder / name).rglob("*")}
 
 
 def test_the_comparison_pipeline_makes_one_table(project: Project) -> None:

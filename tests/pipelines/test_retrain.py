@@ -32,7 +32,7 @@ def test_promotion_rejection_and_rollback(project: Project) -> None:
     for gate in content["gates"]:
         gate["minimum"] = 0.999
     gates.write_text(yaml.safe_dump(content))
-    project.params({"head": {"epochs": 1}})
+    project.params({"export": {"alpha": 0.3}})  # another bundle, made by the last stage alone
     try:
         rejected = project.run("pipelines.retrain", check=False)
         assert rejected.returncode == 3, rejected.stderr
