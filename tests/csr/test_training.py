@@ -149,7 +149,7 @@ def test_the_seed_decides_the_weights(run, stage):
 @pytest.mark.filterwarnings("ignore")
 def test_a_loss_that_is_no_number_ends_the_run_by_naming_the_stage_and_its_learning_rate(run, stage):
     reporter = SilentReporter()
-    with pytest.raises(TrainingError, match=rf"{stage}: the loss.*{stage}\.learning_rate"):
+    with pytest.raises(TrainingError, match=rf"the loss.*{stage}\.learning_rate"):
         run(stage, reporter, learning_rate=HARSH, epochs=6)
     assert all(np.isfinite(row.get("train_loss", 0.0)) for row in reporter.history)
 
@@ -165,7 +165,7 @@ def test_each_epoch_is_reported_once_and_the_model_comes_back_in_evaluation_mode
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinite_losses_are_refused_with_stage_and_epoch(value):
-    with pytest.raises(TrainingError, match=r"head.*epoch 3"):
+    with pytest.raises(TrainingError, match=r"epoch 3.*head"):
         runtime.check_finite(torch.tensor(value), "head", 3)
     runtime.check_finite(torch.tensor(1e30), "head", 3)
 
