@@ -9,6 +9,7 @@ the folder is removed once the stage has its result.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -154,11 +155,16 @@ def train(
         if params.workers:
             ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
-    return result.return_value["checkpoint"], result.return_value["history"]
+    answer = torch.load(io.BytesIO(result.return_value), map_location="cpu", weights_only=True)
+    return answer["checkpoint"], answer["history"]
 
 
 def _train_worker(settings: dict[str, Any]) -> Any:
-    """What one worker does; runs in this process when there are none."""
+    """What one worker does; runs in this process when there are none.
+
+    Returns:
+        From rank 0 the function's checkpoint and the history as bytes: Ray Train refuses to carry tensors.
+    """
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     if settings["run_id"] and rank() == 0 and mlflow.active_run() is None:
@@ -168,7 +174,10 @@ def _train_worker(settings: dict[str, Any]) -> Any:
     stage, folder = settings["stage"], settings["folder"]
     reporter = LocalReporter(stage, Path(folder)) if folder else RayReporter(stage)
     checkpoint = settings["function"](reporter)
-    return {"checkpoint": checkpoint, "history": reporter.history} if rank() == 0 else {}
+    answer = io.BytesIO()
+    if rank() == 0:
+        torch.save({"checkpoint": checkpoint, "history": reporter.history}, answer)
+    return answer.getvalue()
 
 
 def _start_ray(workers: int, gpu: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from pathlib import Path
 
@@ -29,14 +30,15 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def crash_once(marker: str, prepared: str, config: object, reporter: Reporter) -> State:
-    """Dies like a lost node after the first epoch, once."""
+    """Dies like a lost node at the end of the second epoch, once; by then Ray holds the first one's checkpoint."""
     original = reporter.epoch
 
     def epoch(metrics: dict, state: object) -> None:
-        original(metrics, state)
-        if metrics["epoch"] == 0 and not Path(marker).exists():
+        if metrics["epoch"] == 1 and not Path(marker).exists():
+            time.sleep(5)  # the controller takes note of a reported checkpoint when it next polls
             Path(marker).touch()
             os._exit(1)
+        original(metrics, state)
 
     reporter.epoch = epoch  # type: ignore[method-assign]
     state = fit(prepared, config, reporter)
