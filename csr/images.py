@@ -67,8 +67,7 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
         raise ImageError(f"{name}: the image is damaged and cannot be decoded ({error})") from None
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, np.float32)
-        if not np.isfinite(pixels).all():
-            raise ImageError(f"{name}: has pixels that are not finite numbers")
+        _check_finite(pixels, name)
         top = 65535.0 if image.mode.startswith("I") else max(1.0, float(pixels.max(initial=0)))
         return np.clip(pixels / top, 0, 1)[..., None]
     if image.mode in ("1", "L"):
@@ -93,6 +92,7 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
         if pixels.ndim == 3:
             return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
         values = np.asarray(apply_voi_lut(apply_modality_lut(pixels, dataset), dataset), np.float32)
+        _check_finite(values, name)
         low, high = _dicom_range(dataset, values)
     except ImageError:
         raise
@@ -116,6 +116,11 @@ def _dicom_range(dataset: pydicom.Dataset, values: np.ndarray) -> tuple[float, f
 def _check_size(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: {width}×{height} pixels is over the limit of {MAX_PIXELS:,}")
+
+
+def _check_finite(pixels: np.ndarray, name: str) -> None:
+    if not np.isfinite(pixels).all():
+        raise ImageError(f"{name}: has pixels that are not finite numbers")
 
 
 def fit(image: np.ndarray, side: int, channels: int) -> tuple[np.ndarray, Placement]:

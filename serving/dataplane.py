@@ -95,9 +95,7 @@ class DataPlane:
                 clock.lap("encode")
                 study = self._predicted(digest, canvas, placement, patches)
                 clock.lap("reason")
-            elif (
-                study.placement != placement
-            ):  # the same pixels from a file of another size: its frame is now asked for
+            elif study.placement != placement:  # the same pixels from a file of another size: its frame is asked for
                 study = self._predicted(digest, canvas, placement, study.patches)
                 clock.lap("reason")
             self._studies.put(study)
@@ -176,8 +174,6 @@ class DataPlane:
                 image = decode(data, name)
             except ImageError as error:
                 raise UnreadableImageError(str(error)) from None
-            if not np.isfinite(image).all():
-                raise UnreadableImageError(f"{name}: has pixels that are not numbers")
             return fit(image, self.manifest.side, self.manifest.channels)
 
     def _turn(self, digest: str) -> AbstractContextManager[object]:

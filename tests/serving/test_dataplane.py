@@ -202,7 +202,7 @@ def test_bytes_that_are_no_image(plane: DataPlane, sample: bytes) -> None:
         plane.add_study(sample[: len(sample) // 2])
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(buffer, "TIFF")
-    with pytest.raises(UnreadableImageError, match="not numbers"):
+    with pytest.raises(UnreadableImageError, match="not finite numbers"):
         plane.add_study(buffer.getvalue())
 
 
