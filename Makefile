@@ -39,7 +39,7 @@ repro: $(READY) ## dvc repro, then the result table
 compare: repro ## train the baselines too and write reports/comparison.md
 	@dvc repro pipelines/comparison/dvc.yaml
 
-retrain: $(READY) ## reproduce, judge against the champion, promote if the gates hold
+retrain: $(READY) ## python -m pipelines.retrain: reproduce, judge against the champion, promote
 	@python -m pipelines.retrain
 
 serve: $(READY) ## serve build/bundle and the page at http://127.0.0.1:8000 (PORT=...)
