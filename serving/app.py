@@ -28,7 +28,7 @@ from csr.bundle import Bundle
 from csr.errors import BundleError
 from serving.probe import ProbeError, check_reading, wait_until_ready
 
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 120.0
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least; requests and answers do not pass through it
 _OWN_PORTS = range(20000, 30000)
 _SETTINGS = {
@@ -36,6 +36,8 @@ _SETTINGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # no load balancer before us that must notice first
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # Three checks of five seconds, the default, end the start on a machine that is busy with something else.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 
 
