@@ -134,7 +134,7 @@ def train(
     }
     gpu = params.gpu == "auto" and torch.cuda.is_available()
     if params.workers:
-        _start_ray(params.workers, gpu)
+        _start_ray(params.workers)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config=settings,
@@ -147,8 +147,6 @@ def train(
     )
     try:
         result: Any = trainer.fit()
-    except CSRError:
-        raise
     except ray.train.TrainingFailedError as error:
         raise _first_cause(error) from error
     finally:
@@ -180,7 +178,7 @@ def _train_worker(settings: dict[str, Any]) -> Any:
     return answer.getvalue()
 
 
-def _start_ray(workers: int, gpu: bool) -> None:
+def _start_ray(workers: int) -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
