@@ -29,12 +29,16 @@ from pipelines.params import Params, flatten
 EXPERIMENT = "csr"
 MODEL_NAME = "csr"
 STATE = Path(".state")
-DEFAULT_STORE = "sqlite:///mlflow.db"
+_SQLITE = "sqlite:///"
+DEFAULT_STORE = f"{_SQLITE}mlflow.db"
 
 
 def connect() -> MlflowClient:
     """Points MLflow at ``MLFLOW_TRACKING_URI`` (SQLite in the working folder by default) and returns its client."""
-    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE))
+    uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
+    if uri.startswith(_SQLITE):  # Ray's workers run in folders of their own
+        uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).resolve())
+    mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(EXPERIMENT)
     return MlflowClient()
 
