@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from csr.atlas import Atlas
-from csr.bundle import REASONER_OUTPUTS, Bundle, write_manifest
+from csr.bundle import REASONER_OUTPUTS, Bundle, write_atlas, write_manifest
 from csr.datasets.prepared import PreparedSet
 from csr.drafts import draft_folder
 from csr.export import export_graphs, measure_parity, require_parity
@@ -72,9 +72,7 @@ def write_bundle(
         gap = measure_parity(model, images, tensors, draft)
         require_parity(gap, config.tolerance)
         _write_golden(draft / "golden.npz", model, images[:2], {name: value[:2] for name, value in tensors.items()})
-        rows = [asdict(entry) for entry in atlas.entries]
-        (draft / "atlas.json").write_text(json.dumps(rows, indent=1) + "\n")
-        np.save(draft / "crops.npy", atlas.crops)
+        write_atlas(draft, atlas.entries, atlas.crops)
         _write_samples(draft / "samples", data, config.samples)
         write_manifest(
             draft,

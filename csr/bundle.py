@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,7 @@ class Bundle:
 
     def atlas(self) -> list[AtlasEntry]:
         """The atlas, concept by concept."""
-        return [
-            AtlasEntry(**(row | {"box": tuple(row["box"])}))
-            for row in json.loads((self.path / "atlas.json").read_text())
-        ]
+        return read_atlas(self.path)
 
     def crops(self) -> np.ndarray:
         """(K·M)×C×c×c uint8, in the order of `atlas`."""
@@ -155,6 +153,19 @@ class Bundle:
     def samples(self) -> list[dict[str, Any]]:
         """The sample images: ``study_id, file, label, concepts, boxes``."""
         return json.loads((self.path / "samples" / "samples.json").read_text())
+
+
+def write_atlas(folder: Path, entries: Sequence[AtlasEntry], crops: np.ndarray) -> None:
+    """Writes ``atlas.json`` and ``crops.npy``; see the module's docstring."""
+    rows = [asdict(entry) for entry in entries]
+    (folder / "atlas.json").write_text(json.dumps(rows, indent=1) + "\n")
+    np.save(folder / "crops.npy", crops)
+
+
+def read_atlas(folder: Path) -> list[AtlasEntry]:
+    """The entries that `write_atlas` wrote."""
+    rows = json.loads((folder / "atlas.json").read_text())
+    return [AtlasEntry(**(row | {"box": tuple(row["box"])})) for row in rows]
 
 
 def _read_manifest(file: Path, content: Any) -> Manifest:

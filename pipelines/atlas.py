@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-
-import numpy as np
 import torch
 
 from csr.atlas import build_atlas
+from csr.bundle import write_atlas
 from csr.datasets.prepared import PreparedSet
 from csr.drafts import draft_folder
 from csr.training import head, prototypes
@@ -25,9 +22,7 @@ def atlas(params: Params) -> None:
     reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
     built = build_atlas(data, cache, model, reasoner)
     with draft_folder(ATLAS) as folder:
-        rows = [asdict(entry) for entry in built.entries]
-        (folder / "atlas.json").write_text(json.dumps(rows, indent=1) + "\n")
-        np.save(folder / "crops.npy", built.crops)
+        write_atlas(folder, built.entries, built.crops)
     used = sum(entry.usage > 0 for entry in built.entries)
     log_metrics("atlas", {"entries": len(built.entries), "used": used})
 

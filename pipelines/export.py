@@ -9,7 +9,7 @@ import torch
 
 from csr.assemble import Provenance, write_bundle
 from csr.atlas import Atlas
-from csr.bundle import AtlasEntry
+from csr.bundle import read_atlas
 from csr.datasets.prepared import PreparedSet
 from csr.network.csr import CSR, Encoder
 from csr.training import concepts, head, prototypes
@@ -25,15 +25,12 @@ def export(params: Params) -> None:
     concept_model = concepts.from_checkpoint(torch.load(CONCEPTS / "model.pt", weights_only=True))
     prototype_model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
     reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
-    entries = [
-        AtlasEntry(**(row | {"box": tuple(row["box"])})) for row in json.loads((ATLAS / "atlas.json").read_text())
-    ]
     metrics = json.loads((REPORTS / "metrics.json").read_text())
     bundle, gap = write_bundle(
         BUNDLE,
         data,
         CSR(Encoder(concept_model, prototype_model.projector), reasoner),
-        Atlas(entries, np.load(ATLAS / "crops.npy")),
+        Atlas(read_atlas(ATLAS), np.load(ATLAS / "crops.npy")),
         params.export,
         Provenance(
             params.preset, data.digest(), revision(), {part: metrics[part] for part in data.collection.test_parts()}

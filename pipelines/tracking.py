@@ -23,6 +23,7 @@ from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from csr.bundle import file_digest
 from csr.errors import ConfigError
 from pipelines.params import Params, flatten
 
@@ -79,7 +80,8 @@ def stage_run(stage: str, params: Params, last: bool = False) -> Iterator[str]:
     client.update_run(run_id, status="RUNNING")
     client.set_tag(run_id, "csr.stage", stage)
     client.set_tag(run_id, "csr.process", _this_process())
-    client.set_tag(run_id, "dvc.lock", _digest(Path("dvc.lock")))
+    lock = Path("dvc.lock")
+    client.set_tag(run_id, "dvc.lock", file_digest(lock) if lock.is_file() else "none")
     try:
         with mlflow.start_run(run_id=run_id):
             yield run_id
@@ -140,10 +142,6 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
 
 def _this_process() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "none"
 
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
