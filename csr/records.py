@@ -8,6 +8,7 @@ belongs to (``test`` unless the data set has several) and repeats ``split`` else
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,14 +73,17 @@ class Collection:
         return {(row_of[study], index_of[concept]): group.to_numpy(np.float64) for (study, concept), group in groups}
 
 
-def check_collection(collection: Collection, source: str) -> None:
+def check_collection(collection: Collection, source: str, pending: Container[str] = ()) -> None:
     """Refuses a data set that cannot be trained or judged on.
+
+    Args:
+        source: the file to name in messages.
+        pending: concepts that get labels later, and need no example yet.
 
     Raises:
         DataError: a concept with no positive (or no negative) example in train, or a class absent from a split.
     """
     studies = collection.studies
-    train = studies[studies["split"] == "train"]
     for split in SPLITS:
         part = studies[studies["split"] == split]
         if part.empty:
@@ -90,7 +94,19 @@ def check_collection(collection: Collection, source: str) -> None:
                 f"{source}: class {missing[0]!r} has no study in split {split!r}; "
                 "move some there, or remove or merge the class"
             )
+    check_concept_labels(collection, source, pending)
+
+
+def check_concept_labels(collection: Collection, source: str, pending: Container[str] = ()) -> None:
+    """Refuses concepts that cannot be learned; arguments as for `check_collection`.
+
+    Raises:
+        DataError: a concept that is known to be present, or to be absent, in no study of split ``train``.
+    """
+    train = collection.studies[collection.studies["split"] == "train"]
     for name in collection.concepts:
+        if name in pending:
+            continue
         values = train[CONCEPT_PREFIX + name]
         for wanted, word in ((1, "positive"), (0, "negative")):
             if not (values == wanted).any():

@@ -21,8 +21,11 @@ from csr.errors import ConfigError, CSRError
 from pipelines.params import PARAMS_FILE, parse_params
 
 
-def overlay_settings(overlay: Any, source: str, prefix: str = "") -> list[str]:
+def overlay_settings(overlay: Any, source: str, base: Any, prefix: str = "") -> list[str]:
     """Nested keys as ``section.key=value``, values in the YAML that DVC parses.
+
+    Args:
+        base: what the overlay is laid over; DVC wants ``++`` before keys that it lacks, below a null for example.
 
     Raises:
         ConfigError: the overlay is not a mapping.
@@ -31,10 +34,11 @@ def overlay_settings(overlay: Any, source: str, prefix: str = "") -> list[str]:
         raise ConfigError(f"{source}: must hold sections as in params.yaml")
     settings = []
     for key, value in overlay.items():
-        name = f"{prefix}{key}"
-        settings += (
-            overlay_settings(value, source, f"{name}.") if isinstance(value, dict) else [f"{name}={json.dumps(value)}"]
-        )
+        name, there = f"{prefix}{key}", isinstance(base, dict) and key in base
+        if isinstance(value, dict) and value:
+            settings += overlay_settings(value, source, base[key] if there else None, f"{name}.")
+        else:
+            settings.append(f"{'' if there else '++'}{name}={json.dumps(value, ensure_ascii=False)}")
     return settings
 
 
@@ -57,8 +61,9 @@ def main() -> None:
         if not given.overlay.is_file():
             raise ConfigError(f"{given.overlay}: missing")
         content = yaml.safe_load(given.overlay.read_text())
-        settings = overlay_settings(content, str(given.overlay))
-        parse_params(merged(yaml.safe_load(PARAMS_FILE.read_text()), content), str(given.overlay))
+        base = yaml.safe_load(PARAMS_FILE.read_text())
+        settings = overlay_settings(content, str(given.overlay), base)
+        parse_params(merged(base, content), str(given.overlay))
     except CSRError as error:
         sys.exit(f"overlay: {error}")
     command = [sys.executable, "-m", "dvc", "exp", "run"]

@@ -3,36 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from csr.datasets.phantom import generate
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.table import prepare_table, read_table
-from pipelines.params import Params
+from csr.records import Collection
+from csr.text_concepts import concept_directions, concept_scores, fill_labels, load_encoder
+from pipelines.params import DataParams, Params
 from pipelines.stage import PREPARED, cores, run_stage
-from pipelines.tracking import log_metrics, log_tag
+from pipelines.tracking import log_metrics, log_table, log_tag
 
 
 def prepare(params: Params) -> None:
     """Writes the prepared set and logs its size and digest."""
     data = params.data
     workers = data.workers or cores()
-
-    def progress(items: Iterable, total: int) -> Iterable:
-        return tqdm(items, "prepare", total, leave=False, mininterval=0.5, disable=None)
-
     if data.source == "phantom":
-        collection = generate(data.phantom, data.side, PREPARED, workers, progress)
+        collection = generate(data.phantom, data.side, PREPARED, workers, _progress)
     else:
-        folder = Path(data.path)
-        collection = read_table(folder, data.validation_share, data.test_share, data.split_seed)
-        collection = prepare_table(collection, folder, PREPARED, data.side, data.channels, workers, progress)
+        collection = _prepare_table(data, workers)
     log_tag("data.name", collection.name)
     log_tag("data.digest", PreparedSet.open(PREPARED).digest())
     counts = collection.studies["split"].value_counts()
     log_metrics("prepare", {"boxes": len(collection.boxes)} | {f"{split}_studies": n for split, n in counts.items()})
+
+
+def _prepare_table(data: DataParams, workers: int) -> Collection:
+    folder, texts = Path(data.path), data.text_concepts
+    shares = data.validation_share, data.test_share, data.split_seed
+    if texts is None:
+        collection = read_table(folder, *shares)
+        return prepare_table(collection, folder, PREPARED, data.side, data.channels, workers, _progress)
+
+    collection = read_table(folder, *shares, pending=texts.concepts)
+    encoder = load_encoder(texts.factory, Path(texts.checkpoint), texts.options)
+    # before images are decoded, so that a mistake in the texts costs seconds
+    directions = concept_directions(encoder, texts, collection.concepts)
+
+    def fill(tables: Collection, images: np.ndarray) -> Collection:
+        scores = concept_scores(encoder, images, tables.rows("train"), directions, texts.batch_size, _progress)
+        filled, report = fill_labels(tables, scores, texts)
+        for kind in ("present", "absent", "unknown"):
+            log_metrics("prepare", {f"filled_{kind}": sum(getattr(concept, kind) for concept in report)})
+        log_table([asdict(concept) for concept in report], "prepare/text_concepts.json")
+        return filled
+
+    return prepare_table(collection, folder, PREPARED, data.side, data.channels, workers, _progress, fill)
+
+
+def _progress(items: Iterable, total: int) -> Iterable:
+    return tqdm(items, "prepare", total, leave=False, mininterval=0.5, disable=None)
 
 
 if __name__ == "__main__":

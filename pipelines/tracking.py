@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,11 @@ def log_tag(name: str, value: str) -> None:
 def log_file(file: Path, folder: str) -> None:
     """Keeps a figure or report with the active run."""
     mlflow.log_artifact(str(file), artifact_path=folder)
+
+
+def log_table(rows: Sequence[Mapping[str, Any]], file: str) -> None:
+    """Keeps rows of one form as a JSON table with the active run."""
+    mlflow.log_dict({"rows": [dict(row) for row in rows]}, file)
 
 
 def _open_pass(client: MlflowClient, params: Params) -> str:

@@ -65,3 +65,15 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     origin = Provenance("robust", data.digest(), "test", {"iid": {"macro_f1": 0.5}})
     bundle, parity = write_bundle(folder / "bundle", data, csr, atlas, ExportConfig(), origin)
     return TinyRun(data, cache, concept_model, prototype_model, reasoner, csr, bundle, parity, folder)
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small image-text encoder, trained here on shapes and their captions."""
+    import torch
+
+    from tests.csr.toy_encoder import train_encoder
+
+    file = tmp_path_factory.mktemp("toy_encoder") / "toy.pt"
+    torch.save(train_encoder().state_dict(), file)
+    return file

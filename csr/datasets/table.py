@@ -11,7 +11,7 @@ Every problem is refused before anything is written, with file and row (row 2 is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,13 +26,16 @@ from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, SPLITS, Collection
 REQUIRED = ("study_id", "image", "split", "label")
 
 
-def read_table(folder: Path, validation_share: float, test_share: float, seed: int) -> Collection:
+def read_table(
+    folder: Path, validation_share: float, test_share: float, seed: int, pending: Container[str] = ()
+) -> Collection:
     """Reads and checks the two CSV files; box coordinates stay in pixels of the stored images.
 
     Args:
         folder: the data set.
         validation_share, test_share: of the studies whose split is empty.
         seed: of that split; grouped by patient where ``patient_id`` is given, stratified by label.
+        pending: concepts that get labels later (`prepare_table`'s ``finish``); their columns may be empty.
 
     Raises:
         DataError: a missing file or column, a wrong value, a duplicate id, a missing image, or a data set that cannot
@@ -62,7 +65,7 @@ def read_table(folder: Path, validation_share: float, test_share: float, seed: i
     classes = tuple(sorted(studies["label"].unique()))
     boxes = _read_boxes(folder / "boxes.csv", set(studies["study_id"]), concepts)
     collection = Collection(folder.name, concepts, classes, studies, boxes)
-    check_collection(collection, str(file))
+    check_collection(collection, str(file), pending)
     return collection
 
 
@@ -74,8 +77,12 @@ def prepare_table(
     channels: int,
     workers: int,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+    finish: Callable[[Collection, np.ndarray], Collection] = lambda collection, images: collection,
 ) -> Collection:
     """Decodes all images into a prepared set at ``path``; boxes move with their images.
+
+    Args:
+        finish: gets the tables and all prepared images N×C×S×S, and returns the tables that are written.
 
     Raises:
         DataError: an image that will not decode, or a box outside its image; nothing is written.
@@ -101,8 +108,9 @@ def prepare_table(
             raise DataError(str(error)) from None
         boxes = _place_boxes(collection, placements, folder / "boxes.csv")
         moved = Collection(collection.name, collection.concepts, collection.classes, collection.studies, boxes)
-        writer.write_tables(moved)
-    return moved
+        finished = finish(moved, writer.images)
+        writer.write_tables(finished)
+    return finished
 
 
 def _read_csv(file: Path) -> pd.DataFrame:

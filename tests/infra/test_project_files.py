@@ -60,7 +60,7 @@ def test_overlays_fit_the_parameters(file: Path) -> None:
     base = yaml.safe_load((ROOT / "params.yaml").read_text())
     params = parse_params(merged(base, overlay), str(file))
     assert params.data.source == "table"
-    settings = overlay_settings(overlay, str(file))
+    settings = overlay_settings(overlay, str(file), base)
     assert 'data.source="table"' in settings
     assert all(re.fullmatch(r"[a-z_.]+=.+", setting) for setting in settings)
 
