@@ -1,4 +1,4 @@
-"""How any system is judged: predictions on test rows → macro F1, AUROC and the pointing game, part by part.
+"""How any system is judged: predictions on test rows → macro F1, AUROC, calibration, pointing game, part by part.
 
 CSR, its exported bundle and the baselines all end in a `Predictions`, so one table holds them all.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from csr.calibration import expected_calibration_error, risk_coverage
 from csr.metrics import Pointing, macro_auroc, macro_f1, map_peaks, mean_auroc, mean_box_centres, pointing_game
 from csr.network.reasoner import Reasoner
 from csr.records import Collection
@@ -29,12 +30,14 @@ class Predictions:
         probabilities: n×T.
         concepts: n×K concept scores, any monotone scale, or None if the system has none.
         peaks: n×K×2 (x, y) where the system's map for each concept points, or None if it has no maps.
+        explanations: n, how many items explain each prediction, or None if nobody counted.
     """
 
     rows: np.ndarray
     probabilities: np.ndarray
     concepts: np.ndarray | None
     peaks: np.ndarray | None
+    explanations: np.ndarray | None = None
 
 
 @torch.no_grad()
@@ -56,18 +59,21 @@ def predict(
 
 
 def judge(collection: Collection, predictions: Predictions, side: int) -> dict[str, dict[str, Any]]:
-    """The report: for each test part ``macro_f1, auroc, concept_auroc, pointing_game`` and ``studies``.
+    """The report, for each part that the predicted rows belong to.
 
+    A part has ``studies, macro_f1, auroc, ece, aurc, concept_auroc`` and ``pointing_game``. ``ece`` is the expected
+    calibration error of the class probabilities, ``aurc`` the area under the risk-coverage curve of abstaining by
+    confidence (`csr.calibration`); of both, less is better.
     ``pointing_game`` holds ``pair, image, chance, centre`` and ``pairs``; see `csr.metrics.Pointing`. Numbers that a
     system or data set cannot have (no concepts, no maps, no boxes) are None.
     """
-    return {part: _judge_part(collection, predictions, side, part)[0] for part in collection.test_parts()}
+    return {part: _judge_part(collection, predictions, side, part)[0] for part in _parts(collection, predictions)}
 
 
 def pointing_by_concept(collection: Collection, predictions: Predictions, side: int) -> list[dict[str, Any]]:
     """One row a test part and concept: ``part, concept, pointing_game``; without concepts that have no box."""
     rows = []
-    for part in collection.test_parts():
+    for part in _parts(collection, predictions):
         _, pointing = _judge_part(collection, predictions, side, part)
         if pointing is not None:
             for name, value in zip(collection.concepts, pointing.by_concept, strict=True):
@@ -76,10 +82,15 @@ def pointing_by_concept(collection: Collection, predictions: Predictions, side: 
     return rows
 
 
+def _parts(collection: Collection, predictions: Predictions) -> list[str]:
+    """Names of the parts of the predicted rows, in the order in which they appear."""
+    return list(dict.fromkeys(collection.studies["part"].iloc[predictions.rows]))
+
+
 def _judge_part(
     collection: Collection, predictions: Predictions, side: int, part: str
 ) -> tuple[dict[str, Any], Pointing | None]:
-    chosen = np.isin(predictions.rows, collection.rows("test", part))
+    chosen = collection.studies["part"].to_numpy()[predictions.rows] == part
     rows = predictions.rows[chosen]
     truth = collection.class_labels()[rows]
     probabilities = predictions.probabilities[chosen]
@@ -95,6 +106,8 @@ def _judge_part(
         "studies": len(rows),
         "macro_f1": macro_f1(truth, probabilities.argmax(1), len(collection.classes)),
         "auroc": macro_auroc(truth, probabilities),
+        "ece": expected_calibration_error(truth, probabilities),
+        "aurc": risk_coverage(truth, probabilities).area,
         "concept_auroc": concept_auroc,
         "pointing_game": {
             name: getattr(pointing, name) if pointing else None

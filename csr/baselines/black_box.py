@@ -1,5 +1,8 @@
 """The black box: the same backbone, global average pooling and one linear layer, trained by cross-entropy alone.
 
+It is the foundation ``classes``: a concept model with one map a class whose average-pooled maps are the class logits,
+since pooling and a 1×1 convolution commute.
+
 Pointing-game map: Grad-CAM (Selvaraju et al. 2017) of the predicted class, the same for every concept. After global
 average pooling and one linear layer the gradient of logit t with respect to feature d is W_td/(hw) in every cell, so
 
@@ -8,72 +11,51 @@ average pooling and one linear layer the gradient of logit t with respect to fea
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from csr.baselines.protocol import Outcome
-from csr.datasets.prepared import PreparedSet
-from csr.evaluation import Predictions
-from csr.metrics import macro_f1, map_peaks
+from csr.baselines.protocol import Answer, Setting, System, train_on_images
 from csr.network.concept_model import ConceptModel
-from csr.training.concepts import ConceptTrainingConfig, augment, channel_statistics, image_batches, load_images
-from csr.training.loop import Task, fit
-from csr.training.reporter import Reporter
-from csr.training.runtime import autocast, device, distribute, seed_everything
+from csr.training.concepts import channel_statistics
+from csr.training.runtime import device, seed_everything
 
 
-class BlackBox(nn.Module):
+class BlackBox(System):
     """Backbone, average pooling, linear layer."""
 
-    def __init__(self, backbone: ConceptModel, classes: int) -> None:
+    def __init__(self, model: ConceptModel, concepts: int) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.head = nn.Linear(backbone.width, classes)
+        self.model = model
+        self.concepts = concepts
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 B×C×S×S → (features B×D×h×w, class logits B×T)."""
-        features = self.backbone.features(images)
-        return features, self.head(features.float().mean((2, 3)))
-
-
-def black_box(data: PreparedSet, config: ConceptTrainingConfig, reporter: Reporter) -> Outcome:
-    """Trains and predicts; see `csr.baselines.protocol.Baseline`."""
-    seed_everything(config.seed)
-    place, collection = device(), data.collection
-    train, val = collection.rows("train"), collection.rows("val")
-    classes = torch.from_numpy(collection.class_labels())
-    backbone = ConceptModel(config.model, data.channels, 1)
-    backbone.to_maps.requires_grad_(False)  # the concept maps are not part of this system
-    backbone.set_normalisation(*channel_statistics(data, train))
-    model = BlackBox(backbone, len(collection.classes)).to(place).to(memory_format=torch.channels_last)
-    engine = distribute(model)
-
-    def terms(rows: np.ndarray) -> dict[str, Tensor]:
-        images = augment(load_images(data, rows, place), config.augment)
-        with autocast(config.precision):
-            _, logits = engine(images)
-        return {"class": F.cross_entropy(logits.float(), classes[rows].to(place))}
-
-    def after_epoch(epoch: int) -> dict[str, float]:
-        predicted = _predict(model, data, val).probabilities.argmax(1)
-        return {"val_macro_f1": macro_f1(classes[val].numpy(), predicted, len(collection.classes))}
-
-    fit(Task("black_box", model, train, terms, after_epoch, config.warmup), config, reporter)
-    predictions = _predict(model, data, collection.rows("test"))
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Outcome(predictions, trained, 0)
+    def answer(self, images: Tensor) -> Answer:
+        maps, logits = self.model(images)
+        own = torch.arange(len(maps), device=maps.device)
+        gradcam = maps[own, logits.argmax(1)].clamp_min(0)
+        repeated = gradcam[:, None].expand(-1, self.concepts, -1, -1)
+        return Answer(logits.softmax(-1), None, repeated, logits.new_zeros(len(logits)))
 
 
-@torch.no_grad()
-def _predict(model: BlackBox, data: PreparedSet, rows: np.ndarray) -> Predictions:
-    concepts = len(data.collection.concepts)
-    probabilities, peaks = [], []
-    for _, images in image_batches(data, rows, 64):
-        features, logits = model(images)
-        weights = model.head.weight[logits.argmax(1)]
-        gradcam = torch.einsum("bd,bdhw->bhw", weights, features.float()).clamp_min(0)
-        probabilities.append(logits.softmax(-1).cpu().numpy())
-        peaks.append(np.repeat(map_peaks(gradcam.cpu().numpy(), data.side)[:, None], concepts, axis=1))
-    return Predictions(rows, np.concatenate(probabilities), None, np.concatenate(peaks))
+def train_black_box(setting: Setting) -> BlackBox:
+    """Trains the foundation ``classes``."""
+    seed_everything(setting.config.seed)
+    model = ConceptModel(replace(setting.config.model, pooling="average"), setting.data.channels, setting.classes)
+    model.backbone.set_normalisation(*channel_statistics(setting.data, setting.data.collection.rows("train")))
+    system = BlackBox(model, setting.concepts)
+
+    def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
+        _, logits = model(images)
+        return {"class": F.cross_entropy(logits.float(), setting.class_labels(rows))}
+
+    train_on_images(setting, "black_box", system, terms)
+    return system
+
+
+def black_box(setting: Setting) -> BlackBox:
+    """The foundation ``classes`` itself."""
+    assert setting.foundation is not None
+    return BlackBox(setting.foundation.model, setting.concepts).to(device()).eval()

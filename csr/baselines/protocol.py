@@ -1,36 +1,182 @@
-"""What every system that CSR is compared with looks like."""
+"""What every system that CSR is compared with looks like: how it is trained, what it answers, how it is judged."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from csr.datasets.prepared import PreparedSet
 from csr.evaluation import Predictions
-from csr.training.concepts import ConceptTrainingConfig
+from csr.metrics import macro_f1, map_peaks
+from csr.network.backbone import Backbone
+from csr.network.concept_model import ConceptModel
+from csr.training.concepts import ConceptTrainingConfig, augment, channel_statistics, image_batches, load_images
+from csr.training.features import FeatureCache
+from csr.training.loop import Task, fit
 from csr.training.reporter import Reporter
+from csr.training.runtime import autocast, device
+
+Foundation = Literal["concepts_lse", "concepts_average", "concepts_coarse", "classes"]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a comparison needs of a trained system.
+class Answer:
+    """What a system says about B images: T classes, K concepts.
 
     Args:
-        predictions: on the whole test split, with the system's pointing-game peaks.
-        parameters: trained numbers.
-        explanations: items shown a prediction: concepts, prototypes, or 0 for none.
+        probabilities: B×T.
+        concepts: B×K concept scores on any monotone scale, or None if the system knows no concepts.
+        maps: B×K×h×w, what plays the pointing game for each concept, or None.
+        explanations: B, how many items explain each prediction: concepts, or prototypes that fire, or 0 for none.
     """
 
-    predictions: Predictions
-    parameters: int
-    explanations: int
+    probabilities: Tensor
+    concepts: Tensor | None
+    maps: Tensor | None
+    explanations: Tensor
 
 
-class Baseline(Protocol):
-    """Trains on split ``train`` with the shared budget and predicts split ``test``.
+class System(nn.Module, ABC):
+    """A trained system. ``prototypes`` is how many it holds after its own pruning; 0 if it has none."""
 
-    ``config`` is stage 1's configuration: backbone, augmentation, epochs, optimiser and seed are the same for every
-    system.
+    prototypes: int = 0
+
+    @abstractmethod
+    def answer(self, images: Tensor) -> Answer:
+        """uint8 B×C×S×S → its answer."""
+
+
+@dataclass(frozen=True)
+class TrainedBackbone:
+    """A foundation that several systems share: trained once, frozen, its features cached.
+
+    Args:
+        model: the concept model; that of ``classes`` has one map a class.
+        cache: features of every study of the prepared set, and the model's maps.
     """
 
-    def __call__(self, data: PreparedSet, config: ConceptTrainingConfig, reporter: Reporter) -> Outcome: ...
+    model: ConceptModel
+    cache: FeatureCache
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every system is given alike.
+
+    Args:
+        data: the prepared set. Splits ``train`` and ``val`` are for training and choosing; ``test`` is not touched.
+        config: backbone, augmentation, epochs, optimiser and seed.
+        reporter: told of every epoch.
+        foundation: the trained backbone that the system rests on or starts from, if it does not train all of its own.
+    """
+
+    data: PreparedSet
+    config: ConceptTrainingConfig
+    reporter: Reporter
+    foundation: TrainedBackbone | None = None
+
+    @property
+    def concepts(self) -> int:
+        return len(self.data.collection.concepts)
+
+    @property
+    def classes(self) -> int:
+        return len(self.data.collection.classes)
+
+    def build_backbone(self) -> Backbone:
+        """A backbone to train: a copy of the foundation's, or an untrained one with the training images' normalisation.
+
+        Prototypes are published on pretrained backbones, and from random weights their losses do not get off the
+        ground within any budget that others need; the black box's backbone stands in for one that is pretrained.
+        """
+        if self.foundation is not None:
+            return copy.deepcopy(self.foundation.model.backbone).requires_grad_(True)
+        backbone = Backbone(self.config.model, self.data.channels)
+        backbone.set_normalisation(*channel_statistics(self.data, self.data.collection.rows("train")))
+        return backbone
+
+    def class_labels(self, rows: np.ndarray) -> Tensor:
+        """Class indices of rows."""
+        return torch.from_numpy(self.data.collection.class_labels()[rows]).to(device())
+
+    def concept_labels(self, rows: np.ndarray) -> Tensor:
+        """n×K of 1, 0 or NaN."""
+        return torch.from_numpy(self.data.collection.concept_labels()[rows]).to(device())
+
+
+Baseline = Callable[[Setting], System]
+
+
+def train_on_images(
+    setting: Setting,
+    name: str,
+    system: System,
+    terms: Callable[[np.ndarray, Tensor], Mapping[str, Tensor]],
+    *,
+    epochs: int | None = None,
+    rates: Mapping[str, float] | None = None,
+    validate: bool = True,
+    **budget: Any,
+) -> None:
+    """One phase of training by augmented images, in place, with the shared optimiser and schedule.
+
+    Args:
+        name: of the phase, in reports.
+        terms: rows and their augmented images (uint8 B×C×S×S) → loss terms.
+        epochs: of this phase; the shared budget's by default. Phases of a system sum up to the shared budget.
+        rates: prefix of parameter names → factor on the learning rate; see `csr.training.loop.Task`.
+        validate: report macro F1 on ``val`` after each epoch.
+        budget: other keys of the configuration that this phase replaces.
+
+    Parameters that do not require a gradient stay as they are.
+    """
+    collection = setting.data.collection
+    phase = replace(setting.config, epochs=setting.config.epochs if epochs is None else epochs, **budget)
+    system.to(device()).to(memory_format=torch.channels_last)
+
+    def batch_terms(rows: np.ndarray) -> Mapping[str, Tensor]:
+        images = augment(load_images(setting.data, rows, device()), phase.augment)
+        with autocast(phase.precision):
+            return terms(rows, images)
+
+    def after_epoch(epoch: int) -> dict[str, float]:
+        if not validate:
+            return {}
+        val = collection.rows("val")
+        predicted = predict(system, setting.data, val).probabilities.argmax(1)
+        return {"val_macro_f1": macro_f1(collection.class_labels()[val], predicted, len(collection.classes))}
+
+    task = Task(name, system, collection.rows("train"), batch_terms, after_epoch, phase.warmup, rates or {})
+    fit(task, phase, setting.reporter)
+
+
+@torch.no_grad()
+def predict(system: System, data: PreparedSet, rows: np.ndarray, batch_size: int = 64) -> Predictions:
+    """A system's answers on given rows."""
+    training = system.training
+    system.eval()
+    answers = [system.answer(images) for _, images in image_batches(data, rows, batch_size)]
+    system.train(training)
+
+    def gathered(pieces: list[Tensor | None]) -> np.ndarray | None:
+        known = [piece.float().cpu().numpy() for piece in pieces if piece is not None]
+        return np.concatenate(known) if known else None
+
+    probabilities = gathered([answer.probabilities for answer in answers])
+    explanations = gathered([answer.explanations for answer in answers])
+    assert probabilities is not None and explanations is not None
+    peaks = [map_peaks(answer.maps.float().cpu().numpy(), data.side) for answer in answers if answer.maps is not None]
+    return Predictions(
+        rows=rows,
+        probabilities=probabilities,
+        concepts=gathered([answer.concepts for answer in answers]),
+        peaks=np.concatenate(peaks) if peaks else None,
+        explanations=explanations,
+    )

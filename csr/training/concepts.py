@@ -68,7 +68,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, reporter: R
     labels = torch.from_numpy(data.collection.concept_labels())
     train, val = data.collection.rows("train"), data.collection.rows("val")
     model = ConceptModel(config.model, data.channels, len(data.collection.concepts))
-    model.set_normalisation(*channel_statistics(data, train))
+    model.backbone.set_normalisation(*channel_statistics(data, train))
     model = model.to(place).to(memory_format=torch.channels_last)
     engine = distribute(model)
 
@@ -117,33 +117,44 @@ def channel_statistics(data: PreparedSet, rows: np.ndarray) -> tuple[Tensor, Ten
 
 def augment(images: Tensor, config: AugmentConfig) -> Tensor:
     """uint8 B×C×S×S → the same, each image moved and windowed at random (torch's global generator)."""
+    return window(move(images, config), config)
+
+
+def move(images: Tensor, config: AugmentConfig) -> Tensor:
+    """uint8 B×C×S×S → float32 0..255, each image rotated, scaled, shifted and perhaps mirrored at random."""
     batch, place = images.shape[0], images.device
-
-    def spread(width: float) -> Tensor:
-        return (torch.rand(batch, device=place) * 2 - 1) * width
-
-    angle = torch.deg2rad(spread(config.rotate))
-    zoom = 1 + spread(config.scale)
+    angle = torch.deg2rad(_spread(config.rotate, images))
+    zoom = 1 + _spread(config.scale, images)
     mirror = (
         torch.where(torch.rand(batch, device=place) < 0.5, -1.0, 1.0)
         if config.flip
         else torch.ones(batch, device=place)
     )
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    rows = [mirror * cos, -sin, 2 * spread(config.shift), mirror * sin, cos, 2 * spread(config.shift)]
+    dx, dy = 2 * _spread(config.shift, images), 2 * _spread(config.shift, images)
+    rows = [mirror * cos, -sin, dx, mirror * sin, cos, dy]
     grid = F.affine_grid(torch.stack(rows, 1).view(batch, 2, 3), list(images.shape), align_corners=False)
-    moved = F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
-    gain = (1 + spread(config.contrast))[:, None, None, None]
-    offset = (255 * spread(config.brightness))[:, None, None, None]
-    windowed = (moved - 127.5) * gain + 127.5 + offset
+    return F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
+
+
+def window(images: Tensor, config: AugmentConfig) -> Tensor:
+    """B×C×S×S of 0..255 → uint8, the contrast and brightness of each image changed at random; no cell moves."""
+    gain = (1 + _spread(config.contrast, images))[:, None, None, None]
+    offset = (255 * _spread(config.brightness, images))[:, None, None, None]
+    windowed = (images.float() - 127.5) * gain + 127.5 + offset
     return windowed.clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def _spread(width: float, images: Tensor) -> Tensor:
+    """One random number in ±width an image, where the images are."""
+    return (torch.rand(len(images), device=images.device) * 2 - 1) * width
 
 
 def to_checkpoint(model: ConceptModel, concepts: tuple[str, ...]) -> State:
     """All that is needed to rebuild the model: plain types and tensors."""
     return {
         "config": asdict(model.config),
-        "channels": int(model.mean.numel()),
+        "channels": int(model.backbone.mean.numel()),
         "concepts": list(concepts),
         "weights": {name: value.cpu() for name, value in model.state_dict().items()},
     }

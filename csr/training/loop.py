@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Task:
         terms: batch of rows → the loss terms, already weighted; their sum is minimised.
         after_epoch: epoch → numbers to report beside the mean of each term.
         warmup: share of steps of a one-cycle schedule's rise; 0 decays from the start by a cosine.
+        rates: prefix of parameter names → factor on the budget's learning rate; the first prefix that fits counts.
     """
 
     stage: str
@@ -48,6 +49,7 @@ class Task:
     terms: Callable[[np.ndarray], Mapping[str, Tensor]]
     after_epoch: Callable[[int], Mapping[str, float]]
     warmup: float = 0.0
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def fit(task: Task, budget: Budget, reporter: Reporter) -> None:
@@ -59,12 +61,12 @@ def fit(task: Task, budget: Budget, reporter: Reporter) -> None:
         TrainingError: the loss became NaN or infinite.
     """
     steps = count_batches(len(task.rows), budget.batch_size)
-    trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=budget.learning_rate, weight_decay=budget.weight_decay)
+    groups = _parameter_groups(task, budget.learning_rate)
+    optimiser = torch.optim.AdamW(groups, weight_decay=budget.weight_decay, fused=True)
     schedule: torch.optim.lr_scheduler.LRScheduler
     if task.warmup * steps * budget.epochs > 1:  # too short a run has no step to warm up in
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, budget.learning_rate, total_steps=steps * budget.epochs, pct_start=task.warmup
+            optimiser, [group["lr"] for group in groups], total_steps=steps * budget.epochs, pct_start=task.warmup
         )
     else:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * budget.epochs)
@@ -105,3 +107,13 @@ def fit(task: Task, budget: Budget, reporter: Reporter) -> None:
 
         reporter.epoch(metrics, snapshot)
     task.model.eval()
+
+
+def _parameter_groups(task: Task, learning_rate: float) -> list[dict[str, Any]]:
+    """The trained parameters, grouped by learning rate."""
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in task.model.named_parameters():
+        if parameter.requires_grad:
+            factor = next((factor for prefix, factor in task.rates.items() if name.startswith(prefix)), 1.0)
+            by_rate.setdefault(learning_rate * factor, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]

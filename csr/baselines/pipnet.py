@@ -1,0 +1,178 @@
+"""PIP-Net (Nauta et al. 2023, CVPR, "Patch-based intuitive prototypes"): a prototype is a channel of the backbone.
+
+    p = softmax_d(f)                                             B×D×h×w     which prototype a patch is
+    s_d = max_hw p_d                                             B×D         presence scores
+    o_t = Σ_d ω_td · s_d,  ω ≥ 0 and sparse                      B×T
+    logits = log(o² + 1)                                         (section 3.3; softmax of them is what is reported)
+
+Two views of an image share every geometric change and differ in contrast and brightness, so that the patch at (h, w) is
+the same in both. Over batches of them:
+
+    alignment   A = −mean_{b,h,w} log Σ_d p'_d · p''_d           (eq. 1)
+    tanh        T = −mean_d log tanh( Σ_b s_bd )                 (eq. 2), which keeps every prototype in use
+    pretraining: λ_A · A + 5 · T, λ_A rising to 1;  training: 5 · A + 2 · T + 2 · CE
+
+Each step of training takes 0.001 off every weight ω and sets negative ones to 0, as in the authors' code: weights that
+the classes do not ask for vanish. Phases and their shares are the paper's (10 epochs of pretraining, 60 of training
+whose first 3 train the head alone): a seventh of the shared budget pretrains; then the head is trained alone, on fixed
+scores, which costs no images; the rest trains everything. After that weights below 0.001, and those of prototypes that
+fire on no training image, are set to 0. At inference scores up to 0.1 count as 0.
+
+Departures: the paper starts from ImageNet and keeps the early layers frozen while the others pretrain; from scratch
+there is nothing to keep, so that everything is trained. The authors' second view is also cropped anew by up to 8
+pixels; here views differ in what the shared augmentation calls a window. Batches are the shared 16 images (two views
+each), not 128 and 64, so the tanh loss asks for every prototype in 16 images. One epoch costs two passes an image.
+
+Pointing-game map, the same for every concept: the softmax channel of the prototype that contributes most to the
+predicted class. Explanations: prototypes with a weight above 0.001 that fire, that is, score above 0.1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csr.baselines.protocol import Answer, Setting, System, train_on_images
+from csr.network.backbone import Backbone
+from csr.training.concepts import image_batches, window
+from csr.training.loop import Task, fit
+from csr.training.runtime import count_batches, seed_everything
+
+PRETRAINING = 1 / 7  # of the epochs
+HEAD_EPOCHS = 3
+HEAD_RATE = 0.05  # not a factor: the weights start at 1 and lose SHRINKAGE a step, whatever the budget
+SHRINKAGE = 1e-3
+RELEVANT = 1e-3
+FIRES = 0.1
+PRETRAINING_TANH_WEIGHT = 5.0
+ALIGNMENT_WEIGHT = 5.0
+TANH_WEIGHT = 2.0
+CLASS_WEIGHT = 2.0
+
+
+class NonNegativeHead(nn.Module):
+    """Linear layer without bias whose weights count only where they are positive."""
+
+    def __init__(self, prototypes: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.normal(1.0, 0.1, (classes, prototypes)))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Scores B×D → log(o² + 1) B×T."""
+        with torch.autocast(scores.device.type, enabled=False):
+            return torch.log1p(F.linear(scores, self.weight.relu()).square())
+
+    @torch.no_grad()
+    def shrink(self) -> None:
+        """Takes a little off every weight."""
+        self.weight.sub_(SHRINKAGE).clamp_(min=0)
+
+    @torch.no_grad()
+    def prune(self, fires: Tensor) -> None:
+        """Sets weights to 0 that are too small to matter, and those of prototypes that never fire (D bool)."""
+        self.weight.mul_((self.weight > RELEVANT) & fires)
+
+    def relevant(self) -> Tensor:
+        """D bool: the prototype matters to some class."""
+        return (self.weight > RELEVANT).any(0)
+
+
+class PIPNet(System):
+    """Backbone and head; ``concepts`` is K of the answer's maps."""
+
+    def __init__(self, backbone: Backbone, classes: int, concepts: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = NonNegativeHead(backbone.width, classes)
+        self.concepts = concepts
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 B×C×S×S → (p B×D×h×w, scores B×D), float32."""
+        patches = self.backbone(images).float().softmax(1)
+        return patches, patches.amax((2, 3))
+
+    def answer(self, images: Tensor) -> Answer:
+        patches, scores = self(images)
+        scores = scores.where(scores > FIRES, 0)
+        logits = self.head(scores)
+        strongest = (self.head.weight[logits.argmax(1)] * scores).argmax(1)
+        own = patches[torch.arange(len(patches), device=patches.device), strongest]
+        repeated = own[:, None].expand(-1, self.concepts, -1, -1)
+        return Answer(logits.softmax(-1), None, repeated, ((scores > 0) & self.head.relevant()).sum(1))
+
+
+def alignment(first: Tensor, second: Tensor) -> Tensor:
+    """A of the patches B×D×h×w of two views; each is pulled to the other held still. 0 for equal one-hot patches."""
+    losses = [-torch.log((p * still.detach()).sum(1) + 1e-12).mean() for p, still in ((first, second), (second, first))]
+    return (losses[0] + losses[1]) / 2
+
+
+def tanh_loss(scores: Tensor) -> Tensor:
+    """T of scores B×D: near 0 when every prototype is present somewhere in the batch."""
+    return -torch.log(torch.tanh(scores.sum(0)) + 1e-8).mean()
+
+
+def pipnet(setting: Setting) -> PIPNet:
+    """Pretrains prototypes, trains the head on them, then trains everything."""
+    config, train = setting.config, setting.data.collection.rows("train")
+    seed_everything(config.seed)
+    system = PIPNet(setting.build_backbone(), setting.classes, setting.concepts)
+    pretraining = round(PRETRAINING * config.epochs)
+    head_rates = {"head.": HEAD_RATE / config.learning_rate}
+    moved = replace(config.augment, contrast=0.0, brightness=0.0)
+    steps = pretraining * count_batches(len(train), config.batch_size)
+    step = itertools.count(1)
+
+    def two_views(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        views = torch.cat([window(images, config.augment), window(images, config.augment)])
+        patches, scores = system(views)
+        first, second = scores.chunk(2)
+        return alignment(*patches.chunk(2)), (tanh_loss(first) + tanh_loss(second)) / 2, scores
+
+    def pretraining_terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
+        aligned, spread, _ = two_views(images)
+        return {"alignment": next(step) / steps * aligned, "tanh": PRETRAINING_TANH_WEIGHT * spread}
+
+    def head_terms(rows: np.ndarray, scores: Tensor) -> dict[str, Tensor]:
+        system.head.shrink()
+        return {"class": CLASS_WEIGHT * F.cross_entropy(system.head(scores), setting.class_labels(rows))}
+
+    def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
+        aligned, spread, scores = two_views(images)
+        return {
+            "alignment": ALIGNMENT_WEIGHT * aligned,
+            "tanh": TANH_WEIGHT * spread,
+            **head_terms(np.concatenate([rows, rows]), scores),
+        }
+
+    train_on_images(
+        setting, "pipnet_pretraining", system, pretraining_terms, epochs=pretraining, augment=moved, validate=False
+    )
+    scores = train_scores(system, setting)
+
+    def frozen_terms(chosen: np.ndarray) -> dict[str, Tensor]:
+        return head_terms(chosen, scores[np.searchsorted(train, chosen)])
+
+    system.backbone.requires_grad_(False)
+    task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates)
+    fit(task, replace(config, epochs=HEAD_EPOCHS), setting.reporter)
+    system.backbone.requires_grad_(True)
+
+    rest = config.epochs - pretraining
+    train_on_images(setting, "pipnet", system, terms, epochs=rest, augment=moved, rates=head_rates)
+    system.head.prune((train_scores(system, setting) > FIRES).any(0))
+    system.prototypes = int(system.head.relevant().sum())
+    return system
+
+
+@torch.no_grad()
+def train_scores(system: PIPNet, setting: Setting) -> Tensor:
+    """Scores n×D of the unaugmented training images."""
+    system.eval()
+    rows = setting.data.collection.rows("train")
+    return torch.cat([system(images)[1] for _, images in image_batches(setting.data, rows, 64)])
