@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from csr.atlas import Atlas
 from csr.bundle import REASONER_OUTPUTS, Bundle, write_atlas, write_manifest
+from csr.calibration import abstain_threshold, risk_coverage
 from csr.datasets.prepared import PreparedSet
 from csr.drafts import draft_folder
+from csr.errors import ConfigError
 from csr.export import export_graphs, measure_parity, require_parity
 from csr.images import to_png
 from csr.interaction import Interaction, RegionBox, importance_map, prototype_mask
 from csr.network.csr import CSR
+from csr.network.reasoner import DEFAULT_ALPHA
 from csr.records import BOX_COLUMNS
 
 
@@ -36,17 +39,28 @@ class ExportConfig:
     """What a bundle carries beside its graphs.
 
     Args:
-        alpha, rejection, ask_margin: the serving defaults written to the manifest.
+        alpha, rejection, ask_margin: the serving defaults written to the manifest; alpha is a number in [0, 1] or
+            ``calibrated``, each concept's own (`csr.training.alpha`).
+        abstain_risk: the share of wrong answers in (0, 1) that is tolerated on split ``val``: the model then abstains
+            from the studies it is least sure of, as few as that takes (`csr.calibration.abstain_threshold`). None: it
+            never abstains; the default, since those who act on the answers must say how many may be wrong.
         parity_images: how many test images parity is measured on. tolerance: the largest allowed |Δlogit|.
         samples: how many test images to pack, spread over the classes.
     """
 
-    alpha: float = 0.2
+    alpha: float | Literal["calibrated"] = "calibrated"
     rejection: str = "absent"
     ask_margin: float = 0.3
+    abstain_risk: float | None = None
     parity_images: int = 64
     tolerance: float = 1e-4
     samples: int = 10
+
+    def __post_init__(self) -> None:
+        if self.alpha != "calibrated" and not 0 <= self.alpha <= 1:
+            raise ValueError(f"export.alpha: {self.alpha} is neither in 0..1 nor 'calibrated'")
+        if self.abstain_risk is not None and not 0 < self.abstain_risk < 1:
+            raise ValueError(f"export.abstain_risk: {self.abstain_risk} is neither between 0 and 1 nor null")
 
 
 def write_bundle(
@@ -59,14 +73,16 @@ def write_bundle(
 
     Raises:
         BundleError: parity is above ``config.tolerance``; nothing is written.
+        ConfigError: no threshold brings the errors on ``val`` down to ``config.abstain_risk``; nothing is written.
     """
     model = model.cpu().eval()
+    abstain_below = None if config.abstain_risk is None else _abstain_below(data, model, config.abstain_risk)
     test = data.collection.rows("test")
     chosen = test[np.linspace(0, len(test) - 1, min(config.parity_images, len(test))).astype(int)]
     images = torch.from_numpy(np.ascontiguousarray(data.images[chosen]))
     with torch.no_grad():
         height, width = model.encoder(images[:1]).shape[-2:]
-    tensors = _interactions(data, model, len(chosen), (height, width), config)
+    tensors = _interactions(data, model, len(chosen), (height, width))
     with draft_folder(path) as draft:
         export_graphs(model, images[:2], draft)
         gap = measure_parity(model, images, tensors, draft)
@@ -88,6 +104,7 @@ def write_bundle(
             alpha=config.alpha,
             rejection=config.rejection,
             ask_margin=config.ask_margin,
+            abstain_below=abstain_below,
             backbone=model.encoder.concept_model.config.backbone,
             data=data.collection.name,
             data_digest=origin.data_digest,
@@ -97,9 +114,26 @@ def write_bundle(
     return Bundle.open(path), gap
 
 
-def _interactions(
-    data: PreparedSet, model: CSR, count: int, size: tuple[int, int], config: ExportConfig
-) -> dict[str, np.ndarray]:
+@torch.no_grad()
+def _abstain_below(data: PreparedSet, model: CSR, risk: float) -> float:
+    """The confidence from which on at most a share ``risk`` of the answers on split ``val`` is wrong."""
+    rows = data.collection.rows("val")
+    pieces = [
+        model(torch.from_numpy(np.ascontiguousarray(data.images[rows[start : start + 16]]))).probabilities
+        for start in range(0, len(rows), 16)
+    ]
+    truth, probabilities = data.collection.class_labels()[rows], torch.cat(pieces).numpy()
+    threshold = abstain_threshold(truth, probabilities, risk)
+    if np.isfinite(threshold):
+        return threshold
+    least = risk_coverage(truth, probabilities).risk.min()
+    raise ConfigError(
+        f"export.abstain_risk: {risk} is out of reach: on the {len(rows)} studies of split 'val' no threshold leaves a "
+        f"smaller share of wrong answers than {least:.3f}; allow more, or set null to never abstain"
+    )
+
+
+def _interactions(data: PreparedSet, model: CSR, count: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """One fixed interaction an image: a positive box that wanders, a negative one, one rejected concept."""
     concepts, per_concept = model.reasoner.alive.shape
     side = float(data.side)
@@ -111,7 +145,8 @@ def _interactions(
             RegionBox(0, 0, side / 4, side / 4, "negative"),
         )
         rejected = (data.collection.concepts[index % concepts],)
-        interaction = Interaction(boxes, rejected, alpha=config.alpha)
+        alpha = None if index % 2 else DEFAULT_ALPHA  # each concept's own, or one number for all
+        interaction = Interaction(boxes, rejected, alpha=alpha)
         importance.append(importance_map(interaction, data.side, *size))
         masks.append(prototype_mask(rejected, data.collection.concepts, per_concept))
     weight = np.arange(count, dtype=np.float32) % 2

@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,8 +48,10 @@ class Manifest:
         channels, side: the encoder's input, C×S×S.
         height, width: the maps' size in cells.
         per_concept, patch_width: M and D'.
-        alpha: default weight outside boxes. rejection: default replacement of rejected scores.
+        alpha: default weight outside positive boxes, or ``calibrated``: each concept's own, which the reasoner carries.
+        rejection: default replacement of rejected scores.
         ask_margin: a prediction asks for help when p(top-1) − p(top-2) is below it.
+        abstain_below: the model abstains where its largest class probability is below it; None: it always answers.
         backbone: timm's name.
         data, data_digest: the data set's name and the digest of its prepared form.
         code_revision: git revision of the code that exported it, with ``-dirty`` if it had local changes.
@@ -67,15 +69,21 @@ class Manifest:
     width: int
     per_concept: int
     patch_width: int
-    alpha: float
+    alpha: float | Literal["calibrated"]
     rejection: str
     ask_margin: float
+    abstain_below: float | None
     backbone: str
     data: str
     data_digest: str
     code_revision: str
     metrics: dict[str, Any]
     files: dict[str, str]
+
+    @property
+    def default_alpha(self) -> float | None:
+        """``alpha`` as `csr.interaction.Interaction` takes it."""
+        return None if self.alpha == "calibrated" else self.alpha
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,14 @@
 The arithmetic that applies them lives once, in the reasoner (`csr.network.reasoner`, exported as ``reasoner.onnx``).
 Here are the two translations it needs, and the decisions where the paper (CSR, section 3.4) is silent:
 
-- a map cell lies inside a box when, along both axes, they share at least half of the shorter of the two, so every
-  box reaches at least one cell however small or thin it is;
+- a positive box reaches every map cell that it touches: features spread, so the evidence for a finding often sits on
+  its rim, and to attend to a little too much costs less than to weaken what the box is about;
+- a negative box reaches the cells that share with it, along both axes, at least half of the shorter of the two, so
+  it reaches at least one cell however small or thin it is, and spares its neighbours;
 - where a positive and a negative box overlap, the negative one wins;
 - α weighs what lies outside the boxes only if there is a positive box to attend to; with negative boxes alone the
-  rest keeps weight 1 (``background="alpha"`` gives the letter of the paper: α there too).
+  rest keeps weight 1 (``background="alpha"`` gives the letter of the paper: α there too);
+- α is one number for all concepts (the paper), or each concept's own, which the reasoner carries (`OWN_ALPHA`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from typing import Literal
 
 import numpy as np
 
-INSIDE_SHARE = 0.5
+NEGATIVE_SHARE = 0.5
+OWN_ALPHA = -1.0  # what a cell of the importance map holds where every concept has its own α: any negative number
 
 
 class InteractionError(ValueError):
@@ -44,7 +48,7 @@ class Interaction:
     Args:
         boxes: regions to attend to or to ignore.
         rejected: names of concepts whose evidence is taken away.
-        alpha: weight in [0, 1] outside all boxes.
+        alpha: weight in [0, 1] outside all boxes, or None for each concept's own, calibrated one.
         rejection: what a rejected score becomes: ``zero`` (the paper) or ``absent``, the typical score of training
             images that lack the concept.
         background: see the module's docstring.
@@ -52,12 +56,12 @@ class Interaction:
 
     boxes: tuple[RegionBox, ...] = ()
     rejected: tuple[str, ...] = ()
-    alpha: float = 0.2
+    alpha: float | None = None
     rejection: Literal["zero", "absent"] = "absent"
     background: Literal["keep", "alpha"] = "keep"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise InteractionError(f"alpha: {self.alpha} is outside 0..1")
         if self.rejection not in ("zero", "absent"):
             raise InteractionError(f"rejection: {self.rejection!r} is neither 'zero' nor 'absent'")
@@ -78,7 +82,7 @@ def _check_box(box: RegionBox, index: int) -> None:
 
 
 def importance_map(interaction: Interaction, side: int, height: int, width: int) -> np.ndarray:
-    """A of the paper: 1 inside positive boxes, 0 inside negative ones, α (or 1) elsewhere.
+    """A of the paper: 1 inside positive boxes, 0 inside negative ones, α, `OWN_ALPHA` or 1 elsewhere.
 
     Args:
         interaction: whose boxes are in pixels of a side×side input.
@@ -99,23 +103,24 @@ def importance_map(interaction: Interaction, side: int, height: int, width: int)
         target = attend if box.kind == "positive" else ignore
         target |= _cells_inside(box, side, height, width)
     faint = attend.any() or (bool(interaction.boxes) and interaction.background == "alpha")
-    weights = np.full((height, width), interaction.alpha if faint else 1.0, np.float32)
+    outside = OWN_ALPHA if interaction.alpha is None else interaction.alpha
+    weights = np.full((height, width), outside if faint else 1.0, np.float32)
     weights[attend] = 1.0
     weights[ignore] = 0.0
     return weights
 
 
 def _cells_inside(box: RegionBox, side: int, height: int, width: int) -> np.ndarray:
-    across = _spans(max(box.x_min, 0.0), min(box.x_max, float(side)), side / width, width)
-    down = _spans(max(box.y_min, 0.0), min(box.y_max, float(side)), side / height, height)
-    return np.outer(down, across)
+    across = _shares(max(box.x_min, 0.0), min(box.x_max, float(side)), side / width, width)
+    down = _shares(max(box.y_min, 0.0), min(box.y_max, float(side)), side / height, height)
+    least = 1e-9 if box.kind == "positive" else NEGATIVE_SHARE - 1e-9  # to touch along an edge is to share nothing
+    return np.outer(down > least, across > least)
 
 
-def _spans(low: float, high: float, cell: float, count: int) -> np.ndarray:
-    """Which of ``count`` cells of length ``cell`` share at least half of the shorter extent with [low, high]."""
+def _shares(low: float, high: float, cell: float, count: int) -> np.ndarray:
+    """What each of ``count`` cells of length ``cell`` shares with [low, high], over the shorter of the two lengths."""
     starts = np.arange(count) * cell
-    shared = np.minimum(starts + cell, high) - np.maximum(starts, low)
-    return shared >= (INSIDE_SHARE - 1e-9) * min(cell, high - low)
+    return (np.minimum(starts + cell, high) - np.maximum(starts, low)) / min(cell, high - low)
 
 
 def prototype_mask(rejected: Iterable[str], concepts: Sequence[str], per_concept: int) -> np.ndarray:
@@ -130,6 +135,24 @@ def prototype_mask(rejected: Iterable[str], concepts: Sequence[str], per_concept
             raise InteractionError(f"rejected: unknown concept {name!r}; this model knows {', '.join(concepts)}")
         mask[list(concepts).index(name)] = 0
     return mask
+
+
+def interaction_tensors(
+    interactions: Sequence[Interaction], concepts: Sequence[str], per_concept: int, side: int, height: int, width: int
+) -> dict[str, np.ndarray]:
+    """The reasoner's inputs for B interactions with studies of side×side pixels and height×width cells.
+
+    Returns:
+        ``importance`` B×h×w, ``prototype_mask`` B×K×M and ``absent_weight`` B, all float32.
+
+    Raises:
+        InteractionError: a box outside the image or an unknown concept.
+    """
+    return {
+        "importance": np.stack([importance_map(each, side, height, width) for each in interactions]),
+        "prototype_mask": np.stack([prototype_mask(each.rejected, concepts, per_concept) for each in interactions]),
+        "absent_weight": np.array([each.rejection == "absent" for each in interactions], np.float32),
+    }
 
 
 def wants_help(probabilities: np.ndarray, margin: float = 0.3) -> np.ndarray:

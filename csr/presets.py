@@ -22,8 +22,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "agreement": 0.0,
             "reseed": False,
         },
-        "head": {"clip": False, "concept_dropout": 0.0},
-        "export": {"rejection": "zero"},
+        "head": {"clip": False, "floor": "zero", "concept_dropout": 0.0},
+        "export": {"alpha": 0.2, "rejection": "zero"},
     },
     "robust": {
         "concepts.model": {"pooling": "lse", "sharpness": 5.0},
@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "agreement": 1.0,
             "reseed": False,
         },
-        "head": {"clip": True, "concept_dropout": 0.1},
-        "export": {"rejection": "absent"},
+        "head": {"clip": True, "floor": "absent", "concept_dropout": 0.1},
+        "export": {"alpha": "calibrated", "rejection": "absent"},
     },
 }

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from csr.bundle import REASONER_OUTPUTS, Bundle
 from csr.errors import BundleError
-from csr.interaction import Interaction, importance_map, prototype_mask
+from csr.interaction import Interaction, interaction_tensors
 
 GOLDEN_TOLERANCE = 1e-3  # between execution providers; the export itself is held to 1e-4
 
@@ -44,13 +44,9 @@ class BundleRunner:
     def interaction_tensors(self, interactions: Sequence[Interaction]) -> dict[str, np.ndarray]:
         """``importance`` B×h×w, ``prototype_mask`` B×K×M and ``absent_weight`` B of a batch of interactions."""
         about = self.bundle.manifest
-        size = (about.side, about.height, about.width)
-        masks = [prototype_mask(each.rejected, about.concepts, about.per_concept) for each in interactions]
-        return {
-            "importance": np.stack([importance_map(each, *size) for each in interactions]),
-            "prototype_mask": np.stack(masks),
-            "absent_weight": np.array([each.rejection == "absent" for each in interactions], np.float32),
-        }
+        return interaction_tensors(
+            interactions, about.concepts, about.per_concept, about.side, about.height, about.width
+        )
 
     def run_reasoner(self, patches: np.ndarray, **tensors: np.ndarray) -> dict[str, np.ndarray]:
         """The reasoner on ready tensors."""

@@ -1,4 +1,4 @@
-"""Stage ``head``: trains the task head (stage 3 of CSR) on the frozen model's scores."""
+"""Stage ``head``: trains the task head (stage 3 of CSR) on the frozen model's scores and calibrates it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from csr.bundle import file_digest
 from csr.datasets.prepared import PreparedSet
 from csr.drafts import draft_folder
+from csr.training.calibration import calibrate
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, to_checkpoint, train_head
 from csr.training.prototypes import from_checkpoint
@@ -23,10 +24,12 @@ from pipelines.training import train
 
 def fit(prepared: str, features: str, prototypes: State, config: HeadConfig, reporter: Reporter) -> State:
     """What the worker runs."""
-    collection = PreparedSet.open(Path(prepared)).collection
+    data = PreparedSet.open(Path(prepared))
     cache = FeatureCache.open(Path(features))
     model = from_checkpoint(prototypes)
-    return to_checkpoint(train_head(collection, cache, model, config, reporter), config)
+    reasoner = train_head(data.collection, cache, model, config, reporter)
+    calibrate(data.collection, cache, model, reasoner, data.side)
+    return to_checkpoint(reasoner, config)
 
 
 def head(params: Params) -> None:

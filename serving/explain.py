@@ -62,6 +62,7 @@ class Explainer:
         """
         one = {name: value[0] for name, value in outputs.items() if name != "similarity_maps"}
         classes, probabilities = self.manifest.classes, one["probabilities"]
+        below = self.manifest.abstain_below
         ranked = np.sort(probabilities)[::-1]
         bias = one["logits"] - one["contributions"].sum(0)
         peaks = placement.to_image(np.tile(self.upsampler.peaks(one["concept_maps"]), 2))[:, :2]
@@ -70,6 +71,7 @@ class Explainer:
             top=classes[int(probabilities.argmax())],
             margin=float(ranked[0] - ranked[1]) if len(ranked) > 1 else 1.0,
             asks_for_help=len(ranked) > 1 and bool(wants_help(probabilities, self.manifest.ask_margin)),
+            abstains=below is not None and float(ranked[0]) < below,
             classes=[
                 ClassScore(name=name, probability=p, logit=logit, bias=b)
                 for name, p, logit, b in zip(

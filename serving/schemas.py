@@ -49,7 +49,8 @@ class InteractionRequest(_Request):
     Args:
         boxes: regions to attend to or to ignore.
         rejected: names of concepts whose evidence is taken away.
-        alpha: weight of what lies outside the boxes. rejection, background: see `csr.interaction.Interaction`.
+        alpha: weight of what lies outside positive boxes, one for all concepts.
+        rejection, background: see `csr.interaction.Interaction`.
         image: the size of the image that the boxes were drawn on. If given, it must be the study's: files of
             different sizes can show the same study, and boxes are in pixels of one of them.
     """
@@ -71,7 +72,7 @@ class InteractionRequest(_Request):
             return Interaction(
                 boxes=tuple(RegionBox(box.x_min, box.y_min, box.x_max, box.y_max, box.kind) for box in self.boxes),
                 rejected=tuple(self.rejected),
-                alpha=manifest.alpha if self.alpha is None else self.alpha,
+                alpha=manifest.default_alpha if self.alpha is None else self.alpha,
                 rejection=manifest.rejection if self.rejection is None else self.rejection,  # type: ignore[arg-type]
                 background=self.background,
             )
@@ -130,11 +131,14 @@ class Prediction(_Answer):
 
     ``margin`` is p(top-1) − p(top-2); ``maps`` is K×h×w over the square canvas, ``map_limit`` the similarity that
     overlays draw at full strength: the largest of the study without interaction, so that pictures compare.
+    ``abstains``: the model is not sure enough to answer (`csr.bundle.Manifest.abstain_below`); the rest is still what
+    it would say.
     """
 
     top: str
     margin: float
     asks_for_help: bool
+    abstains: bool
     classes: list[ClassScore]
     concepts: list[ConceptFinding]
     map_limit: float

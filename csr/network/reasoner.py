@@ -1,24 +1,37 @@
 """The reasoner: similarity maps + a clinician's interaction → scores → classes (CSR, sections 3.3 and 3.4).
 
-    S_km(h,w) = ⟨p_km, v'(h,w)⟩
-    Ŝ = A ⊙ max(S, 0)   if any importance A(h,w) ≠ 1, else S (or max(S, 0) throughout when ``clip`` is set)
+    S_km(h,w) = ⟨p_km, v'(h,w)⟩, or max(⟨p_km, v'(h,w)⟩, 0) when ``clip`` is set
+    A_k(h,w) = A(h,w), or α_k, the concept's own weight, where A(h,w) < 0
+    Ŝ_km = A_k ⊙ max(S_km, 0)                       floor ``zero``, and S_km where A_k ≡ 1
+    Ŝ_km = min(S_km, a_km) + A_k ⊙ max(S_km − a_km, 0)   floor ``absent``
     s_km = max_hw Ŝ_km, replaced by zero or by its typical absent value where the prototype is masked
     logit_t = b_t + Σ_km W_t,km · (s_km − mean_km) / std_km
+    p_t = softmax_t(logit / τ)
 
-Interaction exists here and nowhere else; `csr.export` writes this module as ``reasoner.onnx``. Negative similarities
-are clipped before weighting because otherwise a smaller weight could raise a score. With ``clip`` the head is trained
-on clipped scores, so drawing a box changes nothing but what the box says; without it (the letter of the paper) the
-first box also moves every negative score to 0.
+Interaction exists here and nowhere else; `csr.export` writes this module as ``reasoner.onnx``. A is the importance map
+of `csr.interaction`, one for all concepts; a_km is the absent score, the median over training images that lack concept
+k. Floor ``zero`` is the letter of the paper, but for the clipping, without which a smaller weight could raise a score;
+it pushes the scores of whatever lies outside a box below anything that the head saw in training. Floor ``absent`` takes
+away only the evidence beyond what an image without the concept typically shows, so a concept that is weighted away
+scores as if absent, exactly as a rejected one does.
+
+With ``clip`` the head is trained on clipped scores, so drawing a box changes nothing but what the box says; without it
+and with floor ``zero`` (the letter of the paper) the first box also moves every negative score to 0.
+
+The temperature τ calibrates the probabilities and nothing else: logits are the sums of their contributions whatever τ.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from csr.network.prototypes import similarity_maps
+
+Floor = Literal["zero", "absent"]
+DEFAULT_ALPHA = 0.2  # the replications' value, kept where nothing is known to calibrate on
 
 
 class Reasoning(NamedTuple):
@@ -30,7 +43,7 @@ class Reasoning(NamedTuple):
     concept_probabilities: Tensor  # B×K
     contributions: Tensor  # B×K×T; logits = bias + their sum over K
     logits: Tensor  # B×T
-    probabilities: Tensor  # B×T
+    probabilities: Tensor  # B×T, calibrated: softmax(logits / temperature)
 
 
 class Reasoner(nn.Module):
@@ -38,7 +51,7 @@ class Reasoner(nn.Module):
 
     Args:
         concepts, per_concept, width, classes: K, M, D', T.
-        clip: see the module's docstring.
+        clip, floor: see the module's docstring.
     """
 
     prototypes: Tensor
@@ -48,10 +61,13 @@ class Reasoner(nn.Module):
     absent_scores: Tensor
     concept_scale: Tensor
     concept_shift: Tensor
+    alpha: Tensor
+    temperature: Tensor
 
-    def __init__(self, concepts: int, per_concept: int, width: int, classes: int, clip: bool) -> None:
+    def __init__(self, concepts: int, per_concept: int, width: int, classes: int, clip: bool, floor: Floor) -> None:
         super().__init__()
         self.clip = clip
+        self.floor = floor
         self.register_buffer("prototypes", torch.zeros(concepts, per_concept, width))
         self.register_buffer("alive", torch.ones(concepts, per_concept))  # 0: pruned from the atlas
         self.register_buffer("score_mean", torch.zeros(concepts, per_concept))
@@ -59,6 +75,8 @@ class Reasoner(nn.Module):
         self.register_buffer("absent_scores", torch.zeros(concepts, per_concept))
         self.register_buffer("concept_scale", torch.ones(concepts))
         self.register_buffer("concept_shift", torch.zeros(concepts))
+        self.register_buffer("alpha", torch.full((concepts,), DEFAULT_ALPHA))  # see csr.training.alpha
+        self.register_buffer("temperature", torch.tensor(1.0))  # see csr.training.calibration
         self.head = nn.Linear(concepts * per_concept, classes)
 
     def maps(self, patches: Tensor, importance: Tensor | None = None) -> Tensor:
@@ -68,9 +86,17 @@ class Reasoner(nn.Module):
             maps = maps.clamp_min(0)
         if importance is None:
             return maps
-        weights = importance[:, None, None]
-        untouched = importance.flatten(1).eq(1).all(1)[:, None, None, None, None]
-        return torch.where(untouched, maps, weights * maps.clamp_min(0))
+        elsewhere = importance[:, None] < 0
+        weights = torch.where(elsewhere, self.alpha[None, :, None, None], importance[:, None])  # B×K×h×w
+        return self.weigh(maps, weights[:, :, None])
+
+    def weigh(self, similarity: Tensor, weights: Tensor) -> Tensor:
+        """S B×K×M×h×w, A_k B×K×1×h×w in [0, 1] → Ŝ: monotone in S and in A_k, and S itself where A_k ≡ 1."""
+        if self.floor == "absent":
+            beyond = (similarity - self.absent_scores[:, :, None, None]).clamp_min(0)
+            return similarity - (1 - weights) * beyond  # written so that weight 1 gives S to the last bit
+        untouched = weights.eq(1).flatten(2).all(2)[:, :, None, None, None]
+        return torch.where(untouched, similarity, weights * similarity.clamp_min(0))
 
     def scores(self, maps: Tensor, prototype_mask: Tensor | None = None, absent_weight: Tensor | None = None) -> Tensor:
         """Ŝ B×K×M×h×w → s B×K×M.
@@ -78,12 +104,15 @@ class Reasoner(nn.Module):
         Pruned prototypes score as if absent; rejected ones (``prototype_mask`` 0) score ``absent_weight`` (B: 0 zero,
         1 absent) times their absent score.
         """
-        scores = maps.flatten(3).amax(-1)
-        scores = self.alive * scores + (1 - self.alive) * self.absent_scores
+        scores = self.bury(maps.flatten(3).amax(-1))
         if prototype_mask is None:
             return scores
         rejected = self.absent_scores if absent_weight is None else absent_weight[:, None, None] * self.absent_scores
         return prototype_mask * scores + (1 - prototype_mask) * rejected
+
+    def bury(self, scores: Tensor) -> Tensor:
+        """s B×K×M → the same, with pruned prototypes scoring as if absent."""
+        return self.alive * scores + (1 - self.alive) * self.absent_scores
 
     def standardise(self, scores: Tensor) -> Tensor:
         """s B×K×M → zero mean and unit variance over the training images."""
@@ -112,7 +141,7 @@ class Reasoner(nn.Module):
             concept_probabilities=torch.sigmoid(self.concept_scale * evidence + self.concept_shift),
             contributions=contributions,
             logits=logits,
-            probabilities=logits.softmax(-1),
+            probabilities=(logits / self.temperature).softmax(-1),
         )
 
 

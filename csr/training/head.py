@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from csr.metrics import macro_f1
-from csr.network.reasoner import Reasoner, concept_evidence
-from csr.records import Collection
+from csr.network.reasoner import Floor, Reasoner, concept_evidence
+from csr.records import Collection, check_concept_labels
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
 from csr.training.prototypes import PrototypeModel
@@ -31,12 +31,15 @@ class HeadConfig:
     Args:
         clip: clip negative similarities always, so that an interaction changes nothing but what it says (see
             `csr.network.reasoner`); the paper clips only under an interaction, if at all.
+        floor: what an interaction may take away of a similarity: all of it (``zero``, the paper) or what lies beyond
+            the absent score (``absent``); see `csr.network.reasoner`.
         concept_dropout: chance that a concept is replaced by its absent scores, a training image at a time; makes the
             head robust to rejected concepts.
         weight_decay: L2 on the head's weights.
     """
 
     clip: bool = True
+    floor: Floor = "absent"
     concept_dropout: float = 0.1
     epochs: int = 30
     batch_size: int = 128
@@ -46,26 +49,41 @@ class HeadConfig:
 
 
 def train_head(
-    collection: Collection, cache: FeatureCache, model: PrototypeModel, config: HeadConfig, reporter: Reporter
+    collection: Collection,
+    cache: FeatureCache,
+    model: PrototypeModel,
+    config: HeadConfig,
+    reporter: Reporter,
+    alive: Tensor | None = None,
 ) -> Reasoner:
     """Builds the reasoner from stage 2's prototypes and trains its head on split ``train``.
 
     Runs in one process whatever the cluster: the scores of all training images fit in memory and a run takes seconds.
 
+    Args:
+        alive: K×M, 0 where a prototype has been pruned, if any has.
+
     Raises:
+        DataError: a concept that no training image is known to show, or to lack.
         TrainingError: the loss became NaN or infinite.
     """
+    check_concept_labels(collection, collection.name)
     seed_everything(config.seed)
     place = device()
     classes = torch.from_numpy(collection.class_labels()).to(place)
     concept_labels = collection.concept_labels()
     train, val = collection.rows("train"), collection.rows("val")
     concepts, per_concept, width = model.prototypes.raw.shape
-    reasoner = Reasoner(concepts, per_concept, width, len(collection.classes), config.clip).to(place)
+    reasoner = Reasoner(concepts, per_concept, width, len(collection.classes), config.clip, config.floor)
+    reasoner = reasoner.to(place)
     reasoner.prototypes.copy_(model.prototypes.unit().detach())
     train_scores = all_scores(reasoner, model, cache, train)
     val_scores = all_scores(reasoner, model, cache, val)
     _set_statistics(reasoner, train_scores, concept_labels[train])
+    if alive is not None:  # what is pruned scores as if absent, which the first statistics know and the second fit
+        reasoner.alive.copy_(alive)
+        train_scores, val_scores = reasoner.bury(train_scores), reasoner.bury(val_scores)
+        _set_statistics(reasoner, train_scores, concept_labels[train])
     torch.nn.init.zeros_(reasoner.head.weight)
     torch.nn.init.zeros_(reasoner.head.bias)
     position = torch.full((len(classes),), -1, device=place)
@@ -73,11 +91,11 @@ def train_head(
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
         scores = drop_concepts(reasoner, train_scores[position[rows]], config.concept_dropout)
-        return {"loss": F.cross_entropy(_logits(reasoner, scores), classes[rows])}
+        return {"loss": F.cross_entropy(class_logits(reasoner, scores), classes[rows])}
 
     @torch.no_grad()
     def after_epoch(epoch: int) -> dict[str, float]:
-        logits, truth = _logits(reasoner, val_scores), classes[val]
+        logits, truth = class_logits(reasoner, val_scores), classes[val]
         f1 = macro_f1(truth.cpu().numpy(), logits.argmax(1).cpu().numpy(), len(collection.classes))
         return {"val_loss": float(F.cross_entropy(logits, truth)), "val_macro_f1": f1}
 
@@ -85,7 +103,8 @@ def train_head(
     return reasoner
 
 
-def _logits(reasoner: Reasoner, scores: Tensor) -> Tensor:
+def class_logits(reasoner: Reasoner, scores: Tensor) -> Tensor:
+    """Scores n×K×M → class logits n×T."""
     return reasoner.head(reasoner.standardise(scores).flatten(1))
 
 
@@ -138,6 +157,7 @@ def to_checkpoint(reasoner: Reasoner, config: HeadConfig) -> State:
 def from_checkpoint(state: State) -> Reasoner:
     """The inverse of `to_checkpoint`."""
     concepts, per_concept, width, classes = state["shape"]
-    reasoner = Reasoner(concepts, per_concept, width, classes, state["config"]["clip"])
+    config = state["config"]
+    reasoner = Reasoner(concepts, per_concept, width, classes, config["clip"], config["floor"])
     reasoner.load_state_dict(state["weights"])
     return reasoner.eval()

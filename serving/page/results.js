@@ -62,6 +62,7 @@ export function drawClasses(before, after, chosen, touched, onChoose) {
       return element("button", attributes, name, bar(each.probability, touched ? was : undefined), number, element("span", { class: "moved" }, ...moved));
     }),
   );
+  byId("abstains").hidden = !after.abstains;
   byId("help").hidden = !after.asks_for_help;
 }
 

@@ -24,6 +24,7 @@ ABOUT = {
     "alpha": 0.2,
     "rejection": "absent",
     "ask_margin": 0.3,
+    "abstain_below": 0.75,
     "backbone": "none",
     "data": "made-up",
     "data_digest": "0" * 64,
@@ -158,6 +159,22 @@ def test_a_key_of_a_later_minor_version_is_ignored(folder):
     content = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(content | {"novelty": 1}))
     assert Bundle.open(folder).manifest.alpha == 0.2
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.2, 0.2), (0.0, 0.0), ("calibrated", None)])
+def test_the_default_alpha_is_a_number_or_each_concepts_own(folder, alpha, expected):
+    (folder / MANIFEST).unlink()
+    write_manifest(folder, **(ABOUT | {"alpha": alpha}))
+    manifest = Bundle.open(folder).manifest
+    assert manifest.alpha == alpha
+    assert manifest.default_alpha == expected
+
+
+@pytest.mark.parametrize("threshold", [None, 0.75])
+def test_a_model_abstains_below_a_threshold_or_never(folder, threshold):
+    (folder / MANIFEST).unlink()
+    write_manifest(folder, **(ABOUT | {"abstain_below": threshold}))
+    assert Bundle.open(folder).manifest.abstain_below == threshold
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path):

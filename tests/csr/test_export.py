@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,37 +12,44 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 from csr.assemble import ExportConfig, Provenance, write_bundle
 from csr.atlas import Atlas
 from csr.bundle import REASONER_OUTPUTS
-from csr.errors import BundleError
+from csr.datasets.prepared import PreparedSet
+from csr.errors import BundleError, ConfigError
 from csr.export import export_graphs, measure_parity, require_parity
+from csr.interaction import Interaction
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.csr import CSR, Encoder
 from csr.network.projector import Projector
+from csr.network.reasoner import Floor
+from csr.runtime import BundleRunner
 from tests.csr.synthetic import make_collection, make_prepared, make_reasoner
 
 INPUTS = ("importance", "prototype_mask", "absent_weight")
 
 
-def make_csr(seed: int) -> CSR:
+def make_csr(seed: int, floor: Floor = "zero") -> CSR:
     """Random weights, pruned prototypes, and the letter of the paper's reasoner: the harder one to export."""
     torch.manual_seed(seed)
     concept_model = ConceptModel(ConceptModelConfig("test_resnet", stride=8), 1, 3)
-    concept_model.set_normalisation(torch.tensor([0.4]), torch.tensor([0.2]))
+    concept_model.backbone.set_normalisation(torch.tensor([0.4]), torch.tensor([0.2]))
     for module in concept_model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # statistics of a trained network are not 0 and 1
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    projector = Projector(concept_model.width, 5, 2)
-    projector.set_standardisation(torch.randn(concept_model.width), torch.rand(concept_model.width) + 0.5)
-    return CSR(Encoder(concept_model, projector), make_reasoner(seed, clip=False, pruned=2)).eval()
+    projector = Projector(concept_model.backbone.width, 5, 2)
+    projector.set_standardisation(
+        torch.randn(concept_model.backbone.width), torch.rand(concept_model.backbone.width) + 0.5
+    )
+    return CSR(Encoder(concept_model, projector), make_reasoner(seed, clip=False, pruned=2, floor=floor)).eval()
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> SimpleNamespace:
-    folder, model = tmp_path_factory.mktemp("graphs"), make_csr(0)
+@pytest.fixture(scope="module", params=["zero", "absent"])
+def exported(tmp_path_factory, request) -> SimpleNamespace:
+    folder, model = tmp_path_factory.mktemp("graphs"), make_csr(0, request.param)
     export_graphs(model, torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8), folder)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -58,7 +67,7 @@ def images_of(seed: int, batch: int) -> torch.Tensor:
 def interaction_of(seed: int, batch: int) -> dict[str, np.ndarray]:
     """Every second image is left alone: a batch mixes studies with and without an interaction."""
     rng = np.random.default_rng([seed, 5])
-    importance = rng.choice([0.0, 0.2, 1.0], (batch, 4, 4))
+    importance = rng.choice([-1.0, 0.0, 0.2, 1.0], (batch, 4, 4))
     importance[::2] = 1
     mask = np.repeat(rng.integers(0, 2, (batch, 3, 1)), 4, axis=2)
     values = (importance, mask, rng.integers(0, 2, batch))
@@ -138,6 +147,65 @@ def test_a_gap_above_the_tolerance_is_refused(gap):
     with pytest.raises(BundleError, match="export"):
         require_parity(gap, 1e-4)
     require_parity(1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
+def test_a_default_alpha_that_no_interaction_could_have_is_refused(alpha):
+    with pytest.raises(ValueError, match="is neither in 0"):
+        ExportConfig(alpha=alpha)
+
+
+@pytest.mark.parametrize("risk", [0.0, 1.0, -0.1, float("nan")])
+def test_a_tolerated_risk_that_says_nothing_is_refused(risk):
+    with pytest.raises(ValueError, match=r"export\.abstain_risk: .* is neither between 0 and 1 nor null"):
+        ExportConfig(abstain_risk=risk)
+
+
+def data_on_which_it_is_right(model: CSR, right: list[int], folder: Path) -> tuple[PreparedSet, np.ndarray]:
+    """A set on whose validation studies the model is right in those places, the surest first, and wrong in all others.
+
+    Returns:
+        The set, and the model's confidences on these studies, descending.
+    """
+    data = make_prepared(folder, make_collection(12, 40, 9))
+    rows = data.collection.rows("val")
+    with torch.no_grad():
+        probabilities = model(torch.from_numpy(data.images[rows])).probabilities.numpy()
+    surest = probabilities.max(1).argsort()[::-1]
+    label = (probabilities.argmax(1) + 1) % 3
+    label[surest[right]] -= 1
+    studies = data.collection.studies.copy()
+    studies.loc[rows, "label"] = np.array(data.collection.classes)[label]
+    return replace(data, collection=replace(data.collection, studies=studies)), probabilities.max(1)[surest]
+
+
+ORIGIN = Provenance("paper", "0", "test", {})
+NO_ATLAS = Atlas([], np.zeros((0,)))
+
+
+def test_a_bundle_carries_calibrated_probabilities_and_the_threshold_of_the_tolerated_risk(tmp_path):
+    model = make_csr(1)
+    data, confidence = data_on_which_it_is_right(model, list(range(20)), tmp_path / "prepared")
+    config = ExportConfig(abstain_risk=0.2, tolerance=1e-2)
+    bundle, _ = write_bundle(tmp_path / "bundle", data, model, NO_ATLAS, config, ORIGIN)
+    # 5 of 25 answers are wrong, and 6 of 26 would be too many.
+    assert confidence[25] < bundle.manifest.abstain_below == confidence[24]
+
+    runner = BundleRunner(bundle)
+    answer = runner.reason(runner.encode(data.images[data.collection.rows("val")]), [Interaction()] * 40)
+    temperature = float(model.reasoner.temperature)
+    assert abs(temperature - 1) > 0.2
+    np.testing.assert_allclose(answer["probabilities"], softmax(answer["logits"] / temperature, axis=1), atol=1e-6)
+    np.testing.assert_allclose(np.sort(answer["probabilities"].max(1))[::-1], confidence, atol=1e-4)
+
+
+def test_a_risk_that_no_threshold_reaches_is_refused_with_the_least_that_one_does(tmp_path):
+    model = make_csr(1)
+    data, _ = data_on_which_it_is_right(model, [2], tmp_path / "prepared")
+    message = r"export\.abstain_risk: 0\.05 is out of reach: on the 40 studies of split 'val' .* than 0\.667"
+    with pytest.raises(ConfigError, match=message):
+        write_bundle(tmp_path / "bundle", data, model, NO_ATLAS, ExportConfig(abstain_risk=0.05), ORIGIN)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared"]
 
 
 def test_a_bundle_that_fails_parity_is_not_written_and_the_previous_one_stays(tmp_path, monkeypatch):

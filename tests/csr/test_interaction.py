@@ -7,7 +7,15 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from csr.interaction import Interaction, InteractionError, RegionBox, importance_map, prototype_mask, wants_help
+from csr.interaction import (
+    Interaction,
+    InteractionError,
+    RegionBox,
+    importance_map,
+    interaction_tensors,
+    prototype_mask,
+    wants_help,
+)
 
 SIDE = 96
 KINDS = st.sampled_from(["positive", "negative"])
@@ -19,7 +27,7 @@ def overlap(low: float, high: float, start: float, end: float) -> float:
 
 
 def reached(box: RegionBox, side: float, height: int, width: int) -> np.ndarray:
-    """By the module's words: along both axes cell and box share at least half of the shorter of the two."""
+    """By the module's words: a positive box reaches what it touches, a negative one where they share half at least."""
     cells = np.zeros((height, width), bool)
     tall, wide = side / height, side / width
     left, right = max(box.x_min, 0), min(box.x_max, side)
@@ -27,8 +35,8 @@ def reached(box: RegionBox, side: float, height: int, width: int) -> np.ndarray:
     for i, j in np.ndindex(height, width):
         across = overlap(left, right, j * wide, (j + 1) * wide)
         down = overlap(top, bottom, i * tall, (i + 1) * tall)
-        enough_across = across >= 0.5 * min(wide, right - left) * (1 - 1e-6)
-        cells[i, j] = enough_across and down >= 0.5 * min(tall, bottom - top) * (1 - 1e-6)
+        least = 1e-6 if box.kind == "positive" else 0.5 * (1 - 1e-6)
+        cells[i, j] = across >= least * min(wide, right - left) and down >= least * min(tall, bottom - top)
     return cells
 
 
@@ -41,7 +49,7 @@ def importance_by_hand(interaction: Interaction, side: float, height: int, width
         if "negative" in kinds:
             weights[i, j] = 0
         elif "positive" not in kinds and (has_positive or (cells and interaction.background == "alpha")):
-            weights[i, j] = interaction.alpha
+            weights[i, j] = -1 if interaction.alpha is None else interaction.alpha
     return weights
 
 
@@ -58,7 +66,12 @@ def boxes(draw, kinds=KINDS):
 
 
 @CASES
-@given(st.lists(boxes(), max_size=3), st.floats(0, 1), st.sampled_from(["keep", "alpha"]), st.sampled_from([5, 6, 12]))
+@given(
+    st.lists(boxes(), max_size=3),
+    st.none() | st.floats(0, 1),
+    st.sampled_from(["keep", "alpha"]),
+    st.sampled_from([5, 6, 12]),
+)
 def test_the_importance_map_equals_the_cell_by_cell_rule(drawn, alpha, background, width):
     interaction = Interaction(tuple(drawn), alpha=alpha, background=background)
     own = importance_map(interaction, SIDE, 6, width)
@@ -120,6 +133,24 @@ def test_alpha_one_makes_positive_boxes_harmless(drawn):
     assert (importance_map(Interaction(tuple(drawn), alpha=1.0), SIDE, 6, 6) == 1).all()
 
 
+def test_without_an_alpha_the_outside_of_a_positive_box_is_marked_for_each_concepts_own():
+    weights = importance_map(Interaction((RegionBox(0, 0, 32, 16), RegionBox(80, 80, 96, 96, "negative"))), SIDE, 6, 6)
+    assert weights[0, :2].tolist() == [1, 1]
+    assert weights[5, 5] == 0
+    assert (weights < 0).sum() == 33
+    alone = importance_map(Interaction((RegionBox(80, 80, 96, 96, "negative"),)), SIDE, 6, 6)
+    assert (alone == 1).sum() == 35
+
+
+def test_a_positive_box_reaches_every_cell_it_touches_and_a_negative_one_what_it_covers_half():
+    corners = (10.0, 0.0, 33.0, 16.0)  # 6 of the first cell's 16 columns, all of the second's, 1 of the third's
+    attend = importance_map(Interaction((RegionBox(*corners),)), SIDE, 6, 6)
+    ignore = importance_map(Interaction((RegionBox(*corners, "negative"),)), SIDE, 6, 6)
+    assert np.flatnonzero(attend[0] == 1).tolist() == [0, 1, 2]
+    assert np.flatnonzero(ignore[0] == 0).tolist() == [1]
+    assert not (attend[1] == 1).any()
+
+
 def test_axes_are_not_swapped():
     weights = importance_map(Interaction((RegionBox(64, 0, 96, 16, "negative"),)), SIDE, 6, 3)
     assert np.argwhere(weights == 0).tolist() == [[0, 2]]
@@ -171,6 +202,17 @@ def test_the_prototype_mask_is_zero_exactly_for_rejected_concepts(rejected, per_
 def test_an_unknown_concept_is_refused_and_the_known_ones_are_named():
     with pytest.raises(InteractionError, match=r"'ghost'.*nodule, mass"):
         prototype_mask(["ghost"], ("nodule", "mass"), 2)
+
+
+def test_the_tensors_of_a_batch_hold_each_interaction_in_its_place():
+    pair = (Interaction((RegionBox(0, 0, 32, 16, "negative"),), rejection="zero"), Interaction(rejected=("b",)))
+    tensors = interaction_tensors(pair, ("a", "b"), 3, SIDE, 6, 4)
+    assert tensors["importance"].shape == (2, 6, 4)
+    np.testing.assert_array_equal(tensors["importance"][0], importance_map(pair[0], SIDE, 6, 4))
+    assert (tensors["importance"][1] == 1).all()
+    assert tensors["prototype_mask"].tolist() == [[[1] * 3] * 2, [[1] * 3, [0] * 3]]
+    assert tensors["absent_weight"].tolist() == [0, 1]
+    assert {value.dtype for value in tensors.values()} == {np.dtype(np.float32)}
 
 
 @CASES

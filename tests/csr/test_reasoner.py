@@ -12,6 +12,7 @@ from csr.network.reasoner import Reasoner, Reasoning
 from tests.csr.synthetic import make_patches, make_reasoner
 
 SEEDS = st.integers(0, 10_000)
+FLOORS = pytest.mark.parametrize("floor", ["zero", "absent"])
 CLIP = pytest.mark.parametrize("clip", [True, False])
 CASES = settings(deadline=None, max_examples=20)
 
@@ -33,12 +34,13 @@ def reason_by_hand(reasoner, patches, importance, mask, absent_weight) -> dict[s
     classes = len(own["head.bias"])
     height, columns = patches.shape[1:]
     maps = np.zeros((concepts, per_concept, height, columns))
-    touched = (importance != 1).any()
     for k, m, i, j in np.ndindex(maps.shape):
+        weights = np.where(importance < 0, own["alpha"][k], importance)
         value = sum(own["prototypes"][k, m, d] * patches[d, i, j] for d in range(width))
-        if reasoner.clip or touched:
+        if reasoner.clip or (reasoner.floor == "zero" and (weights != 1).any()):
             value = max(value, 0.0)
-        maps[k, m, i, j] = value * (importance[i, j] if touched else 1.0)
+        floor = own["absent_scores"][k, m] if reasoner.floor == "absent" else min(value, 0.0)
+        maps[k, m, i, j] = min(value, floor) + weights[i, j] * max(value - floor, 0)
     scores, standard = np.zeros((concepts, per_concept)), np.zeros((concepts, per_concept))
     for k, m in np.ndindex(scores.shape):
         scores[k, m] = maps[k, m].max() if keep[k, m] else absent_weight * own["absent_scores"][k, m]
@@ -47,7 +49,7 @@ def reason_by_hand(reasoner, patches, importance, mask, absent_weight) -> dict[s
     for k, m in np.ndindex(scores.shape):
         contributions[k] += own["head.weight"][:, k * per_concept + m] * standard[k, m]
     logits = own["head.bias"] + contributions.sum(0)
-    grown = np.exp(logits - logits.max())
+    grown = np.exp((logits - logits.max()) / own["temperature"])
     evidence = np.array([max(scores[k][alive[k] > 0]) for k in range(concepts)])
     return {
         "similarity_maps": maps,
@@ -62,17 +64,18 @@ def reason_by_hand(reasoner, patches, importance, mask, absent_weight) -> dict[s
 
 def random_interaction(seed: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng([seed, 9])
-    importance = rng.choice([0.0, 0.2, 1.0], (batch, 3, 4))
+    importance = rng.choice([-1.0, 0.0, 0.2, 1.0], (batch, 3, 4))
     importance[0] = 1 if seed % 3 == 0 else importance[0]  # some images of a batch are left alone
     mask = np.repeat(rng.integers(0, 2, (batch, 3, 1)), 4, axis=2)
     return tuple(torch.tensor(value, dtype=torch.float32) for value in (importance, mask, rng.integers(0, 2, batch)))
 
 
+@FLOORS
 @CLIP
 @CASES
 @given(SEEDS)
-def test_every_output_equals_the_formulas(clip, seed):
-    reasoner, patches = make_reasoner(seed, clip), make_patches(seed)
+def test_every_output_equals_the_formulas(clip, floor, seed):
+    reasoner, patches = make_reasoner(seed, clip, floor=floor), make_patches(seed)
     importance, mask, weight = random_interaction(seed)
     answer = reason(reasoner, patches, importance, mask, weight)
     for b in range(2):
@@ -112,13 +115,14 @@ def test_a_rejection_without_a_stated_substitute_is_not_ignored():
     np.testing.assert_allclose(answer["scores"], np.stack([reasoner.absent_scores.numpy()] * 2), atol=1e-6)
 
 
+@FLOORS
 @CLIP
 @pytest.mark.parametrize("pruned", [0, 3])
 @pytest.mark.parametrize("rejection", [0.0, 1.0])
 @CASES
 @given(SEEDS)
-def test_no_box_and_nothing_rejected_changes_nothing(clip, pruned, rejection, seed):
-    reasoner, patches = make_reasoner(seed, clip, pruned=pruned), make_patches(seed)
+def test_no_box_and_nothing_rejected_changes_nothing(clip, pruned, floor, rejection, seed):
+    reasoner, patches = make_reasoner(seed, clip, pruned=pruned, floor=floor), make_patches(seed)
     plain = reason(reasoner, patches)
     neutral = reason(reasoner, patches, torch.ones(2, 3, 4), torch.ones(2, 3, 4), torch.full((2,), rejection))
     for name, expected in plain.items():
@@ -161,10 +165,11 @@ def test_permuting_a_concepts_prototypes_with_all_that_is_theirs_changes_no_answ
         np.testing.assert_allclose(after[name], before[name], atol=1e-4, err_msg=name)
 
 
+@FLOORS
 @CASES
 @given(SEEDS, st.data())
-def test_lowering_an_importance_weight_never_raises_a_score(seed, data):
-    reasoner, patches = make_reasoner(seed, clip=True), make_patches(seed, batch=1)
+def test_lowering_an_importance_weight_never_raises_a_score(floor, seed, data):
+    reasoner, patches = make_reasoner(seed, clip=True, floor=floor), make_patches(seed, batch=1)
     rng = np.random.default_rng([seed, 3])
     weights = torch.tensor(rng.choice([0.2, 0.7, 1.0], (1, 3, 4)), dtype=torch.float32)
     lowered = weights.clone()
@@ -174,9 +179,10 @@ def test_lowering_an_importance_weight_never_raises_a_score(seed, data):
     assert (after <= before).all()
 
 
-def test_without_clipping_lowering_a_weight_never_raises_a_score_once_there_is_an_interaction():
+@FLOORS
+def test_without_clipping_lowering_a_weight_never_raises_a_score_once_there_is_an_interaction(floor):
     for seed in range(20):
-        reasoner, patches = make_reasoner(seed, clip=False), make_patches(seed, batch=1)
+        reasoner, patches = make_reasoner(seed, clip=False, floor=floor), make_patches(seed, batch=1)
         weights = torch.full((1, 3, 4), 0.5)
         lowered = weights.clone()
         lowered[0, 1] = 0
@@ -188,6 +194,51 @@ def test_a_negative_box_over_everything_leaves_no_evidence():
     answer = reason(reasoner, make_patches(0), torch.zeros(2, 3, 4))
     assert not answer["similarity_maps"].any()
     assert not answer["scores"].any()
+
+
+def test_with_floor_absent_a_first_box_never_raises_a_score_even_without_clipping():
+    for seed in range(20):
+        reasoner, patches = make_reasoner(seed, clip=False, floor="absent"), make_patches(seed, batch=1)
+        weights = torch.ones(1, 3, 4)
+        weights[0, 1] = 0.3
+        assert (reason(reasoner, patches, weights)["scores"] <= reason(reasoner, patches)["scores"]).all()
+
+
+@CLIP
+@CASES
+@given(SEEDS)
+def test_with_floor_absent_a_negative_box_over_everything_is_a_rejection_of_every_concept(clip, seed):
+    """For concepts that score more than an image without them: a score below the absent one stays."""
+    reasoner, patches = make_reasoner(seed, clip, floor="absent"), make_patches(seed)
+    plain = reason(reasoner, patches)["scores"]
+    expected = np.minimum(plain, reasoner.absent_scores.numpy())
+    np.testing.assert_allclose(reason(reasoner, patches, torch.zeros(2, 3, 4))["scores"], expected, atol=1e-6)
+
+
+@FLOORS
+@CASES
+@given(SEEDS)
+def test_cells_below_zero_weigh_each_concept_by_its_own_alpha(floor, seed):
+    reasoner, patches = make_reasoner(seed, clip=True, floor=floor), make_patches(seed)
+    weights = torch.full((2, 3, 4), -1.0)
+    weights[:, 1, :2] = 1
+    weights[:, 2, 3] = 0
+    answer = reason(reasoner, patches, weights)
+    for k, alpha in enumerate(reasoner.alpha):
+        same = reason(reasoner, patches, torch.where(weights < 0, alpha, weights))
+        for name in ("similarity_maps", "scores", "contributions", "concept_maps"):
+            np.testing.assert_array_equal(answer[name][:, k], same[name][:, k], err_msg=name)
+
+
+@FLOORS
+def test_a_concept_whose_own_alpha_is_one_is_left_alone_by_positive_boxes(floor):
+    reasoner, patches = make_reasoner(7, clip=False, floor=floor), make_patches(7)
+    weights = torch.full((2, 3, 4), -1.0)
+    weights[:, 1] = 1
+    before, after = reason(reasoner, patches), reason(reasoner, patches, weights)
+    assert reasoner.alpha[2] == 1
+    np.testing.assert_array_equal(after["similarity_maps"][:, 2], before["similarity_maps"][:, 2])
+    assert (after["similarity_maps"][:, 0] != before["similarity_maps"][:, 0]).any()
 
 
 @CLIP

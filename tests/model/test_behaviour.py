@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 from csr.assemble import ExportConfig
 from csr.bundle import MANIFEST, REASONER_OUTPUTS, Bundle
@@ -47,13 +48,21 @@ INTERACTIONS = st.builds(
     Interaction,
     boxes=st.lists(boxes(st.sampled_from(["positive", "negative"])), max_size=3).map(tuple),
     rejected=st.sets(st.sampled_from(["nodule", "mass", "effusion"])).map(tuple),
-    alpha=st.floats(0, 1),
+    alpha=st.none() | st.floats(0, 1),
     rejection=st.sampled_from(["zero", "absent"]),
     background=st.sampled_from(["keep", "alpha"]),
 )
 
 
 # the bundle is what was trained
+
+
+def test_its_probabilities_are_the_logits_at_the_temperature_that_was_chosen_on_validation_studies(
+    tiny_run, runner, patches
+):
+    answer, temperature = ask(runner, patches), float(tiny_run.reasoner.temperature)
+    assert abs(temperature - 1) > 0.02
+    np.testing.assert_allclose(answer["probabilities"], softmax(answer["logits"] / temperature, axis=1), atol=1e-6)
 
 
 def test_a_real_bundle_was_measured_on_real_images_and_opens_again(tiny_run):
@@ -192,11 +201,15 @@ def test_an_interaction_may_be_undone_and_repeated(runner, patches, interaction)
 
 @CASES
 @given(boxes(st.just("positive")), boxes(st.just("negative")))
-def test_maps_are_the_plain_maps_weighted_by_importance(tiny_run, runner, patches, positive, negative):
+def test_importance_weighs_what_the_plain_maps_hold_beyond_the_absent_scores(
+    tiny_run, runner, patches, positive, negative
+):
     interaction = Interaction((positive, negative), alpha=0.3)
     about = tiny_run.bundle.manifest
     weights = importance_map(interaction, about.side, about.height, about.width)
-    expected = ask(runner, patches)["similarity_maps"].clip(0) * weights
+    plain = ask(runner, patches)["similarity_maps"]
+    absent = tiny_run.reasoner.absent_scores.numpy()[:, :, None, None]
+    expected = np.minimum(plain, absent) + weights * (plain - absent).clip(0)
     np.testing.assert_allclose(ask(runner, patches, interaction)["similarity_maps"], expected, atol=1e-6)
 
 
@@ -232,11 +245,19 @@ def test_a_positive_box_on_the_peak_keeps_the_score_and_one_elsewhere_lowers_it(
     assert score((row + 2) % about.height, (column + 2) % about.width) < plain["scores"][b, k, m]
 
 
-def test_a_negative_box_over_the_image_leaves_no_evidence_for_any_concept(runner, patches):
+def test_a_negative_box_over_the_image_leaves_every_concept_at_most_its_absent_score(tiny_run, runner, patches):
     answer = ask(runner, patches, Interaction((RegionBox(0, 0, 64, 64, "negative"),)))
-    assert not answer["similarity_maps"].any()
-    assert not answer["scores"].any()
-    np.testing.assert_allclose(answer["logits"], np.tile(answer["logits"][:1], (len(patches), 1)), atol=1e-5)
+    expected = np.minimum(ask(runner, patches)["scores"], tiny_run.reasoner.absent_scores.numpy())
+    np.testing.assert_allclose(answer["scores"], expected, atol=1e-5)
+
+
+@CASES
+@given(st.lists(boxes(st.sampled_from(["positive", "negative"])), max_size=3))
+def test_without_an_alpha_each_concept_is_weighted_by_its_own(tiny_run, runner, patches, drawn):
+    own = ask(runner, patches, Interaction(tuple(drawn)))
+    for k, alpha in enumerate(tiny_run.reasoner.alpha.tolist()):
+        answer = ask(runner, patches, Interaction(tuple(drawn), alpha=alpha))
+        np.testing.assert_allclose(answer["scores"][:, k], own["scores"][:, k], atol=1e-6)
 
 
 def test_rejecting_a_concept_changes_its_contribution_and_no_others(tiny_run, runner, patches):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -75,6 +76,32 @@ def test_an_empty_interaction_is_the_plain_prediction_and_undo_the_earlier_answe
     assert after(boxes=[BOX], rejected=["mass"]) != boxed
     assert after(boxes=[BOX]) == boxed
     assert after() == after(boxes=[], rejected=[]) == after(alpha=0.0, rejection="zero", background="alpha") == plain
+
+
+def test_a_model_that_abstains_says_so_and_when(bundle: Bundle, engine: CountingEngine, sample: bytes) -> None:
+    """With a threshold between its confidences before and after an interaction, it abstains from one of the two."""
+    state = {"boxes": [BOX | {"kind": "negative"}], "rejected": list(bundle.manifest.concepts)}
+
+    def read(threshold: float | None) -> tuple[dict[str, Any], dict[str, Any], float | None]:
+        other = Bundle(bundle.path, replace(bundle.manifest, abstain_below=threshold))
+        plane = DataPlane(other, engine)
+        with TestClient(create_app(lambda: plane)) as client:
+            digest = upload(client, sample).json()["digest"]
+            answer = client.post(f"/v1/studies/{digest}/interactions", json=state).json()
+            return answer["before"], answer["after"], client.get("/v1/model").json()["manifest"]["abstain_below"]
+
+    def confidence(prediction: dict[str, Any]) -> float:
+        return max(each["probability"] for each in prediction["classes"])
+
+    before, after, threshold = read(None)
+    assert threshold is None and before["abstains"] is after["abstains"] is False
+    assert abs(confidence(before) - confidence(after)) > 1e-5
+    between = (confidence(before) + confidence(after)) / 2
+    before, after, threshold = read(between)
+    assert threshold == between
+    assert before["abstains"] is (confidence(before) < between)
+    assert after["abstains"] is (confidence(after) < between)
+    assert before["abstains"] is not after["abstains"]
 
 
 def test_pictures(client: TestClient, digest: str) -> None:

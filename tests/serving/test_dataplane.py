@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import threading
 from dataclasses import replace
 
@@ -229,6 +230,17 @@ def test_the_model_asks_for_help_when_its_margin_is_small(bundle: Bundle, sample
     for threshold, asks in ((margin + 0.01, True), (margin - 0.01, False)):
         other = Bundle(bundle.path, replace(bundle.manifest, ask_margin=threshold))
         assert DataPlane(other, OrtEngine(bundle)).add_study(sample).prediction.asks_for_help is asks
+
+
+def test_the_model_abstains_below_its_threshold_and_says_what_it_would_have_said(bundle: Bundle, sample: bytes) -> None:
+    plain = DataPlane(bundle, OrtEngine(bundle)).add_study(sample).prediction
+    assert bundle.manifest.abstain_below is None and plain.abstains is False
+    confidence = max(each.probability for each in plain.classes)
+    for threshold, abstains in ((confidence, False), (math.nextafter(confidence, 1), True)):
+        other = Bundle(bundle.path, replace(bundle.manifest, abstain_below=threshold))
+        prediction = DataPlane(other, OrtEngine(bundle)).add_study(sample).prediction
+        assert prediction.abstains is abstains
+        assert prediction.model_copy(update={"abstains": False, "maps": plain.maps}) == plain
 
 
 def test_open_refuses_a_bundle_whose_golden_case_fails(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,6 +121,24 @@ def test_a_reader_corrects_a_prediction_and_undoes_it(page: Page) -> None:
     settled(page)
     assert classes.inner_text() == plain
     expect(page.get_by_role("button", name="Undo")).to_be_disabled()
+
+
+def test_the_page_says_when_the_model_abstains(
+    page: Page, served: DataPlane, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = page.get_by_text("The model abstains")
+    expect(sentence).to_be_hidden()
+    classes = page.locator("#classes").inner_text()
+    monkeypatch.setattr(served._explainer, "manifest", replace(bundle.manifest, abstain_below=1.0))
+    page.get_by_role("button", name="Reject mass").click()
+    expect(sentence).to_be_visible()
+    page.get_by_role("button", name="Undo").click()
+    settled(page)
+    expect(sentence).to_be_visible()
+    assert page.locator("#classes").inner_text() == classes
+    monkeypatch.undo()
+    page.get_by_role("button", name="Reject mass").click()
+    expect(sentence).to_be_hidden()
 
 
 def test_reset_can_be_undone(page: Page) -> None:

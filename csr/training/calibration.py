@@ -1,0 +1,56 @@
+"""What is chosen on split ``val`` once a head is trained: each concept's α, and the temperature of the probabilities.
+
+Both depend on the head, so whoever trains one calls `calibrate` with it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from csr.calibration import fit_temperature
+from csr.network.reasoner import Reasoner
+from csr.records import Collection
+from csr.training.alpha import calibrate_alpha
+from csr.training.features import FeatureCache
+from csr.training.head import all_scores, class_logits
+from csr.training.prototypes import PrototypeModel
+from csr.training.runtime import device
+
+
+def calibrate(
+    collection: Collection, cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner, side: int
+) -> None:
+    """Sets ``reasoner.alpha`` (`csr.training.alpha`) and ``reasoner.temperature`` (`calibrate_temperature`).
+
+    Args:
+        reasoner: with its head trained.
+        side: of the prepared images, in pixels; boxes are in them.
+    """
+    calibrate_alpha(collection, cache, model, reasoner, side)
+    calibrate_temperature(collection, cache, model, reasoner)
+
+
+@torch.no_grad()
+def calibrate_temperature(
+    collection: Collection, cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner
+) -> None:
+    """Sets ``reasoner.temperature`` to the one with the least cross-entropy on split ``val``, without interaction.
+
+    It is 1, no calibration, where ``val`` cannot tell: if it is empty or has one class only, or if every study is
+    classified rightly, for then the cross-entropy falls for ever as the temperature does, and the probabilities would
+    all be 1. See `csr.calibration.fit_temperature` (Guo et al. 2017).
+
+    Args:
+        reasoner: with its head trained.
+    """
+    place = device()
+    model, reasoner = model.to(place).eval(), reasoner.to(place).eval()
+    reasoner.temperature.fill_(1.0)
+    rows = collection.rows("val")
+    truth = collection.class_labels()[rows]
+    if len(np.unique(truth)) < 2:
+        return
+    logits = class_logits(reasoner, all_scores(reasoner, model, cache, rows)).cpu().numpy()
+    if (logits.argmax(1) != truth).any():
+        reasoner.temperature.fill_(fit_temperature(logits, truth))
