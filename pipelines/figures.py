@@ -1,8 +1,8 @@
-"""Every figure of the pipeline: curves of a stage, confusion, and the montage of predictions with maps and boxes."""
+"""Every figure of the pipeline: curves, confusion, abstaining, and the montage of predictions with maps and boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from csr.calibration import RiskCoverage
 from csr.datasets.prepared import PreparedSet
 from csr.metrics import map_peaks
+from csr.training.selection import CountCurve
 from pipelines.tracking import log_file
 
 matplotlib.use("Agg")
@@ -40,6 +42,33 @@ def write_curves(stage: str, history: Sequence[dict[str, float]], folder: Path) 
     _save(figure, folder / f"{stage}.png")
 
 
+def write_count_curve(curve: CountCurve, concepts: Sequence[str], folder: Path) -> None:
+    """Writes ``per_concept.csv`` and ``.png``: what 1, 2, … prototypes a concept explain, and logs the figure.
+
+    The table has ``per_concept`` (M), ``within`` and ``accuracy``, the ``shortfall`` of the concept that is worst off,
+    and ``shortfall:<concept>`` for each; see `csr.training.selection`. M is enough where ``shortfall`` is at most 1.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame({"within": curve.within, "accuracy": curve.accuracy})
+    by_concept = pd.DataFrame(curve.shortfall, columns=[f"shortfall:{name}" for name in concepts])
+    table["shortfall"] = by_concept.max(axis=1)
+    table.index = pd.RangeIndex(1, len(table) + 1, name="per_concept")
+    by_concept.index = table.index
+    table.join(by_concept).round(6).to_csv(folder / "per_concept.csv")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for name in ("within", "accuracy"):
+        axes[0].plot(table.index, table[name], marker=".", label=name)
+    axes[0].set(title="validation vectors explained", xlabel="prototypes a concept", ylim=(0, 1))
+    for name in concepts:
+        axes[1].plot(table.index, by_concept[f"shortfall:{name}"], marker=".", label=name.replace("_", " "))
+    axes[1].axhline(1, color="black", linestyle="--", linewidth=1)
+    axes[1].set(title="shortfall (enough: at most 1)", xlabel="prototypes a concept", ylabel="standard errors")
+    for axis in axes:
+        axis.legend(fontsize=6)
+        axis.grid(alpha=0.3)
+    _save(figure, folder / "per_concept.png")
+
+
 def write_confusion(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], file: Path) -> None:
     """Draws the confusion matrix, rows normalised to shares of the true class."""
     counts = np.zeros((len(classes), len(classes)))
@@ -54,6 +83,27 @@ def write_confusion(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[
     axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="predicted", ylabel="true")
     _save(figure, file)
+
+
+def write_risk_coverage(curves: Mapping[str, RiskCoverage], folder: Path) -> None:
+    """Writes ``risk_coverage.csv`` and ``.png``: what abstaining buys on each test part, and logs the figure.
+
+    The table has ``part, coverage, risk, threshold``: of the part's studies a share ``coverage`` has a confidence of at
+    least ``threshold``, and a share ``risk`` of these is classified wrongly.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
+    tables = []
+    for part, curve in curves.items():
+        columns = {"coverage": curve.coverage, "risk": curve.risk, "threshold": curve.threshold}
+        tables.append(pd.DataFrame({"part": part, **columns}))
+        axis.plot(curve.coverage, curve.risk, drawstyle="steps-post", label=f"{part}, AURC {curve.area:.3f}")
+    pd.concat(tables).round(6).to_csv(folder / "risk_coverage.csv", index=False)
+    axis.set(xlabel="coverage (share of studies answered)", ylabel="risk (share of answers wrong)", xlim=(0, 1))
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    axis.grid(alpha=0.3)
+    _save(figure, folder / "risk_coverage.png")
 
 
 def write_montage(

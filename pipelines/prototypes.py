@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from csr.bundle import file_digest
 from csr.datasets.prepared import PreparedSet
 from csr.drafts import draft_folder
 from csr.training.features import FeatureCache
-from csr.training.prototypes import PrototypeConfig, to_checkpoint, train_prototypes
+from csr.training.prototypes import PrototypeConfig, from_checkpoint, to_checkpoint, train_prototypes
 from csr.training.reporter import Reporter, State
-from pipelines.figures import write_curves
-from pipelines.params import Params
+from csr.training.selection import CountCurve, count_curve, pilot
+from pipelines.figures import write_count_curve, write_curves
+from pipelines.params import Params, TrainParams
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, PROTOTYPES, REPORTS, run_stage
+from pipelines.tracking import log_metrics
 from pipelines.training import train
 
 
@@ -26,13 +29,32 @@ def fit(prepared: str, features: str, config: PrototypeConfig, reporter: Reporte
 
 
 def prototypes(params: Params) -> None:
-    """Trains and writes ``build/prototypes/model.pt`` and the curves."""
-    function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), params.prototypes)
-    inputs = [file_digest(CONCEPTS / "model.pt")]
-    checkpoint, history = train("prototypes", function, params.prototypes, inputs, params.train)
+    """Trains and writes ``build/prototypes/model.pt`` and the curves.
+
+    With ``per_concept: auto`` a pilot is trained first, and the curve that settles M is the pilot's; otherwise the
+    curve is that of the trained prototypes. A stage that is interrupted after its pilot trains the pilot again.
+    """
+    config, curve = params.prototypes, None
+    if config.per_concept == "auto":
+        state, _ = _train("pilot", pilot(config), params.train)
+        curve = _curve(state)
+        config = replace(config, per_concept=curve.enough)
+    checkpoint, history = _train("prototypes", config, params.train)
     with draft_folder(PROTOTYPES) as folder:
         torch.save(checkpoint, folder / "model.pt")
     write_curves("prototypes", history, REPORTS / "curves")
+    write_count_curve(curve or _curve(checkpoint), PreparedSet.open(PREPARED).collection.concepts, REPORTS / "curves")
+    log_metrics("prototypes", {"per_concept": checkpoint["config"]["per_concept"]})
+
+
+def _train(name: str, config: PrototypeConfig, where: TrainParams) -> tuple[State, list[dict[str, float]]]:
+    function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), config)
+    return train(name, function, config, [file_digest(CONCEPTS / "model.pt")], where)
+
+
+def _curve(checkpoint: State) -> CountCurve:
+    collection = PreparedSet.open(PREPARED).collection
+    return count_curve(from_checkpoint(checkpoint), collection, FeatureCache.open(FEATURES))
 
 
 if __name__ == "__main__":

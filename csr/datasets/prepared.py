@@ -93,6 +93,11 @@ class PreparedWriter:
         self._images = np.lib.format.open_memmap(self._draft / "images.npy", "w+", np.uint8, self._shape)
         return self
 
+    @property
+    def images(self) -> np.ndarray:
+        """N×C×S×S uint8 as far as it is written, memory-mapped."""
+        return self._images
+
     def write_image(self, row: int, canvas: np.ndarray) -> None:
         """Stores one C×S×S uint8 image."""
         self._images[row] = canvas

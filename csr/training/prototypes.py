@@ -8,20 +8,22 @@ lack the concept) and `csr.losses.agreement` (where the concept is).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csr.errors import ConfigError
 from csr.losses import Margin, absence, agreement, prototype_contrastive, soft_similarity
 from csr.network.projector import Projector
 from csr.network.prototypes import Prototypes, local_concept_vectors
-from csr.records import Collection
+from csr.records import Collection, check_concept_labels
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
 from csr.training.reporter import Reporter, State
-from csr.training.runtime import device, distribute, seed_everything
+from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,20 @@ class PrototypeConfig:
     """Stage 2.
 
     Args:
-        per_concept: M, prototypes a concept.
+        per_concept: M, prototypes a concept; ``auto`` is settled by a pilot (`csr.training.selection`) before training.
         width: D', length of projected vectors.
         blocks: residual blocks of the projector.
         standardise: standardise features per channel before the projector.
         gamma, scale, delta: γ, λ and δ of the contrastive loss; margin: the sign of δ.
         absence, agreement: weights of the two terms beyond the paper.
         temperature: of the agreement term.
+        precision: of the projector while it trains; prototypes and losses are float32, since γ magnifies any rounding.
         reseed: after each epoch but the last two, move prototypes that win no training vector onto the vectors that
             their concept's prototypes fit worst. More stay alive, but the vectors that fit worst are often the ones
             whose attention is misplaced: on the phantom it cost pointing and accuracy, so no preset uses it.
     """
 
-    per_concept: int = 5
+    per_concept: int | Literal["auto"] = 5
     width: int = 128
     blocks: int = 3
     standardise: bool = True
@@ -53,18 +56,29 @@ class PrototypeConfig:
     agreement: float = 1.0
     temperature: float = 20.0
     reseed: bool = False
-    epochs: int = 8
+    epochs: int = 4
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 1e-4
+    precision: Precision = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.per_concept != "auto" and self.per_concept < 1:
+            raise ValueError(f"prototypes.per_concept: needs at least one prototype a concept, got {self.per_concept}")
 
 
 class PrototypeModel(nn.Module):
-    """Projector, prototypes and the concept read-out (scale and shift) that the absence term learns."""
+    """Projector, prototypes and the concept read-out (scale and shift) that the absence term learns.
+
+    Raises:
+        ConfigError: the number of prototypes is not settled yet.
+    """
 
     def __init__(self, config: PrototypeConfig, features: int, concepts: int) -> None:
         super().__init__()
+        if config.per_concept == "auto":
+            raise ConfigError("prototypes.per_concept: 'auto' must be settled first (csr.training.selection)")
         self.config = config
         self.projector = Projector(features, config.width, config.blocks)
         self.prototypes = Prototypes(concepts, config.per_concept, config.width)
@@ -75,10 +89,14 @@ class PrototypeModel(nn.Module):
         """The loss terms of one batch; f B×D×h×w, cam B×K×h×w, labels B×K of 1, 0 or NaN."""
         config, unit = self.config, self.prototypes.unit()
         vectors, concept = positive_vectors(features, cam, labels)
-        similarity, _ = soft_similarity(self.projector(vectors), unit, config.gamma)
+        with autocast(config.precision):
+            projected = self.projector(vectors).float()
+        similarity, _ = soft_similarity(projected, unit, config.gamma)
         terms = {"contrastive": prototype_contrastive(similarity, concept, config.scale, config.delta, config.margin)}
         if config.absence or config.agreement:
-            maps = self.prototypes.similarity_maps(self.projector.project_maps(features))
+            with autocast(config.precision):
+                patches = self.projector.project_maps(features).float()
+            maps = self.prototypes.similarity_maps(patches)
             terms["absence"] = config.absence * absence(maps, labels, self.scale, self.shift)
             terms["agreement"] = config.agreement * agreement(maps, cam, labels, config.temperature)
         return terms
@@ -96,8 +114,10 @@ def train_prototypes(
     """Trains on split ``train`` and reports, on ``val``, the loss and the diagnostics of `diagnose` each epoch.
 
     Raises:
+        DataError: a concept that no training image is known to show, or to lack.
         TrainingError: the loss became NaN or infinite.
     """
+    check_concept_labels(collection, collection.name)
     seed_everything(config.seed)
     place = device()
     labels = torch.from_numpy(collection.concept_labels())
@@ -106,7 +126,7 @@ def train_prototypes(
     if config.standardise:
         model.projector.set_standardisation(*feature_statistics(cache, train))
     model = model.to(place)
-    vectors, concept = _all_positive_vectors(cache, labels, train, place)
+    vectors, concept = all_positive_vectors(cache, labels, train, place)
     _seed_prototypes(model, vectors, concept, config.seed)
     if not (config.absence or config.agreement):  # the read-out is learned by the absence term alone
         model.scale.requires_grad_(False)
@@ -118,7 +138,7 @@ def train_prototypes(
 
     def after_epoch(epoch: int) -> dict[str, float]:
         reseeded = _reseed(model, vectors, concept) if config.reseed and epoch < config.epochs - 2 else 0
-        return {"reseeded": reseeded, **diagnose(model, *_all_positive_vectors(cache, labels, val, place))}
+        return {"reseeded": reseeded, **diagnose(model, *all_positive_vectors(cache, labels, val, place))}
 
     fit(Task("prototypes", model, train, terms, after_epoch), config, reporter)
     return model
@@ -130,9 +150,10 @@ def feature_statistics(cache: FeatureCache, rows: np.ndarray) -> tuple[Tensor, T
     return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3)))
 
 
-def _all_positive_vectors(
+def all_positive_vectors(
     cache: FeatureCache, labels: Tensor, rows: np.ndarray, place: torch.device
 ) -> tuple[Tensor, Tensor]:
+    """`positive_vectors` of many rows; labels N×K of the whole collection."""
     pieces = []
     for start in range(0, len(rows), 256):
         chosen = rows[start : start + 256]
@@ -147,7 +168,7 @@ def _seed_prototypes(model: PrototypeModel, vectors: Tensor, concept: Tensor, se
     projected = model.projector(vectors)
     for k in range(model.prototypes.raw.shape[0]):
         own = projected[concept == k]
-        picks = torch.randint(len(own), (model.config.per_concept,), generator=generator)
+        picks = torch.randint(len(own), (len(model.prototypes.raw[k]),), generator=generator)
         noise = torch.randn(model.prototypes.raw[k].shape, generator=generator).to(own.device)
         model.prototypes.raw[k] = F.normalize(own[picks] + 0.05 * noise, dim=-1)
 
@@ -174,10 +195,12 @@ def diagnose(model: PrototypeModel, vectors: Tensor, concept: Tensor) -> dict[st
     Returns:
         alive: share of prototypes that win (are nearest to) at least one vector of their concept.
         alive_count: their number.
-        assignment_entropy: mean over concepts of the entropy of the winners' distribution, over log M: 1 is even.
+        assignment_entropy: mean, over concepts that have a vector, of the entropy of the winners' distribution, over
+            log M: 1 is even.
         within: mean similarity of a vector to its nearest prototype of its own concept.
         between: mean similarity to the nearest prototype of the nearest other concept.
         accuracy: share of vectors whose nearest prototype is of their own concept.
+        The last three and the entropy are NaN without any vector.
     """
     inner = torch.einsum("nd,kmd->nkm", model.projector(vectors), model.prototypes.unit())
     best, winner = inner.max(-1)
@@ -186,14 +209,15 @@ def diagnose(model: PrototypeModel, vectors: Tensor, concept: Tensor) -> dict[st
     for k in range(concepts):
         counts = torch.bincount(winner[concept == k, k], minlength=per_concept).double()
         alive += int((counts > 0).sum())
-        shares = counts[counts > 0] / counts.sum()
-        entropies.append(float(-(shares * shares.log()).sum()) / max(np.log(per_concept), 1e-9))
+        if counts.any():
+            shares = counts[counts > 0] / counts.sum()
+            entropies.append(float(-(shares * shares.log()).sum()) / max(np.log(per_concept), 1e-9))
     own = best.gather(1, concept[:, None])[:, 0]
     others = best.scatter(1, concept[:, None], -2.0).amax(1)
     return {
         "alive": alive / (concepts * per_concept),
         "alive_count": float(alive),
-        "assignment_entropy": float(np.mean(entropies)),
+        "assignment_entropy": float(np.mean(entropies)) if entropies else float("nan"),
         "within": float(own.mean()),
         "between": float(others.mean()),
         "accuracy": float((own > others).double().mean()),

@@ -250,8 +250,8 @@ def test_stage_1_learns_a_concept_that_can_be_seen(data):
 def test_images_are_standardised_with_the_statistics_of_the_training_split_alone(data):
     model = train_concepts(data, replace(STAGE1, epochs=1), SilentReporter())
     train = data.images[data.collection.rows("train")].astype(np.float64) / 255
-    assert float(model.mean) == pytest.approx(train.mean(), abs=1e-5)
-    assert float(model.std) == pytest.approx(train.std(), abs=1e-5)
+    assert float(model.backbone.mean) == pytest.approx(train.mean(), abs=1e-5)
+    assert float(model.backbone.std) == pytest.approx(train.std(), abs=1e-5)
 
 
 def test_augmentation_of_no_width_changes_no_pixel_by_more_than_rounding():
@@ -300,7 +300,7 @@ def test_the_cache_holds_what_the_frozen_model_computes(data, tmp_path):
     compute_features(model, data, tmp_path, SilentReporter(), batch_size=16)
     cache = FeatureCache.open(tmp_path)
     assert cache.features.dtype == np.float16
-    assert cache.features.shape == (68, model.width, 4, 4)
+    assert cache.features.shape == (68, model.backbone.width, 4, 4)
     rows = np.array([0, 17, 67])
     with torch.no_grad():
         features = model.features(torch.from_numpy(data.images[rows]))
