@@ -36,8 +36,9 @@ repro: $(READY) ## dvc repro, then the result table
 	@dvc repro
 	python -m pipelines.table
 
-compare: repro ## train the baselines too and write reports/comparison.md
-	@dvc repro pipelines/comparison/dvc.yaml
+compare: $(READY) ## every rival system, seed by seed, side by side on Ray; writes reports/comparison.{md,html}
+	@dvc repro prepare
+	python -m pipelines.comparison.fan_out
 
 retrain: $(READY) ## python -m pipelines.retrain: reproduce, judge against the champion, promote
 	@python -m pipelines.retrain

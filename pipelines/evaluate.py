@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from csr.calibration import risk_coverage
 from csr.datasets.prepared import PreparedSet
 from csr.evaluation import Predictions, judge, pointing_by_concept, predict, rounded
 from csr.network.reasoner import Reasoner
 from csr.training import head, prototypes
 from csr.training.features import FeatureCache
-from pipelines.figures import write_confusion, write_montage
+from pipelines.figures import write_confusion, write_montage, write_risk_coverage
 from pipelines.params import Params
 from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.tracking import log_file, log_metrics
@@ -52,11 +53,14 @@ def _write_predictions(data: PreparedSet, predictions: Predictions) -> None:
     truth = data.collection.class_labels()[predictions.rows]
     predicted = predictions.probabilities.argmax(1)
     part = data.collection.studies["part"].to_numpy()[predictions.rows]
+    curves = {}
     for name in data.collection.test_parts():
         own = part == name
         table = pd.DataFrame({"true": np.array(classes)[truth[own]], "predicted": np.array(classes)[predicted[own]]})
         table.to_csv(REPORTS / "plots" / f"confusion_{name}.csv", index=False)
         write_confusion(truth[own], predicted[own], classes, REPORTS / "plots" / f"confusion_{name}.png")
+        curves[name] = risk_coverage(truth[own], predictions.probabilities[own])
+    write_risk_coverage(curves, REPORTS / "plots")
 
 
 @torch.no_grad()

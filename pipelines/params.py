@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from csr.assemble import ExportConfig
 from csr.datasets.phantom.plan import PhantomConfig
 from csr.errors import ConfigError
 from csr.presets import PRESETS, Preset
+from csr.text_concepts import TextConceptConfig
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
@@ -36,6 +37,7 @@ class DataParams:
         validation_share, test_share: used where the split column is empty; seeded, grouped by patient.
         split_seed: of those splits.
         workers: processes that decode or render; 0 means one a core.
+        text_concepts: labels for concepts of a ``table`` that an image-text encoder knows by name; null for none.
     """
 
     source: Literal["phantom", "table"] = "phantom"
@@ -46,7 +48,14 @@ class DataParams:
     test_share: float = 0.2
     split_seed: int = 0
     workers: int = 0
+    text_concepts: TextConceptConfig | None = None
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
+
+    def __post_init__(self) -> None:
+        if self.text_concepts is not None and self.source == "phantom":
+            raise ValueError(
+                "data.text_concepts: the phantom has every label; set this to null, or data.source to table"
+            )
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,19 @@ class EvaluateParams:
 
 
 @dataclass(frozen=True)
+class ComparisonParams:
+    """What `pipelines/comparison/dvc.yaml` compares.
+
+    Args:
+        folder: where its reports go; name it after the data set.
+        seeds: of training; every system is trained once with each.
+    """
+
+    folder: Path = Path("reports/comparison")
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+@dataclass(frozen=True)
 class Params:
     """All of ``params.yaml``, presets resolved."""
 
@@ -84,6 +106,7 @@ class Params:
     head: HeadConfig = field(default_factory=HeadConfig)
     evaluate: EvaluateParams = field(default_factory=EvaluateParams)
     export: ExportConfig = field(default_factory=ExportConfig)
+    comparison: ComparisonParams = field(default_factory=ComparisonParams)
     train: TrainParams = field(default_factory=TrainParams)
 
 
@@ -111,11 +134,26 @@ def parse_params(content: Any, source: str = str(PARAMS_FILE)) -> Params:
         return TypeAdapter(Params).validate_python(_fill_preset(content, source))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = _key(first["loc"], content)
         where = f"{key}: " if key and not str(first["msg"]).startswith(f"Value error, {key}") else ""
-        reason = str(first["msg"]).removeprefix("Value error, ")
+        tried = [str(each["msg"]) for each in error.errors() if _key(each["loc"], content) == key]
+        reason = " or ".join(tried).removeprefix("Value error, ")
         got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
         raise ConfigError(f"{source}: {where}{reason}{got}") from None
+
+
+def _key(location: tuple[int | str, ...], content: Any) -> str:
+    """The key at fault; of a value that may be of several types pydantic also names the one it tried."""
+    names = []
+    for part in location:
+        if isinstance(content, dict):
+            content = content.get(part)
+        elif isinstance(content, list) and isinstance(part, int):
+            content = content[part]
+        else:
+            break
+        names.append(str(part))
+    return ".".join(names)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -134,8 +172,14 @@ def _refuse_unknown(content: dict[str, Any], kind: type, source: str, prefix: st
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0)
             raise ConfigError(f"{source}: unknown key {prefix + str(key)!r}; did you mean {prefix + near[0]!r}?")
-        if is_dataclass(hints[key]) and isinstance(value, dict):
-            _refuse_unknown(value, hints[key], source, f"{prefix}{key}.")
+        inner = next((part for part in (hints[key], *get_args(hints[key])) if is_dataclass(part)), None)
+        if not isinstance(inner, type) or not isinstance(value, dict):
+            continue
+        of_user = get_origin(hints[key]) is dict  # the user's own names, a section each
+        sections = {f"{key}.{name}": section for name, section in value.items()} if of_user else {key: value}
+        for name, section in sections.items():
+            if isinstance(section, dict):
+                _refuse_unknown(section, inner, source, f"{prefix}{name}.")
 
 
 def _fill_preset(content: dict[str, Any], source: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     from csr.datasets.prepared import PreparedSet
     from csr.network.concept_model import ConceptModelConfig
     from csr.network.csr import CSR, Encoder
+    from csr.training.calibration import calibrate_temperature
     from csr.training.concepts import ConceptTrainingConfig, train_concepts
     from csr.training.features import FeatureCache, compute_features
     from csr.training.head import HeadConfig, train_head
@@ -60,6 +61,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     stage2 = PrototypeConfig(per_concept=3, width=32, epochs=2)
     prototype_model = train_prototypes(data.collection, cache, stage2, reporter)
     reasoner = train_head(data.collection, cache, prototype_model, HeadConfig(epochs=5), reporter)
+    calibrate_temperature(data.collection, cache, prototype_model, reasoner)
     atlas = build_atlas(data, cache, prototype_model, reasoner)
     csr = CSR(Encoder(concept_model, prototype_model.projector), reasoner)
     origin = Provenance("robust", data.digest(), "test", {"iid": {"macro_f1": 0.5}})

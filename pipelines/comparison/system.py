@@ -1,67 +1,53 @@
-"""Stage ``system``: trains one baseline with one seed and writes its report.
+"""Stage ``system``: trains one system with one seed, judges it, and keeps its predictions.
 
-    python -m pipelines.comparison.system SYSTEM SEED
-
-Training is timed alone; it runs in this process, one system at a time, so that the times compare.
+python -m pipelines.comparison.system NAME SEED
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import time
 from dataclasses import replace
 
-import mlflow
+import torch
 
-from csr.baselines import BASELINES
-from csr.datasets.prepared import PreparedSet
-from csr.errors import CSRError
-from csr.evaluation import judge, rounded
-from pipelines.params import flatten, load_params
-from pipelines.stage import PREPARED, REPORTS
-from pipelines.tracking import connect, log_metrics, revision
-from pipelines.training import CHECKPOINTS, LocalReporter
-
-FOLDER = REPORTS / "comparison"
-
-
-def run(system: str, seed: int) -> None:
-    """Trains, judges, and writes ``reports/comparison/<system>-<seed>.json`` and an MLflow run."""
-    params = load_params()
-    data = PreparedSet.open(PREPARED)
-    config = replace(params.concepts, seed=seed)
-    connect()
-    with mlflow.start_run(run_name=f"{system}-{seed}", tags={"system": system, "git.revision": revision()}):
-        mlflow.log_params({"system": system, **flatten(config)})
-        start = time.perf_counter()
-        reporter = LocalReporter(system, CHECKPOINTS / f"comparison-{system}-{seed}")
-        outcome = BASELINES[system](data, config, reporter)
-        seconds = time.perf_counter() - start
-        report = judge(data.collection, outcome.predictions, data.side)
-        for part, numbers in report.items():
-            pointing = {f"pointing_{name}": value for name, value in numbers.pop("pointing_game").items()}
-            log_metrics(part, {name: value for name, value in (numbers | pointing).items() if value is not None})
-            numbers["pointing_game"] = {name.removeprefix("pointing_"): value for name, value in pointing.items()}
-        log_metrics("train", {"seconds": seconds})
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    about = {"system": system, "seed": seed, "parameters": outcome.parameters, "explanations": outcome.explanations}
-    (FOLDER / f"{system}-{seed}.json").write_text(json.dumps(rounded({**about, **report}), indent=2) + "\n")
-    reporter.forget()
+from csr.comparison.foundations import open_foundation
+from csr.comparison.systems import run_system, save_predictions, systems
+from csr.evaluation import rounded
+from pipelines.comparison.common import (
+    FOUNDATIONS_FOLDER,
+    PREDICTIONS_FOLDER,
+    SYSTEMS_FOLDER,
+    command_line,
+    comparison_run,
+    make_setting,
+    recipes,
+)
+from pipelines.params import Params
+from pipelines.tracking import log_metrics
 
 
-def main() -> None:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.comparison.system")
-    parser.add_argument("system", choices=sorted(BASELINES))
-    parser.add_argument("seed", type=int)
-    given = parser.parse_args()
-    try:
-        run(given.system, given.seed)
-    except CSRError as error:
-        sys.exit(f"{given.system}: {error}")
+def run(name: str, seed: int, params: Params) -> None:
+    """Writes the report, the predictions and the trained system, and logs an MLflow run."""
+    entry = systems(recipes())[name]
+    with comparison_run("system", name, seed, params):
+        setting, seconds = make_setting(params, seed, name), 0.0
+        if entry.foundation:
+            foundation, seconds = open_foundation(FOUNDATIONS_FOLDER / f"{entry.foundation}-{seed}")
+            setting = replace(setting, foundation=foundation)
+        system, result = run_system(entry, setting, seconds)
+        for part, numbers in result.report.items():
+            flat = {key: value for key, value in numbers.items() if isinstance(value, float)}
+            flat |= {f"pointing_{key}": value for key, value in numbers["pointing_game"].items() if value is not None}
+            log_metrics(part, flat)
+        log_metrics("system", result.about)
+    save_predictions(result, PREDICTIONS_FOLDER / f"{name}-{seed}.npz")
+    SYSTEMS_FOLDER.mkdir(parents=True, exist_ok=True)
+    torch.save(system.cpu(), SYSTEMS_FOLDER / f"{name}-{seed}.pt")
+    folder = params.comparison.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"system": name, "title": entry.title, "seed": seed, **result.about, **result.report}
+    (folder / f"{name}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    command_line("system", sorted(systems(recipes())), run)

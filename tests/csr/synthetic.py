@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from csr.datasets.prepared import PreparedSet, PreparedWriter
-from csr.network.reasoner import Reasoner
+from csr.network.reasoner import Floor, Reasoner
 from csr.records import BOX_COLUMNS, Collection
 from csr.training.features import FeatureCache
 
@@ -87,11 +87,18 @@ def make_prepared(path: Path, collection: Collection, side: int = SIDE, seed: in
 
 
 def make_reasoner(
-    seed: int, clip: bool, concepts: int = 3, per_concept: int = 4, width: int = 5, classes: int = 3, pruned: int = 0
+    seed: int,
+    clip: bool,
+    concepts: int = 3,
+    per_concept: int = 4,
+    width: int = 5,
+    classes: int = 3,
+    pruned: int = 0,
+    floor: Floor = "zero",
 ) -> Reasoner:
     """A reasoner whose every buffer and weight is random; ``pruned`` prototypes, never a concept's last, are dead."""
     rng = np.random.default_rng(seed)
-    reasoner = Reasoner(concepts, per_concept, width, classes, clip).eval()
+    reasoner = Reasoner(concepts, per_concept, width, classes, clip, floor).eval()
     prototypes = rng.standard_normal((concepts, per_concept, width))
     prototypes /= np.linalg.norm(prototypes, axis=-1, keepdims=True)
     alive = np.ones((concepts, per_concept))
@@ -105,8 +112,10 @@ def make_reasoner(
         "absent_scores": rng.uniform(-0.1, 0.3, alive.shape),
         "concept_scale": rng.uniform(2, 8, concepts),
         "concept_shift": rng.normal(0, 1, concepts),
+        "alpha": np.linspace(0, 1, concepts),
         "head.weight": rng.standard_normal((classes, concepts * per_concept)),
         "head.bias": rng.standard_normal(classes),
+        "temperature": rng.uniform(0.5, 3),
     }
     reasoner.load_state_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()})
     return reasoner

@@ -52,6 +52,20 @@ def test_null_takes_the_presets_value_and_a_value_overrides_it(preset: str) -> N
         ({}, "preset: must be one of"),
         ({"preset": "robust", "concepts": {"epochs": "many"}}, "concepts.epochs"),
         ({"preset": "robust", "data": {"channels": 2}}, "data.channels"),
+        (
+            {"preset": "robust", "prototypes": {"per_concept": "many"}},
+            "prototypes.per_concept: Input should be a valid integer, unable to parse string as an integer "
+            "or Input should be 'auto', got 'many'",
+        ),
+        ({"preset": "robust", "prototypes": {"per_concept": 0}}, "prototypes.per_concept: needs at least one"),
+        (
+            {"preset": "robust", "export": {"abstain_risk": 5}},
+            "export.abstain_risk: 5.0 is neither between 0 and 1 nor",
+        ),
+        (
+            {"preset": "robust", "export": {"abstain_risk": "some"}},
+            "export.abstain_risk: Input should be a valid number",
+        ),
         ({"preset": "robust", "data": {"phantom": {"label_noise": 2}}}, "label_noise: 2.0 is outside 0..1"),
         ({"preset": "robust", "data": {"phantom": {"shortcut_target": "flu"}}}, "'flu' is none of"),
         ({"preset": "robust", "concepts": {"model": {"pooling": "max"}}}, "concepts.model.pooling"),
@@ -71,6 +85,15 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml: is not YAML"):
         load_params(tmp_path / "bad.yaml")
+
+
+def test_the_number_of_prototypes_may_be_auto() -> None:
+    assert parse_params({"preset": "robust", "prototypes": {"per_concept": "auto"}}).prototypes.per_concept == "auto"
+
+
+def test_a_model_abstains_only_if_it_is_told_to() -> None:
+    assert load_params(ROOT / "params.yaml").export.abstain_risk is None
+    assert parse_params({"preset": "robust", "export": {"abstain_risk": 0.05}}).export.abstain_risk == 0.05
 
 
 def test_flatten_names_nested_keys() -> None:

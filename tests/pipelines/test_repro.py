@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -37,6 +38,23 @@ def test_metrics_have_the_documented_form(project: Project) -> None:
     assert 0 < metrics["prototypes"]["alive"] <= 1
 
 
+def test_the_risk_coverage_curve_of_every_part_is_written(project: Project) -> None:
+    metrics = json.loads((project.folder / "reports/metrics.json").read_text())
+    table = pd.read_csv(project.folder / "reports/plots/risk_coverage.csv")
+    assert list(table) == ["part", "coverage", "risk", "threshold"]
+    assert list(table["part"].unique()) == ["iid", "shifted"]
+    for part, curve in table.groupby("part"):
+        numbers, confusion = metrics[part], pd.read_csv(project.folder / f"reports/plots/confusion_{part}.csv")
+        assert 0 <= numbers["ece"] <= 1
+        assert curve["threshold"].is_monotonic_decreasing and curve["coverage"].is_monotonic_increasing
+        assert curve["coverage"].iloc[-1] == 1
+        wrong = (confusion["true"] != confusion["predicted"]).mean()
+        assert curve["risk"].iloc[-1] == pytest.approx(wrong, abs=1e-6)
+        area = (curve["risk"] * curve["coverage"].diff().fillna(curve["coverage"])).sum()
+        assert numbers["aurc"] == pytest.approx(area, abs=1e-4)
+    assert (project.folder / "reports/plots/risk_coverage.png").stat().st_size > 5_000
+
+
 def test_a_second_repro_does_nothing(project: Project) -> None:
     before = len(finished_runs(project))
     output = project.run("dvc", "repro").stdout
@@ -49,6 +67,7 @@ def test_dvc_shows_metrics_plots_and_parameters(project: Project) -> None:
     shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
     assert "macro_f1" in json.dumps(shown)
     page = project.run("dvc", "plots", "show", "-o", "plots").stdout
+    assert "Risk of error" in (project.folder / "plots/index.html").read_text()
     assert "index.html" in page and (project.folder / "plots/index.html").stat().st_size > 10_000
     file = project.folder / "params.yaml"
     before = file.read_text()
@@ -149,13 +168,3 @@ def test_a_mistake_is_what_the_command_prints_last_and_its_status_is_1(project: 
 def outputs(project: Project) -> dict[Path, int]:
     """Everything the pipeline made, with its time of change."""
     return {path: path.stat().st_mtime_ns for name in ("data", "build") for path in (project.folder / name).rglob("*")}
-
-
-def test_the_comparison_pipeline_makes_one_table(project: Project) -> None:
-    project.run("dvc", "repro", "pipelines/comparison/dvc.yaml")
-    table = (project.folder / "reports/comparison.md").read_text()
-    assert table.count("| csr, robust | 1 |") == 2  # once a test part
-    assert table.count("| cbm_joint | 1 |") == 2 and table.count("| black_box | 1 |") == 2
-    report = json.loads((project.folder / "reports/comparison/black_box-0.json").read_text())
-    assert report["explanations"] == 0 and report["parameters"] > 100_000
-    assert report["iid"]["concept_auroc"] is None and 0 <= report["iid"]["pointing_game"]["pair"] <= 1

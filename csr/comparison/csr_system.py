@@ -1,0 +1,56 @@
+"""CSR as one of the compared systems: stages 2 and 3 on a trained stage 1.
+
+Pointing-game map of concept k: the largest similarity map of its live prototypes. Explanations: the K concepts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from csr.baselines.protocol import Answer, Setting, System
+from csr.network.csr import CSR, Encoder
+from csr.training.calibration import calibrate
+from csr.training.head import HeadConfig, train_head
+from csr.training.prototypes import PrototypeConfig, PrototypeModel, train_prototypes
+from csr.training.runtime import device
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Configuration of stages 2 and 3."""
+
+    prototypes: PrototypeConfig = field(default_factory=PrototypeConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+
+
+class CSRSystem(System):
+    """CSR, and stage 2's model, from which atlas and refinement are made."""
+
+    def __init__(self, network: CSR, stage2: PrototypeModel) -> None:
+        super().__init__()
+        self.network = network
+        self.stage2 = stage2
+        self.prototypes = int(network.reasoner.alive.sum())
+
+    def answer(self, images: Tensor) -> Answer:
+        said = self.network(images)
+        concepts = said.concept_maps.shape[1]
+        return Answer(
+            said.probabilities,
+            said.concept_probabilities,
+            said.concept_maps,
+            said.probabilities.new_full((len(images),), concepts),
+        )
+
+
+def train_csr(setting: Setting, recipe: Recipe) -> CSRSystem:
+    """Trains stages 2 and 3 on the setting's foundation."""
+    assert setting.foundation is not None
+    foundation, collection, seed = setting.foundation, setting.data.collection, setting.config.seed
+    stage2_config, head_config = replace(recipe.prototypes, seed=seed), replace(recipe.head, seed=seed)
+    stage2 = train_prototypes(collection, foundation.cache, stage2_config, setting.reporter)
+    reasoner = train_head(collection, foundation.cache, stage2, head_config, setting.reporter)
+    calibrate(collection, foundation.cache, stage2, reasoner, setting.data.side)
+    return CSRSystem(CSR(Encoder(foundation.model, stage2.projector), reasoner), stage2).to(device()).eval()

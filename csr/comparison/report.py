@@ -1,0 +1,274 @@
+"""The report of a comparison: every system beside CSR's robust preset, on every test part, over the seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from csr.bootstrap import Difference, paired_bootstrap, paired_ratio_bootstrap
+from csr.calibration import apply_temperature, expected_calibration_error, fit_temperature, risk_coverage
+from csr.comparison.published import PUBLISHED
+from csr.comparison.tables import Section, Table
+from csr.errors import DataError
+from csr.evaluation import Predictions
+from csr.leakage import leakage
+from csr.metrics import inside
+from csr.records import Collection
+
+OURS = "csr_robust"
+KEPT = 0.8  # coverage at which the abstain table is read
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All seeds of one system, in the order of the seeds.
+
+    Args:
+        title: name in tables.
+        reports: one a seed: ``seed``, parts, ``prototypes, explanations, parameters, seconds``.
+        validation, test: predictions, one a seed.
+        latency: median seconds of one answer, if it was measured.
+    """
+
+    title: str
+    reports: Sequence[Mapping[str, Any]]
+    validation: Sequence[Predictions]
+    test: Sequence[Predictions]
+    latency: float | None = None
+
+
+def main_sections(collection: Collection, runs: Mapping[str, Runs]) -> list[Section]:
+    """Accuracy and pointing on every test part, cost, calibration, leakage, and the paper's own numbers.
+
+    Args:
+        runs: by system; `OURS` must be among them.
+
+    Raises:
+        DataError: a system has other seeds than `OURS`, or was judged on other studies.
+    """
+    _check_paired(runs)
+    parts = collection.test_parts()
+    return [
+        *(_part_section(collection, runs, part) for part in parts),
+        _cost_section(runs),
+        _calibration_section(collection, runs, parts),
+        _leakage_section(collection, runs, parts),
+        published_section(),
+    ]
+
+
+def published_section() -> Section:
+    """The paper's tables."""
+    columns = ("system", "TBX11K F1", "VinDr-CXR F1", "ISIC-2017 F1", "prototypes", "explanations", "pointing game")
+    rows = [(row.system, *map(_printed, row[1:])) for row in PUBLISHED]
+    note = (
+        "As the CSR paper prints them, in percent; its data sets, backbone and budget are others, so columns compare "
+        "within a table, not across."
+    )
+    return Section("What the paper reports", (note,), (Table("", columns, rows),))
+
+
+def f1_difference(collection: Collection, ours: Runs, theirs: Runs, part: str) -> Difference:
+    """Ours − theirs in macro F1 on one test part."""
+    rows, chosen = _part_rows(collection, ours, part)
+    own, other = (np.stack([p.probabilities[chosen].argmax(1) for p in runs.test]) for runs in (ours, theirs))
+    return paired_bootstrap(collection.class_labels()[rows], own, other, len(collection.classes))
+
+
+def pointing_difference(collection: Collection, ours: Runs, theirs: Runs, part: str) -> Difference | None:
+    """Ours − theirs in the pointing game per pair, studies as clusters; None if a system has no maps or no box is."""
+    rows, chosen = _part_rows(collection, ours, part)
+    boxes = collection.boxes_by_pair()
+    if any(p.peaks is None for runs in (ours, theirs) for p in runs.test):
+        return None
+    pairs = [[k for k in range(len(collection.concepts)) if (int(row), k) in boxes] for row in rows]
+    counts = np.array([len(own) for own in pairs], np.float64)
+    if not counts.any():
+        return None
+
+    def hits(predictions: Predictions) -> list[float]:
+        assert predictions.peaks is not None
+        peaks = predictions.peaks[chosen]
+        return [
+            float(sum(inside(peaks[i, k], boxes[int(row), k]) for k in own))
+            for i, (row, own) in enumerate(zip(rows, pairs, strict=True))
+        ]
+
+    return paired_ratio_bootstrap(
+        np.array([hits(p) for p in ours.test]), np.array([hits(p) for p in theirs.test]), counts
+    )
+
+
+def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -> Section:
+    ours = runs[OURS]
+    levels = ours.reports[0][part]["pointing_game"]
+    seeds = ", ".join(str(report["seed"]) for report in ours.reports)
+    note = f"{ours.reports[0][part]['studies']} studies, seeds {seeds}: mean ± standard deviation over the seeds."
+    if levels["pairs"]:
+        note += (
+            f" Pointing game over {levels['pairs']} (image, concept) pairs, tolerance 0: "
+            f"chance {levels['chance']:.3f}, the concept's mean position {levels['centre']:.3f}."
+        )
+    note += f" Δ is {ours.title} minus the system, with the 95 % interval of a paired bootstrap over studies and seeds."
+    columns = (
+        "system",
+        "macro F1",
+        "Δ F1",
+        "AUROC",
+        "concept AUROC",
+        "pointing, pair",
+        "Δ pointing",
+        "pointing, image",
+        "prototypes",
+        "explanations",
+    )
+    rows = []
+    for name, each in runs.items():
+        own = [report[part] for report in each.reports]
+        f1 = "" if name == OURS else interval(f1_difference(collection, ours, each, part))
+        pointing = "" if name == OURS else interval(pointing_difference(collection, ours, each, part))
+        rows.append(
+            (
+                each.title,
+                spread([report["macro_f1"] for report in own]),
+                f1,
+                spread([report["auroc"] for report in own]),
+                spread([report["concept_auroc"] for report in own]),
+                spread([report["pointing_game"]["pair"] for report in own]),
+                pointing,
+                spread([report["pointing_game"]["image"] for report in own]),
+                f"{statistics.mean(report['prototypes'] for report in each.reports):.0f}",
+                f"{statistics.mean(report['explanations'] for report in each.reports):.1f}",
+            )
+        )
+    return Section(f"Test part: {part}", (note,), (Table("", columns, rows),))
+
+
+def _cost_section(runs: Mapping[str, Runs]) -> Section:
+    base = next((each.latency for name, each in runs.items() if name == "black_box"), None)
+    rows = []
+    for each in runs.values():
+        ratio = f"{each.latency / base:.2f}" if each.latency and base else "–"
+        seconds = f"{1000 * each.latency:.1f}" if each.latency else "–"
+        parameters = statistics.mean(report["parameters"] for report in each.reports)
+        rows.append(
+            (
+                each.title,
+                spread([report["seconds"] for report in each.reports], 0),
+                f"{parameters:,.0f}",
+                seconds,
+                ratio,
+            )
+        )
+    note = (
+        "Training seconds include the shared backbone that a system rests on. Latency is the median of one whole "
+        "answer to one image, the systems measured in turns; the ratio is to the black box."
+    )
+    columns = ("system", "training, s", "parameters", "latency, ms", "ratio")
+    return Section("Cost", (note,), (Table("", columns, rows),))
+
+
+def _calibration_section(collection: Collection, runs: Mapping[str, Runs], parts: Sequence[str]) -> Section:
+    note = (
+        "Expected calibration error (15 bins) of the probabilities as a system gives them (CSR brings a temperature of "
+        "its own, fitted on the validation split), and with one temperature fitted there for every system alike. AURC "
+        "is the area under the risk-coverage curve of abstaining by confidence; the last column is the share of errors "
+        f"among the {KEPT:.0%} of studies that a system is surest of."
+    )
+    columns = ("system", "ECE", "ECE, calibrated", "temperature", "AURC", f"error at {KEPT:.0%}")
+    tables = []
+    for part in parts:
+        rows = []
+        for each in runs.values():
+            values = [
+                _calibrate(collection, val, test, part) for val, test in zip(each.validation, each.test, strict=True)
+            ]
+            rows.append((each.title, *(spread(list(column)) for column in zip(*values, strict=True))))
+        tables.append(Table(part, columns, rows))
+    return Section("Calibration and abstaining", (note,), tuple(tables))
+
+
+def _calibrate(collection: Collection, validation: Predictions, test: Predictions, part: str) -> tuple[float, ...]:
+    truth = collection.class_labels()
+    temperature = fit_temperature(np.log(validation.probabilities.clip(1e-12)), truth[validation.rows])
+    chosen = np.isin(test.rows, collection.rows("test", part))
+    own, probabilities = truth[test.rows[chosen]], test.probabilities[chosen]
+    calibrated = apply_temperature(probabilities, temperature)
+    curve = risk_coverage(own, calibrated)
+    kept = int(np.searchsorted(curve.coverage, KEPT))
+    return (
+        expected_calibration_error(own, probabilities),
+        expected_calibration_error(own, calibrated),
+        temperature,
+        curve.area,
+        float(curve.risk[min(kept, len(curve.risk) - 1)]),
+    )
+
+
+def _leakage_section(collection: Collection, runs: Mapping[str, Runs], parts: Sequence[str]) -> Section:
+    note = (
+        "What the concept scores say about the class, and about each other, beyond what the true concept labels say "
+        "(arXiv 2504.14094; 0: nothing). Only systems with concept scores."
+    )
+    rows = []
+    for each in runs.values():
+        if each.test[0].concepts is None:
+            continue
+        cells = []
+        for part in parts:
+            found = []
+            for test in each.test:
+                assert test.concepts is not None
+                chosen = np.isin(test.rows, collection.rows("test", part))
+                own = test.rows[chosen]
+                found.append(
+                    leakage(test.concepts[chosen], collection.concept_labels()[own], collection.class_labels()[own])
+                )
+            cells += [spread([one.concepts_task for one in found]), spread([one.interconcept for one in found])]
+        rows.append((each.title, *cells))
+    columns = ("system", *(f"{name}, {part}" for part in parts for name in ("concepts-task", "interconcept")))
+    return Section("Leakage", (note,), (Table("", columns, rows),))
+
+
+def _check_paired(runs: Mapping[str, Runs]) -> None:
+    """Refuses runs that cannot be compared seed by seed and study by study."""
+    ours = runs[OURS]
+    seeds, rows = [report["seed"] for report in ours.reports], ours.test[0].rows
+    for each in runs.values():
+        own = [report["seed"] for report in each.reports]
+        if own != seeds:
+            raise DataError(f"{each.title} has seeds {own}, {ours.title} {seeds}: run both with the same ones")
+        if not all(np.array_equal(test.rows, rows) for test in each.test):
+            raise DataError(f"{each.title} and {ours.title} were judged on different studies: run both again")
+
+
+def _part_rows(collection: Collection, runs: Runs, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a part, and which of the predictions they are."""
+    rows = runs.test[0].rows
+    chosen = np.isin(rows, collection.rows("test", part))
+    return rows[chosen], chosen
+
+
+def spread(values: Sequence[float | None], digits: int = 3) -> str:
+    """Mean ± standard deviation, or – if there is nothing."""
+    known = [value for value in values if value is not None and value == value]
+    if not known:
+        return "–"
+    deviation = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{digits}f}{deviation}"
+
+
+def interval(difference: Difference | None) -> str:
+    """Mean and 95 % interval, or – if there is no difference to speak of."""
+    if difference is None:
+        return "–"
+    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
+def _printed(value: float | None) -> str:
+    """A number as the paper prints it: percentages with one digit, counts with none."""
+    return "–" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)

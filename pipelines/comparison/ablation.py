@@ -1,0 +1,40 @@
+"""Stage ``ablation``: CSR's robust preset without one of its ingredients, for one seed.
+
+python -m pipelines.comparison.ablation VARIANT SEED
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from csr.baselines.protocol import predict
+from csr.comparison.ablations import VARIANTS
+from csr.comparison.csr_system import train_csr
+from csr.comparison.foundations import open_foundation
+from csr.evaluation import judge, rounded
+from pipelines.comparison.common import FOUNDATIONS_FOLDER, command_line, comparison_run, make_setting, recipes
+from pipelines.params import Params
+
+
+def run(name: str, seed: int, params: Params) -> None:
+    """Writes ``<folder>/ablation/<variant>-<seed>.json``."""
+    variant, setting = VARIANTS[name], make_setting(params, seed, name)
+    with comparison_run("ablation", name, seed, params):
+        foundation, _ = open_foundation(FOUNDATIONS_FOLDER / f"{variant.foundation}-{seed}")
+        own = replace(setting, foundation=foundation)
+        system = train_csr(own, variant.recipe(recipes()["robust"]))
+        collection = own.data.collection
+        report: dict[str, Any] = {}
+        for split in ("val", "test"):
+            predictions = predict(system, own.data, collection.rows(split))
+            report |= judge(collection, predictions, own.data.side)
+    folder = params.comparison.folder / "ablation"
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"variant": name, "title": variant.title, "seed": seed}
+    (folder / f"{name}-{seed}.json").write_text(json.dumps(rounded({**about, **report}), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command_line("ablation", list(VARIANTS), run)

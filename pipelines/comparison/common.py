@@ -1,0 +1,83 @@
+"""What the comparison's stages share: where things lie, both presets' recipes, and one MLflow run a system and seed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import torch
+import yaml
+
+from csr.baselines.protocol import Setting
+from csr.comparison.csr_system import Recipe
+from csr.datasets.prepared import PreparedSet
+from csr.errors import CSRError
+from csr.training.reporter import SilentReporter, State
+from pipelines.params import PARAMS_FILE, Params, flatten, load_params, parse_params
+from pipelines.stage import PREPARED
+from pipelines.tracking import connect, log_metrics, revision
+
+BUILD = Path("build/comparison")
+FOUNDATIONS_FOLDER = BUILD / "foundations"
+PREDICTIONS_FOLDER = BUILD / "predictions"
+SYSTEMS_FOLDER = BUILD / "systems"
+
+
+class ComparisonReporter(SilentReporter):
+    """Logs each epoch to MLflow's active run. Keeps no checkpoint: a system of several phases starts anew."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def epoch(self, metrics: Mapping[str, float], state: Callable[[], State]) -> None:
+        super().epoch(metrics, state)
+        numbers = {name: value for name, value in metrics.items() if name != "epoch"}
+        log_metrics(self._stage, numbers, step=len(self.history) - 1)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        print(f"{self._stage}  epoch {int(metrics['epoch']) + 1}  {shown}", flush=True)
+
+
+def recipes() -> dict[str, Recipe]:
+    """Stages 2 and 3 of both presets; keys that ``params.yaml`` sets itself hold for both."""
+    content = yaml.safe_load(PARAMS_FILE.read_text())
+    found = {}
+    for preset in ("robust", "paper"):
+        params = parse_params({**content, "preset": preset})
+        found[preset] = Recipe(params.prototypes, params.head)
+    return found
+
+
+def make_setting(params: Params, seed: int, name: str) -> Setting:
+    """The setting that all systems of a seed share."""
+    if params.train.threads:
+        torch.set_num_threads(params.train.threads)
+    config = replace(params.concepts, seed=seed)
+    return Setting(PreparedSet.open(PREPARED), config, ComparisonReporter(name))
+
+
+@contextmanager
+def comparison_run(kind: str, name: str, seed: int, params: Params) -> Iterator[None]:
+    """An MLflow run of its own, tagged so that the comparison's runs can be found."""
+    connect()
+    tags = {"comparison": kind, "system": name, "seed": str(seed), "git.revision": revision()}
+    with mlflow.start_run(run_name=f"{name}-{seed}", tags=tags):
+        mlflow.log_params({"system": name, "seed": seed, **flatten(replace(params.concepts, seed=seed), "concepts")})
+        yield
+
+
+def command_line(program: str, choices: list[str], body: Callable[[str, int, Params], None]) -> None:
+    """``NAME SEED`` for a stage of the matrix; a mistake that a person can mend ends it with one sentence."""
+    parser = argparse.ArgumentParser(prog=f"python -m pipelines.comparison.{program}")
+    parser.add_argument("name", choices=choices)
+    parser.add_argument("seed", type=int)
+    given = parser.parse_args()
+    try:
+        body(given.name, given.seed, load_params())
+    except CSRError as error:
+        sys.exit(f"{program} {given.name}: {error}")

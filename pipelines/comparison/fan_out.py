@@ -1,0 +1,81 @@
+"""Runs the comparison's stages side by side on Ray: one task a system and seed, one core each, or one GPU where any is.
+
+    python -m pipelines.comparison.fan_out [STAGE ...]
+
+Without stages all of `pipelines/comparison/dvc.yaml` is reproduced, level by level, since a system waits for its
+foundation. Each task is one ``dvc repro --single-item``, so what has not changed is not repeated and the result is the
+same as that of a plain ``dvc repro``. ``RAY_ADDRESS`` names a cluster, whose nodes must share this folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ray
+
+FILE = "pipelines/comparison/dvc.yaml"
+LEVELS = (("foundation",), ("resting", "whole"), ("ablation", "interventions", "refinement"), ("report",))
+BUSY = ("Unable to acquire lock", "is busy")  # what DVC says while another stage reads or writes its own files
+PATIENCE = 600  # seconds that a stage waits for such files
+
+
+def stages() -> list[str]:
+    """Names of all stages, in the file's order."""
+    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only", FILE]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return [name.rpartition(":")[2] for name in listed]
+
+
+def reproduce(name: str, folder: str) -> tuple[str, int, str]:
+    """Runs one stage in ``folder``; waits while DVC's files are in use. Returns name, exit status and output."""
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", f"{FILE}:{name}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        busy = any(sign in done.stdout for sign in BUSY)
+        if done.returncode == 0 or not busy or time.monotonic() > give_up:
+            return name, done.returncode, done.stdout
+        time.sleep(2)
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    chosen = sys.argv[1:] or stages()
+    if unknown := [name for name in chosen if name.partition("@")[0] not in sum(LEVELS, ())]:
+        sys.exit(f"fan_out: {FILE} has no stage {unknown[0]!r}")
+    ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False)
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    task = ray.remote(num_cpus=1, num_gpus=gpus)(reproduce)
+    failed = []
+    for level in LEVELS:
+        names = [name for name in chosen if name.partition("@")[0] in level]
+        open_tasks = [task.remote(name, str(Path.cwd())) for name in names]
+        while open_tasks:
+            (ready,), open_tasks = ray.wait(open_tasks)
+            name, status, output = ray.get(ready)
+            print(f"{name}: {'done' if status == 0 else 'failed'}, {len(open_tasks)} to go", flush=True)
+            if status:
+                failed.append(name)
+                print(output, file=sys.stderr, flush=True)
+        if failed:
+            break
+    ray.shutdown()
+    if failed:
+        sys.exit(f"fan_out: failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Stage ``refinement``: prunes the atlas as a reviewer would, and judges CSR before and after, for one seed.
+
+python -m pipelines.comparison.refinement {csr_robust,csr_paper} SEED
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import torch
+
+from csr.comparison.csr_system import CSRSystem
+from csr.comparison.foundations import open_foundation
+from csr.comparison.systems import systems
+from csr.evaluation import judge, predict, rounded
+from csr.refinement import prune, retrain_head, review
+from pipelines.comparison.common import (
+    FOUNDATIONS_FOLDER,
+    SYSTEMS_FOLDER,
+    command_line,
+    comparison_run,
+    make_setting,
+    recipes,
+)
+from pipelines.params import Params
+
+PRESET_OF = {"csr_robust": "robust", "csr_paper": "paper"}
+
+
+def run(name: str, seed: int, params: Params) -> None:
+    """Writes ``<folder>/refinement/<name>-<seed>.json`` and the reviewer's verdicts beside it as CSV."""
+    every = recipes()
+    setting = make_setting(params, seed, name)
+    with comparison_run("refinement", name, seed, params):
+        foundation, _ = open_foundation(FOUNDATIONS_FOLDER / f"{systems(every)[name].foundation}-{seed}")
+        system: CSRSystem = torch.load(SYSTEMS_FOLDER / f"{name}-{seed}.pt", weights_only=False)
+        data, cache, stage2, reasoner = setting.data, foundation.cache, system.stage2, system.network.reasoner
+        verdicts = review(data, cache, stage2, reasoner)
+        masked = prune(reasoner, verdicts)
+        head = replace(every[PRESET_OF[name]].head, seed=seed)
+        retrained = retrain_head(data, cache, stage2, masked, head, setting.reporter)
+        report = {}
+        for kind, each in (("before", reasoner), ("masked", masked), ("retrained", retrained)):
+            predictions = predict(data.collection, cache, stage2, each, data.side)
+            report[kind] = {
+                "prototypes": int(each.alive.sum()),
+                **judge(data.collection, predictions, data.side),
+            }
+    folder = params.comparison.folder / "refinement"
+    folder.mkdir(parents=True, exist_ok=True)
+    verdicts.round(6).to_csv(folder / f"{name}-{seed}.csv", index=False)
+    (folder / f"{name}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command_line("refinement", sorted(PRESET_OF), run)

@@ -1,0 +1,410 @@
+"""The comparison's pipeline: what DVC is told agrees with the code, and its stages run from data to report."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import functools
+import importlib
+import json
+import runpy
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import networkx
+import pytest
+import yaml
+from dvc.dependency import ParamsDependency
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+from mlflow.entities import Run
+
+from csr.comparison.ablations import VARIANTS
+from csr.comparison.foundations import FOUNDATIONS
+from csr.comparison.systems import Entry, systems
+from pipelines.comparison import ablation, common, foundation, interventions, refinement, report, system
+from pipelines.params import load_params
+from tests.csr.synthetic import make_collection, make_prepared
+from tests.pipelines.conftest import ROOT, merge
+
+FILE = "pipelines/comparison/dvc.yaml"
+CODE = ("csr/", "pipelines/")
+SMALL = {
+    "concepts": {
+        "model": {"backbone": "test_convnext", "width": 16},
+        "epochs": 1,
+        "batch_size": 8,
+        "precision": "float32",
+    },
+    "prototypes": {"epochs": 1, "width": 8, "per_concept": 2},
+    "head": {"epochs": 3},
+    "comparison": {"seeds": [0]},
+    "train": {"threads": 1},
+}
+
+
+# what DVC is told
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repo]:
+    """The pipeline files in a folder of their own, with the parameters as they are shipped."""
+    folder = tmp_path_factory.mktemp("repo")
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", FILE):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    with Repo.init(str(folder), no_scm=True) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def stages(repo: Repo) -> list[PipelineStage]:
+    """The stages of the comparison, every seed and system resolved."""
+    return [stage for stage in repo.index.stages if stage.path == str(Path(repo.root_dir) / FILE)]
+
+
+@pytest.fixture(scope="module")
+def entries() -> dict[str, Entry]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return systems(common.recipes())
+
+
+SEEDS = yaml.safe_load((ROOT / "params.yaml").read_text())["comparison"]["seeds"]
+
+
+def files(stage: PipelineStage) -> list[str]:
+    return [dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+
+
+def parameters(stage: PipelineStage) -> set[str]:
+    return {name for dep in stage.deps if isinstance(dep, ParamsDependency) for name in dep.params}
+
+
+def outputs(stage: PipelineStage) -> set[str]:
+    return {out.def_path for out in stage.outs}
+
+
+def commands(stages: list[PipelineStage], program: str) -> dict[tuple[str, str], PipelineStage]:
+    """The stages of a program by their arguments, name and seed; each combination is there once."""
+    module = f"pipelines.comparison.{program}"
+    found = [(tuple(stage.cmd.split()[3:]), stage) for stage in stages if stage.cmd.split()[2] == module]
+    assert max(Counter(arguments for arguments, _ in found).values()) == 1
+    return dict(found)
+
+
+def covered(path: str, dependencies: list[str]) -> bool:
+    return any(path == each or path.startswith(f"{each}/") for each in dependencies)
+
+
+def expected(names: list[str]) -> set[tuple[str, str]]:
+    return {(name, str(seed)) for name in names for seed in SEEDS}
+
+
+def test_every_system_is_in_one_matrix_with_the_foundation_it_rests_on(
+    stages: list[PipelineStage], entries: dict[str, Entry]
+) -> None:
+    found = commands(stages, "system")
+    assert set(found) == expected(list(entries))
+    for (name, seed), stage in found.items():
+        kind = entries[name].foundation
+        own = [each for each in files(stage) if each.startswith("build/")]
+        assert own == ([f"build/comparison/foundations/{kind}-{seed}"] if kind else [])
+        assert outputs(stage) == {
+            f"build/comparison/predictions/{name}-{seed}.npz",
+            f"build/comparison/systems/{name}-{seed}.pt",
+            f"reports/comparison/{name}-{seed}.json",
+        }
+
+
+def test_every_foundation_is_trained_with_every_seed(stages: list[PipelineStage]) -> None:
+    found = commands(stages, "foundation")
+    assert set(found) == expected(list(FOUNDATIONS))
+    for (kind, seed), stage in found.items():
+        assert outputs(stage) == {f"build/comparison/foundations/{kind}-{seed}"}
+
+
+def test_every_variant_is_in_the_ablation_with_the_foundation_it_rests_on(stages: list[PipelineStage]) -> None:
+    found = commands(stages, "ablation")
+    assert set(found) == expected(list(VARIANTS))
+    for (name, seed), stage in found.items():
+        own = [each for each in files(stage) if each.startswith("build/")]
+        assert own == [f"build/comparison/foundations/{VARIANTS[name].foundation}-{seed}"]
+        assert outputs(stage) == {f"reports/comparison/ablation/{name}-{seed}.json"}
+
+
+@pytest.mark.parametrize(("program", "endings"), [("interventions", ("csv",)), ("refinement", ("csv", "json"))])
+def test_both_presets_are_corrected_and_refined(
+    stages: list[PipelineStage], entries: dict[str, Entry], program: str, endings: tuple[str, ...]
+) -> None:
+    found = commands(stages, program)
+    assert set(found) == expected(["csr_robust", "csr_paper"])
+    for (name, seed), stage in found.items():
+        assert {each for each in files(stage) if each.startswith("build/")} == {
+            f"build/comparison/foundations/{entries[name].foundation}-{seed}",
+            f"build/comparison/systems/{name}-{seed}.pt",
+        }
+        assert outputs(stage) == {f"reports/comparison/{program}/{name}-{seed}.{ending}" for ending in endings}
+
+
+def test_the_report_waits_for_everything_else(repo: Repo, stages: list[PipelineStage]) -> None:
+    (last,) = (stage for stage in stages if stage.name == "report")
+    assert networkx.descendants(repo.index.graph, last) >= {stage for stage in stages if stage is not last}
+    assert outputs(last) == {"reports/comparison.md", "reports/comparison.html"}
+    assert last.cmd == "python -m pipelines.comparison.report"
+
+
+def test_a_new_seed_or_folder_changes_nothing_that_has_run(stages: list[PipelineStage]) -> None:
+    assert {stage.name for stage in stages if "comparison" in parameters(stage)} == {"report"}
+    for stage in stages:
+        kind = stage.name.partition("@")[0]
+        needed = {"foundation": {"concepts"}, "ablation": {"prototypes", "head"}, "refinement": {"head"}}
+        assert parameters(stage) >= needed.get(kind, set())
+        if kind == "resting":
+            assert parameters(stage) >= {"concepts", "prototypes", "head"}
+        if kind == "whole":
+            assert "concepts" in parameters(stage)
+
+
+def test_code_that_stages_depend_on_exists_and_bytecode_is_not_part_of_it(
+    repo: Repo, stages: list[PipelineStage]
+) -> None:
+    for stage in stages:
+        code = [each for each in files(stage) if each.startswith(CODE)]
+        assert code and all((ROOT / each).exists() for each in code)
+        assert stage.cmd.split()[2].replace(".", "/") + ".py" in code
+        assert "data/prepared" in files(stage)
+    assert repo.dvcignore.is_ignored_dir(str(Path(repo.root_dir) / "csr/baselines/__pycache__"))
+
+
+def test_a_system_depends_on_the_code_that_trains_it(stages: list[PipelineStage], entries: dict[str, Entry]) -> None:
+    """Its own module, and what that takes from other baselines."""
+    for (name, _), stage in commands(stages, "system").items():
+        train = entries[name].train
+        todo = [(train.func if isinstance(train, functools.partial) else train).__module__]
+        seen: set[str] = set()
+        while todo:
+            module = todo.pop()
+            path = module.replace(".", "/") + ".py"
+            assert covered(path, files(stage)), f"{stage.name} ({name}) does not depend on {path}"
+            seen.add(module)
+            tree = ast.parse((ROOT / path).read_text())
+            imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+            todo += [each for each in imported - seen if each.startswith("csr.baselines.")]
+
+
+@pytest.mark.parametrize("program", ["foundation", "system", "ablation", "interventions", "refinement"])
+def test_every_command_line_is_one_that_the_program_takes(
+    stages: list[PipelineStage], program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module is run as DVC runs it, but for its work."""
+    module, real, taken = f"pipelines.comparison.{program}", common.command_line, []
+
+    def without_work(program: str, choices: list[str], body: object) -> None:
+        real(program, choices, lambda name, seed, params: taken.append((name, str(seed))))
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(common, "command_line", without_work)
+    monkeypatch.delitem(sys.modules, module)
+    wanted = commands(stages, program)
+    for arguments in wanted:
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        runpy.run_module(module, run_name="__main__")
+    assert taken == list(wanted)
+    monkeypatch.setattr(sys, "argv", [module, "nobody", "0"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(module, run_name="__main__")
+    assert caught.value.code == 2
+
+
+# what the stages do
+
+DONE = {
+    "foundation": ["concepts_lse", "classes"],
+    "system": ["csr_robust", "cbm_shared", "black_box"],
+    "ablation": ["robust", "no_absence"],
+    "interventions": ["csr_robust"],
+    "refinement": ["csr_robust"],
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which the stages of `DONE` and the report have run on a made-up set."""
+    folder = tmp_path_factory.mktemp("comparison")
+    make_prepared(folder / "data/prepared", make_collection())
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    merge(content, SMALL)
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        params = load_params()
+        for stage in (foundation, system, ablation, interventions, refinement):
+            for name in DONE[stage.__name__.rpartition(".")[2]]:
+                stage.run(name, 0, params)
+        report.main()
+        yield folder
+
+
+def logged(folder: Path) -> list[Run]:
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    return mlflow.search_runs(search_all_experiments=True, output_format="list")
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / "reports/comparison" / name).read_text())
+
+
+def test_stages_write_what_dvc_is_told(workplace: Path, stages: list[PipelineStage]) -> None:
+    promised = {"reports/comparison.md", "reports/comparison.html"}
+    for program, names in DONE.items():
+        for name in names:
+            promised |= outputs(commands(stages, program)[name, "0"])
+    assert all((workplace / each).exists() for each in promised)
+    roots = {workplace / "build", workplace / "reports"}
+    written = {path.relative_to(workplace) for root in roots for path in root.rglob("*") if path.is_file()}
+    assert all(covered(str(path), sorted(promised)) for path in written)
+
+
+def test_every_stage_has_a_run_of_its_own_in_mlflow(workplace: Path) -> None:
+    found = logged(workplace)
+    tags = [(run.data.tags["comparison"], run.data.tags["system"], run.data.tags["seed"]) for run in found]
+    assert sorted(tags) == sorted((program, name, "0") for program, names in DONE.items() for name in names)
+    assert {run.info.status for run in found} == {"FINISHED"}
+    for run in found:
+        assert run.data.params["system"] == run.data.tags["system"]
+        assert run.data.params["concepts.model.backbone"] == "test_convnext"
+        assert run.data.tags["git.revision"]
+    by_name = {(run.data.tags["comparison"], run.data.tags["system"]): run.data.metrics for run in found}
+    robust = read(workplace, "csr_robust-0.json")
+    logged_robust = by_name["system", "csr_robust"]
+    assert logged_robust["test.macro_f1"] == pytest.approx(robust["test"]["macro_f1"], abs=1e-6)
+    assert logged_robust["test.pointing_pair"] == pytest.approx(robust["test"]["pointing_game"]["pair"], abs=1e-6)
+    assert logged_robust["system.prototypes"] == 3 * 2
+    assert "csr_robust.train_contrastive" in logged_robust and "csr_robust.val_macro_f1" in logged_robust
+    assert "concepts_lse.val_auroc" in by_name["foundation", "concepts_lse"]
+
+
+def test_the_variant_without_changes_is_csr_itself(workplace: Path) -> None:
+    robust, same, other = (
+        read(workplace, name) for name in ("csr_robust-0.json", "ablation/robust-0.json", "ablation/no_absence-0.json")
+    )
+    assert same["test"] == robust["test"]
+    assert other["test"] != robust["test"]
+    for each, name in ((same, "robust"), (other, "no_absence")):
+        assert (each["variant"], each["title"], each["seed"]) == (name, VARIANTS[name].title, 0)
+        assert each["val"]["studies"] == 16 and each["test"]["studies"] == 12
+
+
+def test_refinement_judges_before_masked_and_retrained(workplace: Path) -> None:
+    found = read(workplace, "refinement/csr_robust-0.json")
+    with (workplace / "reports/comparison/refinement/csr_robust-0.csv").open() as stream:
+        verdicts = list(csv.DictReader(stream))
+    assert len(verdicts) == 3 * 2
+    left = sum(row["prune"] == "False" for row in verdicts)
+    assert [found[kind]["prototypes"] for kind in ("before", "masked", "retrained")] == [6, left, left]
+    before, system_report = found["before"]["test"], read(workplace, "csr_robust-0.json")["test"]
+    assert before["macro_f1"] == pytest.approx(system_report["macro_f1"], abs=0.1)  # cached features are float16
+
+
+def test_interventions_are_told_apart_by_kind_of_reader(workplace: Path) -> None:
+    with (workplace / "reports/comparison/interventions/csr_robust-0.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["seed"] for row in rows} == {"0"} and {row["part"] for row in rows} == {"test"}
+    assert {row["mode"] for row in rows} == {"spatial", "concept", "both"}
+    assert {row["rejection"] for row in rows} == {"none", "zero", "absent"}
+    start = {row["macro_f1"] for row in rows if row["budget"] == "0"}
+    assert len(start) == 1
+
+
+def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
+    text = (workplace / "reports/comparison.md").read_text()
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Setting",
+        "Test part: test",
+        "Cost",
+        "Calibration and abstaining",
+        "Leakage",
+        "What the paper reports",
+        "Ablation",
+        "Interaction",
+        "Atlas refinement",
+    ]
+    assert text.startswith("# Comparison on made-up\n") and text.endswith("|\n")
+    assert "40 train, 16 val, 12 test studies of 32² pixels, 3 concepts, 3 classes" in text
+    for name in DONE["system"]:
+        assert f"| {read(workplace, f'{name}-0.json')['title']} | " in text
+        assert f"{read(workplace, f'{name}-0.json')['test']['macro_f1']:.3f}" in text
+    cost = text[text.index("## Cost") : text.index("## Calibration")]
+    assert "–" not in cost and "| 1.00 |" in cost  # every latency was measured, the black box's against itself
+    for name in DONE["ablation"]:
+        assert f"| {VARIANTS[name].title} | 1 |" in text
+    assert text.count("| robust, ") == 3
+    assert "ProtoTree | – |" in text and "| ProtoTree | 0" not in text  # only as published
+    page = (workplace / "reports/comparison.html").read_text()
+    assert page.count("<svg") == page.count("</svg>") == 1
+    assert page.count("<h2>") == len(headings)
+
+
+def test_a_report_covers_systems_that_have_run_with_every_seed(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(workplace)
+    before = (workplace / "reports/comparison.md").read_text()
+    file = workplace / "params.yaml"
+    content = file.read_text()
+    file.write_text(content.replace("- 0\n", "- 0\n  - 1\n", 1))
+    assert load_params().comparison.seeds == (0, 1)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            report.main()
+    finally:
+        file.write_text(content)
+    assert str(caught.value.code) == (
+        "report: reports/comparison: holds no run of csr_robust; run dvc repro pipelines/comparison/dvc.yaml first"
+    )
+    assert (workplace / "reports/comparison.md").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "missing"),
+    [
+        ("system", "cbm_sequential", "foundations/concepts_average-0/model.pt"),
+        ("ablation", "coarse_maps", "foundations/concepts_coarse-0/model.pt"),
+        ("refinement", "csr_paper", "foundations/concepts_average-0/model.pt"),
+    ],
+)
+def test_a_stage_without_its_foundation_ends_with_one_sentence_and_a_failed_run(
+    workplace: Path, program: str, name: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace / 'mlflow.db'}")
+    monkeypatch.setattr(sys, "argv", [program, name, "0"])
+    module = importlib.import_module(f"pipelines.comparison.{program}")
+    before = set((workplace / "reports").rglob("*"))
+    with pytest.raises(SystemExit) as caught:
+        common.command_line(program, [name], module.run)
+    expected = f"{program} {name}: build/comparison/{missing}: missing; train this foundation first"
+    assert str(caught.value.code) == expected
+    assert set((workplace / "reports").rglob("*")) == before
+    found = logged(workplace)
+    (failed,) = (run for run in found if run.data.tags["system"] == name)
+    assert failed.info.status == "FAILED"
+    mlflow.delete_run(failed.info.run_id)
+
+
+def test_presets_differ_in_their_recipes_and_parameters_hold_for_both(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    found = common.recipes()
+    robust, paper = found["robust"], found["paper"]
+    assert (robust.prototypes.gamma, paper.prototypes.gamma) == (10, 1000)
+    assert (robust.head.clip, paper.head.clip) == (True, False)
+    assert robust.prototypes.per_concept == paper.prototypes.per_concept == 2
