@@ -207,8 +207,8 @@ def solve_elastic_net(
 ) -> tuple[np.ndarray, np.ndarray]:
     """W T×J and b T that minimise the objective of `fit_last_layer` for inputs n×J, given n×T and one λ.
 
-    W = P − N with P, N ≥ 0, so that the L1 term is linear and L-BFGS-B (Byrd et al. 1995) ends with exact zeros. (The
-    SAGA of scikit-learn stops anywhere between 14 and 1900 passes here.)
+    W = P − N with P, N ≥ 0, so that the L1 term is linear and L-BFGS-B (Byrd et al. 1995) ends with exact zeros.
+    scikit-learn's SAGA takes no given logits, and in trials stopped after 14 or after 1900 passes, by chance.
     """
     count, width = given.shape[1], inputs.shape[1]
     size, scale = count * width, strength / (count * width)
