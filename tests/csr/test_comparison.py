@@ -283,6 +283,8 @@ def test_calibration_and_abstaining_are_judged_part_by_part(sections):
         assert table["CSR"]["error at 80%"] == "0.000 ± 0.000"
         assert table["black box"]["error at 80%"] == table["black box"]["AURC"] == "1.000 ± 0.000"
         assert float(table["CSR"]["temperature"].split()[0]) < 1 < float(table["black box"]["temperature"].split()[0])
+        assert table["middling"]["temperature"] == table["CSR"]["temperature"]  # it errs on test studies alone
+        assert table["middling"]["ECE"] != table["CSR"]["ECE"]
 
 
 def test_leakage_is_told_of_systems_with_concept_scores(sections):
@@ -338,7 +340,7 @@ AWKWARD = [
     Section(
         "Parts & <kinds>",
         ("1 < 2 & 3",),
-        (Table("a|b", ("name | unit", "<b>"), [("x|y", "1 & 2"), ("", "–")], note="p < 0.05"),),
+        (Table("a|b", ("name | unit", "<b>"), [("x|y", "1 & <2>"), ("", "–")], note="p < 0.05"),),
         ("<svg><text>drawn</text></svg>",),
     ),
     Section("Empty", ("nothing",), (Table("", ("only",), []),)),
@@ -349,7 +351,7 @@ def test_markdown_tables_are_whole_whatever_the_cells_hold():
     lines = to_markdown("A title", AWKWARD).splitlines()
     assert lines[:4] == ["# A title", "", "## Parts & <kinds>", ""]
     start = lines.index(r"| name \| unit | <b> |")
-    assert lines[start + 1 : start + 4] == ["|---|---|", r"| x\|y | 1 & 2 |", "|  | – |"]
+    assert lines[start + 1 : start + 4] == ["|---|---|", r"| x\|y | 1 & <2> |", "|  | – |"]
     assert lines[start - 1] == "" and lines[start + 4] == ""
     assert "p < 0.05" in lines and "### a|b" in lines
     assert "drawn" not in "\n".join(lines)
@@ -394,7 +396,7 @@ def test_html_is_well_formed_escaped_and_needs_nothing_else():
         ("th", "name | unit"),
         ("th", "<b>"),
         ("td", "x|y"),
-        ("td", "1 & 2"),
+        ("td", "1 & <2>"),
         ("td", "–"),
         ("text", "drawn"),
         ("h2", "Empty"),

@@ -17,6 +17,7 @@ from pathlib import Path
 import mlflow
 import networkx
 import pytest
+import torch
 import yaml
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
@@ -39,6 +40,7 @@ SMALL = {
         "epochs": 1,
         "batch_size": 8,
         "precision": "float32",
+        "seed": 5,  # the comparison's own seeds replace it
     },
     "prototypes": {"epochs": 1, "width": 8, "per_concept": 2},
     "head": {"epochs": 3},
@@ -279,6 +281,7 @@ def test_every_stage_has_a_run_of_its_own_in_mlflow(workplace: Path) -> None:
     for run in found:
         assert run.data.params["system"] == run.data.tags["system"]
         assert run.data.params["concepts.model.backbone"] == "test_convnext"
+        assert run.data.params["seed"] == run.data.params["concepts.seed"] == "0"
         assert run.data.tags["git.revision"]
     by_name = {(run.data.tags["comparison"], run.data.tags["system"]): run.data.metrics for run in found}
     robust = read(workplace, "csr_robust-0.json")
@@ -296,6 +299,8 @@ def test_the_variant_without_changes_is_csr_itself(workplace: Path) -> None:
     )
     assert same["test"] == robust["test"]
     assert other["test"] != robust["test"]
+    trained = torch.load(workplace / "build/comparison/systems/csr_robust-0.pt", weights_only=False)
+    assert trained.stage2.config.seed == 0
     for each, name in ((same, "robust"), (other, "no_absence")):
         assert (each["variant"], each["title"], each["seed"]) == (name, VARIANTS[name].title, 0)
         assert each["val"]["studies"] == 16 and each["test"]["studies"] == 12
