@@ -18,10 +18,11 @@ whose first 3 train the head alone): a seventh of the shared budget pretrains; t
 scores, which costs no images; the rest trains everything. After that weights below 0.001, and those of prototypes that
 fire on no training image, are set to 0. At inference scores up to 0.1 count as 0.
 
-Departures: the paper starts from ImageNet and keeps the early layers frozen while the others pretrain; from scratch
-there is nothing to keep, so that everything is trained. The authors' second view is also cropped anew by up to 8
-pixels; here views differ in what the shared augmentation calls a window. Batches are the shared 16 images (two views
-each), not 128 and 64, so the tanh loss asks for every prototype in 16 images. One epoch costs two passes an image.
+Departures: the paper trains an ImageNet backbone at a hundredth of the head's rate, its early layers only from the
+eleventh epoch on. Here all of the backbone is trained at the shared rate throughout: prototypes are its own channels,
+so that it alone can make patches decided, in a tenth of the paper's steps. The authors' second view is also cropped
+anew by up to 8 pixels; here views differ in what the shared augmentation calls a window. Batches are the shared ones,
+not 128 and 64 images, so the tanh loss asks for every prototype in fewer of them. An epoch costs two passes an image.
 
 Pointing-game map, the same for every concept: the softmax channel of the prototype that contributes most to the
 predicted class. Explanations: prototypes with a weight above 0.001 that fire, that is, score above 0.1.

@@ -13,18 +13,17 @@ Cluster and separation are ProtoPNet's (Chen et al. 2019, section 2.2): the squa
 patch to the nearest prototype that its class holds, and to the nearest that it does not. Orthogonality is the mean over
 slots of the cosine similarities of q to the other slots of the class, so that no prototype fills two of them.
 
-Phases: all of the shared budget trains everything but W, while the assignment hardens; then every prototype is replaced
-by the nearest training patch of the classes that hold it (push); then W alone is trained on fixed scores, which costs
-no images, with L1 on the weights from other classes' slots. From the end of training on, a slot is its best prototype.
+Phases: a tenth of the epochs trains everything but the backbone and W (warm-up), the rest everything but W, while the
+assignment hardens; then every prototype is replaced by the nearest training patch of the classes that hold it (push);
+then W alone is trained on fixed slots, which costs no images, with L1 on the weights from other classes' slots. From
+the end of training on, a slot is its best prototype.
 
 The authors' code is followed where the paper is silent: the hardening scales θ and leaves the Gumbel noise and the
 softmax's temperature 0.5 alone, so that noise dies out; rows of cosines are averaged. The paper is followed where the
-two differ: the code averages distances before taking the logarithm and measures orthogonality on θ.
-Departures: the paper's warm-up freezes an ImageNet backbone and its joint phase trains that at a thirtieth of the other
-parts' rate; here the backbone starts from scratch, so that nothing is frozen, all rates are alike and the one-cycle
-schedule's rise is the warm-up. No mixup: augmentation is shared. Prototypes that the class masks of cluster and
-separation name are those that fill a slot, where the code takes the K largest sums over slots: the same for distinct
-slots.
+two differ: the code averages distances before taking the logarithm and measures orthogonality on θ. Cluster and
+separation take the prototypes that fill a slot, the code the K that fill most of them: the same while slots differ.
+Departures: rates are those of the shared schedule, the backbone's lower as in `csr.baselines.protopnet`, whose push and
+tuning of W are used, too; no mixup, since augmentation is shared.
 
 Pointing-game map, the same for every concept: the similarity map of the prototype that contributes most to the
 predicted class's logit. Explanations, as many for every image: the distinct prototypes that fill a slot of any class,
@@ -48,6 +47,7 @@ from csr.baselines.protopnet import (
     other_classes,
     squared_distances,
     tune_last_layer,
+    warm_up,
 )
 from csr.network.backbone import Backbone
 from csr.training.concepts import image_batches
@@ -71,9 +71,10 @@ class ProtoPool(System):
     Args:
         backbone: F.
         classes: T.
-        concepts: K of the answer's maps.
+        concepts: how often the answer's map is repeated.
         pool: P, prototypes.
-        slots: prototypes a class may hold.
+        slots: K, prototypes a class may hold.
+        depth: D.
     """
 
     owners: Tensor
@@ -190,8 +191,9 @@ def protopool(setting: Setting) -> ProtoPool:
             "orthogonality": orthogonality(assignment),
         }
 
-    rates = {"backbone.": BACKBONE_RATE} if setting.foundation else None
-    train_on_images(setting, "protopool", system, terms, rates=rates)
+    left = warm_up(setting, "protopool", system, system.backbone, terms)
+    rates = {"backbone.": BACKBONE_RATE} if setting.foundation else {}
+    train_on_images(setting, "protopool_joint", system, terms, epochs=left, rates=rates)
     system.eval()
     assignment = system.assignment()
     system.pool.data = nearest_patches(system.patches, system.pool.data, assignment.amax(1).T > 0, setting)

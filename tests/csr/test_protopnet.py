@@ -246,7 +246,7 @@ def test_the_map_is_that_of_the_own_prototype_that_contributes_most():
 
 def test_the_map_of_a_class_without_prototypes_is_that_of_any_prototype():
     images = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
-    images[0, 0, 2, 3] = 150
+    images[0, 0, 0, 1], images[0, 0, 2, 3] = 90, 150
     system = grey_system([100.0, 150.0], [0, 0], [[-1.0, -2.0], [1.0, 2.0]])
     with torch.no_grad():
         answer = system.answer(images)

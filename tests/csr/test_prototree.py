@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from csr.baselines.protocol import Setting, predict
+from csr.baselines import protopnet
+from csr.baselines import prototree as prototree_module
+from csr.baselines.protocol import Setting, TrainedBackbone, predict
 from csr.baselines.prototree import (
     LeafLearner,
     ProtoTree,
@@ -26,8 +29,9 @@ from csr.baselines.prototree import (
     worth_keeping,
 )
 from csr.metrics import macro_f1
+from csr.network.concept_model import ConceptModel
 from csr.training.concepts import image_batches
-from tests.csr.test_protopnet import Pixels, make_spots, setting_of
+from tests.csr.test_protopnet import CONFIG, Pixels, make_spots, setting_of
 
 SEEDS = st.integers(0, 10_000)
 # a tree of depth 2: node 0 above nodes 1 (leaves 0, 1) and 2 (leaves 2, 3)
@@ -257,6 +261,20 @@ def test_probabilities_are_those_of_the_soft_tree():
 
 
 # a small training
+
+
+@pytest.mark.parametrize(("start", "rates"), [("pretrained", {"backbone.": 0.01}), ("scratch", {})])
+def test_a_pretrained_backbone_learns_slowly(tmp_path, monkeypatch, start, rates):
+    seen = []
+
+    def record(setting, name, system, terms, *, epochs, rates=None):
+        seen.append((name, epochs, rates, all(value.requires_grad for value in system.backbone.parameters())))
+
+    monkeypatch.setattr(protopnet, "train_on_images", record)
+    monkeypatch.setattr(prototree_module, "train_on_images", record)
+    foundation = TrainedBackbone(ConceptModel(CONFIG.model, 1, 3), None) if start == "pretrained" else None
+    prototree(replace(setting_of(make_spots(tmp_path / "prepared"), 12), foundation=foundation))
+    assert seen == [("prototree_warm_up", 1, None, False), ("prototree_joint", 11, rates, True)]
 
 
 @pytest.fixture(scope="module")
