@@ -159,10 +159,8 @@ def pipnet(setting: Setting) -> PIPNet:
     def frozen_terms(chosen: np.ndarray) -> dict[str, Tensor]:
         return head_terms(chosen, scores[np.searchsorted(train, chosen)])
 
-    system.backbone.requires_grad_(False)
     task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates)
     fit(task, replace(config, epochs=HEAD_EPOCHS), setting.reporter)
-    system.backbone.requires_grad_(True)
 
     rest = config.epochs - pretraining
     train_on_images(setting, "pipnet", system, terms, epochs=rest, augment=moved, rates=head_rates)

@@ -49,12 +49,12 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(data):
-    """The trained system, its setting, and what each image phase was given: epochs, backbone trained, two views."""
-    phases, views = [], []
-    train_on_images, forward = module.train_on_images, PIPNet.forward
+    """The trained system, its setting, its phases on images, what these showed it, and how often its head shrank."""
+    phases, views, shrunk = [], [], []
+    train_on_images, forward, shrink = module.train_on_images, PIPNet.forward, NonNegativeHead.shrink
 
     def record(setting, name, system, terms, *, epochs, **others):
-        phases.append((name, epochs, system.backbone.training))
+        phases.append((name, epochs))
         train_on_images(setting, name, system, terms, epochs=epochs, **others)
 
     def see(system, images):
@@ -62,12 +62,17 @@ def trained(data):
             views.append(images.detach().clone())
         return forward(system, images)
 
+    def count(head):
+        shrunk.append(head)
+        shrink(head)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "train_on_images", record)
         patch.setattr(PIPNet, "forward", see)
+        patch.setattr(NonNegativeHead, "shrink", count)
         setting = Setting(data, CONFIG, SilentReporter())
         system = pipnet(setting)
-    return system, setting, phases, views
+    return system, setting, phases, views, len(shrunk)
 
 
 def softmaxes(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -250,7 +255,7 @@ def test_moving_keeps_grey_values_and_windowing_keeps_places():
 
 
 def test_views_show_the_same_patches_in_another_window(trained):
-    _, _, _, views = trained
+    _, _, _, views, _ = trained
     first, second = views[0].float().flatten(2).chunk(2)
     assert len(first) == CONFIG.batch_size
     for one, other in zip(first[:, 0], second[:, 0], strict=True):
@@ -260,7 +265,7 @@ def test_views_show_the_same_patches_in_another_window(trained):
 
 
 def test_images_are_moved_from_epoch_to_epoch(trained, data):
-    _, _, _, views = trained
+    _, _, _, views, _ = trained
     raw = torch.from_numpy(np.array(data.images[data.collection.rows("train")])).float().flatten(1)
     for view in views[0].float().flatten(1):
         assert np.corrcoef(np.stack([view, *raw]))[0, 1:].max() < 0.9
@@ -270,8 +275,8 @@ def test_images_are_moved_from_epoch_to_epoch(trained, data):
 
 
 def test_a_seventh_of_the_budget_pretrains_and_the_head_alone_sees_no_image(trained):
-    _, setting, phases, _ = trained
-    assert [(name, epochs) for name, epochs, _ in phases] == [("pipnet_pretraining", 2), ("pipnet", 12)]
+    _, setting, phases, _, _ = trained
+    assert phases == [("pipnet_pretraining", 2), ("pipnet", 12)]
     terms = [sorted(key for key in row if key.startswith("train_")) for row in setting.reporter.history]
     pretraining, head = ["train_alignment", "train_tanh"], ["train_class"]
     assert terms == [pretraining] * 2 + [head] * 3 + [["train_alignment", "train_class", "train_tanh"]] * 12
@@ -284,11 +289,28 @@ def test_pretraining_leaves_the_head_and_head_epochs_the_backbone(data, monkeypa
         states.append({key: value.clone() for key, value in system.state_dict().items()})
 
     monkeypatch.setattr(module, "train_on_images", record)
-    system = pipnet(Setting(data, CONFIG, SilentReporter()))
+    pipnet(Setting(data, CONFIG, SilentReporter()))
     before, after = states
     assert not torch.equal(before["head.weight"], after["head.weight"])
     assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("backbone."))
-    assert all(parameter.requires_grad for parameter in system.parameters())
+
+
+def test_alignment_grows_to_its_whole_weight_over_pretraining(data, monkeypatch):
+    rows = data.collection.rows("train")[:8]
+    images = torch.from_numpy(np.array(data.images[rows]))
+    still = replace(CONFIG, augment=AugmentConfig(contrast=0, brightness=0))
+
+    @torch.no_grad()
+    def record(setting, name, system, terms, *, epochs, **others):
+        if name == "pipnet_pretraining":
+            patches, scores = system.eval()(images)
+            seen = [terms(rows, images) for _ in range(2 * 10)]
+            weights = [float(each["alignment"] / alignment(patches, patches)) for each in seen]
+            np.testing.assert_allclose(weights, np.arange(1, 21) / 20, rtol=1e-4)
+            assert float(seen[0]["tanh"]) == pytest.approx(5 * float(tanh_loss(scores)), rel=1e-4)
+
+    monkeypatch.setattr(module, "train_on_images", record)
+    pipnet(Setting(data, still, SilentReporter()))
 
 
 def test_a_budget_too_small_to_pretrain_trains(data):
@@ -296,8 +318,13 @@ def test_a_budget_too_small_to_pretrain_trains(data):
     assert torch.isfinite(system.head.weight).all()
 
 
+def test_the_head_shrinks_at_every_step_that_trains_it(trained):
+    *_, shrunk = trained
+    assert shrunk == (3 + 12) * 10
+
+
 def test_the_trained_head_is_sparse_and_counts_its_prototypes(trained):
-    system, setting, _, _ = trained
+    system, setting, _, _, _ = trained
     weight = system.head.weight.detach()
     assert ((weight == 0) | (weight > 1e-3)).all()
     assert 0 < system.prototypes == int((weight > 0).any(0).sum()) < weight.shape[1]
@@ -307,7 +334,7 @@ def test_the_trained_head_is_sparse_and_counts_its_prototypes(trained):
 
 
 def test_a_small_training_beats_chance(trained, data):
-    system, _, _, _ = trained
+    system, _, _, _, _ = trained
     rows = data.collection.rows("test")
     predictions = predict(system, data, rows)
     assert macro_f1(data.collection.class_labels()[rows], predictions.probabilities.argmax(1), 3) > 0.6
