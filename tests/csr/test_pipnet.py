@@ -295,6 +295,22 @@ def test_pretraining_leaves_the_head_and_head_epochs_the_backbone(data, monkeypa
     assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("backbone."))
 
 
+def test_the_head_alone_learns_each_images_own_class_from_its_own_scores(data, monkeypatch):
+    tasks = []
+    monkeypatch.setattr(module, "train_on_images", lambda *phase, **others: None)
+    monkeypatch.setattr(module, "fit", lambda task, budget, reporter: tasks.append((task, budget.epochs)))
+    system = pipnet(Setting(data, CONFIG, SilentReporter()))
+    ((task, epochs),) = tasks
+    assert epochs == 3
+    rows = data.collection.rows("train")[[2, 3, 30, 60, 61, 79]]
+    system.head.weight.data.uniform_()
+    loss = task.terms(rows)["class"]
+    with torch.no_grad():
+        logits = system.head(system(torch.from_numpy(np.array(data.images[rows])))[1])
+    expected = -logits.log_softmax(-1)[torch.arange(6), torch.from_numpy(data.collection.class_labels()[rows])].mean()
+    torch.testing.assert_close(loss, 2 * expected)
+
+
 def test_alignment_grows_to_its_whole_weight_over_pretraining(data, monkeypatch):
     rows = data.collection.rows("train")[:8]
     images = torch.from_numpy(np.array(data.images[rows]))
