@@ -20,6 +20,7 @@ from torch import Tensor
 
 from csr.baselines.protocol import Answer, Setting, System, train_on_images
 from csr.network.concept_model import ConceptModel
+from csr.training.alignment import align
 from csr.training.concepts import channel_statistics
 from csr.training.runtime import device, seed_everything
 
@@ -52,6 +53,7 @@ def train_black_box(setting: Setting) -> BlackBox:
         return {"class": F.cross_entropy(logits.float(), setting.class_labels(rows))}
 
     train_on_images(setting, "black_box", system, terms)
+    align(model, setting.data, np.eye(setting.classes)[setting.data.collection.class_labels()])
     return system
 
 

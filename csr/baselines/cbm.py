@@ -36,6 +36,7 @@ from csr.baselines.protocol import Answer, Setting, System, TrainedBackbone, tra
 from csr.losses import masked_bce
 from csr.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, pool_maps
+from csr.training.alignment import align
 from csr.training.concepts import channel_statistics, image_batches
 from csr.training.runtime import device, seed_everything
 
@@ -119,6 +120,7 @@ def joint_cbm(setting: Setting) -> CBM:
         }
 
     train_on_images(setting, "cbm_joint", system, terms)
+    align(model, setting.data, setting.data.collection.concept_labels())
     with torch.no_grad():
         system.set_levels(torch.cat([model(images)[1] for _, images in image_batches(setting.data, train, 64)]))
     return system

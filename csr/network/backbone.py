@@ -14,6 +14,9 @@ pixels it is drawn over: maps then point half a cell down and right of every fin
 cell does not forgive. Such backbones get half a stride of padding in front, and their first row and column of cells,
 which look outside the image, are dropped. Backbones with TensorFlow's SAME padding look half a cell the other way;
 patchify stems and average-pooled shortcuts are centred as they are. Which it is is measured when the model is built.
+
+Training moves where cells look, too (`csr.training.alignment` says why, and measures it); images are then moved by as
+much before they are looked at.
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ class Backbone(nn.Module):
         self.body = _build_body(config, channels)
         widths: list[int] = self.body.feature_info.channels()
         self.sight = measure_sight(self.body, channels, config.stride)
+        self.drift = (0, 0)  # pixels right and down of their middle that cells look, after training
         self.width = config.width if config.context else widths[0]
         if config.context:
             if self.sight > 0:
@@ -94,12 +98,13 @@ class Backbone(nn.Module):
         self.std.copy_(std)
 
     def get_extra_state(self) -> Tensor:
-        """``sight`` travels with the weights: a measurement must not be made twice."""
-        return torch.tensor(self.sight)
+        """``sight`` and ``drift`` travel with the weights: a measurement must not be made twice."""
+        return torch.tensor([self.sight, *self.drift])
 
     def set_extra_state(self, state: Tensor) -> None:
         """The inverse of `get_extra_state`."""
-        self.sight = int(state)
+        self.sight, *drift = (int(value) for value in state)
+        self.drift = (drift[0], drift[1])
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 B×C×H×W → standardised float32."""
@@ -111,7 +116,7 @@ class Backbone(nn.Module):
         if images.shape[-1] % deepest or images.shape[-2] % deepest:
             height, width = images.shape[-2:]
             raise ConfigError(f"data.side: {height}×{width} is not a multiple of the deepest stride {deepest}")
-        normal, half = self.normalise(images), self.config.stride // 2
+        normal, half = _moved(self.normalise(images), *self.drift), self.config.stride // 2
         if self.sight < 0:
             return self._features(F.pad(normal, (half, 0, half, 0)))[..., 1:, 1:]
         if self.sight > 0:
@@ -128,6 +133,14 @@ class Backbone(nn.Module):
             self.deep(levels[1]), size=fine.shape[-2:], mode="bilinear", align_corners=self.sight < 0
         )
         return self.merge(fine + enlarged)
+
+
+def _moved(images: Tensor, right: int, down: int) -> Tensor:
+    """Images moved by whole pixels; what comes in at an edge is a reflection, as in augmentation."""
+    height, width = images.shape[-2:]
+    reflected = F.pad(images, (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)), mode="reflect")
+    top, left = max(-down, 0), max(-right, 0)
+    return reflected[..., top : top + height, left : left + width]
 
 
 def measure_sight(body: nn.Module, channels: int, stride: int) -> int:

@@ -14,6 +14,7 @@ from csr.datasets.prepared import PreparedSet
 from csr.losses import masked_bce
 from csr.metrics import mean_auroc
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.training.alignment import align
 from csr.training.loop import Task, fit
 from csr.training.reporter import Reporter, State
 from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
@@ -56,7 +57,7 @@ class ConceptTrainingConfig:
 
 
 def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, reporter: Reporter) -> ConceptModel:
-    """Trains on split ``train`` and reports loss and mean concept AUROC on ``val`` each epoch.
+    """Trains on split ``train`` and reports loss and mean concept AUROC on ``val`` each epoch, then aligns the maps.
 
     The last epoch's weights are the result, so nothing is selected on ``val``.
 
@@ -82,6 +83,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, reporter: R
         return validate(model, data, val)
 
     fit(Task("concepts", model, train, terms, after_epoch, config.warmup), config, reporter)
+    align(model, data, labels.numpy())
     return model
 
 
