@@ -1,9 +1,9 @@
 """Runs the pipeline with an overlay of ``params.yaml``: every key of the overlay becomes a ``-S`` of ``dvc exp run``.
 
-    python -m pipelines.overlay OVERLAY [-S section.key=value ...]
+    python -m pipelines.overlay OVERLAY [-S section.key=value ...] [STAGE ...]
 
 DVC writes the values into ``params.yaml``, so that ``dvc params diff``, ``dvc exp show`` and later runs see them.
-``git checkout params.yaml`` goes back.
+``git checkout params.yaml`` goes back. With stages only these are run, and what they need.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.overlay")
     parser.add_argument("overlay", type=Path)
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("stages", nargs="*", metavar="STAGE")
     given = parser.parse_args()
     try:
         if not given.overlay.is_file():
@@ -69,6 +70,7 @@ def main() -> None:
     command = [sys.executable, "-m", "dvc", "exp", "run"]
     for setting in settings + given.set_param:
         command += ["-S", setting]
+    command += given.stages
     sys.exit(subprocess.run(command, check=False).returncode)
 
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import ray
 
+from pipelines.tracking import connect
+
 FILE = "pipelines/comparison/dvc.yaml"
-LEVELS = (("foundation",), ("resting", "whole"), ("ablation", "interventions", "refinement"), ("report",))
+LEVELS = (("foundation",), ("csr", "resting", "whole"), ("ablation", "interventions", "refinement"), ("report",))
 BUSY = ("Unable to acquire lock", "is busy")  # what DVC says while another stage reads or writes its own files
 PATIENCE = 600  # seconds that a stage waits for such files
 
@@ -56,6 +58,7 @@ def main() -> None:
     chosen = sys.argv[1:] or stages()
     if unknown := [name for name in chosen if name.partition("@")[0] not in sum(LEVELS, ())]:
         sys.exit(f"fan_out: {FILE} has no stage {unknown[0]!r}")
+    connect()  # makes MLflow's store, before many tasks want to at once
     ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus)(reproduce)

@@ -166,10 +166,17 @@ def test_a_new_seed_or_folder_changes_nothing_that_has_run(stages: list[Pipeline
         kind = stage.name.partition("@")[0]
         needed = {"foundation": {"concepts"}, "ablation": {"prototypes", "head"}, "refinement": {"head"}}
         assert parameters(stage) >= needed.get(kind, set())
-        if kind == "resting":
+        if kind == "csr":
             assert parameters(stage) >= {"concepts", "prototypes", "head"}
-        if kind == "whole":
+        if kind in ("resting", "whole"):
             assert "concepts" in parameters(stage)
+
+
+def test_tuning_csr_does_not_repeat_its_rivals(stages: list[PipelineStage]) -> None:
+    for stage in stages:
+        if stage.name.partition("@")[0] in ("foundation", "resting", "whole"):
+            assert not parameters(stage) & {"prototypes", "head"}
+            assert not {"csr/training/head.py", "csr/training/prototypes.py"} & set(files(stage))
 
 
 def test_code_that_stages_depend_on_exists_and_bytecode_is_not_part_of_it(
