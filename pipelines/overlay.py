@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("overlay", type=Path)
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("stages", nargs="*", metavar="STAGE")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()  # stages may follow -S
     try:
         if not given.overlay.is_file():
             raise ConfigError(f"{given.overlay}: missing")
