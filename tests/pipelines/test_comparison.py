@@ -16,6 +16,7 @@ from pathlib import Path
 
 import mlflow
 import networkx
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -322,6 +323,27 @@ def test_refinement_judges_before_masked_and_retrained(workplace: Path) -> None:
     assert [found[kind]["prototypes"] for kind in ("before", "masked", "retrained")] == [6, left, left]
     before, system_report = found["before"]["test"], read(workplace, "csr_robust-0.json")["test"]
     assert before["macro_f1"] == pytest.approx(system_report["macro_f1"], abs=0.1)  # cached features are float16
+
+
+def test_the_least_that_a_perfect_reader_changes_is_what_the_curves_say(workplace: Path) -> None:
+    curves = pd.read_csv(workplace / "reports/comparison/interventions/csr_robust-0.csv", keep_default_na=False)
+    (section,) = report._interaction_section(workplace / "reports/comparison", [0])
+    table = section.tables[0]
+    assert table.title == "robust: readers who never err"
+    assert len(table.rows) == 2 * 2 * 5  # triggers, orders, kinds
+    for part, kind, trigger, order, least, _, least_seed, end in table.rows:
+        mode, _, rejection = kind.partition(", ")
+        own = curves[
+            (curves["part"] == part)
+            & (curves["mode"].map(report.MODES) == mode)
+            & (curves["rejection"] == (rejection or "none"))
+            & (curves["trigger"] == trigger)
+            & (curves["order"] == order)
+            & (curves["error"] == 0)
+        ].sort_values("budget")
+        change = own["macro_f1"].to_numpy()[1:] - own["macro_f1"].to_numpy()[0]
+        assert least == least_seed == f"{change.min():+.4f}"
+        assert end == f"{change[-1]:+.4f}"
 
 
 def test_interventions_are_told_apart_by_kind_of_reader(workplace: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from csr.errors import ConfigError
 from csr.presets import PRESETS
+from pipelines import overlay
 from pipelines.params import flatten, load_params, parse_params
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +103,18 @@ def test_flatten_names_nested_keys() -> None:
     flat = flatten(parse_params({"preset": "paper"}))
     assert flat["concepts.model.pooling"] == "average"
     assert flat["data.phantom.seed"] == 7
+
+
+def test_an_overlay_becomes_one_command_of_dvc_with_the_stages_last(monkeypatch, tmp_path):
+    (tmp_path / "mine.yaml").write_text("data: {side: 160}\nconcepts: {epochs: 3}\n")
+    taken = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["overlay", str(tmp_path / "mine.yaml"), "-S", "data.path=here", "prepare"])
+    monkeypatch.setattr(
+        overlay.subprocess, "run", lambda command, check: taken.append(command) or SimpleNamespace(returncode=5)
+    )
+    with pytest.raises(SystemExit) as caught:
+        overlay.main()
+    settings = ["-S", "data.side=160", "-S", "concepts.epochs=3", "-S", "data.path=here"]
+    assert taken == [[sys.executable, "-m", "dvc", "exp", "run", *settings, "prepare"]]
+    assert caught.value.code == 5
