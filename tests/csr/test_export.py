@@ -36,6 +36,7 @@ def make_csr(seed: int, floor: Floor = "zero") -> CSR:
     torch.manual_seed(seed)
     concept_model = ConceptModel(ConceptModelConfig("test_resnet", stride=8), 1, 3)
     concept_model.backbone.set_normalisation(torch.tensor([0.4]), torch.tensor([0.2]))
+    concept_model.backbone.drift = (-2, 3)  # as training leaves it
     for module in concept_model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # statistics of a trained network are not 0 and 1
             module.running_mean.normal_(0, 0.1)
