@@ -50,19 +50,23 @@ def review(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, reason
     rows = np.array(
         [row for row in collection.rows("train") if any((int(row), k) in boxes for k in range(labels.shape[1]))]
     )
-    verdicts = []
-    scores, peaks = _scores_and_peaks(data, cache, model, reasoner, rows) if len(rows) else (None, None)
-    for k, concept in enumerate(collection.concepts):
+    scores = _scores(cache, model, reasoner, rows)
+    # of each prototype, the images with its concept that it resembles most: K×M lists of positions in rows
+    nearest = []
+    for k in range(len(collection.concepts)):
         own = np.array([i for i, row in enumerate(rows) if (int(row), k) in boxes], np.int64)
-        for m in range(reasoner.prototypes.shape[1]):
-            verdict = {"concept": concept, "prototype": m, "crops": 0, "shown": np.nan, "usage": np.nan}
-            if len(own):
-                assert scores is not None and peaks is not None
-                nearest = own[np.argsort(-scores[own, k, m], kind="stable")[:CROPS]]
-                seen = [inside(peaks[i, k, m], _grown(boxes[int(rows[i]), k], cell / 2)) for i in nearest]
-                usage = float((scores[own, k].argmax(1) == m).mean())
-                verdict |= {"crops": len(nearest), "shown": float(np.mean(seen)), "usage": usage}
-            verdicts.append(verdict)
+        usage = np.bincount(scores[own, k].argmax(1), minlength=scores.shape[2]) / max(1, len(own))
+        ranks = np.argsort(-scores[own, k], axis=0, kind="stable")[:CROPS]
+        nearest += [(k, m, own[ranks[:, m]], usage[m]) for m in range(scores.shape[2])]
+    wanted = {(i, k, m) for k, m, positions, _ in nearest for i in positions.tolist()}
+    peaks = _peaks(data, cache, model, reasoner, rows, wanted)
+    verdicts = []
+    for k, m, positions, usage in nearest:
+        verdict = {"concept": collection.concepts[k], "prototype": m, "crops": 0, "shown": np.nan, "usage": np.nan}
+        if len(positions):
+            seen = [inside(peaks[i, k, m], _grown(boxes[int(rows[i]), k], cell / 2)) for i in positions.tolist()]
+            verdict |= {"crops": len(positions), "shown": float(np.mean(seen)), "usage": float(usage)}
+        verdicts.append(verdict)
     table = pd.DataFrame(verdicts)
     alive = reasoner.alive.flatten().cpu().numpy() > 0
     table["prune"] = (table["shown"] < SHOWN) | ~alive
@@ -101,19 +105,41 @@ def retrain_head(
     return retrained
 
 
-def _scores_and_peaks(
-    data: PreparedSet, cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """n×K×M scores and n×K×M×2 peaks of the similarity maps."""
+def _scores(cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner, rows: np.ndarray) -> np.ndarray:
+    """n×K×M, the largest value of each similarity map."""
+    scores = [np.zeros((0, *reasoner.alive.shape), np.float32)]
+    for start in range(0, len(rows), 32):
+        scores.append(_maps(cache, model, reasoner, rows[start : start + 32]).flatten(3).amax(-1).cpu().numpy())
+    return np.concatenate(scores)
+
+
+def _peaks(
+    data: PreparedSet,
+    cache: FeatureCache,
+    model: PrototypeModel,
+    reasoner: Reasoner,
+    rows: np.ndarray,
+    wanted: set[tuple[int, int, int]],
+) -> dict[tuple[int, int, int], np.ndarray]:
+    """Where the similarity maps (x, y) of the wanted (position in rows, concept, prototype) peak."""
+    found = {}
+    by_image: dict[int, list[tuple[int, int]]] = {}
+    for i, k, m in sorted(wanted):
+        by_image.setdefault(i, []).append((k, m))
+    for i, own in by_image.items():
+        concepts, prototypes = np.array(own).T
+        maps = _maps(cache, model, reasoner, rows[i : i + 1])[0, concepts, prototypes]
+        for (k, m), peak in zip(own, map_peaks(maps.cpu().numpy(), data.side), strict=True):
+            found[i, k, m] = peak
+    return found
+
+
+def _maps(cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner, rows: np.ndarray) -> Tensor:
+    """Similarity maps n×K×M×h×w."""
     place = device()
     model, reasoner = model.to(place).eval(), reasoner.to(place).eval()
-    scores, peaks = [], []
-    for start in range(0, len(rows), 32):
-        features, _ = cache.batch(rows[start : start + 32], place)
-        maps: Tensor = reasoner.maps(model.projector.project_maps(features))
-        scores.append(maps.flatten(3).amax(-1).cpu().numpy())
-        peaks.append(map_peaks(maps.cpu().numpy(), data.side))
-    return np.concatenate(scores), np.concatenate(peaks)
+    features, _ = cache.batch(rows, place)
+    return reasoner.maps(model.projector.project_maps(features))
 
 
 def _grown(boxes: np.ndarray, margin: float) -> np.ndarray:

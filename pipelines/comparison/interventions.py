@@ -5,6 +5,8 @@ python -m pipelines.comparison.interventions {csr_robust,csr_paper} SEED
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from csr.comparison.foundations import open_foundation
@@ -20,8 +22,12 @@ from pipelines.comparison.common import (
 )
 from pipelines.params import Params
 
-# α of both presets is what their bundles serve: each concept's own, and the replications' 0.2
-ALPHA = {"csr_robust": None, "csr_paper": 0.2}
+# α of both presets is what their bundles serve: each concept's own, and the replications' 0.2; the paper knows one
+# rejection, zero
+KINDS = {
+    "csr_robust": InterventionConfig(),
+    "csr_paper": InterventionConfig(alpha=0.2, rejections=("zero",), orders=("uncertainty",)),
+}
 
 
 def run(name: str, seed: int, params: Params) -> None:
@@ -37,7 +43,7 @@ def run(name: str, seed: int, params: Params) -> None:
             system.stage2,
             system.network.reasoner,
             setting.data.side,
-            InterventionConfig(alpha=ALPHA[name], seed=seed),
+            replace(KINDS[name], seed=seed),
         )
     folder = params.comparison.folder / "interventions"
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,4 +52,4 @@ def run(name: str, seed: int, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    command_line("interventions", sorted(ALPHA), run)
+    command_line("interventions", sorted(KINDS), run)
