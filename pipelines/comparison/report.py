@@ -198,18 +198,19 @@ def _kind(mode: object, rejection: object) -> str:
 
 def _intervention_figure(table: pd.DataFrame, title: str) -> str:
     modes = list(MODES)
-    figure, axes = plt.subplots(1, len(modes), figsize=(4 * len(modes), 3), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(modes), figsize=(4 * len(modes) + 2, 3), sharey=True, layout="constrained")
     better = "absent" if (table["rejection"] == "absent").any() else "zero"
     shown = table[(table["trigger"] == "all") & table["rejection"].isin(["none", better])]
     for axis, mode in zip(axes, modes, strict=True):
-        for error, group in shown[shown["mode"] == mode].groupby("error"):
+        for colour, (error, group) in enumerate(shown[shown["mode"] == mode].groupby("error")):
             for order, style in (("uncertainty", "-"), ("random", ":")):
                 curve = group[group["order"] == order].groupby("budget")["macro_f1"].mean()
-                axis.plot(curve.index, curve, style, label=f"{error:.0%} wrong, {order}")
+                if len(curve):
+                    axis.plot(curve.index, curve, style, color=f"C{colour}", label=f"{error:.0%} wrong, {order}")
         axis.set(title=MODES[mode], xlabel="interactions a study")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"macro F1, {title}")
-    axes[-1].legend(fontsize=6)
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return _svg(figure)
 
 
