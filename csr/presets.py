@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "agreement": 0.0,
             "reseed": False,
         },
-        "head": {"clip": False, "floor": "zero", "concept_dropout": 0.0},
+        "head": {"clip": False, "floor": "zero", "least_usage": 0.0, "concept_dropout": 0.0},
         "export": {"alpha": 0.2, "rejection": "zero"},
     },
     "robust": {
@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "agreement": 1.0,
             "reseed": False,
         },
-        "head": {"clip": True, "floor": "absent", "concept_dropout": 0.1},
+        "head": {"clip": True, "floor": "absent", "least_usage": 0.01, "concept_dropout": 0.0},
         "export": {"alpha": "calibrated", "rejection": "absent"},
     },
 }

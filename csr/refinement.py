@@ -95,12 +95,6 @@ def retrain_head(
     """Trains the head anew on the prototypes that are left. Pruned ones score as if absent, a constant, so the bias
     can say what they say and the new head gives them no weight. It is calibrated anew too."""
     retrained = train_head(data.collection, cache, model, config, reporter, alive=refined.alive)
-    # a constant is standardised to 0 but for rounding, which Adam's steps, being of one size, do not take for nothing
-    pruned = retrained.alive.flatten() == 0
-    constant = retrained.standardise(retrained.absent_scores).flatten()[pruned]
-    with torch.no_grad():
-        retrained.head.bias.add_(retrained.head.weight[:, pruned] @ constant)
-        retrained.head.weight[:, pruned] = 0
     calibrate(data.collection, cache, model, retrained, data.side)
     return retrained
 

@@ -46,5 +46,6 @@ VARIANTS: dict[str, Variant] = {
     "one_prototype": Variant("M = 1", prototypes={"per_concept": 1}),
     "many_prototypes": Variant("M = 20", prototypes={"per_concept": 20}),
     "no_clip": Variant("similarities not clipped at 0", head={"clip": False}),
-    "no_dropout": Variant("no concept dropout in the head", head={"concept_dropout": 0.0}),
+    "unused_kept": Variant("unused prototypes kept", head={"least_usage": 0.0}),
+    "dropout": Variant("concept dropout 0.1 in the head", head={"concept_dropout": 0.1}),
 }

@@ -19,7 +19,7 @@ from csr.network.reasoner import Floor, Reasoner, concept_evidence
 from csr.records import Collection, check_concept_labels
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
-from csr.training.prototypes import PrototypeModel
+from csr.training.prototypes import PrototypeModel, all_positive_vectors, usage
 from csr.training.reporter import Reporter, State
 from csr.training.runtime import device, seed_everything
 
@@ -33,6 +33,9 @@ class HeadConfig:
             `csr.network.reasoner`); the paper clips only under an interaction, if at all.
         floor: what an interaction may take away of a similarity: all of it (``zero``, the paper) or what lies beyond
             the absent score (``absent``); see `csr.network.reasoner`.
+        least_usage: share of its concept's training vectors that a prototype must win (be nearest to) to be kept. One
+            that explains none has no meaning to a reader, and its score is a free feature through which the head
+            learns what is not the concept, such as a shortcut.
         concept_dropout: chance that a concept is replaced by its absent scores, a training image at a time; makes the
             head robust to rejected concepts.
         weight_decay: L2 on the head's weights.
@@ -40,7 +43,8 @@ class HeadConfig:
 
     clip: bool = True
     floor: Floor = "absent"
-    concept_dropout: float = 0.1
+    least_usage: float = 0.01
+    concept_dropout: float = 0.0
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.02
@@ -80,8 +84,12 @@ def train_head(
     train_scores = all_scores(reasoner, model, cache, train)
     val_scores = all_scores(reasoner, model, cache, val)
     _set_statistics(reasoner, train_scores, concept_labels[train])
-    if alive is not None:  # what is pruned scores as if absent, which the first statistics know and the second fit
+    if alive is not None:
         reasoner.alive.copy_(alive)
+    reasoner.alive.copy_(_used(collection, cache, model, reasoner.alive, config.least_usage))
+    if (
+        not reasoner.alive.all()
+    ):  # what is pruned scores as if absent: the first statistics know that, the second fit it
         train_scores, val_scores = reasoner.bury(train_scores), reasoner.bury(val_scores)
         _set_statistics(reasoner, train_scores, concept_labels[train])
     torch.nn.init.zeros_(reasoner.head.weight)
@@ -100,6 +108,7 @@ def train_head(
         return {"val_loss": float(F.cross_entropy(logits, truth)), "val_macro_f1": f1}
 
     fit(Task("head", reasoner, train, terms, after_epoch), config, reporter)
+    _silence_pruned(reasoner)
     return reasoner
 
 
@@ -125,6 +134,25 @@ def drop_concepts(reasoner: Reasoner, scores: Tensor, chance: float) -> Tensor:
         return scores
     drawn = torch.rand(scores.shape[:2], device=scores.device)
     return torch.where((drawn < chance)[..., None], reasoner.absent_scores, scores)
+
+
+def _used(collection: Collection, cache: FeatureCache, model: PrototypeModel, alive: Tensor, least: float) -> Tensor:
+    """``alive`` K×M without the prototypes that win less than a share of their concept's training vectors. A concept
+    that would be left without any keeps what was alive."""
+    labels = torch.from_numpy(collection.concept_labels())
+    vectors, concept = all_positive_vectors(cache, labels, collection.rows("train"), device())
+    kept = alive * (usage(model, vectors, concept, alive) >= least)
+    return torch.where(kept.any(1, keepdim=True), kept, alive)
+
+
+@torch.no_grad()
+def _silence_pruned(reasoner: Reasoner) -> None:
+    """Weights of pruned prototypes → 0, what they added → the bias. A constant is standardised to 0 but for rounding,
+    which Adam's steps, being of one size, do not take for nothing."""
+    pruned = reasoner.alive.flatten() == 0
+    constant = reasoner.standardise(reasoner.absent_scores).flatten()[pruned]
+    reasoner.head.bias.add_(reasoner.head.weight[:, pruned] @ constant)
+    reasoner.head.weight[:, pruned] = 0
 
 
 @torch.no_grad()

@@ -189,6 +189,13 @@ def _reseed(model: PrototypeModel, vectors: Tensor, concept: Tensor) -> int:
 
 
 @torch.no_grad()
+def usage(model: PrototypeModel, vectors: Tensor, concept: Tensor, alive: Tensor) -> Tensor:
+    """K×M, the share of a concept's local concept vectors (n×D, of concepts n) that each of its prototypes wins: is
+    nearest to of those that are alive (K×M, not 0). 0 where a concept has no vector."""
+    return _shares_won(_similarities(model, vectors).where(alive > 0, -2.0), concept)
+
+
+@torch.no_grad()
 def diagnose(model: PrototypeModel, vectors: Tensor, concept: Tensor) -> dict[str, float]:
     """What tells whether prototypes can be trusted, on local concept vectors n×D of concepts n.
 
@@ -202,26 +209,34 @@ def diagnose(model: PrototypeModel, vectors: Tensor, concept: Tensor) -> dict[st
         accuracy: share of vectors whose nearest prototype is of their own concept.
         The last three and the entropy are NaN without any vector.
     """
-    inner = torch.einsum("nd,kmd->nkm", model.projector(vectors), model.prototypes.unit())
-    best, winner = inner.max(-1)
-    concepts, per_concept = inner.shape[1:]
-    alive, entropies = 0, []
-    for k in range(concepts):
-        counts = torch.bincount(winner[concept == k, k], minlength=per_concept).double()
-        alive += int((counts > 0).sum())
-        if counts.any():
-            shares = counts[counts > 0] / counts.sum()
-            entropies.append(float(-(shares * shares.log()).sum()) / max(np.log(per_concept), 1e-9))
+    inner = _similarities(model, vectors)
+    shares = _shares_won(inner, concept)
+    entropies = torch.special.entr(shares).sum(1)[shares.any(1)] / max(np.log(shares.shape[1]), 1e-9)
+    best = inner.amax(-1)
     own = best.gather(1, concept[:, None])[:, 0]
     others = best.scatter(1, concept[:, None], -2.0).amax(1)
     return {
-        "alive": alive / (concepts * per_concept),
-        "alive_count": float(alive),
-        "assignment_entropy": float(np.mean(entropies)) if entropies else float("nan"),
+        "alive": float((shares > 0).double().mean()),
+        "alive_count": float((shares > 0).sum()),
+        "assignment_entropy": float(entropies.mean()),
         "within": float(own.mean()),
         "between": float(others.mean()),
         "accuracy": float((own > others).double().mean()),
     }
+
+
+def _similarities(model: PrototypeModel, vectors: Tensor) -> Tensor:
+    """⟨p_km, P(v)⟩ n×K×M of local concept vectors n×D."""
+    return torch.einsum("nd,kmd->nkm", model.projector(vectors), model.prototypes.unit())
+
+
+def _shares_won(inner: Tensor, concept: Tensor) -> Tensor:
+    """K×M, float64: of each concept's own rows of ``inner`` n×K×M, the share in which each prototype is the largest."""
+    concepts, per_concept = inner.shape[1:]
+    winner = inner[torch.arange(len(concept), device=concept.device), concept].argmax(-1)
+    won = torch.bincount(concept * per_concept + winner, minlength=concepts * per_concept)
+    won = won.view(concepts, per_concept).double()
+    return won / won.sum(1, keepdim=True).clamp_min(1)
 
 
 def to_checkpoint(model: PrototypeModel) -> State:

@@ -583,7 +583,7 @@ def test_one_call_writes_the_report_and_every_run(compared):
         assert report["seconds"] > 0 and report["parameters"] > 10_000
         assert f"{report['iid']['macro_f1']:.3f}" in markdown
         assert markdown.count(f"| {report['title']} |") >= 5 and report["title"].partition("'")[0] in page
-    assert (json.loads((out / "csr_robust-0.json").read_text())["prototypes"]) == 10 * 5
+    assert 10 <= json.loads((out / "csr_robust-0.json").read_text())["prototypes"] <= 10 * 5  # without unused ones
     assert "Comparison: 48 images, 64², test_convnext" in markdown
 
 

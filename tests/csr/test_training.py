@@ -19,14 +19,21 @@ from csr.training import runtime
 from csr.training.concepts import AugmentConfig, ConceptTrainingConfig, augment, train_concepts
 from csr.training.features import FeatureCache, compute_features
 from csr.training.head import HeadConfig, all_scores, drop_concepts, train_head
-from csr.training.prototypes import PrototypeConfig, PrototypeModel, diagnose, positive_vectors, train_prototypes
+from csr.training.prototypes import (
+    PrototypeConfig,
+    PrototypeModel,
+    diagnose,
+    positive_vectors,
+    train_prototypes,
+    usage,
+)
 from csr.training.reporter import SilentReporter
 from tests.csr.synthetic import make_cache, make_collection, make_prepared, make_reasoner, with_labels
 
 NET = ConceptModelConfig("test_resnet", stride=8)
 STAGE1 = ConceptTrainingConfig(model=NET, epochs=3, batch_size=8, precision="float32")
 STAGE2 = PrototypeConfig(per_concept=3, width=8, blocks=1, epochs=4, batch_size=10)
-STAGE3 = HeadConfig(epochs=4, batch_size=10, concept_dropout=0.3)
+STAGE3 = HeadConfig(epochs=4, batch_size=10, least_usage=0.0, concept_dropout=0.3)
 HARSH = 1e30  # a learning rate that no run survives
 
 
@@ -395,6 +402,26 @@ def test_diagnosis_of_prototypes_equals_the_loops(prototypes, collection, cache)
     assert result["accuracy"] == pytest.approx(np.mean(right))
 
 
+def test_usage_is_the_share_of_its_concepts_vectors_that_a_living_prototype_wins(prototypes, collection, cache):
+    rows = collection.rows("train")
+    features, cam = cache.batch(rows, torch.device("cpu"))
+    vectors, concept = positive_vectors(features, cam, torch.from_numpy(collection.concept_labels()[rows]))
+    inner = np.einsum(
+        "nd,kmd->nkm",
+        prototypes.projector(vectors).detach().double().numpy(),
+        prototypes.prototypes.unit().detach().double().numpy(),
+    )
+    for pruned in (None, 1):
+        alive, won = torch.ones(3, 3), np.zeros((3, 3))
+        for n, own in enumerate(concept.tolist()):
+            ranked = np.argsort(-inner[n, own])
+            won[own, next(m for m in ranked if m != pruned)] += 1
+        if pruned is not None:
+            alive[:, pruned] = 0
+        np.testing.assert_allclose(usage(prototypes, vectors, concept, alive), won / won.sum(1, keepdims=True))
+    assert not usage(prototypes, vectors[:0], concept[:0], torch.ones(3, 3)).any()
+
+
 def test_reseeding_revives_dead_prototypes_and_stops_before_the_last_two_epochs(collection, cache):
     crowded = replace(STAGE2, per_concept=12, learning_rate=0.0)  # nothing but reseeding moves a prototype
     rows = collection.rows("train")
@@ -468,6 +495,39 @@ def test_the_concept_read_out_is_calibrated_on_training_images(reasoner, collect
     np.testing.assert_allclose(residual.mean(0), 0, atol=2e-3)
     np.testing.assert_allclose((residual * evidence).mean(0), 0, atol=2e-3)
     assert (reasoner.concept_scale > 0).all()
+
+
+def test_unused_prototypes_are_pruned_and_the_head_gives_them_no_weight(collection, cache):
+    crowded = train_prototypes(collection, cache, replace(STAGE2, per_concept=12), SilentReporter())
+    rows = collection.rows("train")
+    features, cam = cache.batch(rows, torch.device("cpu"))
+    vectors, concept = positive_vectors(features, cam, torch.from_numpy(collection.concept_labels()[rows]))
+    shares = usage(crowded, vectors, concept, torch.ones(3, 12))
+    pruning = train_head(collection, cache, crowded, replace(STAGE3, least_usage=0.1), SilentReporter())
+    assert torch.equal(pruning.alive > 0, shares >= 0.1)
+    assert 0 < pruning.alive.sum() < 36
+    weights = pruning.head.weight.view(-1, 3, 12)
+    assert (weights[:, pruning.alive == 0] == 0).all()
+    assert (weights[:, pruning.alive > 0] != 0).all()
+    keeping = train_head(collection, cache, crowded, STAGE3, SilentReporter())
+    assert keeping.alive.all()
+    # nothing is asked that no prototype can give
+    assert train_head(collection, cache, crowded, replace(STAGE3, least_usage=1.1), SilentReporter()).alive.all()
+
+
+def test_what_a_reviewer_pruned_stays_pruned_and_its_vectors_count_for_those_that_are_left(
+    collection, cache, prototypes
+):
+    alive = torch.ones(3, 3)
+    alive[:, 0] = 0
+    reasoner = train_head(
+        collection, cache, prototypes, replace(STAGE3, least_usage=1e-9), SilentReporter(), alive=alive
+    )
+    assert not reasoner.alive[:, 0].any()
+    rows = collection.rows("train")
+    features, cam = cache.batch(rows, torch.device("cpu"))
+    vectors, concept = positive_vectors(features, cam, torch.from_numpy(collection.concept_labels()[rows]))
+    assert torch.equal(reasoner.alive > 0, usage(prototypes, vectors, concept, alive) > 0)
 
 
 def test_dropped_concepts_score_their_absent_values_whole_concepts_at_a_time():
