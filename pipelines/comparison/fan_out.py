@@ -20,7 +20,12 @@ import ray
 from pipelines.tracking import connect
 
 FILE = "pipelines/comparison/dvc.yaml"
-LEVELS = (("foundation",), ("csr", "resting", "whole"), ("ablation", "interventions", "refinement"), ("report",))
+LEVELS = (
+    ("foundation",),
+    ("csr", "resting", "whole", "missing_labels"),
+    ("ablation", "interventions", "refinement"),
+    ("report",),
+)
 BUSY = ("Unable to acquire lock", "is busy")  # what DVC says while another stage reads or writes its own files
 PATIENCE = 600  # seconds that a stage waits for such files
 

@@ -25,6 +25,7 @@ from csr.datasets.prepared import PreparedSet
 from csr.errors import CSRError, DataError
 from csr.training.concepts import load_images
 from csr.training.runtime import device
+from pipelines.comparison import missing_labels
 from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER, recipes
 from pipelines.params import Params, load_params
 from pipelines.stage import PREPARED
@@ -52,6 +53,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
         _setting_section(params, data),
         *main_sections(data.collection, runs),
         *_ablation_section(folder, seeds),
+        *_missing_labels_section(folder, seeds, runs),
         *_interaction_section(folder, seeds),
         *_refinement_section(folder, seeds),
     ]
@@ -108,6 +110,41 @@ def _ablation_section(folder: Path, seeds: list[int]) -> list[Section]:
     columns = ("variant", "seeds", *(f"{name}, {part}" for part in parts for name in ("F1", "pointing")))
     note = "Each ingredient of the robust preset taken out alone. The preset was settled on the validation split (val)."
     return [Section("Ablation", (note,), (Table("", columns, rows),))]
+
+
+def _missing_labels_section(folder: Path, seeds: list[int], runs: dict[str, Runs]) -> list[Section]:
+    files = {
+        hidden: [folder / "missing_labels" / f"{hidden}-{seed}.json" for seed in seeds]
+        for hidden in missing_labels.HIDDEN
+    }
+    names = [name for name in missing_labels.SYSTEMS if name in runs]
+    if not all(file.is_file() for own in files.values() for file in own):
+        return []
+    found = {hidden: [json.loads(file.read_text()) for file in own] for hidden, own in files.items()}
+    parts = [part for part, value in runs[OURS].reports[0].items() if isinstance(value, dict)]
+    rows = []
+    for name in names:
+        levels = {"0": runs[name].reports} | {hidden: [one[name] for one in own] for hidden, own in found.items()}
+        for hidden, reports in levels.items():
+            cells = []
+            for part in parts:
+                own = [report[part] for report in reports]
+                cells += [
+                    spread([one["macro_f1"] for one in own]),
+                    spread([one["concept_auroc"] for one in own]),
+                    spread([one["pointing_game"]["pair"] for one in own]),
+                ]
+            rows.append((runs[name].title, f"{hidden}%", *cells))
+    columns = (
+        "system",
+        "hidden",
+        *(f"{name}, {part}" for part in parts for name in ("F1", "concept AUROC", "pointing")),
+    )
+    note = (
+        "Every stage trained from the start on concept labels of which a share is hidden at random; losses leave "
+        "unknown labels out. Class labels stay, and so do the concept labels of the validation split."
+    )
+    return [Section("Missing concept labels", (note,), (Table("", columns, rows),))]
 
 
 def _interaction_section(folder: Path, seeds: list[int]) -> list[Section]:

@@ -28,7 +28,16 @@ from mlflow.entities import Run
 from csr.comparison.ablations import VARIANTS
 from csr.comparison.foundations import FOUNDATIONS
 from csr.comparison.systems import Entry, systems
-from pipelines.comparison import ablation, common, foundation, interventions, refinement, report, system
+from pipelines.comparison import (
+    ablation,
+    common,
+    foundation,
+    interventions,
+    missing_labels,
+    refinement,
+    report,
+    system,
+)
 from pipelines.params import load_params
 from tests.csr.synthetic import make_collection, make_prepared
 from tests.pipelines.conftest import ROOT, merge
@@ -154,6 +163,15 @@ def test_both_presets_are_corrected_and_refined(
         assert outputs(stage) == {f"reports/comparison/{program}/{name}-{seed}.{ending}" for ending in endings}
 
 
+def test_every_share_of_hidden_labels_is_trained_from_the_start(stages: list[PipelineStage]) -> None:
+    found = commands(stages, "missing_labels")
+    assert set(found) == expected(list(missing_labels.HIDDEN))
+    for (hidden, seed), stage in found.items():
+        assert not [each for each in files(stage) if each.startswith("build/")]
+        assert outputs(stage) == {f"reports/comparison/missing_labels/{hidden}-{seed}.json"}
+        assert parameters(stage) >= {"concepts", "prototypes", "head"}
+
+
 def test_the_report_waits_for_everything_else(repo: Repo, stages: list[PipelineStage]) -> None:
     (last,) = (stage for stage in stages if stage.name == "report")
     assert networkx.descendants(repo.index.graph, last) >= {stage for stage in stages if stage is not last}
@@ -207,7 +225,9 @@ def test_a_system_depends_on_the_code_that_trains_it(stages: list[PipelineStage]
             todo += [each for each in imported - seen if each.startswith("csr.baselines.")]
 
 
-@pytest.mark.parametrize("program", ["foundation", "system", "ablation", "interventions", "refinement"])
+@pytest.mark.parametrize(
+    "program", ["foundation", "system", "ablation", "missing_labels", "interventions", "refinement"]
+)
 def test_every_command_line_is_one_that_the_program_takes(
     stages: list[PipelineStage], program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +257,7 @@ DONE = {
     "foundation": ["concepts_lse", "classes"],
     "system": ["csr_robust", "cbm_shared", "black_box"],
     "ablation": ["robust", "no_absence"],
+    "missing_labels": ["50", "90"],
     "interventions": ["csr_robust"],
     "refinement": ["csr_robust"],
 }
@@ -254,7 +275,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         params = load_params()
-        for stage in (foundation, system, ablation, interventions, refinement):
+        for stage in (foundation, system, ablation, missing_labels, interventions, refinement):
             for name in DONE[stage.__name__.rpartition(".")[2]]:
                 stage.run(name, 0, params)
         report.main()
@@ -314,6 +335,22 @@ def test_the_variant_without_changes_is_csr_itself(workplace: Path) -> None:
         assert each["val"]["studies"] == 16 and each["test"]["studies"] == 12
 
 
+def test_hidden_labels_change_what_is_learned_and_all_labels_judge_it(workplace: Path) -> None:
+    half, tenth = (read(workplace, f"missing_labels/{hidden}-0.json") for hidden in missing_labels.HIDDEN)
+    for name in missing_labels.SYSTEMS:
+        whole = read(workplace, f"{name}-0.json")["test"]
+        for partly in (half[name]["test"], tenth[name]["test"]):
+            assert partly["studies"] == whole["studies"] == 12
+            assert partly["pointing_game"]["pairs"] == whole["pointing_game"]["pairs"]
+        assert len({each["concept_auroc"] for each in (whole, half[name]["test"], tenth[name]["test"])}) == 3
+    text = (workplace / "reports/comparison.md").read_text()
+    rows = text.partition("## Missing concept labels")[2].partition("\n## ")[0]
+    for hidden, found in (("50%", half), ("90%", tenth)):
+        macro_f1 = found["csr_robust"]["test"]["macro_f1"]
+        assert f"| CSR, robust | {hidden} | {macro_f1:.3f} |" in rows
+    assert not list((workplace / "build/comparison").glob("tmp*"))
+
+
 def test_refinement_judges_before_masked_and_retrained(workplace: Path) -> None:
     found = read(workplace, "refinement/csr_robust-0.json")
     with (workplace / "reports/comparison/refinement/csr_robust-0.csv").open() as stream:
@@ -367,6 +404,7 @@ def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
         "Leakage",
         "What the paper reports",
         "Ablation",
+        "Missing concept labels",
         "Interaction",
         "Atlas refinement",
     ]

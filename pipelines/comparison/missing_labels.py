@@ -1,0 +1,50 @@
+"""Stage ``missing_labels``: CSR and a CBM on its stage 1, trained from the start on some of the concept labels.
+
+python -m pipelines.comparison.missing_labels PERCENT_HIDDEN SEED
+
+Labels of split ``train`` are hidden at random; every stage is trained on what is left, and judged on all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from csr.baselines.protocol import predict
+from csr.comparison.foundations import open_foundation, train_foundation
+from csr.comparison.systems import systems
+from csr.datasets.missing import hide_concept_labels
+from csr.evaluation import judge, rounded
+from pipelines.comparison.common import BUILD, command_line, comparison_run, make_setting, recipes
+from pipelines.params import Params
+
+HIDDEN = ("50", "90")  # percent
+SYSTEMS = ("csr_robust", "cbm_shared")  # the systems that rest on the robust stage 1
+
+
+def run(hidden: str, seed: int, params: Params) -> None:
+    """Writes ``<folder>/missing_labels/<percent>-<seed>.json``."""
+    setting, entries = make_setting(params, seed, f"missing_{hidden}"), systems(recipes())
+    whole = setting.data.collection
+    partly = replace(
+        setting, data=replace(setting.data, collection=hide_concept_labels(whole, int(hidden) / 100, seed))
+    )
+    report: dict[str, Any] = {"hidden": int(hidden), "seed": seed}
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with comparison_run("missing_labels", hidden, seed, params), tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        train_foundation("concepts_lse", partly, Path(folder))
+        foundation, _ = open_foundation(Path(folder))
+        for name in SYSTEMS:
+            system = entries[name].train(replace(partly, foundation=foundation))
+            predictions = predict(system, setting.data, whole.rows("test"))
+            report[name] = judge(whole, predictions, setting.data.side)
+    out = params.comparison.folder / "missing_labels"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{hidden}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command_line("missing_labels", list(HIDDEN), run)
