@@ -3,8 +3,8 @@
 Parisini et al. 2025, "Leakage and Interpretability in Concept-Based Models" (arXiv 2504.14094, v3): for scores ĉ,
 labels c and class y,
 
-    CTL_k  = max(0, I(ĉ_k; y)/H(y) − I(c_k; y)/H(y))                                          (their equation 6)
-    ICL_kl = max(0, I(ĉ_k; ĉ_l)/√(H(ĉ_k) H(ĉ_l)) − I(c_k; c_l)/√(H(c_k) H(c_l)))              (their equation 8)
+    CTL_k  = max(0, I(ĉ_k; y)/H(y) − I(c_k; y)/H(y))                                          concepts-task
+    ICL_kl = max(0, I(ĉ_k; ĉ_l)/√(H(ĉ_k) H(ĉ_l)) − I(c_k; c_l)/√(H(c_k) H(c_l)))              interconcept
 
 and the scores are their means over concepts and over pairs of concepts. Both lie in [0, 1]; 0 is what scores equal to
 the labels get. A score that depends on nothing but its own concept cannot tell more than that concept (data processing
