@@ -21,8 +21,8 @@ from pipelines.tracking import connect
 
 FILE = "pipelines/comparison/dvc.yaml"
 LEVELS = (
-    ("foundation",),
-    ("csr", "resting", "whole", "missing_labels"),
+    ("foundation", "whole", "missing_labels"),
+    ("csr", "resting"),
     ("ablation", "interventions", "refinement"),
     ("report",),
 )
