@@ -8,7 +8,7 @@ belongs to (``test`` unless the data set has several) and repeats ``split`` else
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,44 +73,60 @@ class Collection:
         return {(row_of[study], index_of[concept]): group.to_numpy(np.float64) for (study, concept), group in groups}
 
 
-def check_collection(collection: Collection, source: str, pending: Container[str] = ()) -> None:
-    """Refuses a data set that cannot be trained or judged on.
+def flaws(collection: Collection, pending: Container[str] = ()) -> Iterator[str]:
+    """Why a data set cannot be trained or judged on, a sentence each: a split without a study, a class absent from a
+    split, or a concept that is known to be present, or to be absent, in no study of ``train``.
 
     Args:
-        source: the file to name in messages.
         pending: concepts that get labels later, and need no example yet.
-
-    Raises:
-        DataError: a concept with no positive (or no negative) example in train, or a class absent from a split.
     """
     studies = collection.studies
     for split in SPLITS:
-        part = studies[studies["split"] == split]
-        if part.empty:
-            raise DataError(f"{source}: no study is in split {split!r}; give some rows that split, or leave it empty")
-        missing = [name for name in collection.classes if name not in set(part["label"])]
-        if missing:
-            raise DataError(
-                f"{source}: class {missing[0]!r} has no study in split {split!r}; "
-                "move some there, or remove or merge the class"
-            )
-    check_concept_labels(collection, source, pending)
+        labels = set(studies.loc[studies["split"] == split, "label"])
+        if not labels:
+            yield f"no study is in split {split!r}; give some rows that split, or leave it empty"
+            continue
+        for name in collection.classes:
+            if name not in labels:
+                yield (f"class {name!r} has no study in split {split!r}; move some there, or remove or merge the class")
+    yield from _concept_flaws(collection, pending)
 
 
-def check_concept_labels(collection: Collection, source: str, pending: Container[str] = ()) -> None:
+def check_collection(collection: Collection, source: str, pending: Container[str] = ()) -> None:
+    """Refuses a data set that has `flaws`.
+
+    Args:
+        source: the file to name in messages.
+
+    Raises:
+        DataError: naming all of them.
+    """
+    _refuse(source, flaws(collection, pending))
+
+
+def check_concept_labels(collection: Collection, source: str) -> None:
     """Refuses concepts that cannot be learned; arguments as for `check_collection`.
 
     Raises:
         DataError: a concept that is known to be present, or to be absent, in no study of split ``train``.
     """
+    _refuse(source, _concept_flaws(collection))
+
+
+def _refuse(source: str, reasons: Iterable[str]) -> None:
+    if lines := [f"{source}: {reason}" for reason in reasons]:
+        raise DataError("\n".join(lines))
+
+
+def _concept_flaws(collection: Collection, pending: Container[str] = ()) -> Iterator[str]:
     train = collection.studies[collection.studies["split"] == "train"]
     for name in collection.concepts:
         if name in pending:
             continue
         values = train[CONCEPT_PREFIX + name]
-        for wanted, word in ((1, "positive"), (0, "negative")):
-            if not (values == wanted).any():
-                raise DataError(
-                    f"{source}: concept {name!r} has no {word} example in split 'train'; "
-                    "label some, or remove its column"
-                )
+        lacking = [word for wanted, word in ((1, "positive"), (0, "negative")) if not (values == wanted).any()]
+        if lacking:
+            yield (
+                f"concept {name!r} has no {' and no '.join(lacking)} example in split 'train'; "
+                "label some, or remove its column"
+            )

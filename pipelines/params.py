@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from csr.assemble import ExportConfig
 from csr.datasets.phantom.plan import PhantomConfig
+from csr.datasets.tbx11k import TBX11KConfig
 from csr.errors import ConfigError
 from csr.presets import PRESETS, Preset
 from csr.text_concepts import TextConceptConfig
@@ -31,16 +32,20 @@ class DataParams:
     """What is learned from.
 
     Args:
-        source: ``phantom``, made on the spot, or ``table``, a folder in the layout that the README describes.
-        path: the folder of a ``table``.
+        source: ``phantom``, made on the spot; ``table``, a folder in the layout that the README describes; or
+            ``tbx11k``, ``isic2017``, folders as their publishers ship them.
+        path: the folder of a real set.
         side, channels: every image becomes channels×side×side.
         validation_share, test_share: used where the split column is empty; seeded, grouped by patient.
         split_seed: of those splits.
         workers: processes that decode or render; 0 means one a core.
-        text_concepts: labels for concepts of a ``table`` that an image-text encoder knows by name; null for none.
+        skip_bad: leave out studies, rows and boxes that are wrong instead of refusing the set; ``skipped.csv`` of the
+            prepared set lists them.
+        tbx11k: what TBX11K leaves to its user.
+        text_concepts: labels for concepts of a real set that an image-text encoder knows by name; null for none.
     """
 
-    source: Literal["phantom", "table"] = "phantom"
+    source: Literal["phantom", "table", "tbx11k", "isic2017"] = "phantom"
     path: str = "data/raw"
     side: int = 192
     channels: Literal[1, 3] = 1
@@ -48,6 +53,8 @@ class DataParams:
     test_share: float = 0.2
     split_seed: int = 0
     workers: int = 0
+    skip_bad: bool = False
+    tbx11k: TBX11KConfig = field(default_factory=TBX11KConfig)
     text_concepts: TextConceptConfig | None = None
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
 

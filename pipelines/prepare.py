@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from csr.datasets.isic2017 import read_isic2017
 from csr.datasets.phantom import generate
 from csr.datasets.prepared import PreparedSet
-from csr.datasets.table import prepare_table, read_table
+from csr.datasets.problems import Problems
+from csr.datasets.raw import RawSet, SplitShares, prepare_raw
+from csr.datasets.table import read_table
+from csr.datasets.tbx11k import read_tbx11k
 from csr.records import Collection
 from csr.text_concepts import concept_directions, concept_scores, fill_labels, load_encoder
 from pipelines.params import DataParams, Params
@@ -26,24 +31,33 @@ def prepare(params: Params) -> None:
     if data.source == "phantom":
         collection = generate(data.phantom, data.side, PREPARED, workers, _progress)
     else:
-        collection = _prepare_table(data, workers)
+        collection = _prepare_raw(data, workers)
     log_tag("data.name", collection.name)
     log_tag("data.digest", PreparedSet.open(PREPARED).digest())
     counts = collection.studies["split"].value_counts()
     log_metrics("prepare", {"boxes": len(collection.boxes)} | {f"{split}_studies": n for split, n in counts.items()})
 
 
-def _prepare_table(data: DataParams, workers: int) -> Collection:
-    folder, texts = Path(data.path), data.text_concepts
-    shares = data.validation_share, data.test_share, data.split_seed
+def _prepare_raw(data: DataParams, workers: int) -> Collection:
+    problems, texts = Problems(), data.text_concepts
+    raw = _read(data, workers, problems)
+    decode = partial(
+        prepare_raw,
+        raw,
+        PREPARED,
+        data.side,
+        data.channels,
+        workers,
+        problems,
+        skip_bad=data.skip_bad,
+        progress=_progress,
+    )
     if texts is None:
-        collection = read_table(folder, *shares)
-        return prepare_table(collection, folder, PREPARED, data.side, data.channels, workers, _progress)
+        return decode()
 
-    collection = read_table(folder, *shares, pending=texts.concepts)
     encoder = load_encoder(texts.factory, Path(texts.checkpoint), texts.options)
     # before images are decoded, so that a mistake in the texts costs seconds
-    directions = concept_directions(encoder, texts, collection.concepts)
+    directions = concept_directions(encoder, texts, raw.collection.concepts)
 
     def fill(tables: Collection, images: np.ndarray) -> Collection:
         scores = concept_scores(encoder, images, tables.rows("train"), directions, texts.batch_size, _progress)
@@ -53,7 +67,16 @@ def _prepare_table(data: DataParams, workers: int) -> Collection:
         log_table([asdict(concept) for concept in report], "prepare/text_concepts.json")
         return filled
 
-    return prepare_table(collection, folder, PREPARED, data.side, data.channels, workers, _progress, fill)
+    return decode(pending=texts.concepts, finish=fill)
+
+
+def _read(data: DataParams, workers: int, problems: Problems) -> RawSet:
+    folder, shares = Path(data.path), SplitShares(data.validation_share, data.test_share, data.split_seed)
+    if data.source == "tbx11k":
+        return read_tbx11k(folder, data.tbx11k, shares, problems)
+    if data.source == "isic2017":
+        return read_isic2017(folder, workers, problems, _progress)
+    return read_table(folder, shares, problems)
 
 
 def _progress(items: Iterable, total: int) -> Iterable:

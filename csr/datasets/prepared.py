@@ -2,7 +2,8 @@
 
 A folder: ``studies.parquet`` and ``boxes.parquet`` (see `csr.records`; boxes in pixels of the prepared images),
 ``images.npy`` N×C×S×S uint8 for memory mapping, ``collection.json``, and for synthetic data ``masks.npy``, one
-bit-packed S×S mask a row of ``boxes.parquet``.
+bit-packed S×S mask a row of ``boxes.parquet``. ``skipped.csv`` lists what was left out for being wrong, if anything
+was.
 """
 
 from __future__ import annotations
@@ -101,6 +102,26 @@ class PreparedWriter:
     def write_image(self, row: int, canvas: np.ndarray) -> None:
         """Stores one C×S×S uint8 image."""
         self._images[row] = canvas
+
+    def keep_images(self, count: int) -> None:
+        """Cuts ``images.npy`` to its first ``count`` images."""
+        if count == self._shape[0]:
+            return
+        self._shape = (count, *self._shape[1:])
+        file = self._draft / "images.npy"
+        self._images.flush()
+        offset = self._images.offset
+        with file.open("r+b") as stream:
+            header = {"descr": "|u1", "fortran_order": False, "shape": self._shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            assert stream.tell() == offset  # numpy leaves room for the first axis to change
+            stream.truncate(offset + int(np.prod(self._shape)))
+        self._images = np.load(file, mmap_mode="r+")
+
+    def write_skipped(self, problems: pd.DataFrame) -> None:
+        """Keeps the list of what was left out, if anything was."""
+        if len(problems):
+            problems.to_csv(self._draft / "skipped.csv", index=False)
 
     def write_tables(self, collection: Collection) -> None:
         about = {"name": collection.name, "concepts": collection.concepts, "classes": collection.classes}

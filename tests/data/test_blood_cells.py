@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from csr.datasets.prepared import PreparedSet
-from csr.datasets.table import prepare_table, read_table
+from csr.datasets.problems import Problems
+from csr.datasets.raw import SplitShares, prepare_raw
+from csr.datasets.table import read_table
 
 NAMED = os.environ.get("CSR_SHARED_DATA")
 FOLDER = Path(NAMED or Path(__file__).parents[3] / "shared" / "data") / "blood_cells"
@@ -23,10 +25,13 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_the_real_set_reads_prepares_and_keeps_its_boxes_on_the_cells(tmp_path: Path) -> None:
-    collection = read_table(FOLDER, 0.15, 0.2, 0)
+    problems = Problems()
+    raw = read_table(FOLDER, SplitShares(), problems)
+    assert not problems.found
+    collection = raw.collection
     assert (len(collection.concepts), len(collection.classes), len(collection.studies)) == (22, 5, 2000)
     assert collection.studies["split"].value_counts().to_dict() == {"train": 1000, "test": 700, "val": 300}
-    prepare_table(collection, FOLDER, tmp_path / "prepared", side=96, channels=3, workers=2)
+    prepare_raw(raw, tmp_path / "prepared", side=96, channels=3, workers=2, problems=problems)
     data = PreparedSet.open(tmp_path / "prepared")
     boxes = data.collection.boxes
     corners = boxes[["x_min", "y_min", "x_max", "y_max"]].to_numpy()

@@ -103,7 +103,7 @@ def test_prepare_fills_training_labels_and_says_which(filled):
 
 def test_the_shipped_parameters_leave_it_off(stage, workplace):
     assert load_params(ROOT / "params.yaml").data.text_concepts is None
-    with pytest.raises(SystemExit, match="concept 'ring' has no positive example in split 'train'"):
+    with pytest.raises(SystemExit, match="concept 'ring' has no positive and no negative example in split 'train'"):
         stage()
     file = workplace / "shapes/studies.csv"
     before = file.read_text()
@@ -123,7 +123,7 @@ def test_the_shipped_parameters_leave_it_off(stage, workplace):
         ({"checkpoint": "none.pt"}, "prepare: data.text_concepts.checkpoint: no file or folder 'none.pt'"),
         ({"concepts": {"ring": {"prevalence": 0.4}, "crss": {}}}, "did you mean 'cross'?"),
         ({"concepts": {"ring": {}}}, "data.text_concepts.concepts.ring: 0 training studies are labelled present"),
-        ({"concepts": {"cross": {}}}, "concept 'ring' has no positive example in split 'train'"),
+        ({"concepts": {"cross": {}}}, "concept 'ring' has no positive and no negative example in split 'train'"),
     ],
 )
 def test_a_mistake_ends_the_stage_with_one_sentence_and_leaves_its_output_alone(

@@ -1,0 +1,218 @@
+"""A data set as its publisher ships it, between the reader that understands it and the prepared form.
+
+Every reader yields a `RawSet`; what follows is the same for all: splits, decoding, moving boxes with their images, and
+the checks that need all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from csr.datasets.prepared import PreparedWriter
+from csr.datasets.problems import Problems
+from csr.errors import DataError, ImageError
+from csr.images import Placement, decode, fit
+from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, Collection, flaws
+
+LABELS = {
+    **dict.fromkeys(("1", "1.0", "true", "present"), 1.0),
+    **dict.fromkeys(("0", "0.0", "false", "absent"), 0.0),
+    **dict.fromkeys(("", "unknown"), np.nan),
+}
+
+
+@dataclass(frozen=True)
+class RawSet:
+    """What a reader found.
+
+    Args:
+        collection: boxes are in pixels of the stored images. Both tables have one column more than `csr.records` says,
+            ``where``: file and row.
+        folder: the paths in ``collection.studies["image"]`` are relative to it.
+    """
+
+    collection: Collection
+    folder: Path
+
+
+@dataclass(frozen=True)
+class SplitShares:
+    """How studies without a split are divided: by patient, stratified by label.
+
+    Args:
+        validation, test: shares.
+        seed: of the draw.
+    """
+
+    validation: float = 0.15
+    test: float = 0.2
+    seed: int = 0
+
+
+def complete_split(studies: pd.DataFrame, shares: SplitShares) -> pd.Series:
+    """``split`` with its empty values filled: whole patients, class by class, seeded.
+
+    Args:
+        studies: ``split, patient_id, label``.
+    """
+    split = studies["split"].copy()
+    empty = split == ""
+    if not empty.any():
+        return split
+    patients = studies[empty].groupby("patient_id", sort=True)["label"].first()
+    rng = np.random.default_rng(shares.seed)
+    assigned: dict[str, str] = {}
+    for _, group in patients.groupby(patients, sort=True):
+        order = rng.permutation(group.index.to_numpy())
+        test, val = round(len(order) * shares.test), round(len(order) * shares.validation)
+        assigned |= dict.fromkeys(order[:test], "test") | dict.fromkeys(order[test : test + val], "val")
+        assigned |= dict.fromkeys(order[test + val :], "train")
+    split[empty] = studies.loc[empty, "patient_id"].map(assigned)
+    return split
+
+
+def concept_columns(table: pd.DataFrame, file: Path) -> tuple[str, ...]:
+    """Names of the concepts that a table has columns for.
+
+    Raises:
+        DataError: there is none.
+    """
+    names = tuple(name.removeprefix(CONCEPT_PREFIX) for name in table if name.startswith(CONCEPT_PREFIX))
+    if not names:
+        raise DataError(f"{file}: has no column '{CONCEPT_PREFIX}<name>'; CSR needs at least one concept")
+    return names
+
+
+def concept_labels(table: pd.DataFrame, concepts: tuple[str, ...], problems: Problems) -> pd.DataFrame:
+    """The table with its concept columns as float32 of 1, 0 and NaN, without the rows that hold anything else."""
+    columns = [CONCEPT_PREFIX + name for name in concepts]
+    good = pd.Series(True, index=table.index)
+    for column in columns:
+        wrong = ~table[column].str.lower().isin(LABELS)
+        problems.add_rows(table, wrong, f"column {column!r} must be 1, 0 or empty", column)
+        good &= ~wrong
+    table = table[good].reset_index(drop=True)
+    return table.assign(**{column: table[column].str.lower().map(LABELS).astype(np.float32) for column in columns})
+
+
+def no_boxes() -> pd.DataFrame:
+    """A table of boxes without a row."""
+    kinds = {name: object if name in BOX_COLUMNS[:2] else np.float64 for name in BOX_COLUMNS}
+    return pd.DataFrame(
+        {name: pd.Series(dtype=kind) for name, kind in kinds.items()} | {"where": pd.Series(dtype=object)}
+    )
+
+
+def check_boxes(boxes: pd.DataFrame, problems: Problems) -> pd.DataFrame:
+    """Corners as numbers, without the boxes whose corners are none or whose edges are in the wrong order.
+
+    Args:
+        boxes: `BOX_COLUMNS` as text, and ``where``.
+    """
+    boxes = boxes.copy()
+    good = pd.Series(True, index=boxes.index)
+    for corner in CORNERS:
+        values = pd.to_numeric(boxes[corner], errors="coerce").astype(np.float64)
+        wrong = ~np.isfinite(values)
+        problems.add_rows(boxes, wrong, f"{corner} must be a number", corner)
+        good &= ~wrong
+        boxes[corner] = values
+    for low, high in (("x_min", "x_max"), ("y_min", "y_max")):
+        wrong = good & (boxes[high] <= boxes[low])
+        problems.add_rows(boxes, wrong, f"{high} must be greater than {low}", high)
+        good &= ~wrong
+    return boxes[good].reset_index(drop=True)
+
+
+def prepare_raw(
+    raw: RawSet,
+    path: Path,
+    side: int,
+    channels: int,
+    workers: int,
+    problems: Problems,
+    *,
+    skip_bad: bool = False,
+    pending: Container[str] = (),
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+    finish: Callable[[Collection, np.ndarray], Collection] = lambda collection, images: collection,
+) -> Collection:
+    """Decodes all images into a prepared set at ``path``; boxes move with their images.
+
+    Args:
+        problems: what the reader found; what is found here is added.
+        skip_bad: leave out studies, rows and boxes that are wrong, instead of refusing the set; what was left out is
+            listed in ``skipped.csv`` of the prepared set.
+        pending: concepts that get labels from ``finish``.
+        finish: gets the tables and all prepared images N×C×S×S, and returns the tables that are written.
+
+    Raises:
+        DataError: naming every problem; nothing is written.
+    """
+    raw = _only_existing_images(raw, problems)
+    studies = raw.collection.studies
+    placements: dict[str, Placement] = {}
+    with (
+        PreparedWriter(path, len(studies), channels, side) as writer,
+        ThreadPoolExecutor(workers) as pool,  # Pillow and pydicom's decoders release the interpreter lock
+    ):
+
+        def load(image: str, where: str) -> tuple[np.ndarray, Placement] | ImageError:
+            try:
+                return fit(decode((raw.folder / image).read_bytes(), f"{where}, image {image!r}"), side, channels)
+            except ImageError as error:
+                return error
+
+        loaded = pool.map(load, studies["image"], studies["where"])
+        for study, result in zip(studies["study_id"], progress(loaded, len(studies)), strict=True):
+            if isinstance(result, ImageError):
+                where, _, reason = str(result).partition(": ")
+                problems.add(where, reason)
+                continue
+            canvas, placement = result
+            writer.write_image(len(placements), canvas)
+            placements[study] = placement
+        writer.keep_images(len(placements))
+        kept = studies[studies["study_id"].isin(placements)].reset_index(drop=True)
+        boxes = raw.collection.boxes
+        boxes = place_boxes(boxes[boxes["study_id"].isin(placements)].reset_index(drop=True), placements, problems)
+        moved = replace(raw.collection, studies=kept.drop(columns="where"), boxes=boxes.drop(columns="where"))
+        for reason in flaws(moved, pending):
+            problems.add(str(raw.folder), reason, skippable=False)
+        problems.settle(skip_bad)
+        finished = finish(moved, writer.images)
+        writer.write_tables(finished)
+        writer.write_skipped(problems.table())
+    return finished
+
+
+def _only_existing_images(raw: RawSet, problems: Problems) -> RawSet:
+    studies = raw.collection.studies
+    there = np.array([(raw.folder / name).is_file() for name in studies["image"]], bool)
+    problems.add_rows(studies, ~there, f"no such file in {raw.folder}", "image")
+    return replace(raw, collection=replace(raw.collection, studies=studies[there].reset_index(drop=True)))
+
+
+def place_boxes(boxes: pd.DataFrame, placements: dict[str, Placement], problems: Problems) -> pd.DataFrame:
+    """Moves boxes into pixels of the prepared images, cut to them; those that lie outside are problems."""
+    boxes = boxes.copy()
+    places = [placements[study] for study in boxes["study_id"]]
+    corners = boxes[CORNERS].to_numpy(np.float64)
+    sizes = np.array([(place.width, place.height) for place in places], np.float64).reshape(-1, 2)
+    outside = (corners[:, 2:] <= 0).any(1) | (corners[:, :2] >= sizes).any(1)
+    for index in np.flatnonzero(outside):
+        place = places[index]
+        problems.add(
+            boxes["where"].iat[index],
+            f"the box lies outside its {place.width}×{place.height} image; coordinates are pixels of the stored image",
+        )
+    cut = np.clip(corners, 0, np.tile(sizes, 2))
+    moved = [place.to_canvas(box) for place, box in zip(places, cut, strict=True)]
+    boxes[CORNERS] = np.array(moved).reshape(-1, 4)
+    return boxes[~outside].reset_index(drop=True)
