@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from csr.assemble import ExportConfig
+from csr.datasets.leaks import NEAR
 from csr.datasets.phantom.plan import PhantomConfig
 from csr.datasets.tbx11k import TBX11KConfig
 from csr.errors import ConfigError
@@ -41,6 +42,8 @@ class DataParams:
         workers: processes that decode or render; 0 means one a core.
         skip_bad: leave out studies, rows and boxes that are wrong instead of refusing the set; ``skipped.csv`` of the
             prepared set lists them.
+        near_bits: two images of different splits whose perceptual hashes differ in at most so many of 256 bits are
+            taken for the same picture, which the stage refuses; -1 compares pixels only.
         tbx11k: what TBX11K leaves to its user.
         text_concepts: labels for concepts of a real set that an image-text encoder knows by name; null for none.
     """
@@ -54,6 +57,7 @@ class DataParams:
     split_seed: int = 0
     workers: int = 0
     skip_bad: bool = False
+    near_bits: int = NEAR
     tbx11k: TBX11KConfig = field(default_factory=TBX11KConfig)
     text_concepts: TextConceptConfig | None = None
     phantom: PhantomConfig = field(default_factory=PhantomConfig)

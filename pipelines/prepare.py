@@ -50,6 +50,7 @@ def _prepare_raw(data: DataParams, workers: int) -> Collection:
         workers,
         problems,
         skip_bad=data.skip_bad,
+        near_bits=data.near_bits,
         progress=_progress,
     )
     if texts is None:

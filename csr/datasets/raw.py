@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from csr.datasets.leaks import NEAR, Fingerprints, find_leaks
 from csr.datasets.prepared import PreparedWriter
 from csr.datasets.problems import Problems
 from csr.errors import DataError, ImageError
@@ -139,6 +140,7 @@ def prepare_raw(
     problems: Problems,
     *,
     skip_bad: bool = False,
+    near_bits: int = NEAR,
     pending: Container[str] = (),
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
     finish: Callable[[Collection, np.ndarray], Collection] = lambda collection, images: collection,
@@ -149,6 +151,7 @@ def prepare_raw(
         problems: what the reader found; what is found here is added.
         skip_bad: leave out studies, rows and boxes that are wrong, instead of refusing the set; what was left out is
             listed in ``skipped.csv`` of the prepared set.
+        near_bits: see `csr.datasets.leaks.find_leaks`.
         pending: concepts that get labels from ``finish``.
         finish: gets the tables and all prepared images N×C×S×S, and returns the tables that are written.
 
@@ -158,6 +161,7 @@ def prepare_raw(
     raw = _only_existing_images(raw, problems)
     studies = raw.collection.studies
     placements: dict[str, Placement] = {}
+    prints = Fingerprints()
     with (
         PreparedWriter(path, len(studies), channels, side) as writer,
         ThreadPoolExecutor(workers) as pool,  # Pillow and pydicom's decoders release the interpreter lock
@@ -177,13 +181,14 @@ def prepare_raw(
                 continue
             canvas, placement = result
             writer.write_image(len(placements), canvas)
+            prints.add(canvas)
             placements[study] = placement
         writer.keep_images(len(placements))
         kept = studies[studies["study_id"].isin(placements)].reset_index(drop=True)
         boxes = raw.collection.boxes
         boxes = place_boxes(boxes[boxes["study_id"].isin(placements)].reset_index(drop=True), placements, problems)
         moved = replace(raw.collection, studies=kept.drop(columns="where"), boxes=boxes.drop(columns="where"))
-        for reason in flaws(moved, pending):
+        for reason in (*flaws(moved, pending), *find_leaks(moved, prints, near_bits)):
             problems.add(str(raw.folder), reason, skippable=False)
         problems.settle(skip_bad)
         finished = finish(moved, writer.images)

@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
         lines = ["image_id,melanoma,seborrheic_keratosis"]
         for own in range(count):
             study = f"ISIC_{index:07d}"
-            Image.new("RGB", (40, 30), (200, 150, 100)).save(data / f"{study}.jpg")
+            Image.new("RGB", (40, 30), (200, 150, 9 * index)).save(data / f"{study}.jpg")
             Image.fromarray(superpixels()).save(data / f"{study}_superpixels.png")
             if own == 0:
                 content = SHOWN
@@ -100,7 +100,7 @@ def test_an_image_without_features_has_unknown_concepts(folder: Path) -> None:
 
 def test_the_set_can_be_prepared(folder: Path, tmp_path: Path) -> None:
     raw, problems = read(folder)
-    prepared = prepare_raw(raw, tmp_path / "prepared", 20, 3, 2, problems)
+    prepared = prepare_raw(raw, tmp_path / "prepared", 20, 3, 2, problems, near_bits=-1)
     assert prepared.boxes_of(0, "streaks").tolist() == [[0, 2, 10, 7], [15, 12, 20, 17]]
 
 

@@ -59,7 +59,7 @@ def read(root: Path, seed: int = 0) -> RawSet:
 def prepare(root: Path, path: Path, side: int = 16, channels: int = 1, *, skip_bad: bool = False) -> Collection:
     problems = Problems()
     raw = read_table(root, SplitShares(0.2, 0.2, 0), problems)
-    return prepare_raw(raw, path, side, channels, 2, problems, skip_bad=skip_bad)
+    return prepare_raw(raw, path, side, channels, 2, problems, skip_bad=skip_bad, near_bits=-1)  # all pictures are flat
 
 
 def test_reads_tables_unknown_labels_and_boxes(folder: Path) -> None:

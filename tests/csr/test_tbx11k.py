@@ -46,9 +46,9 @@ def folder(tmp_path: Path) -> Path:
     for name in ("lists", "annotations/json", "annotations/xml", "imgs/extra", "imgs/test"):
         (root / name).mkdir(parents=True)
     train, val = listing("train"), listing("val")
-    for name in (*train, *val):
+    for index, name in enumerate((*train, *val)):
         (root / "imgs" / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (512, 512), (40, 40, 40)).save(root / "imgs" / name)
+        Image.new("RGB", (512, 512), (index, 40, 40)).save(root / "imgs" / name)
     for name, names in (("train", train), ("val", val), ("trainval", train + val)):
         (root / "lists" / f"TBX11K_{name}.txt").write_text("\n".join(names) + "\n")
         (root / "lists" / f"all_{name}.txt").write_text("\n".join([*names, "extra/da+db/p0001.png"]) + "\n")
@@ -129,7 +129,7 @@ def test_patients_stay_in_one_split(folder: Path) -> None:
 
 def test_boxes_move_with_the_images(folder: Path, tmp_path: Path) -> None:
     raw, problems = read(folder)
-    prepared = prepare_raw(raw, tmp_path / "prepared", 128, 1, 2, problems)
+    prepared = prepare_raw(raw, tmp_path / "prepared", 128, 3, 2, problems, near_bits=-1)
     assert prepared.boxes[["x_min", "y_min", "x_max", "y_max"]].drop_duplicates().to_numpy().tolist() == [
         [25, 12.625, 32.5, 22.625]
     ]
