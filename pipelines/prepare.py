@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from csr.datasets.isic2017 import read_isic2017
 from csr.datasets.phantom import generate
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
-from csr.datasets.raw import RawSet, SplitShares, prepare_raw
-from csr.datasets.table import read_table
-from csr.datasets.tbx11k import read_tbx11k
+from csr.datasets.raw import SplitShares, prepare_raw
+from csr.datasets.sources import SourceOptions, read_source
 from csr.records import Collection
 from csr.text_concepts import concept_directions, concept_scores, fill_labels, load_encoder
 from pipelines.params import DataParams, Params
@@ -40,7 +38,10 @@ def prepare(params: Params) -> None:
 
 def _prepare_raw(data: DataParams, workers: int) -> Collection:
     problems, texts = Problems(), data.text_concepts
-    raw = _read(data, workers, problems)
+    assert data.source != "phantom"
+    shares = SplitShares(data.validation_share, data.test_share, data.split_seed)
+    options = SourceOptions(shares, data.tbx11k, workers)
+    raw = read_source(data.source, Path(data.path), options, problems, _progress)
     decode = partial(
         prepare_raw,
         raw,
@@ -69,15 +70,6 @@ def _prepare_raw(data: DataParams, workers: int) -> Collection:
         return filled
 
     return decode(pending=texts.concepts, finish=fill)
-
-
-def _read(data: DataParams, workers: int, problems: Problems) -> RawSet:
-    folder, shares = Path(data.path), SplitShares(data.validation_share, data.test_share, data.split_seed)
-    if data.source == "tbx11k":
-        return read_tbx11k(folder, data.tbx11k, shares, problems)
-    if data.source == "isic2017":
-        return read_isic2017(folder, workers, problems, _progress)
-    return read_table(folder, shares, problems)
 
 
 def _progress(items: Iterable, total: int) -> Iterable:

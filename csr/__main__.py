@@ -1,0 +1,82 @@
+"""The command line ``csr``; also ``python -m csr``.
+
+csr data check PATH    everything that is wrong with a data set, without writing anything
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+from csr.datasets.problems import Problems
+from csr.datasets.raw import SplitShares, prepare_raw
+from csr.datasets.sources import Source, SourceOptions, read_source
+from csr.datasets.tbx11k import TBX11KConfig
+from csr.errors import CSRError, DataError
+from csr.records import Collection
+
+SIDE = 64  # pixels that images are decoded to for a check: it sees the same problems at any
+
+
+def check(folder: Path, source: Source, options: SourceOptions) -> tuple[Collection | None, Problems]:
+    """Reads and decodes a whole data set as stage ``prepare`` would, and throws the result away.
+
+    Returns:
+        The tables, or None if anything is wrong; and what is wrong.
+    """
+    problems = Problems()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            raw = read_source(source, folder, options, problems)
+            return prepare_raw(raw, Path(scratch) / "prepared", SIDE, 3, options.workers, problems), problems
+        except DataError as error:
+            if not problems.found:  # the reader could not go on, so nothing was gathered
+                problems.add(*str(error).split(": ", 1), skippable=False)
+            return None, problems
+
+
+def _check(given: argparse.Namespace) -> None:
+    options = SourceOptions(
+        SplitShares(given.validation_share, given.test_share, given.split_seed),
+        TBX11KConfig(given.concepts, tuple(given.located)),
+        given.workers,
+    )
+    collection, problems = check(given.path, given.source, options)
+    if collection is None:
+        for problem in problems.found:
+            print(problem)
+        sys.exit(f"{given.path}: {len(problems.found)} problems")
+    counts = ", ".join(f"{len(collection.rows(split))} {split}" for split in ("train", "val", "test"))
+    print(
+        f"{given.path}: nothing is wrong. {counts}; {len(collection.classes)} classes, {len(collection.concepts)} "
+        f"concepts, {len(collection.boxes)} boxes"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="csr", description="Concept-based similarity reasoning.")
+    rooms = parser.add_subparsers(required=True, metavar="data")
+    data = rooms.add_parser("data", help="data sets").add_subparsers(required=True, metavar="check")
+    checking = data.add_parser("check", help="say everything that is wrong with a data set")
+    checking.add_argument("path", type=Path)
+    checking.add_argument("--source", choices=get_args(Source), default="table")
+    checking.add_argument("--validation-share", type=float, default=SplitShares.validation)
+    checking.add_argument("--test-share", type=float, default=SplitShares.test)
+    checking.add_argument("--split-seed", type=int, default=SplitShares.seed)
+    checking.add_argument("--concepts", default=TBX11KConfig.concepts, help="tbx11k: your table of concept labels")
+    checking.add_argument("--located", nargs="*", default=(), help="tbx11k: concepts whose place is the official box")
+    checking.add_argument("--workers", type=int, default=2)
+    checking.set_defaults(run=_check)
+    given = parser.parse_args(arguments)
+    try:
+        given.run(given)
+    except CSRError as error:
+        sys.exit(f"csr: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Which real data sets can be read, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from csr.datasets.isic2017 import read_isic2017
+from csr.datasets.problems import Problems
+from csr.datasets.raw import RawSet, SplitShares
+from csr.datasets.table import read_table
+from csr.datasets.tbx11k import TBX11KConfig, read_tbx11k
+
+Source = Literal["table", "tbx11k", "isic2017"]
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What readers leave to the user.
+
+    Args:
+        shares: of studies that the publisher put in no split.
+        tbx11k: of that data set.
+        workers: threads, where reading decodes images.
+    """
+
+    shares: SplitShares = field(default_factory=SplitShares)
+    tbx11k: TBX11KConfig = field(default_factory=TBX11KConfig)
+    workers: int = 1
+
+
+def read_source(
+    source: Source,
+    folder: Path,
+    options: SourceOptions,
+    problems: Problems,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+) -> RawSet:
+    """Reads a data set as its publisher ships it; see the reader's module for the layout.
+
+    Raises:
+        DataError: a missing file or column.
+    """
+    match source:
+        case "table":
+            return read_table(folder, options.shares, problems)
+        case "tbx11k":
+            return read_tbx11k(folder, options.tbx11k, options.shares, problems)
+        case "isic2017":
+            return read_isic2017(folder, options.workers, problems, progress)
