@@ -1,4 +1,4 @@
-"""Stage ``prepare``: the data set named in ``params.yaml`` → ``data/prepared``."""
+"""Stage ``prepare``: the data set named in ``params.yaml`` → ``data/prepared`` and ``reports/data.html``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from csr.datasets.phantom import generate
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
 from csr.datasets.raw import SplitShares, prepare_raw
+from csr.datasets.report import data_sections
 from csr.datasets.sources import SourceOptions, read_source
+from csr.pages import to_html
 from csr.records import Collection
 from csr.text_concepts import concept_directions, concept_scores, fill_labels, load_encoder
 from pipelines.params import DataParams, Params
-from pipelines.stage import PREPARED, cores, run_stage
+from pipelines.stage import PREPARED, REPORTS, cores, run_stage
 from pipelines.tracking import log_metrics, log_table, log_tag
 
 
@@ -30,8 +32,14 @@ def prepare(params: Params) -> None:
         collection = generate(data.phantom, data.side, PREPARED, workers, _progress)
     else:
         collection = _prepare_raw(data, workers)
+    prepared = PreparedSet.open(PREPARED)
+    REPORTS.mkdir(exist_ok=True)
+    page = to_html(
+        f"Data: {collection.name}", data_sections(prepared, params.concepts.model.stride, prepared.skipped())
+    )
+    (REPORTS / "data.html").write_text(page)
     log_tag("data.name", collection.name)
-    log_tag("data.digest", PreparedSet.open(PREPARED).digest())
+    log_tag("data.digest", prepared.digest())
     counts = collection.studies["split"].value_counts()
     log_metrics("prepare", {"boxes": len(collection.boxes)} | {f"{split}_studies": n for split, n in counts.items()})
 

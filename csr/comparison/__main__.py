@@ -25,13 +25,13 @@ from csr.comparison.csr_system import Recipe
 from csr.comparison.foundations import open_foundation, train_foundation
 from csr.comparison.report import OURS, Runs, main_sections
 from csr.comparison.systems import Entry, load_predictions, run_system, save_predictions, systems
-from csr.comparison.tables import to_html, to_markdown
 from csr.datasets.phantom.generate import generate
 from csr.datasets.phantom.plan import PhantomConfig
 from csr.datasets.prepared import PreparedSet
 from csr.errors import ConfigError, CSRError
 from csr.evaluation import rounded
 from csr.network.concept_model import ConceptModelConfig
+from csr.pages import to_html, to_markdown
 from csr.presets import PRESETS
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig

@@ -12,11 +12,11 @@ import numpy as np
 from csr.bootstrap import Difference, paired_bootstrap, paired_ratio_bootstrap
 from csr.calibration import apply_temperature, expected_calibration_error, fit_temperature, risk_coverage
 from csr.comparison.published import PUBLISHED
-from csr.comparison.tables import Section, Table
 from csr.errors import DataError
 from csr.evaluation import Predictions
 from csr.leakage import leakage
 from csr.metrics import inside
+from csr.pages import Section, Table
 from csr.records import Collection
 
 OURS = "csr_robust"

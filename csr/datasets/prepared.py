@@ -65,6 +65,11 @@ class PreparedSet:
         packed = np.load(self.path / "masks.npy", mmap_mode="r")
         return np.unpackbits(packed, axis=1, count=self.side**2).reshape(-1, self.side, self.side).astype(bool)
 
+    def skipped(self) -> pd.DataFrame:
+        """``where, reason`` of what was left out for being wrong; usually without a row."""
+        file = self.path / "skipped.csv"
+        return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["where", "reason"])
+
     def digest(self) -> str:
         """SHA-256 over the folder's files: the data version that manifests and MLflow runs name."""
         total = hashlib.sha256()

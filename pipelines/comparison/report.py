@@ -20,9 +20,9 @@ import torch
 from csr.comparison.__main__ import read_runs
 from csr.comparison.report import OURS, Runs, main_sections, spread
 from csr.comparison.systems import WARM_START_EPOCHS, encode_latency, systems
-from csr.comparison.tables import Section, Table, to_html, to_markdown
 from csr.datasets.prepared import PreparedSet
 from csr.errors import CSRError, DataError
+from csr.pages import Section, Table, to_html, to_markdown
 from csr.training.concepts import load_images
 from csr.training.runtime import device
 from pipelines.comparison import missing_labels

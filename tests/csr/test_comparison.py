@@ -32,10 +32,10 @@ from csr.comparison.report import (
     spread,
 )
 from csr.comparison.systems import Result, encode_latency, load_predictions, run_system, save_predictions, systems
-from csr.comparison.tables import Section, Table, to_html, to_markdown
 from csr.errors import DataError
 from csr.evaluation import Predictions, judge
 from csr.network.concept_model import ConceptModelConfig
+from csr.pages import Section, Table, to_html, to_markdown
 from csr.presets import PRESETS
 from csr.records import Collection
 from csr.training.concepts import ConceptTrainingConfig

@@ -19,7 +19,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, paragraphs, tables, and figures as SVG documents."""
+    """A heading, paragraphs, tables, and figures as SVG documents or ``img`` elements."""
 
     title: str
     paragraphs: tuple[str, ...] = ()

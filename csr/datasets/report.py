@@ -1,0 +1,157 @@
+"""What a person should know of a prepared data set before training on it, as one page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from html import escape
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from csr.datasets.prepared import PreparedSet
+from csr.pages import Section, Table
+from csr.records import CORNERS, SPLITS
+
+SHOWN = 12  # images of the montage
+MAGNIFIED = 192  # pixels that they are shown at
+
+
+def data_sections(data: PreparedSet, stride: int, skipped: pd.DataFrame) -> list[Section]:
+    """Counts, co-occurrence, box sizes against the map's cells, what was left out, and examples.
+
+    Args:
+        stride: pixels of a prepared image that one cell of the maps covers.
+        skipped: ``where, reason``.
+    """
+    return [
+        _counts(data),
+        _concepts(data),
+        _together(data),
+        _boxes(data, stride),
+        *_skipped(skipped),
+        _examples(data),
+    ]
+
+
+def _counts(data: PreparedSet) -> Section:
+    studies = data.collection.studies
+    rows = []
+    for name in data.collection.classes:
+        own = studies[studies["label"] == name]["split"]
+        rows.append((name, *(f"{int((own == split).sum()):,}" for split in SPLITS), f"{len(own):,}"))
+    rows.append(("all", *(f"{len(data.collection.rows(split)):,}" for split in SPLITS), f"{len(studies):,}"))
+    note = f"{len(studies):,} images of {data.side}² pixels and {data.channels} channel(s)"
+    if "patient_id" in studies:
+        note += f", {studies['patient_id'].nunique():,} patients"
+    return Section("Studies", (note + ".",), (Table("", ("class", *SPLITS, "all"), rows),))
+
+
+def _concepts(data: PreparedSet) -> Section:
+    labels = data.collection.concept_labels()
+    boxes = data.collection.boxes["concept"].value_counts()
+    rows = []
+    for k, name in enumerate(data.collection.concepts):
+        cells = []
+        for split in SPLITS:
+            own = labels[data.collection.rows(split), k]
+            cells.append(f"{(own == 1).sum():,} / {(own == 0).sum():,} / {np.isnan(own).sum():,}")
+        rows.append((name, *cells, f"{int(boxes.get(name, 0)):,}"))
+    columns = ("concept", *(f"{split}: present / absent / unknown" for split in SPLITS), "boxes")
+    return Section("Concepts", (), (Table("", columns, rows),))
+
+
+def _together(data: PreparedSet) -> Section:
+    """How often concepts are present together, and with each class."""
+    collection = data.collection
+    shown = np.nan_to_num(collection.concept_labels()) == 1
+    labels = collection.class_labels()
+    with_class = [
+        (name, *(f"{_share(shown[labels == t, k]):.0%}" for t in range(len(collection.classes))))
+        for k, name in enumerate(collection.concepts)
+    ]
+    with_concept = [
+        (name, *("" if k == j else f"{_share(shown[shown[:, k], j]):.0%}" for j in range(len(collection.concepts))))
+        for k, name in enumerate(collection.concepts)
+    ]
+    note = "Shares of all studies; an unknown label counts as not present."
+    return Section(
+        "Co-occurrence",
+        (note,),
+        (
+            Table("Of the studies of a class, how many show a concept", ("concept", *collection.classes), with_class),
+            Table(
+                "Of the studies with a concept (row), how many show another", ("", *collection.concepts), with_concept
+            ),
+        ),
+    )
+
+
+def _share(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _boxes(data: PreparedSet, stride: int) -> Section:
+    boxes = data.collection.boxes
+    rows, coarse = [], []
+    for name in data.collection.concepts:
+        corners = boxes.loc[boxes["concept"] == name, CORNERS].to_numpy(np.float64)
+        if not len(corners):
+            rows.append((name, "0", "–", "–", "–"))
+            continue
+        sides = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
+        small = float((sides < stride).mean())
+        rows.append(
+            (name, f"{len(sides):,}", f"{np.median(sides):.0f}", f"{np.median(sides) / stride:.1f}", f"{small:.0%}")
+        )
+        if small > 0.5:
+            coarse.append(name)
+    note = (
+        f"A cell of the maps covers {stride}×{stride} pixels of the prepared image. A box's side is √(width · height)."
+    )
+    paragraphs = [note]
+    if coarse:
+        paragraphs.append(
+            f"Warning: most boxes of {', '.join(coarse)} are smaller than a cell, so a map cannot point at them. "
+            "Prepare larger images (data.side) or take a smaller stride (concepts.model.stride)."
+        )
+    columns = ("concept", "boxes", "median side, pixels", "in cells", "smaller than a cell")
+    return Section("Boxes", tuple(paragraphs), (Table("", columns, rows),))
+
+
+def _skipped(skipped: pd.DataFrame) -> list[Section]:
+    if skipped.empty:
+        return []
+    rows = [(str(row.where), str(row.reason)) for row in skipped.itertuples()]
+    return [Section("Left out", (f"{len(rows)} rows or studies.",), (Table("", ("where", "reason"), rows),))]
+
+
+def _examples(data: PreparedSet) -> Section:
+    """The first training studies of each class, with their boxes."""
+    collection = data.collection
+    labels, train = collection.class_labels(), collection.rows("train")
+    each = math.ceil(SHOWN / len(collection.classes))
+    rows = [row for t in range(len(collection.classes)) for row in train[labels[train] == t][:each]]
+    boxes = collection.boxes_by_pair()
+    figures = []
+    for row in rows:
+        own = {name: boxes[row, k] for k, name in enumerate(collection.concepts) if (row, k) in boxes}
+        study = collection.studies["study_id"].iat[row]
+        title = f"{study}, {collection.classes[labels[row]]}: {', '.join(own) or 'no box'}"
+        figures.append(_picture(data.images[row], np.concatenate([np.zeros((0, 4)), *own.values()]), title))
+    return Section("Examples", ("The first training studies of each class, with all boxes.",), (), tuple(figures))
+
+
+def _picture(canvas: np.ndarray, boxes: np.ndarray, title: str) -> str:
+    scale = MAGNIFIED / canvas.shape[1]
+    pixels = canvas[0] if len(canvas) == 1 else np.moveaxis(canvas, 0, -1)
+    image = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB").resize((MAGNIFIED, MAGNIFIED))
+    draw = ImageDraw.Draw(image)
+    for box in boxes * scale:
+        draw.rectangle(tuple(box), outline=(255, 196, 0))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(title)}" title="{escape(title)}" width="{MAGNIFIED}">'
