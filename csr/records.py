@@ -86,9 +86,9 @@ def flaws(collection: Collection, pending: Container[str] = ()) -> Iterator[str]
         if not labels:
             yield f"no study is in split {split!r}; give some rows that split, or leave it empty"
             continue
-        for name in collection.classes:
-            if name not in labels:
-                yield (f"class {name!r} has no study in split {split!r}; move some there, or remove or merge the class")
+        if missing := [repr(name) for name in collection.classes if name not in labels]:
+            which = f"class {missing[0]} has" if len(missing) == 1 else f"classes {', '.join(missing)} have"
+            yield f"{which} no study in split {split!r}; move some there, or remove or merge the class"
     yield from _concept_flaws(collection, pending)
 
 

@@ -154,4 +154,6 @@ def _picture(canvas: np.ndarray, boxes: np.ndarray, title: str) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(title)}" title="{escape(title)}" width="{MAGNIFIED}">'
+    return (
+        f'<img src="data:image/jpeg;base64,{data}" alt="{escape(title)}" title="{escape(title)}" width="{MAGNIFIED}">'
+    )

@@ -122,7 +122,7 @@ def test_the_table_is_printed(project: Project) -> None:
     [
         ("prepare", {"data": {"sidee": 3}}, "unknown key 'data.sidee'; did you mean 'data.side'"),
         ("prepare", {"data": {"source": "table", "path": "nowhere"}}, "nowhere/studies.csv: missing"),
-        ("prepare", {"data": {"phantom": {"val": 2}}}, "has no study in split 'val'"),
+        ("prepare", {"data": {"phantom": {"val": 2}}}, "no study in split 'val'"),
         (
             "concepts",
             {"concepts": {"learning_rate": 1e30}},
