@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,32 +97,36 @@ class PreparedWriter:
 
     def __enter__(self) -> PreparedWriter:
         self._draft = self._folder.__enter__()
-        self._images = np.lib.format.open_memmap(self._draft / "images.npy", "w+", np.uint8, self._shape)
+        self._file = (self._draft / "images.npy").open("w+b")
+        self._write_header()
+        self._start = self._file.tell()
+        self._file.truncate(self._start + math.prod(self._shape))
         return self
 
     @property
     def images(self) -> np.ndarray:
-        """N×C×S×S uint8 as far as it is written, memory-mapped."""
-        return self._images
+        """N×C×S×S uint8 as far as it is written, memory-mapped for reading."""
+        self._file.flush()
+        return np.load(self._draft / "images.npy", mmap_mode="r")
 
     def write_image(self, row: int, canvas: np.ndarray) -> None:
-        """Stores one C×S×S uint8 image."""
-        self._images[row] = canvas
+        """Stores one C×S×S uint8 image. Not through a memory map, whose pages would count as this process's memory."""
+        if canvas.shape != self._shape[1:] or canvas.dtype != np.uint8:
+            raise ValueError(f"image {row}: {canvas.dtype} of shape {canvas.shape} is not uint8 of {self._shape[1:]}")
+        self._file.seek(self._start + row * canvas.nbytes)
+        self._file.write(np.ascontiguousarray(canvas).data)
 
     def keep_images(self, count: int) -> None:
         """Cuts ``images.npy`` to its first ``count`` images."""
-        if count == self._shape[0]:
-            return
         self._shape = (count, *self._shape[1:])
-        file = self._draft / "images.npy"
-        self._images.flush()
-        offset = self._images.offset
-        with file.open("r+b") as stream:
-            header = {"descr": "|u1", "fortran_order": False, "shape": self._shape}
-            np.lib.format.write_array_header_1_0(stream, header)
-            assert stream.tell() == offset  # numpy leaves room for the first axis to change
-            stream.truncate(offset + int(np.prod(self._shape)))
-        self._images = np.load(file, mmap_mode="r+")
+        self._file.seek(0)
+        self._write_header()
+        assert self._file.tell() == self._start  # numpy leaves room for the first axis to change
+        self._file.truncate(self._start + math.prod(self._shape))
+
+    def _write_header(self) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": self._shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
     def write_skipped(self, problems: pd.DataFrame) -> None:
         """Keeps the list of what was left out, if anything was."""
@@ -139,6 +144,5 @@ class PreparedWriter:
         np.save(self._draft / "masks.npy", np.stack(list(masks)))
 
     def __exit__(self, *error: Any) -> None:
-        self._images.flush()
-        del self._images
+        self._file.close()
         self._folder.__exit__(*error)

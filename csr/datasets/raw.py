@@ -6,10 +6,12 @@ the checks that need all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,8 @@ LABELS = {
     **dict.fromkeys(("0", "0.0", "false", "absent"), 0.0),
     **dict.fromkeys(("", "unknown"), np.nan),
 }
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ def prepare_raw(
             except ImageError as error:
                 return error
 
-        loaded = pool.map(load, studies["image"], studies["where"])
+        loaded = ordered_map(pool, load, zip(studies["image"], studies["where"], strict=True), 4 * workers)
         for study, result in zip(studies["study_id"], progress(loaded, len(studies)), strict=True):
             if isinstance(result, ImageError):
                 where, _, reason = str(result).partition(": ")
@@ -195,6 +199,18 @@ def prepare_raw(
         writer.write_tables(finished)
         writer.write_skipped(problems.table())
     return finished
+
+
+def ordered_map(pool: Executor, function: Callable[..., T], jobs: Iterable[tuple], ahead: int) -> Iterator[T]:
+    """Results in the order of the jobs, of which at most ``ahead`` are in work or waiting to be taken: memory stays
+    the same however many there are, which it does not with `Executor.map`."""
+    waiting: deque[Future[T]] = deque()
+    for job in jobs:
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(function, *job))
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _only_existing_images(raw: RawSet, problems: Problems) -> RawSet:

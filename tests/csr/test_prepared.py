@@ -102,3 +102,32 @@ def test_the_digest_feels_one_byte_of_any_file(tmp_path, collection, name):
     content[-1] ^= 1
     (tmp_path / "set" / name).write_bytes(content)
     assert data.digest() != before
+
+
+def test_the_first_images_can_be_kept_and_the_file_is_that_of_so_many(tmp_path, collection):
+    canvases = np.random.default_rng(0).integers(0, 255, (120, 3, 8, 8), np.uint8)
+    for path, count in ((tmp_path / "cut", 120), (tmp_path / "whole", 7)):
+        with PreparedWriter(path, count, 3, 8) as writer:
+            for row in range(7):
+                writer.write_image(row, canvases[row])
+            writer.keep_images(7)
+            np.testing.assert_array_equal(writer.images, canvases[:7])
+            writer.write_tables(collection)
+    assert (tmp_path / "cut" / "images.npy").read_bytes() == (tmp_path / "whole" / "images.npy").read_bytes()
+    np.testing.assert_array_equal(PreparedSet.open(tmp_path / "cut").images, canvases[:7])
+
+
+def test_the_file_is_what_numpy_writes(tmp_path, collection):
+    canvases = np.random.default_rng(0).integers(0, 255, (5, 1, 8, 8), np.uint8)
+    with PreparedWriter(tmp_path / "set", 5, 1, 8) as writer:
+        for row in (4, 0, 2, 1, 3):
+            writer.write_image(row, canvases[row])
+        writer.write_tables(collection)
+    np.lib.format.open_memmap(tmp_path / "numpy.npy", "w+", np.uint8, canvases.shape)[:] = canvases
+    assert (tmp_path / "set" / "images.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+
+
+@pytest.mark.parametrize("canvas", [np.zeros((1, 8, 7), np.uint8), np.zeros((1, 8, 8), np.float32)])
+def test_an_image_of_another_shape_or_type_is_refused(tmp_path, canvas):
+    with pytest.raises(ValueError, match="is not uint8 of"), PreparedWriter(tmp_path / "set", 1, 1, 8) as writer:
+        writer.write_image(0, canvas)

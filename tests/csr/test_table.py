@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
-from csr.datasets.raw import RawSet, SplitShares, prepare_raw
+from csr.datasets.raw import RawSet, SplitShares, ordered_map, prepare_raw
 from csr.datasets.table import read_table
 from csr.errors import DataError
 from csr.records import Collection
@@ -287,3 +288,18 @@ def test_an_empty_table_is_refused(folder: Path) -> None:
     (folder / "studies.csv").write_bytes(b"")
     with pytest.raises(DataError, match="is not a table with a header"):
         read(folder)
+
+
+def test_only_a_few_images_are_in_memory_at_a_time_and_they_come_in_order() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        return number
+
+    with ThreadPoolExecutor(2) as pool:
+        results = ordered_map(pool, work, ((number,) for number in range(50)), ahead=4)
+        for taken, result in enumerate(results):
+            assert result == taken
+            assert len(begun) <= taken + 1 + 4
+    assert sorted(begun) == list(range(50))
