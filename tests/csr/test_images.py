@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 import zlib
+from pathlib import Path
 
+import gdcm
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
 from csr.errors import ImageError
 from csr.images import MAX_PIXELS, Placement, decode, fit, pixel_digest, to_png
@@ -178,6 +194,49 @@ def test_dicom_values_beyond_the_voi_window_saturate():
 def test_dicom_with_several_frames_is_refused_by_its_name():
     with pytest.raises(ImageError, match=r"run\.dcm.*multi-frame"):
         decode(dicom(np.zeros((4, 4), np.uint16), NumberOfFrames=3), "run.dcm")
+
+
+def recoded(data: bytes, syntax: int) -> bytes:
+    """The same DICOM image in another transfer syntax."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain, other = str(Path(folder) / "plain.dcm"), str(Path(folder) / "other.dcm")
+        Path(plain).write_bytes(data)
+        reader = gdcm.ImageReader()
+        reader.SetFileName(plain)
+        assert reader.Read()
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer = gdcm.ImageWriter()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(other)
+        assert writer.Write()
+        return Path(other).read_bytes()
+
+
+SYNTAXES = {
+    "JPEG lossless": (gdcm.TransferSyntax.JPEGLosslessProcess14, JPEGLossless),
+    "JPEG lossless, first order": (gdcm.TransferSyntax.JPEGLosslessProcess14_1, JPEGLosslessSV1),
+    "JPEG-LS": (gdcm.TransferSyntax.JPEGLSLossless, JPEGLSLossless),
+    "JPEG 2000 lossless": (gdcm.TransferSyntax.JPEG2000Lossless, JPEG2000Lossless),
+    "RLE": (gdcm.TransferSyntax.RLELossless, RLELossless),
+    "deflated": (gdcm.TransferSyntax.DeflatedExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian),
+    "big endian": (gdcm.TransferSyntax.ExplicitVRBigEndian, ExplicitVRBigEndian),
+    "implicit": (gdcm.TransferSyntax.ImplicitVRLittleEndian, ImplicitVRLittleEndian),
+}
+
+
+@pytest.mark.parametrize("name", SYNTAXES)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_dicom_is_the_same_in_every_lossless_transfer_syntax(name, photometric):
+    code, uid = SYNTAXES[name]
+    deep = np.random.default_rng(0).integers(0, 4096, (33, 47), dtype=np.uint16)
+    plain = dicom(deep, photometric, WindowCenter=2000, WindowWidth=3000)
+    other = recoded(plain, code)
+    assert pydicom.dcmread(io.BytesIO(other)).file_meta.TransferSyntaxUID == uid
+    np.testing.assert_array_equal(decode(other), decode(plain))
 
 
 # what is refused
