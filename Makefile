@@ -66,6 +66,9 @@ format: $(READY) ## let ruff rewrite the code
 	@ruff format .
 	ruff check --fix .
 
+bench-prepare: $(READY) ## stage prepare beside bare decoding, and its memory by the number of images
+	@python -m pipelines.bench_prepare
+
 lock: $(READY) ## pin all dependencies of pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/python -m pip install --quiet "uv>=0.9,<1"
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --upgrade -o requirements.lock

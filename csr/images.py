@@ -71,12 +71,18 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
         top = 65535.0 if image.mode.startswith("I") else max(1.0, float(pixels.max(initial=0)))
         return np.clip(pixels / top, 0, 1)[..., None]
     if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"), np.float32)[..., None] / 255
+        return _by_255(image.convert("L"))[..., None]
     if "A" in image.getbands() or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "black")
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
-    return np.asarray(image.convert("RGB"), np.float32) / 255
+    return _by_255(image.convert("RGB"))
+
+
+def _by_255(image: Image.Image) -> np.ndarray:
+    """8-bit pixels as float32 in [0, 1]; in place, since these arrays are most of the work of preparing a data set."""
+    pixels = np.array(image, np.float32)
+    return np.divide(pixels, 255, out=pixels)
 
 
 def _decode_dicom(data: bytes, name: str) -> np.ndarray:
@@ -98,8 +104,12 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
         raise
     except Exception as error:  # pydicom and its decoders raise many types for damaged or partial files
         raise ImageError(f"{name}: the DICOM file cannot be decoded ({error})") from None
-    values = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
-    return (1 - values if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else values)[..., None]
+    values = np.subtract(values, low, dtype=np.float32)
+    np.divide(values, max(high - low, 1e-6), out=values)
+    np.clip(values, 0, 1, out=values)
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        np.subtract(1, values, out=values)
+    return values[..., None]
 
 
 def _dicom_range(dataset: pydicom.Dataset, values: np.ndarray) -> tuple[float, float]:
