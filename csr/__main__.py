@@ -34,7 +34,8 @@ def check(folder: Path, source: Source, options: SourceOptions) -> tuple[Collect
             return prepare_raw(raw, Path(scratch) / "prepared", SIDE, 3, options.workers, problems), problems
         except DataError as error:
             if not problems.found:  # the reader could not go on, so nothing was gathered
-                problems.add(*str(error).split(": ", 1), skippable=False)
+                where, _, reason = str(error).partition(": ")
+                problems.add(where, reason, skippable=False)
             return None, problems
 
 

@@ -172,10 +172,13 @@ def prepare_raw(
     ):
 
         def load(image: str, where: str) -> tuple[np.ndarray, Placement] | ImageError:
+            name = f"{where}, image {image!r}"
             try:
-                return fit(decode((raw.folder / image).read_bytes(), f"{where}, image {image!r}"), side, channels)
+                return fit(decode((raw.folder / image).read_bytes(), name), side, channels)
             except ImageError as error:
                 return error
+            except OSError as error:
+                return ImageError(f"{name}: cannot be read ({error.strerror})")
 
         loaded = ordered_map(pool, load, zip(studies["image"], studies["where"], strict=True), 4 * workers)
         for study, result in zip(studies["study_id"], progress(loaded, len(studies)), strict=True):

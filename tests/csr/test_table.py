@@ -228,6 +228,21 @@ def test_what_is_wrong_can_be_skipped_and_is_listed(folder: Path, tmp_path: Path
     assert all(sentence in text for sentence in SPOILT)
 
 
+def test_an_image_that_the_disk_does_not_give_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_bytes = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "s05.png":
+            raise OSError(5, "Input/output error")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(DataError, match=r"row 7, image 'images/s05\.png': cannot be read \(Input/output error\)"):
+        prepare(folder, tmp_path / "prepared")
+
+
 def test_what_concerns_the_whole_set_is_not_skipped(folder: Path, tmp_path: Path) -> None:
     edit(folder / "studies.csv", lambda t: t.__setitem__("split", t.split.replace("val", "train")))
     with pytest.raises(DataError, match="no study is in split 'val'"):
