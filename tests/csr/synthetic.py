@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from csr.datasets.prepared import PreparedSet, PreparedWriter
 from csr.network.reasoner import Floor, Reasoner
@@ -47,6 +48,17 @@ def make_collection(train: int = 40, val: int = 16, test: int = 12, seed: int = 
         if concepts[row, k] == 1
     ]
     return Collection("made-up", CONCEPTS, CLASSES, studies, pd.DataFrame(boxes, columns=list(BOX_COLUMNS)))
+
+
+class Pixels(nn.Module):
+    """A backbone whose features are the pixels' grey values, 0..255."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 1
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float()
 
 
 def with_labels(collection: Collection, labels: np.ndarray) -> Collection:

@@ -32,7 +32,7 @@ from csr.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.concepts import AugmentConfig, ConceptTrainingConfig
 from csr.training.reporter import SilentReporter
-from tests.csr.synthetic import make_collection
+from tests.csr.synthetic import Pixels, make_collection
 
 SEEDS = st.integers(0, 10_000)
 CONFIG = ConceptTrainingConfig(
@@ -43,17 +43,6 @@ CONFIG = ConceptTrainingConfig(
     learning_rate=1e-2,
     precision="float32",
 )
-
-
-class Pixels(nn.Module):
-    """A backbone whose features are the pixels' grey values, 0..255."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.width = 1
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.float()
 
 
 def write_set(path: Path, images: np.ndarray, **splits: int) -> PreparedSet:

@@ -26,7 +26,7 @@ from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.concepts import AugmentConfig, ConceptTrainingConfig, image_batches
 from csr.training.features import FeatureCache
 from csr.training.reporter import SilentReporter
-from tests.csr.synthetic import make_collection, make_prepared
+from tests.csr.synthetic import Pixels, make_collection, make_prepared
 
 SEEDS = st.integers(0, 10_000)
 CONFIG = ConceptTrainingConfig(
@@ -37,17 +37,6 @@ CONFIG = ConceptTrainingConfig(
     learning_rate=4e-3,
     precision="float32",
 )
-
-
-class Pixels(nn.Module):
-    """A backbone whose features are the pixels' grey values, 0..255."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.width = 1
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.float()
 
 
 def grey_system(pool: list[float], filled: list[list[int]], weights: list[list[float]] | None = None) -> ProtoPool:
