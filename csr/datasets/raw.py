@@ -194,6 +194,7 @@ def prepare_raw(
         kept = studies[studies["study_id"].isin(placements)].reset_index(drop=True)
         boxes = raw.collection.boxes
         boxes = place_boxes(boxes[boxes["study_id"].isin(placements)].reset_index(drop=True), placements, problems)
+        boxes = _only_present(boxes, kept, problems)
         moved = replace(raw.collection, studies=kept.drop(columns="where"), boxes=boxes.drop(columns="where"))
         for reason in (*flaws(moved, pending), *find_leaks(moved, prints, near_bits)):
             problems.add(str(raw.folder), reason, skippable=False)
@@ -221,6 +222,14 @@ def _only_existing_images(raw: RawSet, problems: Problems) -> RawSet:
     there = np.array([(raw.folder / name).is_file() for name in studies["image"]], bool)
     problems.add_rows(studies, ~there, f"no such file in {raw.folder}", "image")
     return replace(raw, collection=replace(raw.collection, studies=studies[there].reset_index(drop=True)))
+
+
+def _only_present(boxes: pd.DataFrame, studies: pd.DataFrame, problems: Problems) -> pd.DataFrame:
+    """Boxes but those of concepts that their study is said to lack: one of the two must be wrong."""
+    labels = studies.set_index("study_id")
+    absent = np.array([labels.at[box.study_id, CONCEPT_PREFIX + box.concept] == 0 for box in boxes.itertuples()], bool)
+    problems.add_rows(boxes, absent, "there is a box, but the study's label says that the concept is absent", "concept")
+    return boxes[~absent].reset_index(drop=True)
 
 
 def place_boxes(boxes: pd.DataFrame, placements: dict[str, Placement], problems: Problems) -> pd.DataFrame:

@@ -143,6 +143,10 @@ BOXES = [
     (set_value("x_min", 2, "left"), "boxes.csv row 4: x_min must be a number, got 'left'"),
     (set_value("x_min", 2, "nan"), "boxes.csv row 4: x_min must be a number"),
     (set_value("x_max", 2, "5"), "boxes.csv row 4: x_max must be greater than x_min"),
+    (
+        set_value("concept", 0, "dark"),
+        "boxes.csv row 2: there is a box, but the study's label says that the concept is",
+    ),
 ]
 
 
