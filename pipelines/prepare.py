@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from csr.datasets.decoded import DecodedImages
 from csr.datasets.phantom import generate
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
@@ -18,10 +19,10 @@ from csr.datasets.report import data_sections
 from csr.datasets.sources import SourceOptions, read_source
 from csr.pages import to_html
 from csr.records import Collection
-from csr.text_concepts import concept_directions, concept_scores, fill_labels, load_encoder
+from csr.text_concepts import TextConceptConfig, concept_directions, concept_scores, fill_labels, load_encoder
 from pipelines.params import DataParams, Params
 from pipelines.stage import PREPARED, REPORTS, cores, run_stage
-from pipelines.tracking import log_metrics, log_table, log_tag
+from pipelines.tracking import STATE, log_metrics, log_table, log_tag
 
 
 def prepare(params: Params) -> None:
@@ -45,12 +46,11 @@ def prepare(params: Params) -> None:
 
 
 def _prepare_raw(data: DataParams, workers: int) -> Collection:
-    problems, texts = Problems(), data.text_concepts
+    problems, texts, folder = Problems(), data.text_concepts, Path(data.path)
     assert data.source != "phantom"
     shares = SplitShares(data.validation_share, data.test_share, data.split_seed)
-    options = SourceOptions(shares, data.tbx11k, workers)
-    raw = read_source(data.source, Path(data.path), options, problems, _progress)
-    decode = partial(
+    raw = read_source(data.source, folder, SourceOptions(shares, data.tbx11k, workers), problems, _progress)
+    prepare_all = partial(
         prepare_raw,
         raw,
         PREPARED,
@@ -62,12 +62,19 @@ def _prepare_raw(data: DataParams, workers: int) -> Collection:
         near_bits=data.near_bits,
         progress=_progress,
     )
-    if texts is None:
-        return decode()
+    if texts is not None:
+        prepare_all = _with_text_concepts(prepare_all, raw.collection, texts)
+    with DecodedImages(STATE / "decoded", folder, (data.channels, data.side, data.side)) as decoded:
+        return prepare_all(decoded=decoded)
 
+
+def _with_text_concepts(
+    prepare_all: partial[Collection], collection: Collection, texts: TextConceptConfig
+) -> partial[Collection]:
+    """The same, with the labels that an encoder gives."""
     encoder = load_encoder(texts.factory, Path(texts.checkpoint), texts.options)
     # before images are decoded, so that a mistake in the texts costs seconds
-    directions = concept_directions(encoder, texts, raw.collection.concepts)
+    directions = concept_directions(encoder, texts, collection.concepts)
 
     def fill(tables: Collection, images: np.ndarray) -> Collection:
         scores = concept_scores(encoder, images, tables.rows("train"), directions, texts.batch_size, _progress)
@@ -77,7 +84,7 @@ def _prepare_raw(data: DataParams, workers: int) -> Collection:
         log_table([asdict(concept) for concept in report], "prepare/text_concepts.json")
         return filled
 
-    return decode(pending=texts.concepts, finish=fill)
+    return partial(prepare_all, pending=texts.concepts, finish=fill)
 
 
 def _progress(items: Iterable, total: int) -> Iterable:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from csr.datasets.decoded import DecodedImages
 from csr.datasets.leaks import NEAR, Fingerprints, find_leaks
 from csr.datasets.prepared import PreparedWriter
 from csr.datasets.problems import Problems
@@ -145,6 +146,7 @@ def prepare_raw(
     *,
     skip_bad: bool = False,
     near_bits: int = NEAR,
+    decoded: DecodedImages | None = None,
     pending: Container[str] = (),
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
     finish: Callable[[Collection, np.ndarray], Collection] = lambda collection, images: collection,
@@ -156,6 +158,7 @@ def prepare_raw(
         skip_bad: leave out studies, rows and boxes that are wrong, instead of refusing the set; what was left out is
             listed in ``skipped.csv`` of the prepared set.
         near_bits: see `csr.datasets.leaks.find_leaks`.
+        decoded: what an earlier run has decoded; gets what this one does.
         pending: concepts that get labels from ``finish``.
         finish: gets the tables and all prepared images N×C×S×S, and returns the tables that are written.
 
@@ -174,6 +177,8 @@ def prepare_raw(
         def load(image: str, where: str) -> tuple[np.ndarray, Placement] | ImageError:
             name = f"{where}, image {image!r}"
             try:
+                if decoded is not None and (known := decoded.get(image)) is not None:
+                    return known
                 return fit(decode((raw.folder / image).read_bytes(), name), side, channels)
             except ImageError as error:
                 return error
@@ -181,12 +186,15 @@ def prepare_raw(
                 return ImageError(f"{name}: cannot be read ({error.strerror})")
 
         loaded = ordered_map(pool, load, zip(studies["image"], studies["where"], strict=True), 4 * workers)
-        for study, result in zip(studies["study_id"], progress(loaded, len(studies)), strict=True):
+        names = zip(studies["study_id"], studies["image"], strict=True)
+        for (study, image), result in zip(names, progress(loaded, len(studies)), strict=True):
             if isinstance(result, ImageError):
                 where, _, reason = str(result).partition(": ")
                 problems.add(where, reason)
                 continue
             canvas, placement = result
+            if decoded is not None:
+                decoded.put(image, canvas, placement)
             writer.write_image(len(placements), canvas)
             prints.add(canvas)
             placements[study] = placement
