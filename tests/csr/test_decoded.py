@@ -61,9 +61,7 @@ def files(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-def test_a_stopped_run_goes_on_and_ends_the_same(
-    folder: Path, tmp_path: Path, decoding: list[str]
-) -> None:
+def test_a_stopped_run_goes_on_and_ends_the_same(folder: Path, tmp_path: Path, decoding: list[str]) -> None:
     prepare(folder, tmp_path / "whole")
     assert len(decoding) == 12 and not list((tmp_path / "whole/decoded").iterdir())
     decoding.clear()
