@@ -22,7 +22,7 @@ def make_parts(folder, cells: int = 8):
     data = make_prepared(folder / f"prepared{cells}", with_labels(collection, labels))
     cache = make_cache(data.collection, cells=cells)
     model = train_prototypes(data.collection, cache, PrototypeConfig(M, 8, 1, epochs=1), SilentReporter())
-    reasoner = train_head(data.collection, cache, model, HeadConfig(epochs=3), SilentReporter())
+    reasoner = train_head(data.collection, cache, model, HeadConfig(epochs=3, least_usage=0.0), SilentReporter())
     return data, cache, model, reasoner
 
 

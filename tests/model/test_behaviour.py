@@ -148,8 +148,13 @@ def test_probabilities_are_probabilities_and_logits_the_bias_plus_contributions(
     assert ((answer["concept_probabilities"] >= 0) & (answer["concept_probabilities"] <= 1)).all()
     bias = tiny_run.reasoner.head.bias.detach().numpy()
     np.testing.assert_allclose(answer["logits"], bias + answer["contributions"].sum(1), atol=1e-3)
-    np.testing.assert_allclose(answer["scores"], answer["similarity_maps"].max((3, 4)), atol=1e-6)
-    np.testing.assert_allclose(answer["concept_maps"], answer["similarity_maps"].max(2), atol=1e-6)
+    alive = tiny_run.reasoner.alive.numpy() > 0
+    assert alive.any(1).all() and not alive.all()
+    maps = answer["similarity_maps"]
+    scores = np.where(alive, maps.max((3, 4)), tiny_run.reasoner.absent_scores.numpy())
+    np.testing.assert_allclose(answer["scores"], scores, atol=1e-6)
+    live = np.where(alive[None, :, :, None, None], maps, -1)
+    np.testing.assert_allclose(answer["concept_maps"], live.max(2), atol=1e-6)
 
 
 def test_similarities_are_cosines(runner, patches):
