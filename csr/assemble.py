@@ -15,7 +15,7 @@ from csr.bundle import REASONER_OUTPUTS, Bundle, write_atlas, write_manifest
 from csr.calibration import abstain_threshold, risk_coverage
 from csr.datasets.prepared import PreparedSet
 from csr.drafts import draft_folder
-from csr.errors import ConfigError
+from csr.errors import ConfigError, DataError
 from csr.export import export_graphs, measure_parity, require_parity
 from csr.images import to_png
 from csr.interaction import Interaction, RegionBox, importance_map, prototype_mask
@@ -74,7 +74,13 @@ def write_bundle(
     Raises:
         BundleError: parity is above ``config.tolerance``; nothing is written.
         ConfigError: no threshold brings the errors on ``val`` down to ``config.abstain_risk``; nothing is written.
+        DataError: the data set has concepts only, so the model says nothing that could be served.
     """
+    if data.collection.task == "concepts":
+        raise DataError(
+            f"export: {data.collection.name!r} has concepts and no classes (data.task), and a bundle serves a "
+            "diagnosis; the stages up to evaluate and atlas are all there is for such a set"
+        )
     model = model.cpu().eval()
     abstain_below = None if config.abstain_risk is None else _abstain_below(data, model, config.abstain_risk)
     test = data.collection.rows("test")
@@ -93,6 +99,7 @@ def write_bundle(
         write_manifest(
             draft,
             preset=origin.preset,
+            task=data.collection.task,
             concepts=data.collection.concepts,
             classes=data.collection.classes,
             channels=data.channels,
@@ -122,7 +129,7 @@ def _abstain_below(data: PreparedSet, model: CSR, risk: float) -> float:
         model(torch.from_numpy(np.ascontiguousarray(data.images[rows[start : start + 16]]))).probabilities
         for start in range(0, len(rows), 16)
     ]
-    truth, probabilities = data.collection.class_labels()[rows], torch.cat(pieces).numpy()
+    truth, probabilities = data.collection.truth()[rows], torch.cat(pieces).numpy()
     threshold = abstain_threshold(truth, probabilities, risk)
     if np.isfinite(threshold):
         return threshold
@@ -167,7 +174,7 @@ def _write_samples(folder: Path, data: PreparedSet, count: int) -> None:
     studies = data.collection.studies
     rows: list[dict[str, Any]] = []
     test = data.collection.rows("test")
-    by_class = [test[studies["label"].to_numpy()[test] == name] for name in data.collection.classes]
+    by_class = [test[has] for has in (data.collection.class_indicators()[test] == 1).T]
     for turn in range(count):
         own = by_class[turn % len(by_class)]
         row = int(own[(turn // len(by_class)) % len(own)])
@@ -177,6 +184,6 @@ def _write_samples(folder: Path, data: PreparedSet, count: int) -> None:
         boxes = data.collection.boxes
         present = [name for name in data.collection.concepts if studies[f"concept:{name}"].iat[row] == 1]
         own_boxes = boxes.loc[boxes["study_id"] == study, list(BOX_COLUMNS[1:])].values.tolist()
-        label = str(studies["label"].iat[row])
-        rows.append({"study_id": study, "file": file, "label": label, "concepts": present, "boxes": own_boxes})
+        diagnosis = data.collection.diagnosis(row)
+        rows.append({"study_id": study, "file": file, "diagnosis": diagnosis, "concepts": present, "boxes": own_boxes})
     (folder / "samples.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -24,7 +24,7 @@ import numpy as np
 
 from csr.errors import BundleError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 REASONER_OUTPUTS = (
     "similarity_maps",
@@ -44,14 +44,16 @@ class Manifest:
     Args:
         format: version of the bundle's layout.
         preset: ``paper`` or ``robust``.
+        task: ``multiclass``, one class a study, or ``multilabel``, any number of them.
         concepts, classes: names, in the order of every K- and T-sized axis.
         channels, side: the encoder's input, C×S×S.
         height, width: the maps' size in cells.
         per_concept, patch_width: M and D'.
         alpha: default weight outside positive boxes, or ``calibrated``: each concept's own, which the reasoner carries.
         rejection: default replacement of rejected scores.
-        ask_margin: a prediction asks for help when p(top-1) − p(top-2) is below it.
-        abstain_below: the model abstains where its largest class probability is below it; None: it always answers.
+        ask_margin: a prediction asks for help when its margin is below it (`csr.interaction.decision_margin`).
+        abstain_below: the model abstains where its confidence is below it: its largest class probability, or, if the
+            task is ``multilabel``, the smallest of max(p, 1 − p); None: it always answers.
         backbone: timm's name.
         data, data_digest: the data set's name and the digest of its prepared form.
         code_revision: git revision of the code that exported it, with ``-dirty`` if it had local changes.
@@ -61,6 +63,7 @@ class Manifest:
 
     format: int
     preset: str
+    task: Literal["multiclass", "multilabel"]
     concepts: tuple[str, ...]
     classes: tuple[str, ...]
     channels: int
@@ -159,7 +162,7 @@ class Bundle:
             return dict(arrays)
 
     def samples(self) -> list[dict[str, Any]]:
-        """The sample images: ``study_id, file, label, concepts, boxes``."""
+        """The sample images: ``study_id, file, diagnosis, concepts, boxes``."""
         return json.loads((self.path / "samples" / "samples.json").read_text())
 
 

@@ -1,9 +1,14 @@
 """Can the probabilities be believed? Calibration error, temperature scaling, and abstaining from doubtful studies.
 
 A study's *confidence* is its largest class probability; what it is confident of is the class of that probability (the
-first of several equal ones). Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599) for the
-calibration error and temperature scaling; Geifman and El-Yaniv 2017 (arXiv 1705.08500) and Geifman et al. 2019
-(arXiv 1805.08206) for selective classification and the area under the risk-coverage curve.
+first of several equal ones). Where a study can have several classes (truth N×T, `csr.records.Collection.truth`), each
+is decided on its own with confidence max(p, 1 − p); the calibration error and the temperature are of single decisions,
+while abstaining is of a whole study, whose confidence is that of its least certain class and whose answer is wrong if
+any is. What is unknown (NaN) counts nowhere.
+
+Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599) for the calibration error and temperature
+scaling; Geifman and El-Yaniv 2017 (arXiv 1705.08500) and Geifman et al. 2019 (arXiv 1805.08206) for selective
+classification and the area under the risk-coverage curve.
 
 Temperatures and thresholds are chosen on validation studies and judged on test studies: this module does not split.
 """
@@ -16,6 +21,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from csr.metrics import correct, decide
+
 TEMPERATURES = (0.05, 20.0)
 
 
@@ -23,28 +30,34 @@ def expected_calibration_error(truth: np.ndarray, probabilities: np.ndarray, bin
     """ECE of Guo et al. 2017, equation 3: Σ_b |B_b|/N · |accuracy(B_b) − mean confidence(B_b)|, in [0, 1].
 
     Args:
-        truth: N class indices.
+        truth: N class indices, or N×T of 1, 0 or NaN.
         probabilities: N×T.
         bins: number of equal-width bins (b/bins, (b+1)/bins] of the confidence; an empty bin adds nothing.
     """
-    confidence, correct = _confidence(truth, probabilities)
+    confidence, right = _decisions(truth, probabilities)
     index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
     # |B_b| · (accuracy − mean confidence) is the bin's sum of (correct − confidence).
-    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
+    gaps = np.bincount(index, weights=right - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
 def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
-    """The temperature τ that minimises the mean of −log softmax(logits/τ)[truth] (Guo et al. 2017, section 4.2).
+    """The temperature τ that minimises the mean of −log softmax(logits/τ)[truth] (Guo et al. 2017, section 4.2), or of
+    the binary cross-entropy of sigmoid(logits/τ) where a study can have several classes.
 
     The objective is convex in 1/τ, so it has one minimum in log τ too. Where every study is classified rightly it falls
     for ever as τ → 0; τ is therefore sought between 0.05 and 20 (`TEMPERATURES`), and of temperatures that are equal to
     twelve digits the one nearest 1 is taken.
 
     Args:
-        logits: N×T logits or log probabilities, which differ by what softmax takes away; −inf is allowed.
-        truth: N class indices.
+        logits: N×T logits or log probabilities, which differ by what softmax takes away; −inf is allowed. With a truth
+            of N×T, logits.
+        truth: N class indices, or N×T of 1, 0 or NaN.
     """
+    if truth.ndim == 2:  # the cross-entropy of two classes with logits z and 0 is the binary one of z
+        known = ~np.isnan(truth)
+        pairs = np.stack([np.asarray(logits)[known], np.zeros(known.sum())], axis=1)
+        return fit_temperature(pairs, np.where(truth[known] == 1, 0, 1))
     rows = np.arange(len(truth))
     # A true class of probability 0 would cost infinitely much at every temperature, and there would be no minimum.
     floor = np.log(np.finfo(np.float64).tiny)
@@ -96,13 +109,13 @@ def risk_coverage(truth: np.ndarray, probabilities: np.ndarray) -> RiskCoverage:
     Studies of equal confidence are kept or left out together, so the curve does not depend on the order of the rows.
 
     Args:
-        truth: N class indices.
+        truth: N class indices, or N×T of 1, 0 or NaN.
         probabilities: N×T.
     """
-    confidence, correct = _confidence(truth, probabilities)
+    confidence, right = study_confidence(probabilities, truth.ndim == 2), _right(truth, probabilities)
     distinct, index, tied = np.unique(confidence, return_inverse=True, return_counts=True)
     kept = np.cumsum(tied[::-1])
-    errors = np.cumsum(np.bincount(index, weights=1.0 - correct)[::-1])
+    errors = np.cumsum(np.bincount(index, weights=1.0 - right)[::-1])
     return RiskCoverage(threshold=distinct[::-1], coverage=kept / len(confidence), risk=errors / kept)
 
 
@@ -114,7 +127,7 @@ def abstain_threshold(truth: np.ndarray, probabilities: np.ndarray, risk: float)
     the observed one: nothing is guaranteed about other studies, least of all where few are kept.
 
     Args:
-        truth: N class indices.
+        truth: N class indices, or N×T of 1, 0 or NaN.
         probabilities: N×T.
         risk: tolerated error rate among the studies kept, in [0, 1].
     """
@@ -124,6 +137,21 @@ def abstain_threshold(truth: np.ndarray, probabilities: np.ndarray, risk: float)
     return float(curve.threshold[enough].min()) if enough.any() else float("inf")
 
 
-def _confidence(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """N largest probabilities, and N floats: 1 where their class is the true one."""
-    return probabilities.max(1).astype(np.float64), (probabilities.argmax(1) == truth).astype(np.float64)
+def study_confidence(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
+    """…×T → …: how sure the answer is; see the module's docstring."""
+    sure = np.asarray(probabilities, np.float64)
+    return np.maximum(sure, 1 - sure).min(-1) if multilabel else sure.max(-1)
+
+
+def _right(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """N floats: 1 where the answer is right."""
+    return correct(truth, decide(probabilities, truth.ndim == 2)).astype(np.float64)
+
+
+def _decisions(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The confidence of every single decision, and 1 where it is right; of studies with one class, one a study."""
+    if truth.ndim == 1:
+        return study_confidence(probabilities, False), _right(truth, probabilities)
+    known = ~np.isnan(truth)
+    sure = np.asarray(probabilities, np.float64)[known]
+    return np.maximum(sure, 1 - sure), ((sure >= 0.5) == truth[known]).astype(np.float64)

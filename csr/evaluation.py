@@ -13,17 +13,28 @@ import numpy as np
 import torch
 
 from csr.calibration import expected_calibration_error, risk_coverage
-from csr.metrics import Pointing, macro_auroc, macro_f1, map_peaks, mean_auroc, mean_box_centres, pointing_game
+from csr.metrics import (
+    Pointing,
+    decide,
+    macro_auroc,
+    macro_f1,
+    map_peaks,
+    mean_auroc,
+    mean_box_centres,
+    pointing_game,
+)
 from csr.network.reasoner import Reasoner
 from csr.records import Collection
 from csr.training.features import FeatureCache
 from csr.training.prototypes import PrototypeModel
 from csr.training.runtime import device
 
+CLASS_METRICS = ("macro_f1", "auroc", "ece", "aurc")
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a system says about n rows: T classes, K concepts, image side S.
+    """What a system says about n rows: T classes (0 where only concepts are predicted), K concepts, image side S.
 
     Args:
         rows: the judged rows of the collection.
@@ -65,7 +76,7 @@ def judge(collection: Collection, predictions: Predictions, side: int) -> dict[s
     calibration error of the class probabilities, ``aurc`` the area under the risk-coverage curve of abstaining by
     confidence (`csr.calibration`); of both, less is better.
     ``pointing_game`` holds ``pair, image, chance, centre`` and ``pairs``; see `csr.metrics.Pointing`. Numbers that a
-    system or data set cannot have (no concepts, no maps, no boxes) are None.
+    system or data set cannot have (no classes, no concepts, no maps, no boxes) are None.
     """
     return {part: _judge_part(collection, predictions, side, part)[0] for part in _parts(collection, predictions)}
 
@@ -92,7 +103,7 @@ def _judge_part(
 ) -> tuple[dict[str, Any], Pointing | None]:
     chosen = collection.studies["part"].to_numpy()[predictions.rows] == part
     rows = predictions.rows[chosen]
-    truth = collection.class_labels()[rows]
+    truth = collection.truth()[rows]
     probabilities = predictions.probabilities[chosen]
     pointing = None
     if predictions.peaks is not None:
@@ -104,10 +115,7 @@ def _judge_part(
         concept_auroc = mean_auroc(collection.concept_labels()[rows], predictions.concepts[chosen])
     report = {
         "studies": len(rows),
-        "macro_f1": macro_f1(truth, probabilities.argmax(1), len(collection.classes)),
-        "auroc": macro_auroc(truth, probabilities),
-        "ece": expected_calibration_error(truth, probabilities),
-        "aurc": risk_coverage(truth, probabilities).area,
+        **(_judge_classes(truth, probabilities) if collection.classes else dict.fromkeys(CLASS_METRICS)),
         "concept_auroc": concept_auroc,
         "pointing_game": {
             name: getattr(pointing, name) if pointing else None
@@ -115,6 +123,16 @@ def _judge_part(
         },
     }
     return rounded(report), pointing
+
+
+def _judge_classes(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    values = (
+        macro_f1(truth, decide(probabilities, truth.ndim == 2), probabilities.shape[1]),
+        macro_auroc(truth, probabilities),
+        expected_calibration_error(truth, probabilities),
+        risk_coverage(truth, probabilities).area,
+    )
+    return dict(zip(CLASS_METRICS, values, strict=True))
 
 
 def rounded(value: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from csr.interaction import Interaction, interaction_tensors, wants_help
-from csr.metrics import macro_f1
+from csr.metrics import correct, decide, macro_f1
 from csr.network.reasoner import Reasoner, Reasoning
 from csr.readers import Answer, Mode, Order, Reader, ReaderConfig, Truth
 from csr.records import Collection
@@ -76,19 +76,21 @@ def intervention_curves(
     """
     rows = collection.rows(split)
     desk = _Desk(collection, cache, model, reasoner, side, rows)
-    truth = collection.class_labels()[rows]
+    truth, multilabel = collection.truth()[rows], collection.task == "multilabel"
     parts = collection.studies["part"].to_numpy()[rows]
     table: list[dict[str, Any]] = []
     for mode, order, rejection, error in _kinds(config):
         reader = ReaderConfig(mode, order, error, seed=config.seed)
         probabilities, used = desk.read(reader, rejection, config.alpha, config.budget)
-        uncertain = wants_help(probabilities[0], config.margin)
+        uncertain = wants_help(probabilities[0], config.margin, multilabel)
+        decided = decide(probabilities, multilabel)
         for (trigger, touched), part in product(
             (("all", np.ones_like(uncertain)), ("uncertain", uncertain)), dict.fromkeys(parts)
         ):
             own = parts == part
-            predicted = np.where(touched, probabilities.argmax(-1), probabilities[0].argmax(-1))[:, own]
-            right = predicted == truth[own]
+            helped = touched[:, None] if multilabel else touched
+            predicted = np.where(helped, decided, decided[0])[:, own]
+            right = correct(truth[own], predicted)
             for budget in range(config.budget + 1):
                 table.append(
                     {

@@ -1,5 +1,8 @@
 """Macro F1, AUROC and the pointing game, as METHOD definitions: pure numpy over arrays.
 
+What is true comes in scikit-learn's two forms (`csr.records.Collection.truth`): N class indices, where each study has
+one class, or N×T of 1, 0 or NaN (unknown, left out), where it can have any number.
+
 Pointing game (Zhang et al. 2018, as CSR uses it): the map of a present concept is enlarged to the image's size by
 bicubic interpolation; it is a hit when its maximum lies in one of the concept's boxes, tolerance 0.
 """
@@ -14,14 +17,43 @@ import torch.nn.functional as F
 from sklearn.metrics import f1_score, roc_auc_score
 
 
+def decide(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
+    """What …×T probabilities say: … indices of the largest, or …×T of 1 and 0, 1 from a half on."""
+    return (probabilities >= 0.5).astype(np.int64) if multilabel else probabilities.argmax(-1)
+
+
+def correct(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """… bool: which of the decisions that `decide` makes are right; of several classes, in all that are known."""
+    if truth.ndim == 1:
+        return predicted == truth
+    return ((predicted == truth) | np.isnan(truth)).all(-1)
+
+
 def macro_f1(truth: np.ndarray, predicted: np.ndarray, classes: int) -> float:
-    """Unweighted mean over ``classes`` of the per-class F1; a class neither present nor predicted counts 0."""
-    return float(f1_score(truth, predicted, labels=list(range(classes)), average="macro", zero_division=0))
+    """Unweighted mean over ``classes`` of the per-class F1; a class neither present nor predicted counts 0.
+
+    Args:
+        truth, predicted: both N indices, or both N×T. NaN without a class.
+    """
+    if truth.ndim == 1:
+        return float(f1_score(truth, predicted, labels=list(range(classes)), average="macro", zero_division=0))
+    return float(np.mean(class_f1(truth, predicted))) if classes else float("nan")
+
+
+def class_f1(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """T: the F1 of each column of N×T decisions, over the rows where the truth is known."""
+    known = [~np.isnan(own) for own in truth.T]
+    return np.array(
+        [
+            f1_score(own[rows], said[rows], zero_division=0) if rows.any() else 0.0
+            for own, said, rows in zip(truth.T, predicted.T, known, strict=True)
+        ]
+    )
 
 
 def macro_auroc(truth: np.ndarray, probabilities: np.ndarray) -> float:
     """One-against-rest AUROC, averaged over the classes that have both positives and negatives."""
-    return mean_auroc(np.eye(probabilities.shape[1])[truth], probabilities)
+    return mean_auroc(np.eye(probabilities.shape[1])[truth] if truth.ndim == 1 else truth, probabilities)
 
 
 def mean_auroc(labels: np.ndarray, scores: np.ndarray) -> float:

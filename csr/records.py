@@ -1,8 +1,9 @@
 """Studies and boxes: the tables that every reader yields, and the checks they pass before anything is written.
 
-``studies``: one row an image; ``study_id, image, split, part, label, patient_id, site`` and a float column
-``concept:<name>`` per concept holding 1 (present), 0 (absent) or NaN (unknown). ``part`` names the test half a row
-belongs to (``test`` unless the data set has several) and repeats ``split`` elsewhere.
+``studies``: one row an image; ``study_id, image, split, part, patient_id, site`` and a float column ``concept:<name>``
+per concept holding 1 (present), 0 (absent) or NaN (unknown). ``part`` names the test half a row belongs to (``test``
+unless the data set has several) and repeats ``split`` elsewhere. What is to be predicted depends on the task:
+``label``, a class's name, or a column ``target:<name>`` per class, valued like a concept's.
 ``boxes``: ``study_id, concept, x_min, y_min, x_max, y_max``; pixel edges, so a box covers x_max − x_min columns.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,8 +20,11 @@ from csr.errors import DataError
 
 SPLITS = ("train", "val", "test")
 CONCEPT_PREFIX = "concept:"
+TARGET_PREFIX = "target:"
 BOX_COLUMNS = ("study_id", "concept", "x_min", "y_min", "x_max", "y_max")
 CORNERS = list(BOX_COLUMNS[2:])
+
+Task = Literal["multiclass", "multilabel", "concepts"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,10 @@ class Collection:
     Args:
         name: the data set's name.
         concepts: K concept names, in the order of every K-sized axis in this project.
-        classes: T class names, in the order of every T-sized axis.
+        classes: T class names, in the order of every T-sized axis; none if the task is ``concepts``.
         studies: see the module's docstring.
         boxes: see the module's docstring; coordinates refer to the images that the tables come with.
+        task: ``multiclass``, one class a study; ``multilabel``, any number of them; ``concepts``, nothing but concepts.
     """
 
     name: str
@@ -39,14 +45,30 @@ class Collection:
     classes: tuple[str, ...]
     studies: pd.DataFrame
     boxes: pd.DataFrame
+    task: Task = "multiclass"
 
     def concept_labels(self) -> np.ndarray:
         """N×K float32 of 1, 0 or NaN."""
         return self.studies[[CONCEPT_PREFIX + name for name in self.concepts]].to_numpy(np.float32, copy=True)
 
-    def class_labels(self) -> np.ndarray:
-        """N int64 indices into ``classes``."""
-        return pd.Categorical(self.studies["label"], categories=list(self.classes)).codes.astype(np.int64)
+    def truth(self) -> np.ndarray:
+        """What is to be predicted, in scikit-learn's two forms: N int64 indices into ``classes`` if a study has one
+        class, else N×T float32 of 1, 0 or NaN."""
+        if self.task == "multiclass":
+            return pd.Categorical(self.studies["label"], categories=list(self.classes)).codes.astype(np.int64)
+        return self.studies[[TARGET_PREFIX + name for name in self.classes]].to_numpy(np.float32, copy=True)
+
+    def class_indicators(self) -> np.ndarray:
+        """N×T float32, 1 where a study has the class, 0 where not, NaN where unknown; whatever the task."""
+        truth = self.truth()
+        return np.eye(len(self.classes), dtype=np.float32)[truth] if self.task == "multiclass" else truth
+
+    def diagnosis(self, row: int) -> str:
+        """The names of a study's classes, for people."""
+        if self.task == "multiclass":
+            return str(self.studies["label"].iat[row])
+        known = self.studies[[TARGET_PREFIX + name for name in self.classes]].iloc[row]
+        return ", ".join(name for name, value in zip(self.classes, known, strict=True) if value == 1) or "none"
 
     def rows(self, split: str, part: str | None = None) -> np.ndarray:
         """Row numbers of a split, or of one part of it, ascending."""
@@ -75,20 +97,22 @@ class Collection:
 
 def flaws(collection: Collection, pending: Container[str] = ()) -> Iterator[str]:
     """Why a data set cannot be trained or judged on, a sentence each: a split without a study, a class absent from a
-    split, or a concept that is known to be present, or to be absent, in no study of ``train``.
+    split (or, where studies can have several, with no study that lacks it), or a concept that is known to be present,
+    or to be absent, in no study of ``train``.
 
     Args:
         pending: concepts that get labels later, and need no example yet.
     """
-    studies = collection.studies
+    indicators = collection.class_indicators()
     for split in SPLITS:
-        labels = set(studies.loc[studies["split"] == split, "label"])
-        if not labels:
+        own = indicators[collection.rows(split)]
+        if not len(own):
             yield f"no study is in split {split!r}; give some rows that split, or leave it empty"
             continue
-        if missing := [repr(name) for name in collection.classes if name not in labels]:
-            which = f"class {missing[0]} has" if len(missing) == 1 else f"classes {', '.join(missing)} have"
-            yield f"{which} no study in split {split!r}; move some there, or remove or merge the class"
+        if missing := _without(collection, (own == 1).any(0)):
+            yield f"{missing} no study in split {split!r}; move some there, or remove or merge the class"
+        if collection.task == "multilabel" and (missing := _without(collection, (own == 0).any(0))):
+            yield f"{missing} no study without it in split {split!r}; move some there, or remove the class"
     yield from _concept_flaws(collection, pending)
 
 
@@ -111,6 +135,14 @@ def check_concept_labels(collection: Collection, source: str) -> None:
         DataError: a concept that is known to be present, or to be absent, in no study of split ``train``.
     """
     _refuse(source, _concept_flaws(collection))
+
+
+def _without(collection: Collection, has: np.ndarray) -> str:
+    """The subject of a sentence about the classes that do not have something; empty if all have it."""
+    names = [repr(name) for name, there in zip(collection.classes, has, strict=True) if not there]
+    if not names:
+        return ""
+    return f"class {names[0]} has" if len(names) == 1 else f"classes {', '.join(names)} have"
 
 
 def _refuse(source: str, reasons: Iterable[str]) -> None:

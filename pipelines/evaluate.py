@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain, zip_longest
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from csr.evaluation import Predictions, judge, pointing_by_concept, predict, rou
 from csr.network.reasoner import Reasoner
 from csr.training import head, prototypes
 from csr.training.features import FeatureCache
-from pipelines.figures import write_confusion, write_montage, write_risk_coverage
+from pipelines.figures import write_confusion, write_montage, write_operating_points, write_risk_coverage
 from pipelines.params import Params
 from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.tracking import log_file, log_metrics
@@ -49,16 +50,15 @@ def evaluate(params: Params) -> None:
 
 
 def _write_predictions(data: PreparedSet, predictions: Predictions) -> None:
-    classes = data.collection.classes
-    truth = data.collection.class_labels()[predictions.rows]
-    predicted = predictions.probabilities.argmax(1)
+    if data.collection.task == "concepts":
+        return
+    truth = data.collection.truth()[predictions.rows]
     part = data.collection.studies["part"].to_numpy()[predictions.rows]
+    write = write_confusion if data.collection.task == "multiclass" else write_operating_points
     curves = {}
     for name in data.collection.test_parts():
         own = part == name
-        table = pd.DataFrame({"true": np.array(classes)[truth[own]], "predicted": np.array(classes)[predicted[own]]})
-        table.to_csv(REPORTS / "plots" / f"confusion_{name}.csv", index=False)
-        write_confusion(truth[own], predicted[own], classes, REPORTS / "plots" / f"confusion_{name}.png")
+        write(truth[own], predictions.probabilities[own], data.collection.classes, REPORTS / "plots", name)
         curves[name] = risk_coverage(truth[own], predictions.probabilities[own])
     write_risk_coverage(curves, REPORTS / "plots")
 
@@ -72,8 +72,11 @@ def _draw_montage(
     predictions: Predictions,
     count: int,
 ) -> None:
-    """Draws the first test studies of each class in turn: neither the best nor the worst are picked."""
-    chosen = _first_of_each_class(data.collection.class_labels()[predictions.rows], count)
+    """Draws the first test studies of each class (of each concept where there is none) in turn: neither the best nor
+    the worst are picked."""
+    collection = data.collection
+    kinds = collection.class_indicators() if collection.classes else collection.concept_labels()
+    chosen = _first_of_each(kinds[predictions.rows] == 1, count)
     rows = predictions.rows[chosen]
     features, _ = cache.batch(rows, next(model.parameters()).device)
     maps = reasoner(model.projector.project_maps(features)).concept_maps.cpu().numpy()
@@ -88,12 +91,12 @@ def _draw_montage(
     )
 
 
-def _first_of_each_class(truth: np.ndarray, count: int) -> np.ndarray:
-    """Positions of ``count`` studies: the first of every class, then the second of every class, and so on."""
-    nth = np.zeros(len(truth), int)
-    for name in np.unique(truth):
-        nth[truth == name] = np.arange((truth == name).sum())
-    return np.lexsort((truth, nth))[:count]
+def _first_of_each(has: np.ndarray, count: int) -> np.ndarray:
+    """Positions of up to ``count`` of N×T studies: the first of every kind, then the second of every kind, and so on;
+    each study once."""
+    kinds = [np.flatnonzero(own).tolist() for own in has.T]
+    turns = chain.from_iterable(zip_longest(*kinds))
+    return np.array(list(dict.fromkeys(row for row in turns if row is not None))[:count], int)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from PIL import Image
 
 from csr.calibration import RiskCoverage
 from csr.datasets.prepared import PreparedSet
-from csr.metrics import map_peaks
+from csr.metrics import class_f1, map_peaks, mean_auroc
 from csr.training.selection import CountCurve
 from pipelines.tracking import log_file
 
@@ -69,8 +69,17 @@ def write_count_curve(curve: CountCurve, concepts: Sequence[str], folder: Path) 
     _save(figure, folder / "per_concept.png")
 
 
-def write_confusion(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], file: Path) -> None:
-    """Draws the confusion matrix, rows normalised to shares of the true class."""
+def write_confusion(
+    truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], folder: Path, part: str
+) -> None:
+    """Writes ``confusion_<part>.csv`` (``true, predicted``, a row a study) and ``.png``, shares of each true class.
+
+    Args:
+        truth: N indices. probabilities: N×T.
+    """
+    predicted, names = probabilities.argmax(1), np.array(classes)
+    table = pd.DataFrame({"true": names[truth], "predicted": names[predicted]})
+    table.to_csv(folder / f"confusion_{part}.csv", index=False)
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (truth, predicted), 1)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
@@ -82,7 +91,38 @@ def write_confusion(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[
     axis.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
     axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="predicted", ylabel="true")
-    _save(figure, file)
+    _save(figure, folder / f"confusion_{part}.png")
+
+
+def write_operating_points(
+    truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], folder: Path, part: str
+) -> None:
+    """Writes ``classes_<part>.csv`` and ``.png`` where a study can have several classes: ``class, positives, f1,
+    sensitivity, specificity, auroc`` at a probability of a half.
+
+    Args:
+        truth: N×T of 1, 0 or NaN. probabilities: N×T.
+    """
+    said = probabilities >= 0.5
+    rows = []
+    for name, own, chosen, score in zip(classes, truth.T, said.T, probabilities.T, strict=True):
+        yes, no = own == 1, own == 0
+        f1 = class_f1(own[:, None], chosen[:, None])[0]
+        sensitivity, specificity = (chosen[yes].mean() if yes.any() else np.nan), (~chosen[no]).mean()
+        rows.append((name, yes.sum(), f1, sensitivity, specificity, mean_auroc(own[:, None], score[:, None])))
+    table = pd.DataFrame(rows, columns=["class", "positives", "f1", "sensitivity", "specificity", "auroc"]).round(6)
+    table.to_csv(folder / f"classes_{part}.csv", index=False)
+    figure, axis = plt.subplots(figsize=(6, 1.2 + 0.5 * len(classes)), layout="constrained")
+    places = np.arange(len(classes))
+    for shift, measure in enumerate(("f1", "sensitivity", "specificity", "auroc")):
+        axis.barh(places + 0.2 * shift, table[measure], height=0.18, label=measure)
+    axis.set_yticks(
+        places + 0.3, [f"{name} ({count})" for name, count in zip(classes, table["positives"], strict=True)]
+    )
+    axis.set(xlim=(0, 1), title=f"{part}, at a probability of 0.5 (number of positives)")
+    axis.invert_yaxis()
+    axis.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    _save(figure, folder / f"classes_{part}.png")
 
 
 def write_risk_coverage(curves: Mapping[str, RiskCoverage], folder: Path) -> None:
@@ -118,20 +158,22 @@ def write_montage(
 
     Args:
         rows: n studies of the collection.
-        probabilities: n×T. concepts: n×K probabilities. maps: n×K×h×w similarity maps.
+        probabilities: n×T; the most probable class is named. concepts: n×K probabilities. maps: n×K×h×w similarity
+            maps.
         file: the PNG to write.
     """
     figure, axes = plt.subplots(len(rows), 4, figsize=(11, 2.9 * len(rows)), squeeze=False, layout="constrained")
     studies = data.collection.studies
     for line, row in zip(range(len(rows)), rows, strict=True):
-        top = int(probabilities[line].argmax())
         first = axes[line][0]
         _show(first, data, row)
         found = [name for name in data.collection.concepts if len(data.collection.boxes_of(row, name))]
         for name in found:
             _draw_boxes(first, data.collection.boxes_of(row, name), "#4fc3f7", name)
-        predicted = f"{data.collection.classes[top]} {probabilities[line, top]:.2f}"
-        first.set_title(f"true {studies['label'].iat[row]}\npredicted {predicted}", fontsize=9)
+        if data.collection.classes:
+            top = int(probabilities[line].argmax())
+            predicted = f"{data.collection.classes[top]} {probabilities[line, top]:.2f}"
+            first.set_title(f"true {data.collection.diagnosis(row)}\npredicted {predicted}", fontsize=9)
         for axis, k in zip(axes[line][1:], np.argsort(-concepts[line])[:3], strict=True):
             name = data.collection.concepts[k]
             _show(axis, data, row)

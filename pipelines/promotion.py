@@ -77,6 +77,7 @@ def judge_bundle(bundle: Bundle, data: PreparedSet, threads: int = 1) -> tuple[d
     """
     about, collection = bundle.manifest, data.collection
     for name, own, wanted in (
+        ("task", about.task, collection.task),
         ("classes", about.classes, collection.classes),
         ("concepts", about.concepts, collection.concepts),
         ("input", (about.channels, about.side), (data.channels, data.side)),

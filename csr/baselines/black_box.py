@@ -53,7 +53,7 @@ def train_black_box(setting: Setting) -> BlackBox:
         return {"class": F.cross_entropy(logits.float(), setting.class_labels(rows))}
 
     train_on_images(setting, "black_box", system, terms)
-    align(model, setting.data, np.eye(setting.classes)[setting.data.collection.class_labels()])
+    align(model, setting.data, np.eye(setting.classes)[setting.data.collection.truth()])
     return system
 
 

@@ -182,7 +182,7 @@ def fit_last_layer(
         given: z n×T of the splits, logits that the layer adds to; none by default.
     """
     collection = setting.data.collection
-    classes, train, val = collection.class_labels(), collection.rows("train"), collection.rows("val")
+    classes, train, val = collection.truth(), collection.rows("train"), collection.rows("val")
     raw, val_raw = train_inputs.double().cpu(), val_inputs.double().cpu()
     mean, std = raw.mean(0), raw.std(0, correction=0)
     std = torch.where(std > 1e-8, std, torch.ones_like(std))  # an input that never changes

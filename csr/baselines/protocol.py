@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from csr.datasets.prepared import PreparedSet
+from csr.errors import DataError
 from csr.evaluation import Predictions
 from csr.metrics import macro_f1, map_peaks
 from csr.network.backbone import Backbone
@@ -82,6 +83,13 @@ class Setting:
     reporter: Reporter
     foundation: TrainedBackbone | None = None
 
+    def __post_init__(self) -> None:
+        if self.data.collection.task != "multiclass":
+            raise DataError(
+                f"{self.data.collection.name}: its task is {self.data.collection.task!r}, but the rivals of the "
+                "comparison are published for studies with one class each"
+            )
+
     @property
     def concepts(self) -> int:
         return len(self.data.collection.concepts)
@@ -104,7 +112,7 @@ class Setting:
 
     def class_labels(self, rows: np.ndarray) -> Tensor:
         """Class indices of rows."""
-        return torch.from_numpy(self.data.collection.class_labels()[rows]).to(device())
+        return torch.from_numpy(self.data.collection.truth()[rows]).to(device())
 
     def concept_labels(self, rows: np.ndarray) -> Tensor:
         """n×K of 1, 0 or NaN."""
@@ -151,7 +159,7 @@ def train_on_images(
             return {}
         val = collection.rows("val")
         predicted = predict(system, setting.data, val).probabilities.argmax(1)
-        return {"val_macro_f1": macro_f1(collection.class_labels()[val], predicted, len(collection.classes))}
+        return {"val_macro_f1": macro_f1(collection.truth()[val], predicted, len(collection.classes))}
 
     task = Task(name, system, collection.rows("train"), batch_terms, after_epoch, phase.warmup, rates or {})
     fit(task, phase, setting.reporter)

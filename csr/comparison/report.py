@@ -76,7 +76,7 @@ def f1_difference(collection: Collection, ours: Runs, theirs: Runs, part: str) -
     """Ours − theirs in macro F1 on one test part."""
     rows, chosen = _part_rows(collection, ours, part)
     own, other = (np.stack([p.probabilities[chosen].argmax(1) for p in runs.test]) for runs in (ours, theirs))
-    return paired_bootstrap(collection.class_labels()[rows], own, other, len(collection.classes))
+    return paired_bootstrap(collection.truth()[rows], own, other, len(collection.classes))
 
 
 def pointing_difference(collection: Collection, ours: Runs, theirs: Runs, part: str) -> Difference | None:
@@ -193,7 +193,7 @@ def _calibration_section(collection: Collection, runs: Mapping[str, Runs], parts
 
 
 def _calibrate(collection: Collection, validation: Predictions, test: Predictions, part: str) -> tuple[float, ...]:
-    truth = collection.class_labels()
+    truth = collection.truth()
     temperature = fit_temperature(np.log(validation.probabilities.clip(1e-12)), truth[validation.rows])
     chosen = np.isin(test.rows, collection.rows("test", part))
     own, probabilities = truth[test.rows[chosen]], test.probabilities[chosen]
@@ -225,9 +225,7 @@ def _leakage_section(collection: Collection, runs: Mapping[str, Runs], parts: Se
                 assert test.concepts is not None
                 chosen = np.isin(test.rows, collection.rows("test", part))
                 own = test.rows[chosen]
-                found.append(
-                    leakage(test.concepts[chosen], collection.concept_labels()[own], collection.class_labels()[own])
-                )
+                found.append(leakage(test.concepts[chosen], collection.concept_labels()[own], collection.truth()[own]))
             cells += [spread([one.concepts_task for one in found]), spread([one.interconcept for one in found])]
         rows.append((each.title, *cells))
     columns = ("system", *(f"{name}, {part}" for part in parts for name in ("concepts-task", "interconcept")))

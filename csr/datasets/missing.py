@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from csr.errors import ConfigError
@@ -48,4 +50,4 @@ def hide_concept_labels(collection: Collection, share: float, seed: int) -> Coll
         studies[column] = studies[column].where(~hidden[:, k])
         without = set(studies["study_id"][hidden[:, k]])
         keep &= ~((collection.boxes["concept"] == name) & collection.boxes["study_id"].isin(without)).to_numpy()
-    return Collection(collection.name, collection.concepts, collection.classes, studies, collection.boxes[keep])
+    return replace(collection, studies=studies, boxes=collection.boxes[keep])

@@ -55,6 +55,7 @@ class PreparedSet:
             name=about["name"],
             concepts=tuple(about["concepts"]),
             classes=tuple(about["classes"]),
+            task=about["task"],
             studies=pd.read_parquet(path / "studies.parquet"),
             boxes=pd.read_parquet(path / "boxes.parquet"),
         )
@@ -134,7 +135,12 @@ class PreparedWriter:
             problems.to_csv(self._draft / "skipped.csv", index=False)
 
     def write_tables(self, collection: Collection) -> None:
-        about = {"name": collection.name, "concepts": collection.concepts, "classes": collection.classes}
+        about = {
+            "name": collection.name,
+            "task": collection.task,
+            "concepts": collection.concepts,
+            "classes": collection.classes,
+        }
         (self._draft / "collection.json").write_text(json.dumps(about, indent=2) + "\n")
         collection.studies.to_parquet(self._draft / "studies.parquet", index=False)
         collection.boxes.to_parquet(self._draft / "boxes.parquet", index=False)

@@ -39,13 +39,15 @@ def data_sections(data: PreparedSet, stride: int, skipped: pd.DataFrame) -> list
 def _counts(data: PreparedSet) -> Section:
     studies = data.collection.studies
     rows = []
-    for name in data.collection.classes:
-        own = studies[studies["label"] == name]["split"]
+    for name, has in zip(data.collection.classes, data.collection.class_indicators().T, strict=True):
+        own = studies[has == 1]["split"]
         rows.append((name, *(f"{int((own == split).sum()):,}" for split in SPLITS), f"{len(own):,}"))
     rows.append(("all", *(f"{len(data.collection.rows(split)):,}" for split in SPLITS), f"{len(studies):,}"))
     note = f"{len(studies):,} images of {data.side}² pixels and {data.channels} channel(s)"
     if "patient_id" in studies:
         note += f", {studies['patient_id'].nunique():,} patients"
+    if data.collection.task == "multilabel":
+        note += "; a study can have several classes, or none"
     return Section("Studies", (note + ".",), (Table("", ("class", *SPLITS, "all"), rows),))
 
 
@@ -67,9 +69,9 @@ def _together(data: PreparedSet) -> Section:
     """How often concepts are present together, and with each class."""
     collection = data.collection
     shown = np.nan_to_num(collection.concept_labels()) == 1
-    labels = collection.class_labels()
+    of_class = collection.class_indicators() == 1
     with_class = [
-        (name, *(f"{_share(shown[labels == t, k]):.0%}" for t in range(len(collection.classes))))
+        (name, *(f"{_share(shown[of_class[:, t], k]):.0%}" for t in range(len(collection.classes))))
         for k, name in enumerate(collection.concepts)
     ]
     with_concept = [
@@ -77,16 +79,11 @@ def _together(data: PreparedSet) -> Section:
         for k, name in enumerate(collection.concepts)
     ]
     note = "Shares of all studies; an unknown label counts as not present."
-    return Section(
-        "Co-occurrence",
-        (note,),
-        (
-            Table("Of the studies of a class, how many show a concept", ("concept", *collection.classes), with_class),
-            Table(
-                "Of the studies with a concept (row), how many show another", ("", *collection.concepts), with_concept
-            ),
-        ),
-    )
+    tables = [
+        Table("Of the studies of a class, how many show a concept", ("concept", *collection.classes), with_class),
+        Table("Of the studies with a concept (row), how many show another", ("", *collection.concepts), with_concept),
+    ]
+    return Section("Co-occurrence", (note,), tuple(tables if collection.classes else tables[1:]))
 
 
 def _share(values: np.ndarray) -> float:
@@ -129,19 +126,20 @@ def _skipped(skipped: pd.DataFrame) -> list[Section]:
 
 
 def _examples(data: PreparedSet) -> Section:
-    """The first training studies of each class, with their boxes."""
+    """The first training studies of each class (of each concept where there is none), with their boxes."""
     collection = data.collection
-    labels, train = collection.class_labels(), collection.rows("train")
-    each = math.ceil(SHOWN / len(collection.classes))
-    rows = [row for t in range(len(collection.classes)) for row in train[labels[train] == t][:each]]
+    kinds = collection.class_indicators() if collection.classes else collection.concept_labels()
+    train, each = collection.rows("train"), math.ceil(SHOWN / kinds.shape[1])
+    rows = dict.fromkeys(row for has in kinds.T for row in train[has[train] == 1][:each].tolist())
     boxes = collection.boxes_by_pair()
     figures = []
     for row in rows:
         own = {name: boxes[row, k] for k, name in enumerate(collection.concepts) if (row, k) in boxes}
         study = collection.studies["study_id"].iat[row]
-        title = f"{study}, {collection.classes[labels[row]]}: {', '.join(own) or 'no box'}"
+        title = f"{study}, {collection.diagnosis(row)}: {', '.join(own) or 'no box'}"
         figures.append(_picture(data.images[row], np.concatenate([np.zeros((0, 4)), *own.values()]), title))
-    return Section("Examples", ("The first training studies of each class, with all boxes.",), (), tuple(figures))
+    of = "class" if collection.classes else "concept"
+    return Section("Examples", (f"The first training studies of each {of}, with all boxes.",), (), tuple(figures))
 
 
 def _picture(canvas: np.ndarray, boxes: np.ndarray, title: str) -> str:

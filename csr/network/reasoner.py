@@ -6,7 +6,7 @@
     Ŝ_km = min(S_km, a_km) + A_k ⊙ max(S_km − a_km, 0)   floor ``absent``
     s_km = max_hw Ŝ_km, replaced by zero or by its typical absent value where the prototype is masked
     logit_t = b_t + Σ_km W_t,km · (s_km − mean_km) / std_km
-    p_t = softmax_t(logit / τ)
+    p_t = softmax_t(logit / τ), or sigmoid(logit_t / τ) where a study can have several classes
 
 Interaction exists here and nowhere else; `csr.export` writes this module as ``reasoner.onnx``. A is the importance map
 of `csr.interaction`, one for all concepts; a_km is the absent score, the median over training images that lack concept
@@ -43,7 +43,7 @@ class Reasoning(NamedTuple):
     concept_probabilities: Tensor  # B×K
     contributions: Tensor  # B×K×T; logits = bias + their sum over K
     logits: Tensor  # B×T
-    probabilities: Tensor  # B×T, calibrated: softmax(logits / temperature)
+    probabilities: Tensor  # B×T, calibrated by the temperature
 
 
 class Reasoner(nn.Module):
@@ -52,6 +52,7 @@ class Reasoner(nn.Module):
     Args:
         concepts, per_concept, width, classes: K, M, D', T.
         clip, floor: see the module's docstring.
+        multilabel: a study can have several classes, or none.
     """
 
     prototypes: Tensor
@@ -64,8 +65,18 @@ class Reasoner(nn.Module):
     alpha: Tensor
     temperature: Tensor
 
-    def __init__(self, concepts: int, per_concept: int, width: int, classes: int, clip: bool, floor: Floor) -> None:
+    def __init__(
+        self,
+        concepts: int,
+        per_concept: int,
+        width: int,
+        classes: int,
+        clip: bool,
+        floor: Floor,
+        multilabel: bool = False,
+    ) -> None:
         super().__init__()
+        self.multilabel = multilabel
         self.clip = clip
         self.floor = floor
         self.register_buffer("prototypes", torch.zeros(concepts, per_concept, width))
@@ -141,8 +152,13 @@ class Reasoner(nn.Module):
             concept_probabilities=torch.sigmoid(self.concept_scale * evidence + self.concept_shift),
             contributions=contributions,
             logits=logits,
-            probabilities=(logits / self.temperature).softmax(-1),
+            probabilities=self.probabilities(logits),
         )
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """…×T logits → calibrated probabilities."""
+        logits = logits / self.temperature
+        return logits.sigmoid() if self.multilabel else logits.softmax(-1)
 
 
 def concept_maps(maps: Tensor, alive: Tensor) -> Tensor:

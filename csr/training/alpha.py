@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from csr.interaction import Interaction, RegionBox, importance_map
+from csr.losses import class_loss
 from csr.network.reasoner import DEFAULT_ALPHA, Reasoner
 from csr.records import Collection
 from csr.training.features import FeatureCache
@@ -44,19 +44,19 @@ def calibrate_alpha(
     boxes = collection.boxes_by_pair()
     outlines = list(_outlines(collection, boxes))
     reasoner.alpha.fill_(DEFAULT_ALPHA)
-    if not outlines:
+    if not outlines or not collection.classes:
         return
     extremes = torch.cat([_extremes(cache, model, reasoner, side, boxes, *each) for each in outlines])
     study = torch.tensor([index for index, (_, sets) in enumerate(outlines) for _ in sets], device=place)
-    classes = torch.from_numpy(collection.class_labels()[[row for row, _ in outlines]]).to(place)
+    truth = torch.from_numpy(collection.truth()[[row for row, _ in outlines]]).to(place)
     share = 1 / torch.bincount(study)[study]  # a study counts once, however many ways to draw on it
 
     def losses(alpha: Tensor) -> Tensor:
-        """Cross-entropy of each study, mean over its outlines."""
+        """What the classes cost each study, mean over its outlines."""
         weights = torch.stack([torch.ones_like(alpha), alpha], -1)[None, :, None, None]  # inside, outside
         scores = reasoner.scores(reasoner.weigh(extremes, weights))
         logits = reasoner.head(reasoner.standardise(scores).flatten(1))
-        each = F.cross_entropy(logits, classes[study], reduction="none") * share
+        each = class_loss(logits, truth[study], "none") * share
         return torch.zeros(len(outlines), device=place).index_add(0, study, each)
 
     boxed = sorted({k for _, sets in outlines for k in sets[-1]})

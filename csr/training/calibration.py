@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from csr.calibration import fit_temperature
+from csr.metrics import correct, decide
 from csr.network.reasoner import Reasoner
 from csr.records import Collection
 from csr.training.alpha import calibrate_alpha
@@ -37,9 +38,9 @@ def calibrate_temperature(
 ) -> None:
     """Sets ``reasoner.temperature`` to the one with the least cross-entropy on split ``val``, without interaction.
 
-    It is 1, no calibration, where ``val`` cannot tell: if it is empty or has one class only, or if every study is
-    classified rightly, for then the cross-entropy falls for ever as the temperature does, and the probabilities would
-    all be 1. See `csr.calibration.fit_temperature` (Guo et al. 2017).
+    It is 1, no calibration, where ``val`` cannot tell: if it is empty or has one class only, or if every decision is
+    right, for then the cross-entropy falls for ever as the temperature does, and the probabilities would all be 1. See
+    `csr.calibration.fit_temperature` (Guo et al. 2017).
 
     Args:
         reasoner: with its head trained.
@@ -48,9 +49,10 @@ def calibrate_temperature(
     model, reasoner = model.to(place).eval(), reasoner.to(place).eval()
     reasoner.temperature.fill_(1.0)
     rows = collection.rows("val")
-    truth = collection.class_labels()[rows]
-    if len(np.unique(truth)) < 2:
+    truth = collection.truth()[rows]
+    if len(np.unique(truth[~np.isnan(truth)])) < 2:
         return
-    logits = class_logits(reasoner, all_scores(reasoner, model, cache, rows)).cpu().numpy()
-    if (logits.argmax(1) != truth).any():
-        reasoner.temperature.fill_(fit_temperature(logits, truth))
+    logits = class_logits(reasoner, all_scores(reasoner, model, cache, rows))
+    predicted = decide(reasoner.probabilities(logits).cpu().numpy(), reasoner.multilabel)
+    if not correct(truth, predicted).all():
+        reasoner.temperature.fill_(fit_temperature(logits.cpu().numpy(), truth))

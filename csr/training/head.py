@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from csr.metrics import macro_f1
+from csr.losses import class_loss
+from csr.metrics import decide, macro_f1
 from csr.network.reasoner import Floor, Reasoner, concept_evidence
 from csr.records import Collection, check_concept_labels
 from csr.training.features import FeatureCache
@@ -62,6 +62,8 @@ def train_head(
 ) -> Reasoner:
     """Builds the reasoner from stage 2's prototypes and trains its head on split ``train``.
 
+    Where the collection's task is ``concepts`` there is nothing to train: the reasoner has no class.
+
     Runs in one process whatever the cluster: the scores of all training images fit in memory and a run takes seconds.
 
     Args:
@@ -74,11 +76,12 @@ def train_head(
     check_concept_labels(collection, collection.name)
     seed_everything(config.seed)
     place = device()
-    classes = torch.from_numpy(collection.class_labels()).to(place)
+    truth = torch.from_numpy(collection.truth()).to(place)
+    multilabel = collection.task != "multiclass"
     concept_labels = collection.concept_labels()
     train, val = collection.rows("train"), collection.rows("val")
     concepts, per_concept, width = model.prototypes.raw.shape
-    reasoner = Reasoner(concepts, per_concept, width, len(collection.classes), config.clip, config.floor)
+    reasoner = Reasoner(concepts, per_concept, width, len(collection.classes), config.clip, config.floor, multilabel)
     reasoner = reasoner.to(place)
     reasoner.prototypes.copy_(model.prototypes.unit().detach())
     train_scores = all_scores(reasoner, model, cache, train)
@@ -94,18 +97,21 @@ def train_head(
         _set_statistics(reasoner, train_scores, concept_labels[train])
     torch.nn.init.zeros_(reasoner.head.weight)
     torch.nn.init.zeros_(reasoner.head.bias)
-    position = torch.full((len(classes),), -1, device=place)
+    if not collection.classes:
+        return reasoner
+    position = torch.full((len(truth),), -1, device=place)
     position[train] = torch.arange(len(train), device=place)
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
         scores = drop_concepts(reasoner, train_scores[position[rows]], config.concept_dropout)
-        return {"loss": F.cross_entropy(class_logits(reasoner, scores), classes[rows])}
+        return {"loss": class_loss(class_logits(reasoner, scores), truth[rows])}
 
     @torch.no_grad()
     def after_epoch(epoch: int) -> dict[str, float]:
-        logits, truth = class_logits(reasoner, val_scores), classes[val]
-        f1 = macro_f1(truth.cpu().numpy(), logits.argmax(1).cpu().numpy(), len(collection.classes))
-        return {"val_loss": float(F.cross_entropy(logits, truth)), "val_macro_f1": f1}
+        logits, own = class_logits(reasoner, val_scores), truth[val]
+        predicted = decide(reasoner.probabilities(logits).cpu().numpy(), multilabel)
+        f1 = macro_f1(own.cpu().numpy(), predicted, len(collection.classes))
+        return {"val_loss": float(class_loss(logits, own)), "val_macro_f1": f1}
 
     fit(Task("head", reasoner, train, terms, after_epoch), config, reporter)
     _silence_pruned(reasoner)
@@ -178,6 +184,7 @@ def to_checkpoint(reasoner: Reasoner, config: HeadConfig) -> State:
     return {
         "config": asdict(config),
         "shape": [*reasoner.prototypes.shape, reasoner.head.out_features],
+        "multilabel": reasoner.multilabel,
         "weights": {name: value.cpu() for name, value in reasoner.state_dict().items()},
     }
 
@@ -186,6 +193,7 @@ def from_checkpoint(state: State) -> Reasoner:
     """The inverse of `to_checkpoint`."""
     concepts, per_concept, width, classes = state["shape"]
     config = state["config"]
-    reasoner = Reasoner(concepts, per_concept, width, classes, config["clip"], config["floor"])
+    multilabel = state.get("multilabel", False)  # which no checkpoint had when a study had one class
+    reasoner = Reasoner(concepts, per_concept, width, classes, config["clip"], config["floor"], multilabel)
     reasoner.load_state_dict(state["weights"])
     return reasoner.eval()

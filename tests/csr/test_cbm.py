@@ -125,7 +125,7 @@ def test_an_elastic_net_ends_with_exact_zeros_and_a_strong_one_with_nothing_else
 def make_inputs(data, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs of train and val that carry the class with some noise, on different scales."""
     rng = np.random.default_rng(seed)
-    onehot = np.eye(3)[data.collection.class_labels()]
+    onehot = np.eye(3)[data.collection.truth()]
     values = torch.tensor(onehot + 0.4 * rng.standard_normal(onehot.shape), dtype=torch.float32)
     return values[data.collection.rows("train")], values[data.collection.rows("val")]
 
@@ -139,7 +139,7 @@ def test_the_layer_does_the_same_whatever_the_scale_of_its_inputs(data, l1_ratio
     with torch.no_grad():
         expected = plain(val)
         np.testing.assert_allclose(other(val * scale + shift), expected, atol=1e-2)
-    truth = data.collection.class_labels()[data.collection.rows("val")]
+    truth = data.collection.truth()[data.collection.rows("val")]
     assert macro_f1(truth, expected.argmax(1).numpy(), 3) > 0.8
 
 
@@ -154,7 +154,7 @@ def test_an_input_that_never_changes_does_no_harm(data):
 def test_the_strength_is_the_best_on_val_by_macro_f1(data, monkeypatch):
     """Inputs that are upside down on val: there only a layer that ignores them does no harm."""
     setting, (train, val) = make_setting(data), make_inputs(data)
-    truth = data.collection.class_labels()
+    truth = data.collection.truth()
     rows = data.collection.rows("val")
     for inverted in (False, True):
         own = -val if inverted else val
@@ -176,7 +176,7 @@ def test_the_strength_is_the_best_on_val_by_macro_f1(data, monkeypatch):
 def test_of_equally_good_strengths_the_one_with_the_lower_cross_entropy_on_val_is_taken(data, monkeypatch):
     """Perfect inputs: all strengths decide alike and the weakest is the surest."""
     setting = make_setting(data)
-    onehot = torch.eye(3)[torch.from_numpy(data.collection.class_labels())]
+    onehot = torch.eye(3)[torch.from_numpy(data.collection.truth())]
     train, val = onehot[data.collection.rows("train")], onehot[data.collection.rows("val")]
     norms = []
     for strengths in ((1.0, 1e-4), (1e-4, 1.0), (1.0,)):
@@ -201,7 +201,7 @@ def test_a_layer_adds_to_the_logits_that_it_is_given(data):
 def test_the_choice_on_val_counts_the_logits_that_are_given_there(data, monkeypatch):
     """Inputs that mislead in every fourth study of val, and given logits that never do: the layer should keep out."""
     setting = make_setting(data)
-    onehot = torch.eye(3)[torch.from_numpy(data.collection.class_labels())]
+    onehot = torch.eye(3)[torch.from_numpy(data.collection.truth())]
     train, val = onehot[data.collection.rows("train")], onehot[data.collection.rows("val")]
     misleading = val.clone()
     misleading[::4] = val[::4].roll(1, 1)
@@ -274,7 +274,7 @@ def test_joint_adds_the_weighted_sum_of_the_concepts_losses(data, monkeypatch):
     p, labels = sigmoid(concepts.double().numpy()), data.collection.concept_labels()[rows]
     bce = -(labels * np.log(p) + (1 - labels) * np.log(1 - p))
     assert float(losses["concept"]) == pytest.approx(0.3 * bce.sum(1).mean(), rel=1e-4)
-    chosen = logits.log_softmax(-1)[np.arange(5), data.collection.class_labels()[rows]]
+    chosen = logits.log_softmax(-1)[np.arange(5), data.collection.truth()[rows]]
     assert float(losses["class"]) == pytest.approx(-float(chosen.mean()), rel=1e-4)
     assert torch.equal(logits, system.head(concepts))
     np.testing.assert_allclose(system.low, np.percentile(of_train, 5, axis=0), atol=1e-4)
@@ -309,7 +309,7 @@ def test_an_intervention_on_the_independent_model_is_the_truth_itself():
 def test_telling_the_truth_about_misread_concepts_restores_the_classes(setting, train):
     system, collection = train(setting), setting.data.collection
     test = collection.rows("test")
-    truth, classes = torch.from_numpy(collection.concept_labels()[test]), collection.class_labels()[test]
+    truth, classes = torch.from_numpy(collection.concept_labels()[test]), collection.truth()[test]
     misread = concept_logits(setting.foundation, test).roll(1, 0)  # the logits of another study, of another class
     with torch.no_grad():
         told = system.intervene(misread, truth, torch.ones_like(truth, dtype=torch.bool))
@@ -327,7 +327,7 @@ def test_a_head_on_good_concepts_finds_the_classes(setting, train):
     test = setting.data.collection.rows("test")
     with torch.no_grad():
         predicted = system.classify(concept_logits(setting.foundation, test)).argmax(1).numpy()
-    assert macro_f1(setting.data.collection.class_labels()[test], predicted, 3) > 0.85
+    assert macro_f1(setting.data.collection.truth()[test], predicted, 3) > 0.85
     assert not setting.reporter.history  # nothing is trained by epochs
 
 

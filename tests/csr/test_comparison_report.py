@@ -36,7 +36,7 @@ def two_parts(seed: int = 0) -> Collection:
 
 
 COLLECTION = two_parts()
-TRUTH, BOXES = COLLECTION.class_labels(), COLLECTION.boxes_by_pair()
+TRUTH, BOXES = COLLECTION.truth(), COLLECTION.boxes_by_pair()
 CONFIDENCE = 0.9
 
 

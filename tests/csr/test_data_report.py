@@ -50,7 +50,7 @@ def test_concepts_are_counted_as_present_absent_and_unknown(data: PreparedSet) -
 def test_co_occurrence_is_the_share_of_the_studies_of_a_row_or_class(data: PreparedSet) -> None:
     shown = data.collection.concept_labels() == 1
     of_class, of_concept = sections(data)["Co-occurrence"].tables
-    first = shown[data.collection.class_labels() == 0, 0].mean()
+    first = shown[data.collection.truth() == 0, 0].mean()
     assert of_class.rows[0][1] == f"{first:.0%}"
     assert of_concept.rows[0][1] == ""
     assert of_concept.rows[0][2] == f"{shown[shown[:, 0], 1].mean():.0%}"

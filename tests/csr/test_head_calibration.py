@@ -79,7 +79,7 @@ def test_the_temperature_that_validation_labels_were_drawn_with_is_found_whateve
     calibrate_temperature(own, cache, model, reasoner)
     assert float(reasoner.temperature) == pytest.approx(true, rel=0.12)
 
-    truth = own.class_labels()[val]
+    truth = own.truth()[val]
     with torch.no_grad():
         answer = reasoner(model.projector.project_maps(cache.batch(val, torch.device("cpu"))[0]))
     np.testing.assert_allclose(answer.logits, logits, atol=1e-4)
@@ -200,7 +200,7 @@ def test_every_part_is_judged_by_the_calibration_of_its_own_studies():
     collection = replace(collection, studies=studies)
     probabilities = softmax(np.random.default_rng(0).normal(size=(60, 3)), axis=1)
     report = judge(collection, Predictions(rows, probabilities, None, None), SIDE)
-    truth = collection.class_labels()[rows]
+    truth = collection.truth()[rows]
     for part, own in (("shifted", slice(0, 25)), ("test", slice(25, 60))):
         ece = expected_calibration_error(truth[own], probabilities[own])
         assert report[part]["ece"] == pytest.approx(ece, abs=1e-6)

@@ -307,7 +307,7 @@ def test_the_head_alone_learns_each_images_own_class_from_its_own_scores(data, m
     loss = task.terms(rows)["class"]
     with torch.no_grad():
         logits = system.head(system(torch.from_numpy(np.array(data.images[rows])))[1])
-    expected = -logits.log_softmax(-1)[torch.arange(6), torch.from_numpy(data.collection.class_labels()[rows])].mean()
+    expected = -logits.log_softmax(-1)[torch.arange(6), torch.from_numpy(data.collection.truth()[rows])].mean()
     torch.testing.assert_close(loss, 2 * expected)
 
 
@@ -353,6 +353,6 @@ def test_a_small_training_beats_chance(trained, data):
     system, _, _, _, _ = trained
     rows = data.collection.rows("test")
     predictions = predict(system, data, rows)
-    assert macro_f1(data.collection.class_labels()[rows], predictions.probabilities.argmax(1), 3) > 0.6
+    assert macro_f1(data.collection.truth()[rows], predictions.probabilities.argmax(1), 3) > 0.6
     assert (predictions.explanations <= system.prototypes).all()
     assert predictions.explanations.max() > 0

@@ -55,7 +55,7 @@ def splits(setting: Setting) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     collection = setting.data.collection
     every = setting.foundation.cache.features.astype(np.float64).mean((2, 3))
     return {
-        name: (every[collection.rows(name)], collection.class_labels()[collection.rows(name)])
+        name: (every[collection.rows(name)], collection.truth()[collection.rows(name)])
         for name in ("train", "val", "test")
     }
 
@@ -234,7 +234,7 @@ def test_the_residual_finds_what_no_concept_says(setting, data):
     cache = setting.foundation.cache
     features = rng.normal(0, 0.3, cache.features.shape)
     features[:, :3] += 2 * labels[:, :, None, None]
-    features[:, 3] += data.collection.class_labels()[:, None, None]
+    features[:, 3] += data.collection.truth()[:, None, None]
     own = Setting(
         type(data)(with_labels(data.collection, labels), data.images, data.path),
         CONFIG,

@@ -162,7 +162,7 @@ class Linear(System):
 
     def terms(self, rows, images):
         self.seen.append((rows, images))
-        classes = torch.from_numpy(self.data.collection.class_labels()[rows])
+        classes = torch.from_numpy(self.data.collection.truth()[rows])
         return {"class": F.cross_entropy(self(images), classes), "weights": 1e-3 * self.head.weight.square().sum()}
 
 
@@ -186,7 +186,7 @@ def test_the_reported_macro_f1_is_that_of_the_predictions_on_val(data):
     train_on_images(own, "linear", system, system.terms, epochs=1, learning_rate=1e-3)
     val = data.collection.rows("val")
     predicted = predict(system, data, val).probabilities.argmax(1)
-    expected = macro_f1(data.collection.class_labels()[val], predicted, 3)
+    expected = macro_f1(data.collection.truth()[val], predicted, 3)
     assert own.reporter.history[-1]["val_macro_f1"] == expected
     assert 0 < expected < 1
 

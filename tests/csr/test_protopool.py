@@ -288,7 +288,7 @@ def test_a_small_training_beats_chance(trained, data):
     system, _, _ = trained
     rows = data.collection.rows("test")
     predictions = predict(system, data, rows)
-    assert macro_f1(data.collection.class_labels()[rows], predictions.probabilities.argmax(1), 3) > 0.6
+    assert macro_f1(data.collection.truth()[rows], predictions.probabilities.argmax(1), 3) > 0.6
     assert (predictions.explanations == system.prototypes).all()
 
 

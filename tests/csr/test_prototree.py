@@ -304,7 +304,7 @@ def test_a_small_training_beats_chance(trained):
     system, setting = trained
     rows = setting.data.collection.rows("test")
     predictions = predict(system, setting.data, rows)
-    truth = setting.data.collection.class_labels()[rows]
+    truth = setting.data.collection.truth()[rows]
     assert macro_f1(truth, predictions.probabilities.argmax(1), 3) > 0.8
     assert predictions.peaks.shape == (len(rows), 3, 2)
     assert predictions.explanations.min() >= 1

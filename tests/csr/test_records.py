@@ -35,7 +35,7 @@ def test_concept_labels_are_a_copy(collection):
 
 
 def test_class_labels_index_the_class_names(collection):
-    labels = collection.class_labels()
+    labels = collection.truth()
     assert labels.dtype == np.int64
     assert [CLASSES[index] for index in labels] == collection.studies["label"].tolist()
 

@@ -308,5 +308,5 @@ def test_the_new_head_says_what_was_trained(trained, retrained):
     with torch.no_grad():
         expected, found = raw(patches), retrained[0](patches)
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
-    labels = data.collection.class_labels()[data.collection.rows("train")]
+    labels = data.collection.truth()[data.collection.rows("train")]
     assert (found.logits.argmax(1).numpy() == labels).mean() > 0.6
