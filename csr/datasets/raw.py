@@ -41,10 +41,12 @@ class RawSet:
         collection: boxes are in pixels of the stored images. Both tables have one column more than `csr.records` says,
             ``where``: file and row.
         folder: the paths in ``collection.studies["image"]`` are relative to it.
+        no_classes: a sentence on why the data set has no classes, where its task is ``concepts``.
     """
 
     collection: Collection
     folder: Path
+    no_classes: str = ""
 
 
 @dataclass(frozen=True)
