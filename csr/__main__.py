@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import get_args
 
 from csr.datasets.problems import Problems
-from csr.datasets.raw import SplitShares, prepare_raw
+from csr.datasets.raw import prepare_raw
 from csr.datasets.sources import Source, SourceOptions, read_source
+from csr.datasets.splits import SplitShares
+from csr.datasets.tasks import TaskChoice
 from csr.datasets.tbx11k import TBX11KConfig
 from csr.errors import CSRError, DataError
-from csr.records import Collection
+from csr.records import Collection, Task
 
 SIDE = 64  # pixels that images are decoded to for a check: it sees the same problems at any
 
@@ -40,10 +42,12 @@ def check(folder: Path, source: Source, options: SourceOptions) -> tuple[Collect
 
 
 def _check(given: argparse.Namespace) -> None:
+    choice = TaskChoice(given.task, _names(given.concepts), _names(given.targets), dict(given.merge))
     options = SourceOptions(
         SplitShares(given.validation_share, given.test_share, given.split_seed),
-        TBX11KConfig(given.concepts, tuple(given.located)),
+        TBX11KConfig(given.concept_table, tuple(given.located)),
         given.workers,
+        choice,
     )
     collection, problems = check(given.path, given.source, options)
     if collection is None:
@@ -57,6 +61,17 @@ def _check(given: argparse.Namespace) -> None:
     )
 
 
+def _names(given: list[str] | None) -> tuple[str, ...] | None:
+    return None if given is None else tuple(given)
+
+
+def _merged(text: str) -> tuple[str, tuple[str, ...]]:
+    new, equals, old = text.partition("=")
+    if not (new and equals and old):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NEW=OLD,OLD")
+    return new, tuple(old.split(","))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="csr", description="Concept-based similarity reasoning.")
@@ -68,7 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
     checking.add_argument("--validation-share", type=float, default=SplitShares.validation)
     checking.add_argument("--test-share", type=float, default=SplitShares.test)
     checking.add_argument("--split-seed", type=int, default=SplitShares.seed)
-    checking.add_argument("--concepts", default=TBX11KConfig.concepts, help="tbx11k: your table of concept labels")
+    checking.add_argument("--task", choices=get_args(Task), help="what is learned; by default what the set offers")
+    checking.add_argument("--concepts", nargs="+", metavar="LABEL", help="labels that are concepts")
+    checking.add_argument("--targets", nargs="+", metavar="LABEL", help="labels that a multi-label task predicts")
+    checking.add_argument("--merge", nargs="+", type=_merged, default=(), metavar="NEW=OLD,OLD", help="classes")
+    checking.add_argument("--concept-table", default=TBX11KConfig.concepts, help="tbx11k: your table of concept labels")
     checking.add_argument("--located", nargs="*", default=(), help="tbx11k: concepts whose place is the official box")
     checking.add_argument("--workers", type=int, default=2)
     checking.set_defaults(run=_check)

@@ -28,7 +28,8 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from scipy.ndimage import gaussian_filter
 
 from csr.datasets.problems import Problems
-from csr.datasets.raw import SplitShares, prepare_raw
+from csr.datasets.raw import prepare_raw
+from csr.datasets.splits import SplitShares
 from csr.datasets.table import read_table
 from pipelines.stage import cores
 

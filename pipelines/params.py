@@ -17,9 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 from csr.assemble import ExportConfig
 from csr.datasets.leaks import NEAR
 from csr.datasets.phantom.plan import PhantomConfig
+from csr.datasets.tasks import TaskChoice
 from csr.datasets.tbx11k import TBX11KConfig
 from csr.errors import ConfigError
 from csr.presets import PRESETS, Preset
+from csr.records import Task
 from csr.text_concepts import TextConceptConfig
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
@@ -44,6 +46,7 @@ class DataParams:
             prepared set lists them.
         near_bits: two images of different splits whose perceptual hashes differ in at most so many of 256 bits are
             taken for the same picture, which the stage refuses; -1 compares pixels only.
+        task, concepts, targets, merge: what is learned from a real set's labels; see `csr.datasets.tasks.TaskChoice`.
         tbx11k: what TBX11K leaves to its user.
         text_concepts: labels for concepts of a real set that an image-text encoder knows by name; null for none.
     """
@@ -58,11 +61,22 @@ class DataParams:
     workers: int = 0
     skip_bad: bool = False
     near_bits: int = NEAR
+    task: Task | None = None
+    concepts: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    merge: dict[str, tuple[str, ...]] | None = None
     tbx11k: TBX11KConfig = field(default_factory=TBX11KConfig)
     text_concepts: TextConceptConfig | None = None
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
 
+    @property
+    def choice(self) -> TaskChoice:
+        """What is learned from a real set's labels."""
+        return TaskChoice(self.task, self.concepts, self.targets, self.merge or {})
+
     def __post_init__(self) -> None:
+        if self.source == "phantom" and self.choice != TaskChoice():
+            raise ValueError("data.task, concepts, targets and merge are for real sets; the phantom's task is fixed")
         if self.text_concepts is not None and self.source == "phantom":
             raise ValueError(
                 "data.text_concepts: the phantom has every label; set this to null, or data.source to table"

@@ -14,9 +14,10 @@ from csr.datasets.decoded import DecodedImages
 from csr.datasets.phantom import generate
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
-from csr.datasets.raw import SplitShares, prepare_raw
+from csr.datasets.raw import prepare_raw
 from csr.datasets.report import data_sections
 from csr.datasets.sources import SourceOptions, read_source
+from csr.datasets.splits import SplitShares
 from csr.pages import to_html
 from csr.records import Collection
 from csr.text_concepts import TextConceptConfig, concept_directions, concept_scores, fill_labels, load_encoder
@@ -49,7 +50,8 @@ def _prepare_raw(data: DataParams, workers: int) -> Collection:
     problems, texts, folder = Problems(), data.text_concepts, Path(data.path)
     assert data.source != "phantom"
     shares = SplitShares(data.validation_share, data.test_share, data.split_seed)
-    raw = read_source(data.source, folder, SourceOptions(shares, data.tbx11k, workers), problems, _progress)
+    options = SourceOptions(shares, data.tbx11k, workers, data.choice)
+    raw = read_source(data.source, folder, options, problems, _progress)
     prepare_all = partial(
         prepare_raw,
         raw,

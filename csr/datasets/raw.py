@@ -49,40 +49,9 @@ class RawSet:
     no_classes: str = ""
 
 
-@dataclass(frozen=True)
-class SplitShares:
-    """How studies without a split are divided: by patient, stratified by label.
-
-    Args:
-        validation, test: shares.
-        seed: of the draw.
-    """
-
-    validation: float = 0.15
-    test: float = 0.2
-    seed: int = 0
-
-
-def complete_split(studies: pd.DataFrame, shares: SplitShares) -> pd.Series:
-    """``split`` with its empty values filled: whole patients, class by class, seeded.
-
-    Args:
-        studies: ``split, patient_id, label``.
-    """
-    split = studies["split"].copy()
-    empty = split == ""
-    if not empty.any():
-        return split
-    patients = studies[empty].groupby("patient_id", sort=True)["label"].first()
-    rng = np.random.default_rng(shares.seed)
-    assigned: dict[str, str] = {}
-    for _, group in patients.groupby(patients, sort=True):
-        order = rng.permutation(group.index.to_numpy())
-        test, val = round(len(order) * shares.test), round(len(order) * shares.validation)
-        assigned |= dict.fromkeys(order[:test], "test") | dict.fromkeys(order[test : test + val], "val")
-        assigned |= dict.fromkeys(order[test + val :], "train")
-    split[empty] = studies.loc[empty, "patient_id"].map(assigned)
-    return split
+def named_columns(table: pd.DataFrame, prefix: str) -> tuple[str, ...]:
+    """Names that a table has columns ``<prefix><name>`` for."""
+    return tuple(name.removeprefix(prefix) for name in table if name.startswith(prefix))
 
 
 def concept_columns(table: pd.DataFrame, file: Path) -> tuple[str, ...]:
@@ -91,15 +60,14 @@ def concept_columns(table: pd.DataFrame, file: Path) -> tuple[str, ...]:
     Raises:
         DataError: there is none.
     """
-    names = tuple(name.removeprefix(CONCEPT_PREFIX) for name in table if name.startswith(CONCEPT_PREFIX))
+    names = named_columns(table, CONCEPT_PREFIX)
     if not names:
         raise DataError(f"{file}: has no column '{CONCEPT_PREFIX}<name>'; CSR needs at least one concept")
     return names
 
 
-def concept_labels(table: pd.DataFrame, concepts: tuple[str, ...], problems: Problems) -> pd.DataFrame:
-    """The table with its concept columns as float32 of 1, 0 and NaN, without the rows that hold anything else."""
-    columns = [CONCEPT_PREFIX + name for name in concepts]
+def label_values(table: pd.DataFrame, columns: list[str], problems: Problems) -> pd.DataFrame:
+    """The table with given columns as float32 of 1, 0 and NaN, without the rows that hold anything else."""
     good = pd.Series(True, index=table.index)
     for column in columns:
         wrong = ~table[column].str.lower().isin(LABELS)

@@ -9,8 +9,10 @@ from typing import Literal
 
 from csr.datasets.isic2017 import read_isic2017
 from csr.datasets.problems import Problems
-from csr.datasets.raw import RawSet, SplitShares
+from csr.datasets.raw import RawSet
+from csr.datasets.splits import SplitShares
 from csr.datasets.table import read_table
+from csr.datasets.tasks import TaskChoice, choose_task
 from csr.datasets.tbx11k import TBX11KConfig, read_tbx11k
 
 Source = Literal["table", "tbx11k", "isic2017"]
@@ -24,11 +26,13 @@ class SourceOptions:
         shares: of studies that the publisher put in no split.
         tbx11k: of that data set.
         workers: threads, where reading decodes images.
+        choice: which labels are learned, and as what.
     """
 
     shares: SplitShares = field(default_factory=SplitShares)
     tbx11k: TBX11KConfig = field(default_factory=TBX11KConfig)
     workers: int = 1
+    choice: TaskChoice = field(default_factory=TaskChoice)
 
 
 def read_source(
@@ -41,12 +45,14 @@ def read_source(
     """Reads a data set as its publisher ships it; see the reader's module for the layout.
 
     Raises:
-        DataError: a missing file or column.
+        DataError: a missing file or column, or nothing to learn the task from.
+        ConfigError: a label that the data set does not have.
     """
     match source:
         case "table":
-            return read_table(folder, options.shares, problems)
+            raw = read_table(folder, options.shares, problems)
         case "tbx11k":
-            return read_tbx11k(folder, options.tbx11k, options.shares, problems)
+            raw = read_tbx11k(folder, options.tbx11k, options.shares, problems)
         case "isic2017":
-            return read_isic2017(folder, options.workers, problems, progress)
+            raw = read_isic2017(folder, options.workers, problems, progress)
+    return choose_task(raw, options.choice)

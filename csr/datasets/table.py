@@ -1,9 +1,10 @@
 """Reader of the ``table`` layout: the user's own data as a folder of images and two tables.
 
 - ``images/``
-- ``studies.csv`` (or ``.parquet``): ``study_id, image, split, label`` (split train, val, test, or empty = make one),
-  optional ``patient_id, site, part`` and one column ``concept:<name>`` per concept: 1 or present, 0 or absent, empty or
-  unknown;
+- ``studies.csv`` (or ``.parquet``): ``study_id, image, split`` (train, val, test, or empty = make one), optional
+  ``patient_id, site, part``, and one column ``concept:<name>`` per concept: 1 or present, 0 or absent, empty or
+  unknown. What is to be predicted is in ``label``, one class a study, or in columns ``target:<name>``, valued like
+  concepts, where a study can have several;
 - ``boxes.csv`` (or ``.parquet``; may be absent or cover only some concepts): ``study_id, concept, x_min, y_min, x_max,
   y_max`` in pixels of the stored image.
 """
@@ -17,11 +18,12 @@ import pandas as pd
 
 from csr.datasets.files import read_rows
 from csr.datasets.problems import Problems
-from csr.datasets.raw import RawSet, SplitShares, check_boxes, complete_split, concept_columns, concept_labels, no_boxes
+from csr.datasets.raw import RawSet, check_boxes, concept_columns, label_values, named_columns, no_boxes
+from csr.datasets.splits import SplitShares, complete_split
 from csr.errors import DataError
-from csr.records import BOX_COLUMNS, SPLITS, Collection
+from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, SPLITS, TARGET_PREFIX, Collection, Task
 
-REQUIRED = ("study_id", "image", "split", "label")
+REQUIRED = ("study_id", "image", "split")
 
 
 def read_table(folder: Path, shares: SplitShares, problems: Problems) -> RawSet:
@@ -36,18 +38,21 @@ def read_table(folder: Path, shares: SplitShares, problems: Problems) -> RawSet:
     """
     file = _either(folder / "studies.csv")
     studies = read_rows(file, REQUIRED)
-    concepts = concept_columns(studies, file)
-    studies, known = _good_studies(studies, concepts, problems), set(studies["study_id"])
+    concepts, targets = concept_columns(studies, file), named_columns(studies, TARGET_PREFIX)
+    if targets and "label" in studies:
+        raise DataError(f"{file}: has a column 'label' and columns '{TARGET_PREFIX}…'; keep what is to be predicted")
+    studies, known = _good_studies(studies, concepts, targets, problems), set(studies["study_id"])
     studies["image"] = "images/" + studies["image"]
     studies["patient_id"] = _optional(studies, "patient_id", studies["study_id"])
     studies["site"] = _optional(studies, "site", "")
     studies["split"] = complete_split(studies, shares)
     part = _optional(studies, "part", "test")
     studies["part"] = np.where(studies["split"] == "test", np.where(part == "", "test", part), studies["split"])
-    classes = tuple(sorted(studies["label"].unique()))
+    classes = tuple(sorted(studies["label"].unique())) if "label" in studies else targets
+    task: Task = "multiclass" if "label" in studies else "multilabel" if targets else "concepts"
     boxes = _read_boxes(_either(folder / "boxes.csv"), known, concepts, problems)
     boxes = boxes[boxes["study_id"].isin(studies["study_id"])].reset_index(drop=True)
-    return RawSet(Collection(folder.name, concepts, classes, studies, boxes), folder)
+    return RawSet(Collection(folder.name, concepts, classes, studies, boxes, task), folder)
 
 
 def _either(file: Path) -> Path:
@@ -58,19 +63,23 @@ def _either(file: Path) -> Path:
     return parquet if parquet.exists() else file
 
 
-def _good_studies(studies: pd.DataFrame, concepts: tuple[str, ...], problems: Problems) -> pd.DataFrame:
-    """The studies without those rows that are wrong, and with concept labels as numbers."""
+def _good_studies(
+    studies: pd.DataFrame, concepts: tuple[str, ...], targets: tuple[str, ...], problems: Problems
+) -> pd.DataFrame:
+    """The studies without those rows that are wrong, and with labels as numbers."""
     wrong = {
         "study_id is empty": (studies["study_id"] == "", "study_id"),
         "study_id occurs twice": (studies["study_id"].duplicated() & (studies["study_id"] != ""), "study_id"),
-        "label is empty": (studies["label"] == "", "label"),
         f"split must be {', '.join(SPLITS)} or empty": (~studies["split"].isin((*SPLITS, "")), "split"),
     }
+    if "label" in studies:
+        wrong["label is empty"] = (studies["label"] == "", "label")
     good = pd.Series(True, index=studies.index)
     for reason, (rows, column) in wrong.items():
         problems.add_rows(studies, rows, reason, column)
         good &= ~rows
-    return concept_labels(studies[good], concepts, problems)
+    columns = [*(CONCEPT_PREFIX + name for name in concepts), *(TARGET_PREFIX + name for name in targets)]
+    return label_values(studies[good], columns, problems)
 
 
 def _optional(studies: pd.DataFrame, column: str, default: pd.Series | str) -> pd.Series:

@@ -26,7 +26,8 @@ import pandas as pd
 
 from csr.datasets.files import read_rows
 from csr.datasets.problems import Problems
-from csr.datasets.raw import RawSet, SplitShares, complete_split, concept_columns, concept_labels, no_boxes
+from csr.datasets.raw import RawSet, concept_columns, label_values, no_boxes
+from csr.datasets.splits import SplitShares, complete_split
 from csr.errors import DataError
 from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, Collection
 
@@ -100,14 +101,14 @@ def _read_list(file: Path, split: str, problems: Problems) -> pd.DataFrame:
 
 def _join(studies: pd.DataFrame, table: pd.DataFrame, concepts: tuple[str, ...], problems: Problems) -> pd.DataFrame:
     """The studies with the user's labels; unknown where the table names no image."""
-    table = concept_labels(table, concepts, problems)
+    columns = [CONCEPT_PREFIX + name for name in concepts]
+    table = label_values(table, columns, problems)
     table["study_id"] = table["image"].str.removeprefix("imgs/")
     for wrong, reason in (
         (table["study_id"].duplicated(), "image occurs twice"),
         (~table["study_id"].isin(studies["study_id"]), "image is in neither list"),
     ):
         problems.add_rows(table, wrong, reason, "image")
-    columns = [CONCEPT_PREFIX + name for name in concepts]
     if "patient_id" in table:
         patients = table.drop_duplicates("study_id").set_index("study_id")["patient_id"]
         known = studies["study_id"].map(patients).fillna("")

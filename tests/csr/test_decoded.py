@@ -14,7 +14,8 @@ from csr.datasets import raw as module
 from csr.datasets.decoded import DecodedImages
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
-from csr.datasets.raw import SplitShares, prepare_raw
+from csr.datasets.raw import prepare_raw
+from csr.datasets.splits import SplitShares
 from csr.datasets.table import read_table
 from csr.errors import DataError
 from csr.images import Placement

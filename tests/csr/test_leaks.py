@@ -14,7 +14,8 @@ from scipy.ndimage import gaussian_filter
 
 from csr.datasets.leaks import BLOCK, Fingerprints, find_leaks, perceptual_hash
 from csr.datasets.problems import Problems
-from csr.datasets.raw import SplitShares, prepare_raw
+from csr.datasets.raw import prepare_raw
+from csr.datasets.splits import SplitShares
 from csr.datasets.table import read_table
 from csr.errors import DataError
 from csr.records import Collection

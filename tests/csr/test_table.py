@@ -13,7 +13,8 @@ from PIL import Image
 
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
-from csr.datasets.raw import RawSet, SplitShares, ordered_map, prepare_raw
+from csr.datasets.raw import RawSet, ordered_map, prepare_raw
+from csr.datasets.splits import SplitShares
 from csr.datasets.table import read_table
 from csr.errors import DataError
 from csr.records import Collection
@@ -111,7 +112,6 @@ def set_value(column: str, row: int, value: str) -> Callable[[pd.DataFrame], Non
 
 
 STUDIES = [
-    (lambda t: t.pop("label"), "studies.csv: column 'label' is missing"),
     (lambda t: (t.pop("concept:round"), t.pop("concept:dark")), "has no column 'concept:<name>'"),
     (set_value("study_id", 3, "s00"), "studies.csv row 5: study_id occurs twice"),
     (set_value("split", 2, "dev"), "studies.csv row 4: split must be train, val, test or empty, got 'dev'"),

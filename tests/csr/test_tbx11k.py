@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from csr.datasets.problems import Problems
-from csr.datasets.raw import RawSet, SplitShares, prepare_raw
+from csr.datasets.raw import RawSet, prepare_raw
+from csr.datasets.splits import SplitShares
 from csr.datasets.tbx11k import TBX11KConfig, read_tbx11k
 from csr.errors import DataError
 

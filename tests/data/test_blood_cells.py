@@ -14,7 +14,8 @@ import pytest
 
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
-from csr.datasets.raw import SplitShares, prepare_raw
+from csr.datasets.raw import prepare_raw
+from csr.datasets.splits import SplitShares
 from csr.datasets.table import read_table
 
 NAMED = os.environ.get("CSR_SHARED_DATA")
