@@ -99,7 +99,7 @@ def _sources(
 def _reliance(reasoner: Reasoner, scores: torch.Tensor) -> np.ndarray:
     """K×M share of the head's mean absolute contribution |W·standardised score|; 0 once pruned."""
     standard = reasoner.standardise(scores).abs().mean(0)
-    strength = reasoner.alive * reasoner.head.weight.abs().mean(0).reshape(standard.shape) * standard
+    strength = reasoner.alive * reasoner.head.weight.abs().sum(0).reshape(standard.shape) * standard
     return (strength / strength.sum().clamp_min(1e-12)).cpu().numpy()
 
 

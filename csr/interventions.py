@@ -39,7 +39,7 @@ class InterventionConfig:
         modes, orders: kinds of readers; see `csr.readers`.
         rejections: what a rejected score becomes, where a mode has rejections at all.
         alpha: weight outside positive boxes; None for each concept's own.
-        margin: of the trigger: ``uncertain`` readers only touch studies with p(top-1) − p(top-2) below it at first.
+        margin: of the trigger: ``uncertain`` readers only touch studies whose `decision_margin` is below it at first.
         seed: of the readers.
     """
 
@@ -80,7 +80,7 @@ def intervention_curves(
     parts = collection.studies["part"].to_numpy()[rows]
     table: list[dict[str, Any]] = []
     for mode, order, rejection, error in _kinds(config):
-        reader = ReaderConfig(mode, order, error, seed=config.seed)
+        reader = ReaderConfig(mode, order, error, seed=config.seed, multilabel=multilabel)
         probabilities, used = desk.read(reader, rejection, config.alpha, config.budget)
         uncertain = wants_help(probabilities[0], config.margin, multilabel)
         decided = decide(probabilities, multilabel)

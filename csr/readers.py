@@ -18,7 +18,8 @@ alone, and so is a present concept that has no box.
 Which goes first? Order ``uncertainty``: the model hesitates between its two likeliest classes, so the concept on which
 that decision rests most, argmax_k |c_k,top1 − c_k,top2| with c the contributions to the logits, is looked at first
 (the "contribution to concept-to-target prediction" order of Shin et al. 2023 with the margin in place of the logit);
-among equals a rejection comes before a box. Order ``random``: any of the interactions, all alike.
+among equals a rejection comes before a box. Where a study can have several classes it hesitates over the least certain
+one, and |c_k| for that class decides. Order ``random``: any of the interactions, all alike.
 
 A reader errs in a share e of the interactions, and then does the opposite: rejects a present concept, one that the
 model asserts if there is one, or, in a study without a finding, confirms the false one, which changes nothing; draws
@@ -54,6 +55,7 @@ class ReaderConfig:
         error: share of interactions that are wrong, in [0, 1].
         spot: side of a negative box as a share of the image's.
         seed: together with a study's row number it settles every random draw.
+        multilabel: a study can have several classes.
     """
 
     mode: Mode = "both"
@@ -61,6 +63,7 @@ class ReaderConfig:
     error: float = 0.0
     spot: float = 1 / 6
     seed: int = 0
+    multilabel: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.error <= 1:
@@ -118,14 +121,20 @@ class Reader:
         self._boxes: list[RegionBox] = []
         self._rejected: list[int] = []
 
+    def _stake(self, answer: Answer) -> np.ndarray:
+        """K: how much of the decision that the model hesitates over rests on each concept."""
+        if self._config.multilabel:
+            return np.abs(answer.contributions[:, np.abs(answer.probabilities - 0.5).argmin()])
+        top = np.argsort(-answer.probabilities, kind="stable")[:2]
+        return np.abs(answer.contributions[:, top[0]] - answer.contributions[:, top[-1]])
+
     def act(self, answer: Answer) -> Action | None:
         """The next interaction, or None when there is nothing that this reader would correct."""
         choices = self._choices(answer)
         if not choices:
             return None
         slip, pick, place = self._rng.random(), self._rng.random(), int(self._rng.integers(2**32))
-        top = np.argsort(-answer.probabilities, kind="stable")[:2]
-        stake = np.abs(answer.contributions[:, top[0]] - answer.contributions[:, top[-1]])
+        stake = self._stake(answer)
         if self._config.order == "uncertainty":
             kind, concept = max(choices, key=lambda choice: stake[choice[1]])  # the first among equals
         else:

@@ -154,7 +154,7 @@ def write_montage(
     maps: np.ndarray,
     file: Path,
 ) -> None:
-    """Draws one line a study: the image with all its boxes, then the maps of its three most probable concepts.
+    """Draws one line a study: the image with all its boxes, then the maps of its (up to three) likeliest concepts.
 
     Args:
         rows: n studies of the collection.
@@ -162,7 +162,9 @@ def write_montage(
             maps.
         file: the PNG to write.
     """
-    figure, axes = plt.subplots(len(rows), 4, figsize=(11, 2.9 * len(rows)), squeeze=False, layout="constrained")
+    shown = min(3, concepts.shape[1])
+    size = (2.75 * (1 + shown), 2.9 * len(rows))
+    figure, axes = plt.subplots(len(rows), 1 + shown, figsize=size, squeeze=False, layout="constrained")
     studies = data.collection.studies
     for line, row in zip(range(len(rows)), rows, strict=True):
         first = axes[line][0]
@@ -174,7 +176,7 @@ def write_montage(
             top = int(probabilities[line].argmax())
             predicted = f"{data.collection.classes[top]} {probabilities[line, top]:.2f}"
             first.set_title(f"true {data.collection.diagnosis(row)}\npredicted {predicted}", fontsize=9)
-        for axis, k in zip(axes[line][1:], np.argsort(-concepts[line])[:3], strict=True):
+        for axis, k in zip(axes[line][1:], np.argsort(-concepts[line])[:shown], strict=True):
             name = data.collection.concepts[k]
             _show(axis, data, row)
             side = data.side

@@ -40,7 +40,8 @@ from torch import Tensor, nn
 
 from csr.baselines.protocol import Answer, Setting, System, train_on_images
 from csr.network.backbone import Backbone
-from csr.training.concepts import image_batches, window
+from csr.training.augmentation import window
+from csr.training.concepts import image_batches
 from csr.training.loop import Task, fit
 from csr.training.runtime import count_batches, seed_everything
 

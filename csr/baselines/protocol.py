@@ -18,7 +18,8 @@ from csr.evaluation import Predictions
 from csr.metrics import macro_f1, map_peaks
 from csr.network.backbone import Backbone
 from csr.network.concept_model import ConceptModel
-from csr.training.concepts import ConceptTrainingConfig, augment, channel_statistics, image_batches, load_images
+from csr.training.augmentation import Findings, augment
+from csr.training.concepts import ConceptTrainingConfig, channel_statistics, image_batches, load_images
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
 from csr.training.reporter import Reporter
@@ -146,11 +147,12 @@ def train_on_images(
     Parameters that do not require a gradient stay as they are.
     """
     collection = setting.data.collection
+    findings = Findings(collection, setting.data.side)
     phase = replace(setting.config, epochs=setting.config.epochs if epochs is None else epochs, **budget)
     system.to(device()).to(memory_format=torch.channels_last)
 
     def batch_terms(rows: np.ndarray) -> Mapping[str, Tensor]:
-        images = augment(load_images(setting.data, rows, device()), phase.augment)
+        images = augment(load_images(setting.data, rows, device()), phase.augment, findings, rows)
         with autocast(phase.precision):
             return terms(rows, images)
 

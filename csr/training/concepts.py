@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from csr.datasets.prepared import PreparedSet
@@ -15,26 +14,10 @@ from csr.losses import masked_bce
 from csr.metrics import mean_auroc
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.alignment import align
+from csr.training.augmentation import AugmentConfig, Findings, augment
 from csr.training.loop import Task, fit
 from csr.training.reporter import Reporter, State
 from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Random changes of training images; concepts must survive them. All in uniform ranges around no change.
-
-    Args:
-        rotate: degrees. shift: share of the side. scale: share. brightness, contrast: share of the grey range.
-        flip: mirror left and right; off where side matters, as in a chest.
-    """
-
-    rotate: float = 5.0
-    shift: float = 0.05
-    scale: float = 0.08
-    brightness: float = 0.1
-    contrast: float = 0.15
-    flip: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,13 +51,14 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, reporter: R
     place = device()
     labels = torch.from_numpy(data.collection.concept_labels())
     train, val = data.collection.rows("train"), data.collection.rows("val")
+    findings = Findings(data.collection, data.side)
     model = ConceptModel(config.model, data.channels, len(data.collection.concepts))
     model.backbone.set_normalisation(*channel_statistics(data, train))
     model = model.to(place).to(memory_format=torch.channels_last)
     engine = distribute(model)
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
-        images = augment(load_images(data, rows, place), config.augment)
+        images = augment(load_images(data, rows, place), config.augment, findings, rows)
         with autocast(config.precision):
             _, logits = engine(images)
         return {"loss": masked_bce(logits, labels[rows].to(place))}
@@ -115,41 +99,6 @@ def channel_statistics(data: PreparedSet, rows: np.ndarray) -> tuple[Tensor, Ten
     """Mean and standard deviation of each channel in 0..1 units, over at most 500 evenly spaced rows."""
     sample = data.images[rows[:: max(1, len(rows) // 500)]].astype(np.float32) / 255
     return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3))).clamp_min(1e-3)
-
-
-def augment(images: Tensor, config: AugmentConfig) -> Tensor:
-    """uint8 B×C×S×S → the same, each image moved and windowed at random (torch's global generator)."""
-    return window(move(images, config), config)
-
-
-def move(images: Tensor, config: AugmentConfig) -> Tensor:
-    """uint8 B×C×S×S → float32 0..255, each image rotated, scaled, shifted and perhaps mirrored at random."""
-    batch, place = images.shape[0], images.device
-    angle = torch.deg2rad(_spread(config.rotate, images))
-    zoom = 1 + _spread(config.scale, images)
-    mirror = (
-        torch.where(torch.rand(batch, device=place) < 0.5, -1.0, 1.0)
-        if config.flip
-        else torch.ones(batch, device=place)
-    )
-    cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    dx, dy = 2 * _spread(config.shift, images), 2 * _spread(config.shift, images)
-    rows = [mirror * cos, -sin, dx, mirror * sin, cos, dy]
-    grid = F.affine_grid(torch.stack(rows, 1).view(batch, 2, 3), list(images.shape), align_corners=False)
-    return F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
-
-
-def window(images: Tensor, config: AugmentConfig) -> Tensor:
-    """B×C×S×S of 0..255 → uint8, the contrast and brightness of each image changed at random; no cell moves."""
-    gain = (1 + _spread(config.contrast, images))[:, None, None, None]
-    offset = (255 * _spread(config.brightness, images))[:, None, None, None]
-    windowed = (images.float() - 127.5) * gain + 127.5 + offset
-    return windowed.clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-
-
-def _spread(width: float, images: Tensor) -> Tensor:
-    """One random number in ±width an image, where the images are."""
-    return (torch.rand(len(images), device=images.device) * 2 - 1) * width
 
 
 def to_checkpoint(model: ConceptModel, concepts: tuple[str, ...]) -> State:

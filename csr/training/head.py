@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from csr.losses import class_loss
-from csr.metrics import decide, macro_f1
+from csr.metrics import decide, macro_f1, mean_auroc
 from csr.network.reasoner import Floor, Reasoner, concept_evidence
 from csr.records import Collection, check_concept_labels
 from csr.training.features import FeatureCache
@@ -62,7 +62,7 @@ def train_head(
 ) -> Reasoner:
     """Builds the reasoner from stage 2's prototypes and trains its head on split ``train``.
 
-    Where the collection's task is ``concepts`` there is nothing to train: the reasoner has no class.
+    Where the task is ``concepts`` no head is trained: the reasoner has no class, and one epoch is reported.
 
     Runs in one process whatever the cluster: the scores of all training images fit in memory and a run takes seconds.
 
@@ -98,6 +98,10 @@ def train_head(
     torch.nn.init.zeros_(reasoner.head.weight)
     torch.nn.init.zeros_(reasoner.head.bias)
     if not collection.classes:
+        evidence = concept_evidence(val_scores, reasoner.alive).cpu().numpy()
+        reporter.epoch(
+            {"epoch": 0, "val_concept_auroc": mean_auroc(concept_labels[val], evidence)}, reasoner.state_dict
+        )
         return reasoner
     position = torch.full((len(truth),), -1, device=place)
     position[train] = torch.arange(len(train), device=place)

@@ -9,7 +9,8 @@ import torch
 from csr.baselines.black_box import BlackBox, black_box, train_black_box
 from csr.baselines.protocol import Setting, TrainedBackbone, predict
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.training.concepts import AugmentConfig, ConceptTrainingConfig
+from csr.training.augmentation import AugmentConfig
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
 from csr.training.reporter import SilentReporter
 from tests.csr.synthetic import make_collection, make_prepared

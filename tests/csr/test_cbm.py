@@ -16,7 +16,8 @@ from csr.baselines.cbm import CBM, concept_logits, fit_last_layer, solve_elastic
 from csr.baselines.protocol import Setting, TrainedBackbone, predict
 from csr.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.training.concepts import AugmentConfig, ConceptTrainingConfig
+from csr.training.augmentation import AugmentConfig
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache, compute_features
 from csr.training.reporter import SilentReporter
 from tests.csr.synthetic import make_cache, make_collection, make_prepared, with_labels

@@ -18,7 +18,8 @@ from csr.evaluation import judge, predict
 from csr.losses import absence, agreement, masked_bce, prototype_contrastive, soft_similarity
 from csr.network.concept_model import ConceptModelConfig
 from csr.records import CORNERS, check_concept_labels
-from csr.training.concepts import AugmentConfig, ConceptTrainingConfig, train_concepts
+from csr.training.augmentation import AugmentConfig
+from csr.training.concepts import ConceptTrainingConfig, train_concepts
 from csr.training.features import FeatureCache, compute_features
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, diagnose, positive_vectors, train_prototypes

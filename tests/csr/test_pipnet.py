@@ -17,7 +17,8 @@ from csr.baselines.pipnet import NonNegativeHead, PIPNet, alignment, pipnet, tan
 from csr.baselines.protocol import Setting, predict
 from csr.metrics import macro_f1
 from csr.network.concept_model import ConceptModelConfig
-from csr.training.concepts import AugmentConfig, ConceptTrainingConfig, augment, move, window
+from csr.training.augmentation import AugmentConfig, augment, move, window
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.reporter import SilentReporter
 from tests.csr.synthetic import make_collection, make_prepared
 

@@ -11,7 +11,8 @@ from torch import nn
 from csr.baselines.protocol import Answer, Setting, System, predict, train_on_images
 from csr.metrics import macro_f1
 from csr.network.concept_model import ConceptModelConfig
-from csr.training.concepts import AugmentConfig, ConceptTrainingConfig
+from csr.training.augmentation import AugmentConfig
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.loop import Task, fit
 from csr.training.reporter import SilentReporter
 from tests.csr.synthetic import SIDE, make_collection, make_prepared, with_labels

@@ -30,7 +30,8 @@ from csr.baselines.protopnet import (
 from csr.datasets.prepared import PreparedSet, PreparedWriter
 from csr.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.training.concepts import AugmentConfig, ConceptTrainingConfig
+from csr.training.augmentation import AugmentConfig
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.reporter import SilentReporter
 from tests.csr.synthetic import Pixels, make_collection
 

@@ -23,7 +23,8 @@ from csr.baselines.protopool import (
 )
 from csr.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.training.concepts import AugmentConfig, ConceptTrainingConfig, image_batches
+from csr.training.augmentation import AugmentConfig
+from csr.training.concepts import ConceptTrainingConfig, image_batches
 from csr.training.features import FeatureCache
 from csr.training.reporter import SilentReporter
 from tests.csr.synthetic import Pixels, make_collection, make_prepared

@@ -113,6 +113,13 @@ def test_uncertainty_does_not_look_at_the_probability_of_a_third_class():
     assert [action.concept for action in play(reader_of(Truth(np.zeros(2)), mode="concept"), answer)] == [0, 1]
 
 
+def test_of_several_classes_the_least_certain_one_decides():
+    contributions = np.array([[9.0, 1, 0], [0, -2, 0], [5.0, 0, 9]])
+    answer = Answer(np.array([0.9, 0.6, 0.2]), np.full(3, 0.9), contributions, np.array([FAR] * 3))
+    actions = play(reader_of(Truth(np.zeros(3)), mode="concept", multilabel=True), answer)
+    assert [action.concept for action in actions] == [1, 0, 2]
+
+
 def test_at_random_every_order_comes_up_and_each_interaction_is_as_likely_to_be_first():
     truth, answer = Truth(np.zeros(3)), answer_of([0.9] * 3, [FAR] * 3, [1, 2, 3])
     orders = [

@@ -16,7 +16,8 @@ from csr.training import concepts as stage1
 from csr.training import head as stage3
 from csr.training import prototypes as stage2
 from csr.training import runtime
-from csr.training.concepts import AugmentConfig, ConceptTrainingConfig, augment, train_concepts
+from csr.training.augmentation import AugmentConfig, augment
+from csr.training.concepts import ConceptTrainingConfig, train_concepts
 from csr.training.features import FeatureCache, compute_features
 from csr.training.head import HeadConfig, all_scores, drop_concepts, train_head
 from csr.training.prototypes import (

@@ -1,0 +1,134 @@
+"""Random changes of training images that leave in the picture what the labels say is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csr.records import Collection
+
+KEPT = 0.5  # share of a finding's boxes that must stay in the picture
+REDRAWS = 10
+_GRID = 7  # points a box and axis by which that share is measured
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training images; concepts must survive them. All in uniform ranges around no change.
+
+    Args:
+        rotate: degrees. shift: share of the side. scale: share. brightness, contrast: share of the grey range.
+        flip: mirror left and right; off where side matters, as in a chest.
+    """
+
+    rotate: float = 5.0
+    shift: float = 0.05
+    scale: float = 0.08
+    brightness: float = 0.1
+    contrast: float = 0.15
+    flip: bool = False
+
+
+class Findings:
+    """Where the findings of a collection's studies are: the boxes of each concept that is present in a study.
+
+    Args:
+        side: of the prepared images, in pixels; boxes are in them.
+    """
+
+    def __init__(self, collection: Collection, side: int) -> None:
+        labels = collection.concept_labels()
+        self._points: dict[int, list[Tensor]] = {}
+        for (row, k), boxes in collection.boxes_by_pair().items():
+            if labels[row, k] == 1:
+                self._points.setdefault(row, []).append(_points(boxes, side))
+
+    def lost(self, rows: np.ndarray, transforms: Tensor) -> Tensor:
+        """B bool: which images a move robs of a finding, by leaving less than `KEPT` of its boxes in the picture.
+
+        Args:
+            rows: B rows of the collection.
+            transforms: B×2×3, from the moved picture to the image, as `torch.nn.functional.affine_grid` takes them.
+        """
+        inverse = torch.linalg.inv(transforms[:, :, :2].cpu())
+        shift = transforms[:, :, 2].cpu()
+        lost = [
+            any(
+                ((points - shift[index]) @ inverse[index].T).abs().le(1).all(1).float().mean() < KEPT
+                for points in self._points.get(row, ())
+            )
+            for index, row in enumerate(rows.tolist())
+        ]
+        return torch.tensor(lost, device=transforms.device)
+
+
+def _points(boxes: np.ndarray, side: int) -> Tensor:
+    """Evenly spaced points in n×4 boxes, as (x, y) in −1..1 of the image: (n · `_GRID`²)×2."""
+    steps = (np.arange(_GRID) + 0.5) / _GRID
+    x = boxes[:, None, None, 0] + steps[None, :, None] * (boxes[:, 2] - boxes[:, 0])[:, None, None]
+    y = boxes[:, None, None, 1] + steps[None, None, :] * (boxes[:, 3] - boxes[:, 1])[:, None, None]
+    points = np.stack(np.broadcast_arrays(x, y), -1).reshape(-1, 2)
+    return torch.from_numpy(2 * points / side - 1).float()
+
+
+def augment(
+    images: Tensor, config: AugmentConfig, findings: Findings | None = None, rows: np.ndarray | None = None
+) -> Tensor:
+    """uint8 B×C×S×S → the same, each image moved and windowed at random (torch's global generator).
+
+    Args:
+        findings: what no move may cut away: such a move is drawn again, and after `REDRAWS` times the image stays.
+        rows: B rows of the collection, by which ``findings`` knows the images.
+    """
+    return window(move(images, config, findings, rows), config)
+
+
+def move(
+    images: Tensor, config: AugmentConfig, findings: Findings | None = None, rows: np.ndarray | None = None
+) -> Tensor:
+    """uint8 B×C×S×S → float32 0..255, each image rotated, scaled, shifted and perhaps mirrored at random; see
+    `augment`."""
+    transforms = _draw_moves(images, config)
+    if findings is not None and rows is not None:
+        for _ in range(REDRAWS):
+            lost = findings.lost(rows, transforms)
+            if not lost.any():
+                break
+            transforms[lost] = _draw_moves(images[lost], config)
+        else:
+            transforms[findings.lost(rows, transforms)] = torch.eye(2, 3, device=images.device)
+    grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
+
+
+def _draw_moves(images: Tensor, config: AugmentConfig) -> Tensor:
+    """B×2×3 transforms from moved pictures to images, in −1..1 of the side."""
+    batch, place = images.shape[0], images.device
+    angle = torch.deg2rad(_spread(config.rotate, images))
+    zoom = 1 + _spread(config.scale, images)
+    mirror = (
+        torch.where(torch.rand(batch, device=place) < 0.5, -1.0, 1.0)
+        if config.flip
+        else torch.ones(batch, device=place)
+    )
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    dx, dy = 2 * _spread(config.shift, images), 2 * _spread(config.shift, images)
+    rows = [mirror * cos, -sin, dx, mirror * sin, cos, dy]
+    return torch.stack(rows, 1).view(batch, 2, 3)
+
+
+def window(images: Tensor, config: AugmentConfig) -> Tensor:
+    """B×C×S×S of 0..255 → uint8, the contrast and brightness of each image changed at random; no cell moves."""
+    gain = (1 + _spread(config.contrast, images))[:, None, None, None]
+    offset = (255 * _spread(config.brightness, images))[:, None, None, None]
+    windowed = (images.float() - 127.5) * gain + 127.5 + offset
+    return windowed.clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def _spread(width: float, images: Tensor) -> Tensor:
+    """One random number in ±width an image, where the images are."""
+    return (torch.rand(len(images), device=images.device) * 2 - 1) * width
