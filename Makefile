@@ -27,6 +27,7 @@ $(READY): requirements.lock
 	@$(PYTHON) -m venv $(VENV)
 	echo "setup: installing pinned dependencies (about 3 minutes, 7 GB)"
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
 
 demo: repro ## reproduce the pipeline on the phantom, print the table, serve the model and its page

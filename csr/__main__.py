@@ -11,7 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import get_args
 
+from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
+from csr.datasets.quality import quality_warnings
 from csr.datasets.raw import prepare_raw
 from csr.datasets.sources import Source, SourceOptions, read_source
 from csr.datasets.splits import SplitShares
@@ -23,22 +25,24 @@ from csr.records import Collection, Task
 SIDE = 64  # pixels that images are decoded to for a check: it sees the same problems at any
 
 
-def check(folder: Path, source: Source, options: SourceOptions) -> tuple[Collection | None, Problems]:
+def check(folder: Path, source: Source, options: SourceOptions) -> tuple[Collection | None, Problems, list[str]]:
     """Reads and decodes a whole data set as stage ``prepare`` would, and throws the result away.
 
     Returns:
-        The tables, or None if anything is wrong; and what is wrong.
+        The tables, or None if anything is wrong; what is wrong; and what is not, but should be known.
     """
     problems = Problems()
     with tempfile.TemporaryDirectory() as scratch:
         try:
             raw = read_source(source, folder, options, problems)
-            return prepare_raw(raw, Path(scratch) / "prepared", SIDE, 3, options.workers, problems), problems
+            prepared = Path(scratch) / "prepared"
+            collection = prepare_raw(raw, prepared, SIDE, 3, options.workers, problems)
+            return collection, problems, quality_warnings(PreparedSet.open(prepared))
         except DataError as error:
             if not problems.found:  # the reader could not go on, so nothing was gathered
                 where, _, reason = str(error).partition(": ")
                 problems.add(where, reason, skippable=False)
-            return None, problems
+            return None, problems, []
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -49,7 +53,7 @@ def _check(given: argparse.Namespace) -> None:
         given.workers,
         choice,
     )
-    collection, problems = check(given.path, given.source, options)
+    collection, problems, warnings = check(given.path, given.source, options)
     if collection is None:
         for problem in problems.found:
             print(problem)
@@ -59,6 +63,8 @@ def _check(given: argparse.Namespace) -> None:
         f"{given.path}: nothing is wrong. {counts}; {len(collection.classes)} classes, {len(collection.concepts)} "
         f"concepts, {len(collection.boxes)} boxes"
     )
+    for warning in warnings:
+        print(f"warning: {warning}")
 
 
 def _names(given: list[str] | None) -> tuple[str, ...] | None:

@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from csr.datasets.prepared import PreparedSet
+from csr.datasets.quality import quality_warnings
 from csr.pages import Section, Table
 from csr.records import CORNERS, SPLITS
 
@@ -20,13 +21,14 @@ MAGNIFIED = 192  # pixels that they are shown at
 
 
 def data_sections(data: PreparedSet, stride: int, skipped: pd.DataFrame) -> list[Section]:
-    """Counts, co-occurrence, box sizes against the map's cells, what was left out, and examples.
+    """Warnings, counts, co-occurrence, box sizes against the map's cells, what was left out, and examples.
 
     Args:
         stride: pixels of a prepared image that one cell of the maps covers.
         skipped: ``where, reason``.
     """
     return [
+        *_warnings(data),
         _counts(data),
         _concepts(data),
         _together(data),
@@ -34,6 +36,11 @@ def data_sections(data: PreparedSet, stride: int, skipped: pd.DataFrame) -> list
         *_skipped(skipped),
         _examples(data),
     ]
+
+
+def _warnings(data: PreparedSet) -> list[Section]:
+    found = quality_warnings(data)
+    return [Section("Warnings", tuple(f"{text[0].upper()}{text[1:]}." for text in found))] if found else []
 
 
 def _counts(data: PreparedSet) -> Section:

@@ -32,6 +32,7 @@ def test_a_sound_set_is_called_so(folder: Path, capsys: pytest.CaptureFixture[st
     main(["data", "check", str(folder)])
     said = capsys.readouterr().out
     assert "nothing is wrong. 6 train, 3 val, 3 test; 2 classes, 2 concepts, 4 boxes" in said
+    assert "\nwarning: split 'train' has fewer than 20 studies with round (" in said
     assert listing(folder.parent) == before
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
+from csr.datasets.quality import quality_warnings
 from csr.datasets.raw import prepare_raw
 from csr.datasets.splits import SplitShares
 from csr.datasets.table import read_table
@@ -37,6 +38,8 @@ def test_the_real_set_reads_prepares_and_keeps_its_boxes_on_the_cells(tmp_path: 
     boxes = data.collection.boxes
     corners = boxes[["x_min", "y_min", "x_max", "y_max"]].to_numpy()
     assert (corners >= 0).all() and (corners <= 96).all()
+    found = quality_warnings(data)
+    assert found and all("says the same as class" in text for text in found)  # granules are what tells white cells
     # a stained cell is darker than what surrounds it: boxes that moved away from their cells would lose this
     names = data.collection.studies["study_id"]
     boxes_of = boxes.groupby("study_id").indices
