@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -61,6 +62,21 @@ def test_a_second_repro_does_nothing(project: Project) -> None:
     assert "Data and pipelines are up to date" in output
     assert "Running stage" not in output
     assert len(finished_runs(project)) == before
+
+
+def test_a_remote_brings_data_and_models_to_another_copy(project: Project, tmp_path: Path) -> None:
+    config = project.folder / ".dvc/config"
+    before = config.read_text()
+    project.run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
+    try:
+        project.run("dvc", "push", "dvc.yaml")
+        without = shutil.ignore_patterns("cache", "tmp", "build", "prepared", "mlartifacts", "mlflow.db")
+        other = Project(Path(shutil.copytree(project.folder, tmp_path / "other", ignore=without)))
+    finally:
+        config.write_text(before)
+    other.run("dvc", "pull", "dvc.yaml")
+    assert Bundle.open(other.folder / "build/bundle").digest == Bundle.open(project.folder / "build/bundle").digest
+    assert "Data and pipelines are up to date" in other.run("dvc", "status", "dvc.yaml").stdout
 
 
 def test_dvc_shows_metrics_plots_and_parameters(project: Project) -> None:
