@@ -51,7 +51,7 @@ def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, r
             features, _ = cache.batch(np.array([row]), place)
             similar = reasoner.maps(model.projector.project_maps(features))[0, k, m].cpu().numpy()
             left, top = _crop_corner(similar, data.side, crop_side)
-            crops[k * per_concept + m] = data.images[row, :, top : top + crop_side, left : left + crop_side]
+            crops[k * per_concept + m] = data.images[row][:, top : top + crop_side, left : left + crop_side]
             entries.append(
                 AtlasEntry(
                     concept=concept,

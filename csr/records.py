@@ -4,7 +4,8 @@
 per concept holding 1 (present), 0 (absent) or NaN (unknown). ``part`` names the test half a row belongs to (``test``
 unless the data set has several) and repeats ``split`` elsewhere. What is to be predicted depends on the task:
 ``label``, a class's name, or a column ``target:<name>`` per class, valued like a concept's.
-``boxes``: ``study_id, concept, x_min, y_min, x_max, y_max``; pixel edges, so a box covers x_max − x_min columns.
+``boxes``: ``study_id, concept, x_min, y_min, x_max, y_max``; pixel edges, so a box covers x_max − x_min columns. Where
+findings are outlined by pixel too, an integer column ``mask``: the number of a box's mask, −1 if it has none.
 """
 
 from __future__ import annotations

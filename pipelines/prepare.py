@@ -7,7 +7,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from csr.datasets.decoded import DecodedImages
@@ -16,6 +15,7 @@ from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
 from csr.datasets.raw import prepare_raw
 from csr.datasets.report import data_sections
+from csr.datasets.shards import Images
 from csr.datasets.sources import SourceOptions, read_source
 from csr.datasets.splits import SplitShares
 from csr.pages import to_html
@@ -78,7 +78,7 @@ def _with_text_concepts(
     # before images are decoded, so that a mistake in the texts costs seconds
     directions = concept_directions(encoder, texts, collection.concepts)
 
-    def fill(tables: Collection, images: np.ndarray) -> Collection:
+    def fill(tables: Collection, images: Images) -> Collection:
         scores = concept_scores(encoder, images, tables.rows("train"), directions, texts.batch_size, _progress)
         filled, report = fill_labels(tables, scores, texts)
         for kind in ("present", "absent", "unknown"):

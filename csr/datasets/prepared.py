@@ -1,16 +1,21 @@
 """The prepared form of a data set: what stage ``prepare`` writes and everything after it reads.
 
-A folder: ``studies.parquet`` and ``boxes.parquet`` (see `csr.records`; boxes in pixels of the prepared images),
-``images.npy`` N×C×S×S uint8 for memory mapping, ``collection.json``, and for synthetic data ``masks.npy``, one
-bit-packed S×S mask a row of ``boxes.parquet``. ``skipped.csv`` lists what was left out for being wrong, if anything
-was.
+A folder:
+
+- ``collection.json``: name, task, concepts and classes;
+- ``studies.parquet`` and ``boxes.parquet``: see `csr.records`, and `csr.datasets.schema` for what is checked when they
+  are written; boxes are in pixels of the prepared images;
+- ``images/00000.npy``, ``00001.npy``, …: the images, N×C×S×S uint8 in shards, rows as in ``studies.parquet``; see
+  `csr.datasets.shards`;
+- ``masks.npy``, where findings are outlined by pixel: bit-packed S×S masks, M×⌈S²/8⌉ uint8. ``boxes.parquet`` then has
+  a column ``mask``, the row of ``masks.npy`` that a box belongs to, or −1;
+- ``skipped.csv``: what was left out for being wrong, if anything was.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +24,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from csr.datasets.schema import check_schema, study_columns
+from csr.datasets.shards import Images, ImageShards, ShardWriter
 from csr.drafts import draft_folder
 from csr.errors import DataError
-from csr.records import Collection
+from csr.records import BOX_COLUMNS, Collection
+
+AGAIN = "run the stage 'prepare' (dvc repro prepare) again"
 
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """A prepared data set. ``images`` is N×C×S×S uint8, memory-mapped; ``path`` is the folder it came from."""
+    """A prepared data set. ``images`` is N×C×S×S uint8, on disk; ``path`` is the folder it came from."""
 
     collection: Collection
-    images: np.ndarray
+    images: Images
     path: Path
 
     @property
@@ -47,8 +56,8 @@ class PreparedSet:
         Raises:
             DataError: the folder is missing or incomplete.
         """
-        for name in ("collection.json", "studies.parquet", "boxes.parquet", "images.npy"):
-            if not (path / name).is_file():
+        for name in ("collection.json", "studies.parquet", "boxes.parquet", "images"):
+            if not (path / name).exists():
                 raise DataError(f"{path / name}: missing; run the stage 'prepare' (dvc repro prepare) first")
         about = json.loads((path / "collection.json").read_text())
         collection = Collection(
@@ -59,13 +68,24 @@ class PreparedSet:
             studies=pd.read_parquet(path / "studies.parquet"),
             boxes=pd.read_parquet(path / "boxes.parquet"),
         )
-        images = np.load(path / "images.npy", mmap_mode="r")
+        for name, table, needed in (
+            ("studies.parquet", collection.studies, study_columns(collection)),
+            ("boxes.parquet", collection.boxes, BOX_COLUMNS),
+        ):
+            if missing := [column for column in needed if column not in table]:
+                raise DataError(f"{path / name}: column {missing[0]!r} is missing; {AGAIN}")
+        images = ImageShards(path / "images")
+        if len(images) != len(collection.studies):
+            raise DataError(f"{path}: has {len(images)} images for {len(collection.studies)} studies; {AGAIN}")
         return cls(collection, images, path)
 
-    def masks(self) -> np.ndarray:
-        """One S×S bool mask a row of ``collection.boxes``; only synthetic sets have them."""
-        packed = np.load(self.path / "masks.npy", mmap_mode="r")
-        return np.unpackbits(packed, axis=1, count=self.side**2).reshape(-1, self.side, self.side).astype(bool)
+    def mask_of(self, box: int) -> np.ndarray | None:
+        """The S×S bool mask of a row of ``collection.boxes``, None if it has none."""
+        number = self.collection.boxes["mask"].iat[box] if "mask" in self.collection.boxes else -1
+        if number < 0:
+            return None
+        packed = np.load(self.path / "masks.npy", mmap_mode="r")[number]
+        return np.unpackbits(packed, count=self.side**2).reshape(self.side, self.side).astype(bool)
 
     def skipped(self) -> pd.DataFrame:
         """``where, reason`` of what was left out for being wrong; usually without a row."""
@@ -75,8 +95,8 @@ class PreparedSet:
     def digest(self) -> str:
         """SHA-256 over the folder's files: the data version that manifests and MLflow runs name."""
         total = hashlib.sha256()
-        for file in sorted(self.path.iterdir()):
-            total.update(file.name.encode())
+        for file in sorted(file for file in self.path.rglob("*") if file.is_file()):
+            total.update(file.relative_to(self.path).as_posix().encode())
             with file.open("rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
         return total.hexdigest()
@@ -89,7 +109,7 @@ class PreparedWriter:
 
     Args:
         path: the final folder; replaced if it exists.
-        count, channels, side: the shape of ``images.npy``.
+        count, channels, side: the shape of the images.
     """
 
     def __init__(self, path: Path, count: int, channels: int, side: int) -> None:
@@ -98,36 +118,22 @@ class PreparedWriter:
 
     def __enter__(self) -> PreparedWriter:
         self._draft = self._folder.__enter__()
-        self._file = (self._draft / "images.npy").open("w+b")
-        self._write_header()
-        self._start = self._file.tell()
-        self._file.truncate(self._start + math.prod(self._shape))
+        (self._draft / "images").mkdir()
+        self._shards = ShardWriter(self._draft / "images", self._shape[0], self._shape[1:])
         return self
 
     @property
-    def images(self) -> np.ndarray:
-        """N×C×S×S uint8 as far as it is written, memory-mapped for reading."""
-        self._file.flush()
-        return np.load(self._draft / "images.npy", mmap_mode="r")
+    def images(self) -> ImageShards:
+        """N×C×S×S uint8 as far as it is written."""
+        return self._shards.read()
 
     def write_image(self, row: int, canvas: np.ndarray) -> None:
-        """Stores one C×S×S uint8 image. Not through a memory map, whose pages would count as this process's memory."""
-        if canvas.shape != self._shape[1:] or canvas.dtype != np.uint8:
-            raise ValueError(f"image {row}: {canvas.dtype} of shape {canvas.shape} is not uint8 of {self._shape[1:]}")
-        self._file.seek(self._start + row * canvas.nbytes)
-        self._file.write(np.ascontiguousarray(canvas).data)
+        """Stores one C×S×S uint8 image."""
+        self._shards.write(row, canvas)
 
     def keep_images(self, count: int) -> None:
-        """Cuts ``images.npy`` to its first ``count`` images."""
-        self._shape = (count, *self._shape[1:])
-        self._file.seek(0)
-        self._write_header()
-        assert self._file.tell() == self._start  # numpy leaves room for the first axis to change
-        self._file.truncate(self._start + math.prod(self._shape))
-
-    def _write_header(self) -> None:
-        header = {"descr": "|u1", "fortran_order": False, "shape": self._shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        """Keeps the first ``count`` images."""
+        self._shards.keep(count)
 
     def write_skipped(self, problems: pd.DataFrame) -> None:
         """Keeps the list of what was left out, if anything was."""
@@ -135,6 +141,12 @@ class PreparedWriter:
             problems.to_csv(self._draft / "skipped.csv", index=False)
 
     def write_tables(self, collection: Collection) -> None:
+        """Stores the tables.
+
+        Raises:
+            DataError: naming everything in them that breaks the schema.
+        """
+        check_schema(collection, self._shape[-1])
         about = {
             "name": collection.name,
             "task": collection.task,
@@ -146,9 +158,9 @@ class PreparedWriter:
         collection.boxes.to_parquet(self._draft / "boxes.parquet", index=False)
 
     def write_masks(self, masks: Iterable[np.ndarray]) -> None:
-        """Stores S×S bool masks, one a row of the boxes table, already bit-packed along the flattened pixels."""
+        """Stores S×S bool masks, bit-packed along the flattened pixels, in the order that column ``mask`` counts."""
         np.save(self._draft / "masks.npy", np.stack(list(masks)))
 
     def __exit__(self, *error: Any) -> None:
-        self._file.close()
+        self._shards.close()
         self._folder.__exit__(*error)

@@ -18,8 +18,10 @@ import pandas as pd
 
 from csr.datasets.decoded import DecodedImages
 from csr.datasets.leaks import NEAR, Fingerprints, find_leaks
+from csr.datasets.masks import place_mask, read_mask, tight_box
 from csr.datasets.prepared import PreparedWriter
 from csr.datasets.problems import Problems
+from csr.datasets.shards import Images
 from csr.errors import DataError, ImageError
 from csr.images import Placement, decode, fit
 from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, Collection, flaws
@@ -39,8 +41,9 @@ class RawSet:
 
     Args:
         collection: boxes are in pixels of the stored images. Both tables have one column more than `csr.records` says,
-            ``where``: file and row.
-        folder: the paths in ``collection.studies["image"]`` are relative to it.
+            ``where``: file and row. A column ``mask`` of boxes names files, "" where there is none; a box that has one
+            may have NaN for corners, and gets those of its mask.
+        folder: the paths in ``collection.studies["image"]`` and ``collection.boxes["mask"]`` are relative to it.
         no_classes: a sentence on why the data set has no classes, where its task is ``concepts``.
     """
 
@@ -119,7 +122,7 @@ def prepare_raw(
     decoded: DecodedImages | None = None,
     pending: Container[str] = (),
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
-    finish: Callable[[Collection, np.ndarray], Collection] = lambda collection, images: collection,
+    finish: Callable[[Collection, Images], Collection] = lambda collection, images: collection,
 ) -> Collection:
     """Decodes all images into a prepared set at ``path``; boxes move with their images.
 
@@ -171,14 +174,19 @@ def prepare_raw(
         writer.keep_images(len(placements))
         kept = studies[studies["study_id"].isin(placements)].reset_index(drop=True)
         boxes = raw.collection.boxes
-        boxes = place_boxes(boxes[boxes["study_id"].isin(placements)].reset_index(drop=True), placements, problems)
+        boxes = boxes[boxes["study_id"].isin(placements)].reset_index(drop=True)
+        boxes, masks = _read_masks(boxes, raw.folder, placements, side, problems, pool, 4 * workers)
+        boxes = place_boxes(boxes, placements, problems)
         boxes = _only_present(boxes, kept, problems)
+        boxes, masks = _only_used(boxes, masks)
         moved = replace(raw.collection, studies=kept.drop(columns="where"), boxes=boxes.drop(columns="where"))
         for reason in (*flaws(moved, pending), *find_leaks(moved, prints, near_bits)):
             problems.add(str(raw.folder), reason, skippable=False)
         problems.settle(skip_bad)
         finished = finish(moved, writer.images)
         writer.write_tables(finished)
+        if masks:
+            writer.write_masks(masks)
         writer.write_skipped(problems.table())
     return finished
 
@@ -208,6 +216,60 @@ def _only_present(boxes: pd.DataFrame, studies: pd.DataFrame, problems: Problems
     absent = np.array([labels.at[box.study_id, CONCEPT_PREFIX + box.concept] == 0 for box in boxes.itertuples()], bool)
     problems.add_rows(boxes, absent, "there is a box, but the study's label says that the concept is absent", "concept")
     return boxes[~absent].reset_index(drop=True)
+
+
+def _read_masks(
+    boxes: pd.DataFrame,
+    folder: Path,
+    placements: dict[str, Placement],
+    side: int,
+    problems: Problems,
+    pool: Executor,
+    ahead: int,
+) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Masks on their canvases, bit-packed, and the boxes without those whose mask is wrong.
+
+    In column ``mask`` the number of a mask replaces its file, −1 stands for none, and corners that were left to a mask
+    are filled.
+    """
+    if "mask" not in boxes:
+        return boxes, []
+
+    def read(name: str, place: Placement) -> tuple[np.ndarray, tuple[float, ...]] | ImageError:
+        try:
+            mask = read_mask(folder / name, place.width, place.height)
+        except ImageError as error:
+            return error
+        return np.packbits(place_mask(mask, place, side)), tight_box(mask)
+
+    named, corners = np.flatnonzero(boxes["mask"] != ""), boxes[CORNERS].to_numpy(np.float64, copy=True)
+    names = boxes["mask"].iloc[named].tolist()
+    jobs = zip(names, (placements[study] for study in boxes["study_id"].iloc[named]), strict=True)
+    numbers, good = np.full(len(boxes), -1), np.ones(len(boxes), bool)
+    masks: list[np.ndarray] = []
+    for row, name, result in zip(named, names, ordered_map(pool, read, jobs, ahead), strict=True):
+        if isinstance(result, ImageError):
+            problems.add(boxes["where"].iat[row], f"mask {name!r} {result}")
+            good[row] = False
+            continue
+        packed, tight = result
+        if np.isnan(corners[row]).all():
+            corners[row] = tight
+        numbers[row] = len(masks)
+        masks.append(packed)
+    boxes = boxes.assign(mask=numbers, **dict(zip(CORNERS, corners.T, strict=True)))
+    return boxes[good].reset_index(drop=True), masks
+
+
+def _only_used(boxes: pd.DataFrame, masks: list[np.ndarray]) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """The masks of the boxes that are left, numbered anew; without any, boxes have no column for them."""
+    if "mask" not in boxes:
+        return boxes, []
+    used = boxes["mask"] >= 0
+    if not used.any():
+        return boxes.drop(columns="mask"), []
+    numbers = np.where(used, used.cumsum() - 1, -1)
+    return boxes.assign(mask=numbers), [masks[number] for number in boxes.loc[used, "mask"]]
 
 
 def place_boxes(boxes: pd.DataFrame, placements: dict[str, Placement], problems: Problems) -> pd.DataFrame:

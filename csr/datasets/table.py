@@ -6,7 +6,9 @@
   unknown. What is to be predicted is in ``label``, one class a study, or in columns ``target:<name>``, valued like
   concepts, where a study can have several;
 - ``boxes.csv`` (or ``.parquet``; may be absent or cover only some concepts): ``study_id, concept, x_min, y_min, x_max,
-  y_max`` in pixels of the stored image.
+  y_max`` in pixels of the stored image, optional ``mask``;
+- ``masks/``: what column ``mask`` names, PNG images of the size that the stored image has when it is upright, not 0 on
+  the finding. Where all four corners are empty, the box is the mask's tight one.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from csr.datasets.problems import Problems
 from csr.datasets.raw import RawSet, check_boxes, concept_columns, label_values, named_columns, no_boxes
 from csr.datasets.splits import SplitShares, complete_split
 from csr.errors import DataError
-from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, SPLITS, TARGET_PREFIX, Collection, Task
+from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, SPLITS, TARGET_PREFIX, Collection, Task
 
 REQUIRED = ("study_id", "image", "split")
 
@@ -91,7 +93,8 @@ def _optional(studies: pd.DataFrame, column: str, default: pd.Series | str) -> p
 def _read_boxes(file: Path, studies: set[str], concepts: tuple[str, ...], problems: Problems) -> pd.DataFrame:
     if not file.exists():
         return no_boxes()
-    boxes = read_rows(file, BOX_COLUMNS)[[*BOX_COLUMNS, "where"]]
+    boxes = read_rows(file, BOX_COLUMNS)
+    boxes = boxes[[*BOX_COLUMNS, *(["mask"] if "mask" in boxes else []), "where"]]
     for column, there, reason in (
         ("study_id", studies, "study_id is not in the table of studies"),
         ("concept", concepts, "concept has no column in the table of studies"),
@@ -99,4 +102,19 @@ def _read_boxes(file: Path, studies: set[str], concepts: tuple[str, ...], proble
         wrong = ~boxes[column].isin(there)
         problems.add_rows(boxes, wrong, reason, column)
         boxes = boxes[~wrong]
-    return check_boxes(boxes, problems)
+    return _check_outlined(boxes, problems) if "mask" in boxes else check_boxes(boxes, problems)
+
+
+def _check_outlined(boxes: pd.DataFrame, problems: Problems) -> pd.DataFrame:
+    """What `check_boxes` does, for boxes that may leave their corners, as NaN, to a mask."""
+    named, empty = boxes["mask"] != "", boxes[CORNERS] == ""
+    partly = named & empty.any(axis=1) & ~empty.all(axis=1)
+    for where, gaps in zip(boxes.loc[partly, "where"], empty[partly].to_numpy(), strict=True):
+        missing = ", ".join(np.array(CORNERS)[gaps])
+        problems.add(where, f"{missing} empty; give all four corners, or none to take those of the mask")
+    left = named & empty.all(axis=1)
+    given = check_boxes(boxes[~left & ~partly], problems)
+    found = pd.concat([given, boxes[left].assign(**dict.fromkeys(CORNERS, np.nan))])
+    found["mask"] = ("masks/" + found["mask"]).where(found["mask"] != "", "")
+    rank = {where: row for row, where in enumerate(boxes["where"])}
+    return found.sort_values("where", key=lambda where: where.map(rank), ignore_index=True)

@@ -32,6 +32,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from csr.datasets.shards import Images
 from csr.errors import ConfigError, DataError
 from csr.records import CONCEPT_PREFIX, Collection
 from csr.text_concepts.encoder import ImageTextEncoder
@@ -132,7 +133,7 @@ def _mean_text(encoder: ImageTextEncoder, templates: Sequence[str], phrases: Seq
 
 def concept_scores(
     encoder: ImageTextEncoder,
-    images: np.ndarray,
+    images: Images,
     rows: np.ndarray,
     directions: Tensor,
     batch_size: int = 64,
@@ -141,7 +142,7 @@ def concept_scores(
     """n×K cosines of images and concept directions.
 
     Args:
-        images: N×C×S×S uint8, prepared; may be memory-mapped.
+        images: N×C×S×S uint8, prepared.
         rows: the n rows that are scored.
         directions: K×E, as `concept_directions` gives them.
         progress: wraps the iterator of ``total`` batches.

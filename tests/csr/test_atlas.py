@@ -116,7 +116,7 @@ def test_a_crop_is_cut_from_its_source_around_the_most_similar_cell(atlas, parts
     for index, entry in enumerate(atlas.entries):
         row = int(np.flatnonzero(studies["study_id"] == entry.study_id)[0])
         left, top, right, bottom = map(int, entry.box)
-        np.testing.assert_array_equal(atlas.crops[index], data.images[row, :, top:bottom, left:right])
+        np.testing.assert_array_equal(atlas.crops[index], data.images[row][:, top:bottom, left:right])
         with torch.no_grad():
             patches = model.projector.project_maps(cache.batch(np.array([row]), torch.device("cpu"))[0])
             similar = np.einsum("d,dhw->hw", model.prototypes.unit()[index // M, index % M].numpy(), patches[0].numpy())

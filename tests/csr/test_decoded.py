@@ -59,7 +59,7 @@ def prepare(root: Path, out: Path, stop_after: int | None = None) -> None:
 
 
 def files(path: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in path.iterdir()}
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(folder: Path, tmp_path: Path, decoding: list[str]) -> None:

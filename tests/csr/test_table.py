@@ -225,7 +225,7 @@ def test_what_is_wrong_can_be_skipped_and_is_listed(folder: Path, tmp_path: Path
     data = PreparedSet.open(tmp_path / "prepared")
     assert data.images.shape == (8, 1, 20, 20)
     for row, study in enumerate(data.collection.studies["study_id"]):
-        assert (data.images[row, :, 5:15] == 20 * whole.index(study)).all()
+        assert (data.images[row][:, 5:15] == 20 * whole.index(study)).all()
     listed = pd.read_csv(tmp_path / "prepared" / "skipped.csv")
     assert len(listed) == len(SPOILT)
     text = (listed["where"] + ": " + listed["reason"]).str.cat(sep="\n")

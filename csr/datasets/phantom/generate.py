@@ -75,7 +75,7 @@ def generate(
             marker_boxes.append(rendering.marker_box or (np.nan,) * 4)
         corners = pd.DataFrame(marker_boxes, columns=[f"marker_{corner}" for corner in BOX_COLUMNS[2:]])
         studies = pd.concat([plan, corners], axis=1)
-        table = pd.DataFrame(boxes, columns=list(BOX_COLUMNS))
+        table = pd.DataFrame(boxes, columns=list(BOX_COLUMNS)).assign(mask=np.arange(len(boxes)))
         collection = Collection("phantom", CONCEPTS, CLASSES, studies, table)
         writer.write_tables(collection)
         writer.write_masks(masks)
