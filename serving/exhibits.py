@@ -24,7 +24,7 @@ class Exhibits:
         self._crops = np.array(bundle.crops())
         self._files: list[bytes] = []
         for index, row in enumerate(bundle.samples()):
-            known = {name: row[name] for name in ("study_id", "label", "concepts", "boxes")}
+            known = {name: row[name] for name in ("study_id", "diagnosis", "concepts", "boxes")}
             self.samples.append(Sample(index=index, **known))
             self._files.append((bundle.path / "samples" / row["file"]).read_bytes())
 

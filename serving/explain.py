@@ -1,7 +1,9 @@
 """The reasoner's outputs → a prediction a person can read, and two predictions → what changed and why.
 
-A concept's *effect* on an interaction is max_t Δc_t − min_t Δc_t, where c_t is its contribution to the logit of class
-t: a shift that is the same for every class moves no probability, and this leaves it out.
+A concept's *effect* on an interaction says how far it can move probabilities. With c_t its contribution to the logit of
+class t, it is max_t Δc_t − min_t Δc_t where a study has one class: probabilities are a softmax then, a shift that is
+the same for every class moves none of them, and this leaves it out. Where a study can have several classes, each
+probability is a sigmoid of its own logit, the same shift moves them all, and the effect is max_t |Δc_t|.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 
 from csr.bundle import AtlasEntry, Manifest
 from csr.images import Placement
-from csr.interaction import wants_help
+from csr.interaction import decision_margin, wants_help
 from serving.maps import Upsampler
 from serving.schemas import (
     Changes,
@@ -24,9 +26,11 @@ from serving.schemas import (
     Exemplar,
     Peak,
     Prediction,
+    Task,
 )
 
 EXEMPLARS = 3
+_NAMED = 3  # classes or concepts that a summary names
 _STILL = 1e-6  # logits: below it a change is rounding
 
 
@@ -62,16 +66,17 @@ class Explainer:
         """
         one = {name: value[0] for name, value in outputs.items() if name != "similarity_maps"}
         classes, probabilities = self.manifest.classes, one["probabilities"]
-        below = self.manifest.abstain_below
-        ranked = np.sort(probabilities)[::-1]
+        multilabel, below = self.manifest.task == "multilabel", self.manifest.abstain_below
         bias = one["logits"] - one["contributions"].sum(0)
         peaks = placement.to_image(np.tile(self.upsampler.peaks(one["concept_maps"]), 2))[:, :2]
         peaks = np.clip(peaks, 0, [placement.width, placement.height])  # a margin's peak is shown at the border
         return Prediction(
+            task=self.manifest.task,
+            found=[classes[t] for t in _found(probabilities, multilabel)],
             top=classes[int(probabilities.argmax())],
-            margin=float(ranked[0] - ranked[1]) if len(ranked) > 1 else 1.0,
-            asks_for_help=len(ranked) > 1 and bool(wants_help(probabilities, self.manifest.ask_margin)),
-            abstains=below is not None and float(ranked[0]) < below,
+            margin=float(decision_margin(probabilities, multilabel)),
+            asks_for_help=bool(wants_help(probabilities, self.manifest.ask_margin, multilabel)),
+            abstains=below is not None and _confidence(probabilities, multilabel) < below,
             classes=[
                 ClassScore(name=name, probability=p, logit=logit, bias=b)
                 for name, p, logit, b in zip(
@@ -104,6 +109,18 @@ class Explainer:
         )
 
 
+def _found(probabilities: np.ndarray, multilabel: bool) -> list[int]:
+    """Indices of the classes that a study has, most probable first: what `csr.metrics.decide` says, without torch."""
+    ranked = np.argsort(-probabilities, kind="stable").tolist()
+    return [t for t in ranked if probabilities[t] >= 0.5] if multilabel else ranked[:1]
+
+
+def _confidence(probabilities: np.ndarray, multilabel: bool) -> float:
+    """How sure the answer is: what `csr.calibration.study_confidence` says, without torch."""
+    sure = probabilities.astype(np.float64)
+    return float(np.maximum(sure, 1 - sure).min() if multilabel else sure.max())
+
+
 def compare(before: Prediction, after: Prediction) -> Changes:
     """What moved between two predictions of one study, and why."""
     classes = [
@@ -112,37 +129,40 @@ def compare(before: Prediction, after: Prediction) -> Changes:
         )
         for old, new in zip(before.classes, after.classes, strict=True)
     ]
-    concepts = [_concept_change(old, new) for old, new in zip(before.concepts, after.concepts, strict=True)]
+    concepts = [_concept_change(old, new, after.task) for old, new in zip(before.concepts, after.concepts, strict=True)]
     concepts.sort(key=lambda change: -change.effect)
+    summary = _found_summary if after.task == "multilabel" else _top_summary
     return Changes(
+        found_before=before.found,
+        found_after=after.found,
         top_before=before.top,
         top_after=after.top,
         top_changed=before.top != after.top,
-        summary=_summary(before, after, concepts),
+        summary=summary(before, after, [change for change in concepts if change.effect > _STILL]),
         classes=classes,
         concepts=concepts,
     )
 
 
-def _concept_change(old: ConceptFinding, new: ConceptFinding) -> ConceptChange:
+def _concept_change(old: ConceptFinding, new: ConceptFinding, task: Task) -> ConceptChange:
     deltas = {name: new.contributions[name] - value for name, value in old.contributions.items()}
+    largest = max(abs(delta) for delta in deltas.values())
     cause: Literal["rejected", "region", "none"] = "none"
     if new.rejected:
         cause = "rejected"
-    elif max(abs(delta) for delta in deltas.values()) > _STILL:
+    elif largest > _STILL:
         cause = "region"
     return ConceptChange(
         name=new.name,
         cause=cause,
-        effect=max(deltas.values()) - min(deltas.values()),
+        effect=largest if task == "multilabel" else max(deltas.values()) - min(deltas.values()),
         probability_delta=new.probability - old.probability,
         contribution_deltas=deltas,
     )
 
 
-def _summary(before: Prediction, after: Prediction, changes: Sequence[ConceptChange]) -> str:
+def _top_summary(before: Prediction, after: Prediction, moved: Sequence[ConceptChange]) -> str:
     """One sentence on what happened and one on why, in terms of the two classes between which it happened."""
-    moved = [change for change in changes if change.effect > _STILL]
     if not moved:
         return f"No change: {before.top} stays at {_percent(before, before.top)}."
     if after.top != before.top:
@@ -153,10 +173,48 @@ def _summary(before: Prediction, after: Prediction, changes: Sequence[ConceptCha
         rival = next((name for name in others if name != after.top), after.top)
         verdict = f"{after.top} stays on top, {_percent(before, after.top)} → {_percent(after, after.top)}."
     shifts = [(change.contribution_deltas[after.top] - change.contribution_deltas[rival], change) for change in moved]
-    shifts.sort(key=lambda pair: -abs(pair[0]))
+    return f"{verdict} For {after.top} against {rival}: {_reasons(shifts)}."
+
+
+def _found_summary(before: Prediction, after: Prediction, moved: Sequence[ConceptChange]) -> str:
+    """The same where a study can have several classes: which of them are found, and why the one that moved most did, of
+    those that were gained or lost if any was."""
+    if not moved:
+        stay = _listed([f"{name} ({_percent(after, name)})" for name in after.found])
+        return f"No change. The findings stay: {stay}."
+    old, new = ({each.name: each.probability for each in prediction.classes} for prediction in (before, after))
+    by_shift = sorted(new, key=lambda name: -abs(new[name] - old[name]))
+    decided = [name for name in by_shift if (name in before.found) != (name in after.found)]
+    if decided:
+        first = decided[0]
+        verdict = f"{_listed([_decision(before, after, name) for name in decided])}. For {first}"
+    else:
+        first = by_shift[0]
+        stay = _listed([f"{name} ({_step(before, after, name)})" for name in after.found])
+        verdict = f"The findings stay: {stay}. The largest change is {first}, {_step(before, after, first)}"
+    return f"{verdict}: {_reasons([(change.contribution_deltas[first], change) for change in moved])}."
+
+
+def _decision(before: Prediction, after: Prediction, name: str) -> str:
+    turn = "is now found" if name in after.found else "is no longer found"
+    return f"{name} ({_percent(before, name)}) {turn} ({_percent(after, name)})"
+
+
+def _reasons(shifts: Sequence[tuple[float, ConceptChange]]) -> str:
+    """The concepts with the largest shifts."""
     causes = {"rejected": "rejected", "region": "boxes", "none": ""}
-    parts = [f"{change.name} {_signed(shift)} ({causes[change.cause]})" for shift, change in shifts[:3]]
-    return f"{verdict} For {after.top} against {rival}: {', '.join(parts)}."
+    largest = sorted(shifts, key=lambda pair: -abs(pair[0]))[:_NAMED]
+    return ", ".join(f"{change.name} {_signed(shift)} ({causes[change.cause]})" for shift, change in largest)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """The first few of what there may be many of, or ``none``."""
+    more = [f"and {len(parts) - _NAMED} more"] if len(parts) > _NAMED else []
+    return ", ".join([*parts[:_NAMED], *more]) or "none"
+
+
+def _step(before: Prediction, after: Prediction, name: str) -> str:
+    return f"{_percent(before, name)} → {_percent(after, name)}"
 
 
 def _signed(value: float) -> str:
@@ -164,4 +222,8 @@ def _signed(value: float) -> str:
 
 
 def _percent(prediction: Prediction, name: str) -> str:
-    return next(f"{each.probability * 100:.0f} %" for each in prediction.classes if each.name == name)
+    probability = next(each.probability for each in prediction.classes if each.name == name)
+    rounded = f"{probability * 100:.0f} %"
+    if prediction.task == "multilabel" and rounded == "50 %" and probability < 0.5:
+        return "< 50 %"  # rounded up it would say that the class is found
+    return rounded

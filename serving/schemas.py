@@ -14,6 +14,8 @@ from csr.bundle import AtlasEntry, Manifest
 from csr.interaction import Interaction, InteractionError, RegionBox
 from serving.errors import InvalidInteractionError, ServingError
 
+Task = Literal["multiclass", "multilabel"]
+
 MAX_BOXES = 200
 MAX_REJECTED = 500
 
@@ -129,12 +131,16 @@ class ConceptFinding(_Answer):
 class Prediction(_Answer):
     """What the model says about a study, with or without an interaction.
 
-    ``margin`` is p(top-1) − p(top-2); ``maps`` is K×h×w over the square canvas, ``map_limit`` the similarity that
-    overlays draw at full strength: the largest of the study without interaction, so that pictures compare.
-    ``abstains``: the model is not sure enough to answer (`csr.bundle.Manifest.abstain_below`); the rest is still what
-    it would say.
+    ``task`` is the bundle's. ``found`` are the classes that the model says the study has, most probable first: ``top``,
+    the most probable one, if a study has one class; else those with a probability from a half on, which may be none.
+    ``margin`` is `csr.interaction.decision_margin`; ``asks_for_help``: it is below `csr.bundle.Manifest.ask_margin`.
+    ``maps`` is K×h×w over the square canvas, ``map_limit`` the similarity that overlays draw at full strength: the
+    largest of the study without interaction, so that pictures compare. ``abstains``: the model is not sure enough to
+    answer (`csr.bundle.Manifest.abstain_below`); the rest is still what it would say.
     """
 
+    task: Task
+    found: list[str]
     top: str
     margin: float
     asks_for_help: bool
@@ -155,7 +161,8 @@ class ClassChange(_Answer):
 
 
 class ConceptChange(_Answer):
-    """How a concept's part moved. ``effect`` is the part of it that can move probabilities (see `serving.explain`)."""
+    """How a concept's part moved; for ``effect``, which says how much that can move probabilities, see
+    `serving.explain`."""
 
     name: str
     cause: Literal["rejected", "region", "none"]
@@ -165,8 +172,14 @@ class ConceptChange(_Answer):
 
 
 class Changes(_Answer):
-    """What an interaction did, classes in the model's order and concepts by effect, largest first."""
+    """What an interaction did, classes in the model's order and concepts by effect, largest first.
 
+    ``found_before`` and ``found_after`` are the predictions' ``found``: where a study can have several classes, a
+    decision changed if one of them is in one of the two only.
+    """
+
+    found_before: list[str]
+    found_after: list[str]
     top_before: str
     top_after: str
     top_changed: bool
@@ -211,11 +224,12 @@ class ModelAnswer(_Answer):
 
 
 class Sample(_Answer):
-    """A study to try the page with; boxes are (concept, x_min, y_min, x_max, y_max) in pixels of its image."""
+    """A study to try the page with; ``diagnosis`` names its true classes, for people, and boxes are (concept, x_min,
+    y_min, x_max, y_max) in pixels of its image."""
 
     index: int
     study_id: str
-    label: str
+    diagnosis: str
     concepts: list[str]
     boxes: list[tuple[str, float, float, float, float]]
 

@@ -70,6 +70,44 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 
 
 @pytest.fixture(scope="session")
+def multilabel_bundle(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> object:
+    """The tiny run's bundle with another head: a study has every disease whose rule reaches the threshold, or none.
+
+    What comes before the head knows no classes, so it is the same.
+    """
+    from dataclasses import replace
+
+    import numpy as np
+
+    from csr.assemble import ExportConfig, Provenance, write_bundle
+    from csr.atlas import build_atlas
+    from csr.datasets.phantom.plan import RULE_THRESHOLD, RULE_WEIGHTS
+    from csr.datasets.prepared import PreparedSet
+    from csr.network.csr import CSR
+    from csr.training.calibration import calibrate_temperature
+    from csr.training.head import HeadConfig, train_head
+    from csr.training.reporter import SilentReporter
+
+    given: PreparedSet = tiny_run.data  # type: ignore[assignment]
+    diseases = tuple(RULE_WEIGHTS.index)
+    present = given.collection.concept_labels() @ RULE_WEIGHTS[list(given.collection.concepts)].to_numpy().T
+    targets = (present >= RULE_THRESHOLD).astype(np.float32)
+    targets[given.collection.rows("train")[0], 0] = np.nan
+    columns = {f"target:{name}": targets[:, t] for t, name in enumerate(diseases)}
+    studies = given.collection.studies.drop(columns="label").assign(**columns)
+    collection = replace(given.collection, classes=diseases, studies=studies, task="multilabel")
+    data = replace(given, collection=collection)
+    head = HeadConfig(epochs=5)
+    reasoner = train_head(collection, tiny_run.cache, tiny_run.prototype_model, head, SilentReporter())
+    calibrate_temperature(collection, tiny_run.cache, tiny_run.prototype_model, reasoner)
+    atlas = build_atlas(data, tiny_run.cache, tiny_run.prototype_model, reasoner)
+    origin = Provenance("robust", given.digest(), "test", {"iid": {"macro_f1": 0.5}})
+    folder = tmp_path_factory.mktemp("multilabel") / "bundle"
+    bundle, _ = write_bundle(folder, data, CSR(tiny_run.csr.encoder, reasoner), atlas, ExportConfig(), origin)
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a small image-text encoder, trained here on shapes and their captions."""
     import torch

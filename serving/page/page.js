@@ -206,8 +206,8 @@ function showSample(sample) {
   byId("reference").hidden = !sample;
   byId("reference").open = false;
   if (!sample) return;
-  const concepts = sample.concepts.map(plain).join(", ") || "no findings";
-  byId("reference-text").textContent = `${sample.study_id}: ${plain(sample.label)}; ${concepts}`;
+  const concepts = sample.concepts.map(plain).join(", ") || "none";
+  byId("reference-text").textContent = `${sample.study_id}. Diagnosis: ${plain(sample.diagnosis)}. Concepts: ${concepts}.`;
 }
 
 function addBox() {

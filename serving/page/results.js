@@ -18,11 +18,14 @@ export function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-// A bar from 0 to 1 with an optional mark where the value was before.
-function bar(value, before) {
+// What is found from 50 % on never reads "50 %" while it is not.
+const chance = ({ task }, value) => (task === "multilabel" && value < 0.5 && Math.round(value * 100) === 50 ? "< 50 %" : percent(value));
+
+// A bar from 0 to 1 with an optional mark where the value was before, and one at a half where that decides.
+function bar(value, before, decides = false) {
   const fill = element("span", { class: "fill" });
   fill.style.width = `${value * 100}%`;
-  const node = element("span", { class: "bar", "aria-hidden": "true" }, fill);
+  const node = element("span", { class: decides ? "bar decides" : "bar", "aria-hidden": "true" }, fill);
   if (before !== undefined && Math.abs(before - value) > 0.005) {
     const mark = element("span", { class: "mark" });
     mark.style.left = `${before * 100}%`;
@@ -44,26 +47,46 @@ function change(delta, text) {
   return element("span", { class: `delta ${delta < 0 ? "down" : "up"}` }, text);
 }
 
+// Where a study can have several classes each is decided on its own, so the notes name the one it is least sure of.
+function drawNotes(prediction) {
+  const several = prediction.task === "multilabel";
+  const doubt = ({ probability }) => Math.abs(probability - 0.5);
+  const least = prediction.classes.reduce((one, other) => (doubt(other) < doubt(one) ? other : one));
+  const doubtful = `${plain(least.name)} (${chance(prediction, least.probability)})`;
+  byId("abstains").textContent = several
+    ? `The model abstains: it is not sure enough of every class, and least of ${doubtful}. What follows is what it would have said.`
+    : "The model abstains: it is not sure enough of any class. What follows is what it would have said.";
+  byId("help").textContent = several
+    ? `The model asks for a second look: ${doubtful} is close to the 50 % from which a class is found.`
+    : "The model asks for a second look: its two likeliest classes are close.";
+  byId("found").textContent = prediction.found.length ? `Found: ${prediction.found.map(plain).join(", ")}` : "Nothing found";
+  byId("abstains").hidden = !prediction.abstains;
+  byId("help").hidden = !prediction.asks_for_help;
+  byId("found").hidden = !several;
+}
+
 export function drawClasses(before, after, chosen, touched, onChoose) {
+  drawNotes(after);
+  const several = after.task === "multilabel";
   byId("classes").replaceChildren(
     ...after.classes.map((each, index) => {
       const was = before.classes[index].probability;
       const delta = Math.round(each.probability * 100) - Math.round(was * 100);
-      const number = element("span", { class: "number" }, percent(each.probability));
+      const number = element("span", { class: "number" }, chance(after, each.probability));
+      const found = after.found.includes(each.name);
       const moved = touched && delta !== 0 ? [change(delta, signed(delta, 0))] : [];
       const attributes = {
         type: "button",
-        class: each.name === after.top ? "class top-class" : "class",
+        class: found ? "class found" : "class",
         "aria-pressed": String(each.name === chosen),
         "data-class": each.name,
         onclick: () => onChoose(each.name),
       };
-      const name = element("span", { class: "name" }, plain(each.name));
-      return element("button", attributes, name, bar(each.probability, touched ? was : undefined), number, element("span", { class: "moved" }, ...moved));
+      const tick = several && found ? [element("span", { class: "tick", role: "img", "aria-label": "found:" }, "✓"), " "] : [];
+      const name = element("span", { class: "name" }, ...tick, plain(each.name));
+      return element("button", attributes, name, bar(each.probability, touched ? was : undefined, several), number, element("span", { class: "moved" }, ...moved));
     }),
   );
-  byId("abstains").hidden = !after.abstains;
-  byId("help").hidden = !after.asks_for_help;
 }
 
 export function drawConcepts({ before, after, order, chosen, forClass, onChoose, onReject }) {
