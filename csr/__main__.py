@@ -19,6 +19,7 @@ from csr.datasets.sources import Source, SourceOptions, read_source
 from csr.datasets.splits import SplitShares
 from csr.datasets.tasks import TaskChoice
 from csr.datasets.tbx11k import TBX11KConfig
+from csr.datasets.vindr_cxr import VinDrConfig
 from csr.errors import CSRError, DataError
 from csr.records import Collection, Task
 
@@ -52,6 +53,7 @@ def _check(given: argparse.Namespace) -> None:
         TBX11KConfig(given.concept_table, tuple(given.located)),
         given.workers,
         choice,
+        VinDrConfig(given.consensus),
     )
     collection, problems, warnings = check(given.path, given.source, options)
     if collection is None:
@@ -95,6 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     checking.add_argument("--merge", nargs="+", type=_merged, default=(), metavar="NEW=OLD,OLD", help="classes")
     checking.add_argument("--concept-table", default=TBX11KConfig.concepts, help="tbx11k: your table of concept labels")
     checking.add_argument("--located", nargs="*", default=(), help="tbx11k: concepts whose place is the official box")
+    checking.add_argument("--consensus", choices=("any", "majority", "all"), default=VinDrConfig.consensus)
     checking.add_argument("--workers", type=int, default=2)
     checking.set_defaults(run=_check)
     given = parser.parse_args(arguments)

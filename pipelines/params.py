@@ -19,6 +19,7 @@ from csr.datasets.leaks import NEAR
 from csr.datasets.phantom.plan import PhantomConfig
 from csr.datasets.tasks import TaskChoice
 from csr.datasets.tbx11k import TBX11KConfig
+from csr.datasets.vindr_cxr import VinDrConfig
 from csr.errors import ConfigError
 from csr.presets import PRESETS, Preset
 from csr.records import Task
@@ -36,7 +37,7 @@ class DataParams:
 
     Args:
         source: ``phantom``, made on the spot; ``table``, a folder in the layout that the README describes; or
-            ``tbx11k``, ``isic2017``, folders as their publishers ship them.
+            ``tbx11k``, ``vindr_cxr``, ``isic2017``, ``isic2018``, folders as their publishers ship them.
         path: the folder of a real set.
         side, channels: every image becomes channels×side×side.
         validation_share, test_share: used where the split column is empty; seeded, grouped by patient.
@@ -47,11 +48,11 @@ class DataParams:
         near_bits: two images of different splits whose perceptual hashes differ in at most so many of 256 bits are
             taken for the same picture, which the stage refuses; -1 compares pixels only.
         task, concepts, targets, merge: what is learned from a real set's labels; see `csr.datasets.tasks.TaskChoice`.
-        tbx11k: what TBX11K leaves to its user.
+        tbx11k, vindr_cxr: what these data sets leave to their user.
         text_concepts: labels for concepts of a real set that an image-text encoder knows by name; null for none.
     """
 
-    source: Literal["phantom", "table", "tbx11k", "isic2017"] = "phantom"
+    source: Literal["phantom", "table", "tbx11k", "vindr_cxr", "isic2017", "isic2018"] = "phantom"
     path: str = "data/raw"
     side: int = 192
     channels: Literal[1, 3] = 1
@@ -66,6 +67,7 @@ class DataParams:
     targets: tuple[str, ...] | None = None
     merge: dict[str, tuple[str, ...]] | None = None
     tbx11k: TBX11KConfig = field(default_factory=TBX11KConfig)
+    vindr_cxr: VinDrConfig = field(default_factory=VinDrConfig)
     text_concepts: TextConceptConfig | None = None
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
 

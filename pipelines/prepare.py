@@ -50,7 +50,7 @@ def _prepare_raw(data: DataParams, workers: int) -> Collection:
     problems, texts, folder = Problems(), data.text_concepts, Path(data.path)
     assert data.source != "phantom"
     shares = SplitShares(data.validation_share, data.test_share, data.split_seed)
-    options = SourceOptions(shares, data.tbx11k, workers, data.choice)
+    options = SourceOptions(shares, data.tbx11k, workers, data.choice, data.vindr_cxr)
     raw = read_source(data.source, folder, options, problems, _progress)
     prepare_all = partial(
         prepare_raw,

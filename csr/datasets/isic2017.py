@@ -20,18 +20,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy import ndimage
 
 from csr.datasets.files import read_rows
 from csr.datasets.problems import Problems
 from csr.datasets.raw import RawSet, no_boxes
+from csr.datasets.regions import region_boxes
 from csr.errors import DataError
 from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, Collection
 
 CONCEPTS = ("pigment_network", "negative_network", "milia_like_cyst", "streaks")
 CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")
 PARTS = {"train": "Training", "val": "Validation", "test": "Test_v2"}
-TOUCHING = np.ones((3, 3))  # pixels that touch at a corner are connected
 
 
 def read_isic2017(
@@ -132,15 +131,8 @@ def _features(folder: Path, study: str, split: str) -> dict[str, np.ndarray] | D
     count = int(number.max()) + 1
     if wrong := [name for name in CONCEPTS if len(content[name]) != count]:
         return DataError(f"{file}: {wrong[0]} has {len(content[wrong[0]])} values for {count} superpixels")
-    return {name: _regions(np.asarray(content[name], bool)[number]) for name in CONCEPTS}
+    return {name: region_boxes(np.asarray(content[name], bool)[number]) for name in CONCEPTS}
 
 
 def _is_binary(values: Any) -> bool:
     return isinstance(values, list) and all(value in (0, 1) for value in values)
-
-
-def _regions(mask: np.ndarray) -> np.ndarray:
-    """Boxes n×4 around the connected regions of a mask."""
-    labelled, _ = ndimage.label(mask, TOUCHING)
-    slices = ndimage.find_objects(labelled)
-    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], np.float64).reshape(-1, 4)

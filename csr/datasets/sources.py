@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from csr.datasets.isic2017 import read_isic2017
+from csr.datasets.isic2018 import read_isic2018
 from csr.datasets.problems import Problems
 from csr.datasets.raw import RawSet
 from csr.datasets.splits import SplitShares
 from csr.datasets.table import read_table
 from csr.datasets.tasks import TaskChoice, choose_task
 from csr.datasets.tbx11k import TBX11KConfig, read_tbx11k
+from csr.datasets.vindr_cxr import VinDrConfig, read_vindr_cxr
 
-Source = Literal["table", "tbx11k", "isic2017"]
+Source = Literal["table", "tbx11k", "vindr_cxr", "isic2017", "isic2018"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class SourceOptions:
 
     Args:
         shares: of studies that the publisher put in no split.
-        tbx11k: of that data set.
+        tbx11k, vindr_cxr: of these data sets.
         workers: threads, where reading decodes images.
         choice: which labels are learned, and as what.
     """
@@ -33,6 +35,7 @@ class SourceOptions:
     tbx11k: TBX11KConfig = field(default_factory=TBX11KConfig)
     workers: int = 1
     choice: TaskChoice = field(default_factory=TaskChoice)
+    vindr_cxr: VinDrConfig = field(default_factory=VinDrConfig)
 
 
 def read_source(
@@ -55,4 +58,8 @@ def read_source(
             raw = read_tbx11k(folder, options.tbx11k, options.shares, problems)
         case "isic2017":
             raw = read_isic2017(folder, options.workers, problems, progress)
+        case "isic2018":
+            raw = read_isic2018(folder, options.shares, options.workers, problems, progress)
+        case "vindr_cxr":
+            raw = read_vindr_cxr(folder, options.vindr_cxr, options.shares, problems)
     return choose_task(raw, options.choice)
