@@ -38,7 +38,7 @@ def check(folder: Path, source: Source, options: SourceOptions) -> tuple[Collect
             raw = read_source(source, folder, options, problems)
             prepared = Path(scratch) / "prepared"
             collection = prepare_raw(raw, prepared, SIDE, 3, options.workers, problems)
-            return collection, problems, quality_warnings(PreparedSet.open(prepared))
+            return collection, problems, [*raw.notes, *quality_warnings(PreparedSet.open(prepared))]
         except DataError as error:
             if not problems.found:  # the reader could not go on, so nothing was gathered
                 where, _, reason = str(error).partition(": ")
@@ -53,7 +53,7 @@ def _check(given: argparse.Namespace) -> None:
         TBX11KConfig(given.concept_table, tuple(given.located)),
         given.workers,
         choice,
-        VinDrConfig(given.consensus),
+        VinDrConfig(given.consensus, given.least),
     )
     collection, problems, warnings = check(given.path, given.source, options)
     if collection is None:
@@ -97,7 +97,10 @@ def main(arguments: list[str] | None = None) -> None:
     checking.add_argument("--merge", nargs="+", type=_merged, default=(), metavar="NEW=OLD,OLD", help="classes")
     checking.add_argument("--concept-table", default=TBX11KConfig.concepts, help="tbx11k: your table of concept labels")
     checking.add_argument("--located", nargs="*", default=(), help="tbx11k: concepts whose place is the official box")
-    checking.add_argument("--consensus", choices=("any", "majority", "all"), default=VinDrConfig.consensus)
+    checking.add_argument(
+        "--consensus", choices=("any", "majority", "all"), default=VinDrConfig.consensus, help="vindr_cxr"
+    )
+    checking.add_argument("--least", type=int, default=VinDrConfig.least, help="vindr_cxr: rarer labels are left out")
     checking.add_argument("--workers", type=int, default=2)
     checking.set_defaults(run=_check)
     given = parser.parse_args(arguments)

@@ -30,14 +30,15 @@ def prepare(params: Params) -> None:
     """Writes the prepared set and logs its size and digest."""
     data = params.data
     workers = data.workers or cores()
+    notes: tuple[str, ...] = ()
     if data.source == "phantom":
         collection = generate(data.phantom, data.side, PREPARED, workers, _progress)
     else:
-        collection = _prepare_raw(data, workers)
+        collection, notes = _prepare_raw(data, workers)
     prepared = PreparedSet.open(PREPARED)
     REPORTS.mkdir(exist_ok=True)
     page = to_html(
-        f"Data: {collection.name}", data_sections(prepared, params.concepts.model.stride, prepared.skipped())
+        f"Data: {collection.name}", data_sections(prepared, params.concepts.model.stride, prepared.skipped(), notes)
     )
     (REPORTS / "data.html").write_text(page)
     log_tag("data.name", collection.name)
@@ -46,7 +47,8 @@ def prepare(params: Params) -> None:
     log_metrics("prepare", {"boxes": len(collection.boxes)} | {f"{split}_studies": n for split, n in counts.items()})
 
 
-def _prepare_raw(data: DataParams, workers: int) -> Collection:
+def _prepare_raw(data: DataParams, workers: int) -> tuple[Collection, tuple[str, ...]]:
+    """The tables, and what their reader has to say."""
     problems, texts, folder = Problems(), data.text_concepts, Path(data.path)
     assert data.source != "phantom"
     shares = SplitShares(data.validation_share, data.test_share, data.split_seed)
@@ -67,7 +69,7 @@ def _prepare_raw(data: DataParams, workers: int) -> Collection:
     if texts is not None:
         prepare_all = _with_text_concepts(prepare_all, raw.collection, texts)
     with DecodedImages(STATE / "decoded", folder, (data.channels, data.side, data.side)) as decoded:
-        return prepare_all(decoded=decoded)
+        return prepare_all(decoded=decoded), raw.notes
 
 
 def _with_text_concepts(

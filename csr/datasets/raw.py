@@ -45,11 +45,13 @@ class RawSet:
             may have NaN for corners, and gets those of its mask.
         folder: the paths in ``collection.studies["image"]`` and ``collection.boxes["mask"]`` are relative to it.
         no_classes: a sentence on why the data set has no classes, where its task is ``concepts``.
+        notes: sentences on what the reader decided that its user should know.
     """
 
     collection: Collection
     folder: Path
     no_classes: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def named_columns(table: pd.DataFrame, prefix: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -20,15 +21,16 @@ SHOWN = 12  # images of the montage
 MAGNIFIED = 192  # pixels that they are shown at
 
 
-def data_sections(data: PreparedSet, stride: int, skipped: pd.DataFrame) -> list[Section]:
+def data_sections(data: PreparedSet, stride: int, skipped: pd.DataFrame, notes: Sequence[str] = ()) -> list[Section]:
     """Warnings, counts, co-occurrence, box sizes against the map's cells, what was left out, and examples.
 
     Args:
         stride: pixels of a prepared image that one cell of the maps covers.
         skipped: ``where, reason``.
+        notes: of the reader, shown with the warnings.
     """
     return [
-        *_warnings(data),
+        *_warnings([*notes, *quality_warnings(data)]),
         _counts(data),
         _concepts(data),
         _together(data),
@@ -38,8 +40,7 @@ def data_sections(data: PreparedSet, stride: int, skipped: pd.DataFrame) -> list
     ]
 
 
-def _warnings(data: PreparedSet) -> list[Section]:
-    found = quality_warnings(data)
+def _warnings(found: Sequence[str]) -> list[Section]:
     return [Section("Warnings", tuple(f"{text[0].upper()}{text[1:]}." for text in found))] if found else []
 
 

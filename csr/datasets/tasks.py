@@ -44,14 +44,13 @@ def choose_task(raw: RawSet, choice: TaskChoice) -> RawSet:
     """
     collection = _merged(raw.collection, choice.merge)
     task = choice.task or ("multilabel" if choice.targets else collection.task)
-    if task == "concepts" and choice.task is None:
+    if collection.task == "concepts" and choice.task != "concepts" and not choice.targets:
         reason = raw.no_classes or "it has no classes; add a column 'label', or columns 'target:<name>'"
         raise DataError(f"{raw.folder}: {reason}, or set data.task: concepts to learn concepts only")
     if choice.targets is not None and task != "multilabel":
         raise ConfigError(f"data.targets: only data.task: multilabel has targets, not {task}")
     if task == "multiclass" and collection.task != "multiclass":
-        why = "can have several classes" if collection.task == "multilabel" else "have none"
-        raise DataError(f"{raw.folder}: data.task is multiclass, but its studies {why}")
+        raise DataError(f"{raw.folder}: data.task is multiclass, but its studies can have several classes")
     labels = _labels(collection)
     classes = collection.classes if task == "multiclass" else _targets(collection, choice, task, labels)
     concepts = _chosen(choice.concepts, labels, "data.concepts")

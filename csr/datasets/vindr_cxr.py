@@ -10,9 +10,9 @@ PhysioNet's edition, 1.0.0:
   x_max, y_max`` in pixels of the DICOM image, without coordinates for labels that have no place.
 
 A label is present where enough of an image's readers say so (`VinDrConfig.consensus`). All boxes of a finding that is
-present are kept, and none of one that was voted down: that is what a vote means, and no mistake. The official test
-images are the test split; a validation split is drawn from the others. The set names no patients, so an image counts as
-one.
+present are kept, and none of one that was voted down: that is what a vote means, and no mistake. Labels that hardly any
+training image has are left out (`VinDrConfig.least`). The official test images are the test split; a validation split
+is drawn from the others. The set names no patients, so an image counts as one.
 
 Kaggle's edition, ``train.csv`` with ``image_id, class_name, class_id, rad_id, x_min, y_min, x_max, y_max`` and
 ``train/<image_id>.dicom``, has 14 findings, "No finding" and no global labels: nothing but concepts can be learned. Its
@@ -30,9 +30,9 @@ import pandas as pd
 
 from csr.datasets.files import read_rows
 from csr.datasets.problems import Problems
-from csr.datasets.raw import RawSet, check_boxes, no_boxes
+from csr.datasets.raw import RawSet, check_boxes, named_columns, no_boxes
 from csr.datasets.splits import SplitShares, complete_split
-from csr.errors import DataError
+from csr.errors import ConfigError, DataError
 from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, TARGET_PREFIX, Collection
 
 FINDINGS = (
@@ -91,9 +91,18 @@ class VinDrConfig:
 
     Args:
         consensus: how many of an image's readers must name a label: ``any`` one, the ``majority``, or ``all``.
+        least: labels that fewer images have, by that rule and without those of the test split, are left out; 22
+            findings and 6 global labels were asked for, and some were hardly ever found.
     """
 
     consensus: Literal["any", "majority", "all"] = "majority"
+    least: int = 10
+
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise ConfigError(
+                "data.vindr_cxr.least: must be at least 1, since a label that no image has is not learned"
+            )
 
 
 def read_vindr_cxr(folder: Path, config: VinDrConfig, shares: SplitShares, problems: Problems) -> RawSet:
@@ -124,15 +133,35 @@ def _read_physionet(folder: Path, config: VinDrConfig, shares: SplitShares, prob
     problems.add_rows(studies, twice, "image_id is in train and in test", "study_id")
     studies = studies[~twice].reset_index(drop=True)
     free = studies["split"] == "train"
+    studies, notes = _without_rare(studies, free, config)
     without_test = SplitShares(shares.validation, 0.0, shares.seed)
     studies["split"] = complete_split(studies.assign(split=studies["split"].where(~free, "")), without_test)
     studies["part"] = studies["split"]
-    tables = [
-        _of_present(_annotations(folder, "train", studies, problems), studies),
-        _annotations(folder, "test", studies, problems),  # one voice: a box of what it calls absent is a mistake
-    ]
-    boxes = pd.concat([table for table in tables if len(table)] or [no_boxes()], ignore_index=True)
-    return RawSet(Collection("vindr_cxr", FINDINGS, DISEASES, studies, boxes, "multilabel"), folder)
+    findings, diseases = named_columns(studies, CONCEPT_PREFIX), named_columns(studies, TARGET_PREFIX)
+    is_test = studies["split"] == "test"
+    voted = _annotations(folder, "train", studies[~is_test], findings, problems)
+    agreed = _annotations(folder, "test", studies[is_test], findings, problems)
+    # the test set speaks with one voice, so a box there of what it calls absent is a mistake, and is found later
+    tables = [table for table in (_of_present(voted, studies), agreed) if len(table)]
+    boxes = pd.concat(tables or [no_boxes()], ignore_index=True)
+    collection = Collection("vindr_cxr", findings, diseases, studies, boxes, "multilabel")
+    return RawSet(collection, folder, notes=notes)
+
+
+def _without_rare(
+    studies: pd.DataFrame, counted: pd.Series, config: VinDrConfig
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The studies without the labels that too few of the counted ones have, and a sentence that names those."""
+    counts = studies[counted].filter(like=":").sum().astype(int)
+    rare = counts[counts < config.least]
+    if rare.empty:
+        return studies, ()
+    names = ", ".join(f"{column.partition(':')[2]} ({count})" for column, count in rare.items())
+    note = (
+        f"labels that fewer than {config.least} images have, of those that are not for testing, are left out: {names}; "
+        "data.vindr_cxr.least is that number"
+    )
+    return studies.drop(columns=rare.index), (note,)
 
 
 def _image_labels(folder: Path, split: str, config: VinDrConfig, problems: Problems) -> pd.DataFrame:
@@ -192,11 +221,15 @@ def _canonical(name: str, labels: tuple[str, ...]) -> str:
     return known.get(simple, name)
 
 
-def _annotations(folder: Path, split: str, studies: pd.DataFrame, problems: Problems) -> pd.DataFrame:
-    """Every reader's boxes of findings."""
+def _annotations(
+    folder: Path, split: str, studies: pd.DataFrame, findings: tuple[str, ...], problems: Problems
+) -> pd.DataFrame:
+    """Every reader's boxes of some findings."""
     file = folder / "annotations" / f"annotations_{split}.csv"
     rows = read_rows(file, ("image_id", "class_name", *CORNERS))
-    return _boxes(rows, (*FINDINGS, *DISEASES), FINDINGS, set(studies["study_id"]), "image_labels", problems)
+    table = f"image_labels_{split}.csv"
+    boxes = _boxes(rows, (*FINDINGS, *DISEASES), FINDINGS, set(studies["study_id"]), table, problems)
+    return boxes[boxes["concept"].isin(findings)].reset_index(drop=True)
 
 
 def _boxes(
@@ -242,11 +275,13 @@ def _read_kaggle(folder: Path, config: VinDrConfig, shares: SplitShares, problem
     columns = pd.DataFrame({CONCEPT_PREFIX + name: said[name] for name in KAGGLE_FINDINGS})
     images = "train/" + said.index.to_series() + suffix
     studies = _studies(images, "", rows.groupby("image_id")["where"].first(), columns)
+    studies, notes = _without_rare(studies, studies["split"] == "", config)
     studies["split"] = complete_split(studies, shares)
     studies["part"] = studies["split"]
+    findings = named_columns(studies, CONCEPT_PREFIX)
     boxes = _boxes(rows[known], labels, KAGGLE_FINDINGS, set(studies["study_id"]), file.name, problems)
-    collection = Collection("vindr_cxr", KAGGLE_FINDINGS, (), studies, _of_present(boxes, studies), "concepts")
-    return RawSet(collection, folder, NO_DISEASES)
+    boxes = _of_present(boxes[boxes["concept"].isin(findings)], studies)
+    return RawSet(Collection("vindr_cxr", findings, (), studies, boxes, "concepts"), folder, NO_DISEASES, notes)
 
 
 def _kaggle_suffix(folder: Path, image: str) -> str:

@@ -123,7 +123,7 @@ REFUSED = [
         "data.targets: name the labels that are targets; 'toy' has round",
     ),
     ("concepts", TaskChoice(), "toy: this edition has findings only, or set data.task: concepts"),
-    ("concepts", TaskChoice("multiclass"), "its studies have none"),
+    ("concepts", TaskChoice("multiclass"), "this edition has findings only"),
 ]
 
 
