@@ -61,6 +61,8 @@ def read_isic2018(
         )
     official = {split: truth for split, truth in parts.items() if truth is not None}
     studies = pd.concat([_images(folder, split) for split in official], ignore_index=True)
+    for split, truth in official.items():
+        _name_strays(truth, set(studies[studies["split"] == split]["study_id"]), problems)
     jobs = [(folder / row.image, official[row.split], row.study_id) for row in studies.itertuples()]
     with ThreadPoolExecutor(workers) as pool:
         found = list(progress(pool.map(lambda job: _attributes(*job), jobs), len(jobs)))
@@ -111,6 +113,16 @@ def _images(folder: Path, split: str) -> pd.DataFrame:
             "where": [str(source / f"{name}.jpg") for name in names],
         }
     )
+
+
+def _name_strays(truth: Path, images: set[str], problems: Problems) -> None:
+    """Masks of an image or an attribute that is not there."""
+    for file in sorted(truth.glob("*.png")):
+        image, _, name = file.stem.partition("_attribute_")
+        if name not in ATTRIBUTES:
+            problems.add(str(file), f"names none of the attributes {', '.join(ATTRIBUTES)}")
+        elif image not in images:
+            problems.add(str(file), f"has no image {image}.jpg")
 
 
 def _mask_file(truth: Path, study: str, name: str) -> Path:

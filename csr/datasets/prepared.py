@@ -3,8 +3,8 @@
 A folder:
 
 - ``collection.json``: name, task, concepts and classes;
-- ``studies.parquet`` and ``boxes.parquet``: see `csr.records`, and `csr.datasets.schema` for what is checked when they
-  are written; boxes are in pixels of the prepared images;
+- ``studies.parquet`` and ``boxes.parquet``: see `csr.records` and `csr.datasets.schema`; boxes are in pixels of the
+  prepared images;
 - ``images/00000.npy``, ``00001.npy``, …: the images, N×C×S×S uint8 in shards, rows as in ``studies.parquet``; see
   `csr.datasets.shards`;
 - ``masks.npy``, where findings are outlined by pixel: bit-packed S×S masks, M×⌈S²/8⌉ uint8. ``boxes.parquet`` then has
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from csr.datasets.schema import check_schema, study_columns
+from csr.datasets.schema import study_columns
 from csr.datasets.shards import Images, ImageShards, ShardWriter
 from csr.drafts import draft_folder
 from csr.errors import DataError
@@ -141,12 +141,7 @@ class PreparedWriter:
             problems.to_csv(self._draft / "skipped.csv", index=False)
 
     def write_tables(self, collection: Collection) -> None:
-        """Stores the tables.
-
-        Raises:
-            DataError: naming everything in them that breaks the schema.
-        """
-        check_schema(collection, self._shape[-1])
+        """Stores the tables."""
         about = {
             "name": collection.name,
             "task": collection.task,

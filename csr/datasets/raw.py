@@ -21,6 +21,7 @@ from csr.datasets.leaks import NEAR, Fingerprints, find_leaks
 from csr.datasets.masks import place_mask, read_mask, tight_box
 from csr.datasets.prepared import PreparedWriter
 from csr.datasets.problems import Problems
+from csr.datasets.schema import check_schema
 from csr.datasets.shards import Images
 from csr.errors import DataError, ImageError
 from csr.images import Placement, decode, fit
@@ -186,6 +187,7 @@ def prepare_raw(
             problems.add(str(raw.folder), reason, skippable=False)
         problems.settle(skip_bad)
         finished = finish(moved, writer.images)
+        check_schema(finished, side)
         writer.write_tables(finished)
         if masks:
             writer.write_masks(masks)

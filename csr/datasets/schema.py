@@ -1,4 +1,4 @@
-"""What the tables of a prepared set must look like, checked when they are written; `csr.records` says it in words.
+"""What the tables of a prepared set must look like, checked before they are written; `csr.records` says it in words.
 
 A reader's mistake, or that of code which changes tables after it, stops here instead of in a stage that reads them.
 Mistakes of the people who made a data set are found earlier, in their own files: see `csr.datasets.problems`.
@@ -73,7 +73,9 @@ def studies_schema(collection: Collection) -> pa.DataFrameSchema:
     taken = (CONCEPT_PREFIX, TARGET_PREFIX) if collection.task == "multilabel" else CONCEPT_PREFIX
     free = [name for name in collection.studies if name not in columns and not name.startswith(taken)]
     columns |= {name: pa.Column(nullable=True) for name in free}
-    parts = pa.Check(_repeats_split, name="part", error="must be the split's name: only 'test' has parts")
+    parts = pa.Check(
+        _repeats_split, name="part", ignore_na=False, error="must be the split's name: only 'test' has parts"
+    )
     return pa.DataFrameSchema(columns, checks=parts, strict=True)
 
 
@@ -90,7 +92,7 @@ def boxes_schema(collection: Collection, side: int) -> pa.DataFrameSchema:
     known_study = pa.Check.isin(studies, ignore_na=False, error="must be in the table of studies")
     numbers = [
         pa.Check(pd.api.types.is_numeric_dtype, error="must hold numbers"),
-        pa.Check(lambda values: np.isfinite(_numbers(values)), ignore_na=False, error="must be a finite number"),
+        pa.Check(lambda values: _numbers(values).notna(), ignore_na=False, error="must be a finite number"),
     ]
     least, most = -ROUNDING * side, side * (1 + ROUNDING)
     inside = {
@@ -109,7 +111,7 @@ def boxes_schema(collection: Collection, side: int) -> pa.DataFrameSchema:
         "mask": pa.Column(checks=masks, nullable=True, required=False),
     }
     ordered = [
-        pa.Check(_is_ordered, name=high, error=f"must be greater than {low}", low=low, high=high)
+        pa.Check(_is_ordered, name=high, ignore_na=False, error=f"must be greater than {low}", low=low, high=high)
         for low, high in (("x_min", "x_max"), ("y_min", "y_max"))
     ]
     return pa.DataFrameSchema(columns, checks=ordered, strict=True)
@@ -134,8 +136,8 @@ def _is_named(values: pd.Series) -> pd.Series:
 
 
 def _numbers(values: pd.Series) -> pd.Series:
-    """NaN for what is no number, so that only one check speaks of it."""
-    return pd.to_numeric(values, errors="coerce")
+    """NaN for what is no finite number, so that only one check speaks of it."""
+    return pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
 
 
 def _repeats_split(studies: pd.DataFrame) -> pd.Series | bool:
@@ -174,8 +176,8 @@ def _failed(name: str, table: pd.DataFrame, column: str, sentence: str, passed: 
     if not isinstance(passed, pd.Series):
         yield f"{name}: column {column!r} {sentence}, has type {table[column].dtype}"
         return
-    rows = np.flatnonzero(~passed.to_numpy(bool))
-    for row in rows[:SHOWN].tolist():
+    rows = passed.index[~passed.to_numpy(bool)]  # not places: empty values may have been left out of the check
+    for row in rows[:SHOWN]:
         study = f" (study {table['study_id'].iat[row]!r})" if "study_id" in table else ""
         value = table[column].iat[row]
         value = value.item() if isinstance(value, np.generic) else value

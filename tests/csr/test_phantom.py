@@ -18,6 +18,7 @@ from csr.datasets.phantom.anatomy import NoiseBank
 from csr.datasets.phantom.plan import _TENDENCY, RULE_THRESHOLD, RULE_WEIGHTS
 from csr.datasets.phantom.render import Renderer
 from csr.datasets.prepared import PreparedSet
+from csr.datasets.schema import check_schema
 from csr.errors import DataError
 from csr.records import BOX_COLUMNS
 
@@ -378,3 +379,7 @@ def test_a_phantom_too_small_to_hold_every_class_is_refused_and_nothing_is_writt
     with pytest.raises(DataError, match=r"data\.phantom"):
         generate(PhantomConfig(train=40, val=2, test=40), SIDE, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_its_tables_are_as_the_schema_says(folder):
+    check_schema(PreparedSet.open(folder).collection, SIDE)

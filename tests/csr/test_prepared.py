@@ -153,13 +153,6 @@ def test_opening_needs_no_pandera(tmp_path, collection):
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "set")]).returncode == 0
 
 
-def test_tables_that_break_the_schema_leave_nothing(tmp_path, collection):
-    collection.studies.loc[3, "split"] = "dev"
-    with pytest.raises(DataError, match="split must be one of"):
-        make_prepared(tmp_path / "set", collection)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_first_images_can_be_kept_and_the_files_are_those_of_so_many(tmp_path, collection):
     canvases = np.random.default_rng(0).integers(0, 255, (9, 3, 8, 8), np.uint8)
     for path, count in ((tmp_path / "cut", 3000), (tmp_path / "whole", 7)):

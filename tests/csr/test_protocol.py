@@ -71,7 +71,7 @@ def test_peaks_are_pixels_in_the_cells_of_the_maps_maxima(data):
     rows = np.arange(20)
     peaks = predict(Fixed(), data, rows, batch_size=8).peaks
     assert peaks.shape == (20, 3, 2)
-    cells = data.images[rows, 0].reshape(20, 4, 8, 4, 8).mean((2, 4)).reshape(20, 16).argmax(1)
+    cells = data.images[rows][:, 0].reshape(20, 4, 8, 4, 8).mean((2, 4)).reshape(20, 16).argmax(1)
     np.testing.assert_array_equal(peaks[:, 0] // 8, np.stack([cells % 4, cells // 4], 1))
     np.testing.assert_array_equal(peaks[:, 1] // 8, np.stack([3 - cells % 4, cells // 4], 1))
     np.testing.assert_array_equal(peaks[:, 2], peaks[:, 0])

@@ -47,11 +47,15 @@ CONFIG = ConceptTrainingConfig(
 
 
 def write_set(path: Path, images: np.ndarray, **splits: int) -> PreparedSet:
-    """A prepared set of the given images, with as many a split as given and labels that cycle through three classes."""
+    """A prepared set of the given images, with as many a split as given and labels that cycle through three classes.
+
+    It has no boxes, which smaller images than those of `make_prepared` could not hold.
+    """
+    collection = make_collection(**splits)
     with PreparedWriter(path, len(images), 1, images.shape[-1]) as writer:
         for row, image in enumerate(images):
             writer.write_image(row, image)
-        writer.write_tables(make_collection(**splits))
+        writer.write_tables(replace(collection, boxes=collection.boxes[:0]))
     return PreparedSet.open(path)
 
 
