@@ -1,12 +1,13 @@
-"""PNG, JPEG, TIFF and DICOM bytes → one float image → the network's input. Torch-free: training and serving share it.
+"""PNG, JPEG, TIFF and DICOM bytes → one image → the network's input. Torch-free: training and serving share it.
 
-Not covered here: multi-frame DICOM, colour management beyond sRGB, and volumes.
+Files of several pages or frames are refused. Not covered here: colour management beyond sRGB, and volumes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
     import pydicom
 
 MAX_PIXELS = 64_000_000
+MAX_INFLATED = 8 * MAX_PIXELS  # bytes that a DICOM file of the deflated transfer syntax may unpack to
 FORMATS = ("PNG", "JPEG", "TIFF")  # no other of Pillow's plugins is exposed to strangers' bytes
 _DICOM_MAGIC = slice(128, 132)
+_NEEDED = ("Rows", "Columns", "BitsAllocated", "PixelData")  # no parametric maps of FloatPixelData
+_TABLE = 2**16  # grey values up to which they are looked up instead of computed pixel by pixel
+_BAND = 64  # rows
+_REDUCING_GAP = 2.0  # images are averaged to twice their final size before they are resampled, in half the time
 
 
 @dataclass(frozen=True)
@@ -43,20 +49,24 @@ class Placement:
 
 
 def decode(data: bytes, name: str = "image") -> np.ndarray:
-    """Decodes a file's bytes into H×W×C float32 in [0, 1], C = 1 or 3, upright (EXIF orientation applied).
+    """Decodes a file's bytes into H×W×C, C = 1 or 3, upright (EXIF orientation applied).
 
-    16-bit images are scaled by their type's range, DICOM by its VOI window with MONOCHROME1 inverted.
+    What a file stores in 8 bits stays uint8; anything deeper, and DICOM, becomes float32 in [0, 1]: 16-bit images are
+    scaled by their type's range, DICOM by its VOI window or LUT, else from its least to its greatest value, with
+    MONOCHROME1 inverted and padding (PS3.3 C.7.5.1.1.2) black.
 
     Raises:
-        ImageError: the bytes are not a readable image, or it has more than `MAX_PIXELS` pixels.
+        ImageError: the bytes are not a readable image, or of several, or it has more than `MAX_PIXELS` pixels.
     """
     if data[_DICOM_MAGIC] == b"DICM":
         return _decode_dicom(data, name)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(image.width, image.height, name)
+        if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
+            raise ImageError(f"{name}: has {pages} pages; send one image a file")
         image.load()
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -71,56 +81,132 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
         top = 65535.0 if image.mode.startswith("I") else max(1.0, float(pixels.max(initial=0)))
         return np.clip(pixels / top, 0, 1)[..., None]
     if image.mode in ("1", "L"):
-        return _by_255(image.convert("L"))[..., None]
+        return np.asarray(image if image.mode == "L" else image.convert("L"))[..., None]
     if "A" in image.getbands() or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "black")
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
-    return _by_255(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _by_255(image: Image.Image) -> np.ndarray:
-    """8-bit pixels as float32 in [0, 1]; in place, since these arrays are most of the work of preparing a data set."""
-    pixels = np.array(image, np.float32)
-    return np.divide(pixels, 255, out=pixels)
+def pixel_spacing(data: bytes) -> tuple[float, float] | None:
+    """Millimetres between the rows and between the columns of a DICOM image; None where no file of that kind says so.
+
+    On the patient where that is known (Pixel Spacing), else on the detector (Imager Pixel Spacing, which magnification
+    makes larger than life) or the film (Nominal Scanned Pixel Spacing).
+    """
+    if data[_DICOM_MAGIC] != b"DICM":
+        return None
+    import pydicom
+
+    sources = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(sources))
+        for source in sources:
+            spacing = dataset.get(source)
+            if spacing is not None and len(spacing) == 2 and all(0 < value < np.inf for value in map(float, spacing)):
+                return float(spacing[0]), float(spacing[1])
+    except Exception:  # a spacing that cannot be read is not known; `decode` speaks of damaged files
+        return None
+    return None
 
 
 def _decode_dicom(data: bytes, name: str) -> np.ndarray:
     import pydicom  # imported on use: decoding a PNG must not pay for it
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_color_lut
 
     try:
+        _check_inflated(data, name)
         dataset = pydicom.dcmread(io.BytesIO(data))
+        if missing := [tag for tag in _NEEDED if tag not in dataset]:
+            raise ImageError(f"{name}: the DICOM file holds no image (it has no {missing[0]})")
         if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
             raise ImageError(f"{name}: multi-frame DICOM is not supported; send one frame a file")
         _check_size(int(dataset.Columns), int(dataset.Rows), name)
-        pixels = dataset.pixel_array
-        if pixels.ndim == 3:
+        pixels = dataset.pixel_array  # YBR has become RGB
+        if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            pixels = apply_color_lut(pixels, dataset)
             return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-        values = np.asarray(apply_voi_lut(apply_modality_lut(pixels, dataset), dataset), np.float32)
-        _check_finite(values, name)
-        low, high = _dicom_range(dataset, values)
+        if pixels.ndim == 3:
+            return np.clip(pixels.astype(np.float32) / (2 ** int(dataset.BitsStored) - 1), 0, 1)
+        return _grey_dicom(pixels, dataset, name)[..., None]
     except ImageError:
         raise
     except Exception as error:  # pydicom and its decoders raise many types for damaged or partial files
         raise ImageError(f"{name}: the DICOM file cannot be decoded ({error})") from None
-    values = np.subtract(values, low, dtype=np.float32)
-    np.divide(values, max(high - low, 1e-6), out=values)
-    np.clip(values, 0, 1, out=values)
+
+
+def _check_inflated(data: bytes, name: str) -> None:
+    """Refuses a deflated data set (PS3.5 A.5) that would fill the memory, before pydicom unpacks all of it."""
+    start = 144 + int.from_bytes(data[140:144], "little")  # the file meta information begins with its length (PS3.10)
+    if b"1.2.840.10008.1.2.1.99" in data[132:start]:
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        size, rest = 0, data[start:]
+        while rest and size <= MAX_INFLATED:
+            size += len(inflate.decompress(rest, 2**24))
+            rest = inflate.unconsumed_tail
+        if size > MAX_INFLATED:
+            raise ImageError(f"{name}: unpacks to more than {MAX_INFLATED:,} bytes, the limit")
+
+
+def _grey_dicom(pixels: np.ndarray, dataset: pydicom.Dataset, name: str) -> np.ndarray:
+    """Stored H×W values → float32 in [0, 1], white is 1."""
+    padding = _padding(pixels, dataset)
+    shown = pixels if padding is None else pixels[~padding]
+    if not shown.size:
+        return np.zeros(pixels.shape, np.float32)
+    low, high = shown.min(), shown.max()
+    if pixels.dtype.kind in "iu" and int(high) - int(low) < _TABLE:
+        table = _tones(np.arange(int(low), int(high) + 1).astype(pixels.dtype), dataset, name)
+        image = np.empty(pixels.shape, np.float32)
+        for top in range(0, len(pixels), _BAND):  # a few rows at a time stay in the processor's cache
+            rows = slice(top, top + _BAND)
+            np.take(table, np.subtract(pixels[rows], int(low), dtype=np.intp), out=image[rows], mode="clip")
+    else:
+        image = _tones(pixels, dataset, name)
+    if padding is not None:
+        image[padding] = 0
+    return image
+
+
+def _padding(pixels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
+    """Which pixels are no part of the picture (PS3.3 C.7.5.1.1.2)."""
+    if dataset.get("PixelPaddingValue") is None:
+        return None
+    first = int(dataset.PixelPaddingValue)
+    last = int(dataset.get("PixelPaddingRangeLimit", first))
+    return (pixels >= min(first, last)) & (pixels <= max(first, last))
+
+
+def _tones(values: np.ndarray, dataset: pydicom.Dataset, name: str) -> np.ndarray:
+    """Stored values → float32 in [0, 1] through the modality and VOI transforms (PS3.3 C.11.1 and C.11.2)."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    tones = np.asarray(apply_voi_lut(apply_modality_lut(values, dataset), dataset), np.float32)
+    _check_finite(tones, name)
+    low, high = _dicom_range(dataset, tones)
+    tones = np.subtract(tones, low, dtype=np.float32)
+    np.divide(tones, max(high - low, 1e-6), out=tones)
+    np.clip(tones, 0, 1, out=tones)
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        np.subtract(1, values, out=values)
-    return values[..., None]
+        np.subtract(1, tones, out=tones)
+    return tones
 
 
 def _dicom_range(dataset: pydicom.Dataset, values: np.ndarray) -> tuple[float, float]:
-    """What is black and what is white: the range a VOI window maps to (PS3.3 C.11.2.1), else that of the pixels."""
-    if "WindowWidth" in dataset and "VOILUTSequence" not in dataset:
-        bits = int(dataset.BitsStored)
-        signed = int(dataset.get("PixelRepresentation", 0))
-        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-        slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
-        return low * slope + intercept, high * slope + intercept
-    return float(values.min()), float(values.max())
+    """What is black and what is white: the range that a VOI LUT or window maps to (PS3.3 C.11.2.1), else that of the
+    values."""
+    if luts := dataset.get("VOILUTSequence"):
+        return 0.0, float(2 ** int(luts[0].LUTDescriptor[2]) - 1)
+    if dataset.get("WindowWidth") is None:
+        return float(values.min()), float(values.max())
+    bits = int(dataset.BitsStored)
+    if luts := dataset.get("ModalityLUTSequence"):
+        return 0.0, float(2 ** int(luts[0].LUTDescriptor[2]) - 1)
+    signed = int(dataset.get("PixelRepresentation", 0))
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+    return low * slope + intercept, high * slope + intercept
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -134,7 +220,10 @@ def _check_finite(pixels: np.ndarray, name: str) -> None:
 
 
 def fit(image: np.ndarray, side: int, channels: int) -> tuple[np.ndarray, Placement]:
-    """Scales an H×W×C float image into the middle of a square canvas, keeping its aspect; margins are 0.
+    """Scales an image into the middle of a square canvas, keeping its aspect; margins are 0.
+
+    Args:
+        image: H×W×C, C = 1 or 3, of uint8 or of floats in [0, 1].
 
     Returns:
         canvas: channels×side×side uint8.
@@ -142,20 +231,39 @@ def fit(image: np.ndarray, side: int, channels: int) -> tuple[np.ndarray, Placem
     """
     height, width, depth = image.shape
     if channels == 1 and depth == 3:
-        image = image @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    elif channels == 3 and depth == 1:
-        image = np.repeat(image, 3, axis=2)
+        image = _unit(image) @ np.array([[0.299], [0.587], [0.114]], np.float32)
     scale = side / max(height, width)
     inner_w, inner_h = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (side - inner_w) // 2, (side - inner_h) // 2
     canvas = np.zeros((channels, side, side), np.uint8)
-    for channel in range(channels):
-        plane = Image.fromarray(np.ascontiguousarray(image[..., channel], dtype=np.float32))
-        if plane.size != (inner_w, inner_h):
-            plane = plane.resize((inner_w, inner_h), Image.Resampling.BICUBIC)
-        values = np.clip(np.asarray(plane), 0, 1)
-        canvas[channel, top : top + inner_h, left : left + inner_w] = (values * 255 + 0.5).astype(np.uint8)
+    inner = canvas[:, top : top + inner_h, left : left + inner_w]
+    for channel in range(image.shape[2]):
+        values = np.clip(_resampled(image[..., channel], inner_w, inner_h), 0, 1)
+        inner[channel] = (values * 255 + 0.5).astype(np.uint8)
+    inner[image.shape[2] :] = inner[0]  # grey, where colour is asked for
     return canvas, Placement(width, height, scale, left, top)
+
+
+def _resampled(plane: np.ndarray, width: int, height: int) -> np.ndarray:
+    """H×W → float32 of another size, in about [0, 1]: averaged over whole pixels as far as `_REDUCING_GAP` lets it, and
+    bicubic from there."""
+    given = plane.shape[1], plane.shape[0]
+    if given == (width, height):
+        return _unit(plane)
+    factors = tuple(max(1, int(old / new / _REDUCING_GAP)) for old, new in zip(given, (width, height), strict=True))
+    if plane.dtype != np.uint8:
+        plane = plane.astype(np.float32, copy=False)
+    if factors != (1, 1):
+        plane = np.asarray(Image.fromarray(np.ascontiguousarray(plane)).reduce(factors))
+    box = (0.0, 0.0, given[0] / factors[0], given[1] / factors[1])
+    picture = Image.fromarray(np.ascontiguousarray(_unit(plane)))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box))
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """As float32 in [0, 1]."""
+    floats = values.astype(np.float32)
+    return np.divide(floats, 255, out=floats) if values.dtype == np.uint8 else floats
 
 
 def to_png(canvas: np.ndarray) -> bytes:

@@ -3,7 +3,8 @@
 ``studies``: one row an image; ``study_id, image, split, part, patient_id, site`` and a float column ``concept:<name>``
 per concept holding 1 (present), 0 (absent) or NaN (unknown). ``part`` names the test half a row belongs to (``test``
 unless the data set has several) and repeats ``split`` elsewhere. What is to be predicted depends on the task:
-``label``, a class's name, or a column ``target:<name>`` per class, valued like a concept's.
+``label``, a class's name, or a column ``target:<name>`` per class, valued like a concept's. Where it is known of any
+image, ``pixel_height_mm, pixel_width_mm``: how large the pixels are, in the images that the tables come with.
 ``boxes``: ``study_id, concept, x_min, y_min, x_max, y_max``; pixel edges, so a box covers x_max − x_min columns. Where
 findings are outlined by pixel too, an integer column ``mask``: the number of a box's mask, −1 if it has none.
 """
@@ -24,6 +25,7 @@ CONCEPT_PREFIX = "concept:"
 TARGET_PREFIX = "target:"
 BOX_COLUMNS = ("study_id", "concept", "x_min", "y_min", "x_max", "y_max")
 CORNERS = list(BOX_COLUMNS[2:])
+SPACING = ("pixel_height_mm", "pixel_width_mm")
 
 Task = Literal["multiclass", "multilabel", "concepts"]
 

@@ -13,22 +13,23 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.fft import dctn
+from scipy.fft import dct
 
 from csr.images import pixel_digest
 from csr.records import SPLITS, Collection
 
 SIDE = 64  # pixels that a picture is hashed at
 FREQUENCIES = 16
+WAVES = dct(np.eye(SIDE), norm="ortho", axis=0)[:FREQUENCIES]
 NEAR = 12  # of 256 bits; unrelated pictures differ in about 128
 BLOCK = 1024  # hashes compared at a time
 
 
 def perceptual_hash(canvas: np.ndarray) -> np.ndarray:
     """C×S×S uint8 → 4 uint64, 256 bits."""
-    grey = Image.fromarray(canvas.mean(0).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    low = dctn(np.asarray(grey, np.float64), norm="ortho")[:FREQUENCIES, :FREQUENCIES].ravel()
-    bits = low > np.median(low[1:])  # the first is the mean brightness
+    grey = Image.fromarray(canvas.mean(0, dtype=np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    low = (WAVES @ np.asarray(grey, np.float64) @ WAVES.T).ravel()
+    bits = low > np.sort(low[1:])[FREQUENCIES**2 // 2 - 1]  # the median without the first, the mean brightness
     return np.packbits(bits).view(np.uint64)
 
 
@@ -53,14 +54,12 @@ def find_leaks(collection: Collection, prints: Fingerprints, near: int = NEAR) -
     """
     studies = collection.studies
     named = (studies["study_id"] + " (" + studies["split"] + ")").to_numpy()
-    for patient, group in studies.groupby("patient_id", sort=False):
-        if group["split"].nunique() > 1:
-            yield f"patient {patient!r} is in several splits: {_some(named[group.index])}"
+    for patient, rows in _in_several_splits(studies, studies["patient_id"]):
+        yield f"patient {patient!r} is in several splits: {_some(named[rows])}"
     same: set[tuple[int, int]] = set()
-    for _, group in studies.groupby(pd.Series(prints.digests), sort=False):
-        if group["split"].nunique() > 1:
-            same |= set(combinations(group.index, 2))
-            yield f"the same pixels are in several splits: {_some(named[group.index])}"
+    for _, rows in _in_several_splits(studies, pd.Series(prints.digests, dtype=object)):
+        same |= set(combinations(rows, 2))
+        yield f"the same pixels are in several splits: {_some(named[rows])}"
     if near < 0:
         return
     hashes = np.array(prints.hashes, np.uint64).reshape(-1, FREQUENCIES**2 // 64)
@@ -76,6 +75,13 @@ def find_leaks(collection: Collection, prints: Fingerprints, near: int = NEAR) -
                 if tuple(sorted(pair)) not in same:
                     apart = f"{distance[i, j]} of 256 bits differ"
                     yield f"nearly the same picture is in two splits: {_some(named[list(pair)])}; {apart}"
+
+
+def _in_several_splits(studies: pd.DataFrame, key: pd.Series) -> Iterator[tuple[str | bytes, list[int]]]:
+    """Each key that studies of several splits share, and their rows."""
+    spread = studies["split"].groupby(key).transform("nunique") > 1
+    for shared, rows in studies.index[spread].groupby(key[spread]).items():
+        yield shared, list(rows)
 
 
 def _some(names: Iterable[str], most: int = 4) -> str:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from csr.datasets.decoded import DecodedImages
+from csr.datasets.decoded import Decoded, DecodedImages, decode_file
 from csr.datasets.leaks import NEAR, Fingerprints, find_leaks
 from csr.datasets.masks import place_mask, read_mask, tight_box
 from csr.datasets.prepared import PreparedWriter
@@ -24,8 +24,8 @@ from csr.datasets.problems import Problems
 from csr.datasets.schema import check_schema
 from csr.datasets.shards import Images
 from csr.errors import DataError, ImageError
-from csr.images import Placement, decode, fit
-from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, Collection, flaws
+from csr.images import Placement
+from csr.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, SPACING, Collection, flaws
 
 LABELS = {
     **dict.fromkeys(("1", "1.0", "true", "present"), 1.0),
@@ -144,22 +144,20 @@ def prepare_raw(
     raw = _only_existing_images(raw, problems)
     studies = raw.collection.studies
     placements: dict[str, Placement] = {}
+    spacings: list[tuple[float, float]] = []
     prints = Fingerprints()
     with (
         PreparedWriter(path, len(studies), channels, side) as writer,
         ThreadPoolExecutor(workers) as pool,  # Pillow and pydicom's decoders release the interpreter lock
     ):
 
-        def load(image: str, where: str) -> tuple[np.ndarray, Placement] | ImageError:
-            name = f"{where}, image {image!r}"
+        def load(image: str, where: str) -> Decoded | ImageError:
             try:
                 if decoded is not None and (known := decoded.get(image)) is not None:
                     return known
-                return fit(decode((raw.folder / image).read_bytes(), name), side, channels)
+                return decode_file(raw.folder / image, f"{where}, image {image!r}", side, channels)
             except ImageError as error:
                 return error
-            except OSError as error:
-                return ImageError(f"{name}: cannot be read ({error.strerror})")
 
         loaded = ordered_map(pool, load, zip(studies["image"], studies["where"], strict=True), 4 * workers)
         names = zip(studies["study_id"], studies["image"], strict=True)
@@ -168,14 +166,14 @@ def prepare_raw(
                 where, _, reason = str(result).partition(": ")
                 problems.add(where, reason)
                 continue
-            canvas, placement = result
             if decoded is not None:
-                decoded.put(image, canvas, placement)
-            writer.write_image(len(placements), canvas)
-            prints.add(canvas)
-            placements[study] = placement
+                decoded.put(image, result)
+            writer.write_image(len(placements), result.canvas)
+            prints.add(result.canvas)
+            placements[study] = result.placement
+            spacings.append(result.canvas_spacing)
         writer.keep_images(len(placements))
-        kept = studies[studies["study_id"].isin(placements)].reset_index(drop=True)
+        kept = _with_spacing(studies[studies["study_id"].isin(placements)].reset_index(drop=True), spacings)
         boxes = raw.collection.boxes
         boxes = boxes[boxes["study_id"].isin(placements)].reset_index(drop=True)
         boxes, masks = _read_masks(boxes, raw.folder, placements, side, problems, pool, 4 * workers)
@@ -205,6 +203,12 @@ def ordered_map(pool: Executor, function: Callable[..., T], jobs: Iterable[tuple
         waiting.append(pool.submit(function, *job))
     while waiting:
         yield waiting.popleft().result()
+
+
+def _with_spacing(studies: pd.DataFrame, spacings: list[tuple[float, float]]) -> pd.DataFrame:
+    """The studies with how large the pixels of their canvases are, if that is known of any."""
+    sizes = np.array(spacings, np.float64).reshape(-1, 2)
+    return studies if np.isnan(sizes).all() else studies.assign(**dict(zip(SPACING, sizes.T, strict=True)))
 
 
 def _only_existing_images(raw: RawSet, problems: Problems) -> RawSet:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.quality import quality_warnings
 from csr.pages import Section, Table
-from csr.records import CORNERS, SPLITS
+from csr.records import CORNERS, SPACING, SPLITS
 
 SHOWN = 12  # images of the montage
 MAGNIFIED = 192  # pixels that they are shown at
@@ -99,18 +99,23 @@ def _share(values: np.ndarray) -> float:
 
 
 def _boxes(data: PreparedSet, stride: int) -> Section:
-    boxes = data.collection.boxes
+    boxes, studies = data.collection.boxes, data.collection.studies.set_index("study_id")
+    measured = set(SPACING) <= set(studies)
     rows, coarse = [], []
     for name in data.collection.concepts:
         corners = boxes.loc[boxes["concept"] == name, CORNERS].to_numpy(np.float64)
         if not len(corners):
-            rows.append((name, "0", "–", "–", "–"))
+            rows.append((name, "0", *("–",) * (3 + measured)))
             continue
         sides = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
         small = float((sides < stride).mean())
-        rows.append(
-            (name, f"{len(sides):,}", f"{np.median(sides):.0f}", f"{np.median(sides) / stride:.1f}", f"{small:.0%}")
-        )
+        row = (name, f"{len(sides):,}", f"{np.median(sides):.0f}", f"{np.median(sides) / stride:.1f}", f"{small:.0%}")
+        if measured:
+            pixel = studies.loc[boxes.loc[boxes["concept"] == name, "study_id"], list(SPACING)].to_numpy(np.float64)
+            millimetres = sides * np.sqrt(pixel.prod(1))
+            known = millimetres[~np.isnan(millimetres)]
+            row = (*row, f"{np.median(known):.0f}" if len(known) else "–")
+        rows.append(row)
         if small > 0.5:
             coarse.append(name)
     note = (
@@ -122,7 +127,9 @@ def _boxes(data: PreparedSet, stride: int) -> Section:
             f"Warning: most boxes of {', '.join(coarse)} are smaller than a cell, so a map cannot point at them. "
             "Prepare larger images (data.side) or take a smaller stride (concepts.model.stride)."
         )
-    columns = ("concept", "boxes", "median side, pixels", "in cells", "smaller than a cell")
+    columns: tuple[str, ...] = ("concept", "boxes", "median side, pixels", "in cells", "smaller than a cell")
+    if measured:
+        columns = (*columns, "median side, mm")
     return Section("Boxes", tuple(paragraphs), (Table("", columns, rows),))
 
 

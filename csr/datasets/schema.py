@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from csr.errors import DataError
-from csr.records import CONCEPT_PREFIX, CORNERS, SPLITS, TARGET_PREFIX, Collection
+from csr.records import CONCEPT_PREFIX, CORNERS, SPACING, SPLITS, TARGET_PREFIX, Collection
 
 if TYPE_CHECKING:
     import pandera.pandas as pa
@@ -70,6 +70,11 @@ def studies_schema(collection: Collection) -> pa.DataFrameSchema:
     columns = {name: pa.Column(checks=own, nullable=True) for name, own in checks.items()}
     text = pa.Check(_is_text, ignore_na=False, error="must be a text")
     columns |= {name: pa.Column(checks=text, nullable=True, required=False) for name in ("patient_id", "site")}
+    positive = [
+        pa.Check(pd.api.types.is_float_dtype, error="must hold floating-point numbers"),
+        pa.Check(lambda sizes: _numbers(sizes) > 0, error="must be a size in millimetres, greater than 0"),
+    ]
+    columns |= {name: pa.Column(checks=positive, nullable=True, required=False) for name in SPACING}
     taken = (CONCEPT_PREFIX, TARGET_PREFIX) if collection.task == "multilabel" else CONCEPT_PREFIX
     free = [name for name in collection.studies if name not in columns and not name.startswith(taken)]
     columns |= {name: pa.Column(nullable=True) for name in free}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csr.datasets import raw as module
-from csr.datasets.decoded import DecodedImages
+from csr.datasets import decoded as module
+from csr.datasets.decoded import Decoded, DecodedImages
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
 from csr.datasets.raw import prepare_raw
@@ -104,24 +104,24 @@ def test_what_a_killed_run_left_half_written_is_not_there(folder: Path, tmp_path
     canvases = np.random.default_rng(0).integers(0, 255, (3, *SHAPE), np.uint8)
     with pytest.raises(Interruption), DecodedImages(tmp_path, folder, SHAPE) as decoded:
         for index in range(3):
-            decoded.put(f"images/s0{index}.png", canvases[index], PLACEMENT)
+            decoded.put(f"images/s0{index}.png", Decoded(canvases[index], PLACEMENT, (0.1, 0.2)))
         raise Interruption
     (file,) = tmp_path.glob("*/index.jsonl")
     file.write_bytes(file.read_bytes()[:-cut])
     with pytest.raises(Interruption), DecodedImages(tmp_path, folder, SHAPE) as decoded:
         assert decoded.get("images/s02.png") is None
-        decoded.put("images/s03.png", canvases[2], PLACEMENT)
+        decoded.put("images/s03.png", Decoded(canvases[2], PLACEMENT, None))
         raise Interruption
     with DecodedImages(tmp_path, folder, SHAPE) as decoded:
         for index, name in ((0, "s00"), (1, "s01"), (2, "s03")):
-            canvas, placement = decoded.get(f"images/{name}.png") or pytest.fail(f"{name} is not there")
-            np.testing.assert_array_equal(canvas, canvases[index])
-            assert placement == PLACEMENT
+            known = decoded.get(f"images/{name}.png") or pytest.fail(f"{name} is not there")
+            np.testing.assert_array_equal(known.canvas, canvases[index])
+            assert (known.placement, known.spacing) == (PLACEMENT, None if index == 2 else (0.1, 0.2))
 
 
 def test_other_shapes_and_data_sets_keep_apart(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Interruption), DecodedImages(tmp_path, folder, SHAPE) as decoded:
-        decoded.put("images/s00.png", np.zeros(SHAPE, np.uint8), PLACEMENT)
+        decoded.put("images/s00.png", Decoded(np.zeros(SHAPE, np.uint8), PLACEMENT, None))
         raise Interruption
     with DecodedImages(tmp_path, folder, (3, 16, 16)) as other:
         assert other.get("images/s00.png") is None

@@ -30,12 +30,19 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from csr import images
 from csr.errors import ImageError
-from csr.images import MAX_PIXELS, Placement, decode, fit, pixel_digest, to_png
+from csr.images import MAX_PIXELS, Placement, fit, pixel_digest, pixel_spacing, to_png
 
 GREY = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 CASES = settings(deadline=None, max_examples=40)
+
+
+def decode(data: bytes, name: str = "image") -> np.ndarray:
+    """What `csr.images.decode` gives, always as floats in [0, 1]."""
+    image = images.decode(data, name)
+    return image / np.float32(255) if image.dtype == np.uint8 else image
 
 
 def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options) -> bytes:
@@ -239,7 +246,130 @@ def test_dicom_is_the_same_in_every_lossless_transfer_syntax(name, photometric):
     np.testing.assert_array_equal(decode(other), decode(plain))
 
 
+def test_windowed_values_are_those_of_every_pixel_by_itself():
+    deep = np.random.default_rng(0).integers(-32768, 32768, (60, 70), dtype=np.int16)
+    deep[0, :2] = -32768, 32767
+    tags = {"PixelRepresentation": 1, "RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 50}
+    image = decode(dicom(deep, WindowWidth=20000, **tags))[..., 0]
+    expected = (deep * 2.0 - 100 - 49.5) / 19999 + 0.5
+    np.testing.assert_allclose(image, np.clip(expected, 0, 1), atol=1e-4)
+
+
+def test_values_of_32_bits_are_scaled_too():
+    deep = np.array([[0, 2**31], [2**30, 3 * 2**30]], np.uint32)
+    np.testing.assert_allclose(decode(dicom(deep))[..., 0], deep / (3 * 2**30), atol=1e-6)
+
+
+def test_an_empty_window_is_none():
+    deep = np.array([[100, 200], [300, 500]], np.uint16)
+    image = decode(dicom(deep, WindowCenter=None, WindowWidth=None))[..., 0]
+    np.testing.assert_allclose(image, [[0, 0.25], [0.5, 1]], atol=1e-6)
+
+
+def lut_sequence(first: int, values: list[int], bits: int) -> pydicom.Sequence:
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "US", [len(values), first, bits])
+    item.add_new("LUTData", "US", values)
+    return pydicom.Sequence([item])
+
+
+def test_a_voi_lut_maps_to_its_own_range_even_where_it_falls():
+    deep = np.array([[10, 11], [12, 13]], np.uint16)
+    image = decode(dicom(deep, VOILUTSequence=lut_sequence(10, [1000, 4095, 500, 0], 12)))[..., 0]
+    np.testing.assert_allclose(image, np.array([[1000, 4095], [500, 0]]) / 4095, atol=1e-6)
+
+
+def test_padding_is_black_and_takes_no_part_in_the_range():
+    deep = np.array([[65535, 100], [200, 500], [65535, 300]], np.uint16)
+    image = decode(dicom(deep, PixelPaddingValue=65535))[..., 0]
+    np.testing.assert_allclose(image, [[0, 0], [0.25, 1], [0, 0.5]], atol=1e-6)
+    image = decode(dicom(deep, "MONOCHROME1", PixelPaddingValue=65535))[..., 0]
+    np.testing.assert_allclose(image, [[0, 1], [0.75, 0], [0, 0.5]], atol=1e-6)
+
+
+def test_padding_can_be_a_range_and_the_whole_picture():
+    deep = np.array([[0, 7, 100], [20, 60, 300]], np.uint16)
+    image = decode(dicom(deep, PixelPaddingValue=20, PixelPaddingRangeLimit=0))[..., 0]
+    np.testing.assert_allclose(image, [[0, 0, 40 / 240], [0, 0, 1]], atol=1e-6)
+    assert not decode(dicom(np.full((4, 4), 9, np.uint16), PixelPaddingValue=9)).any()
+
+
+def test_dicom_in_colour_keeps_its_colours():
+    np.testing.assert_allclose(decode(dicom(COLOUR, "RGB")), COLOUR / 255, atol=1e-6)
+
+
+def test_dicom_in_luma_and_chroma_becomes_red_green_and_blue():
+    stored = np.asarray(Image.fromarray(COLOUR).convert("YCbCr"))
+    np.testing.assert_allclose(decode(dicom(stored, "YBR_FULL")), COLOUR / 255, atol=0.02)
+
+
+def test_dicom_with_a_palette_shows_its_colours():
+    data = pydicom.dcmread(io.BytesIO(dicom(np.array([[0, 1], [2, 1]], np.uint8), "PALETTE COLOR")))
+    for colour, values in {"Red": [255, 0, 0], "Green": [0, 255, 0], "Blue": [0, 0, 128]}.items():
+        table = (np.array(values, np.uint16) * 257).tobytes()
+        data.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [3, 0, 16])
+        data.add_new(f"{colour}PaletteColorLookupTableData", "OW", table)
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    image = decode(buffer.getvalue())
+    np.testing.assert_allclose(image, [[[1, 0, 0], [0, 1, 0]], [[0, 0, 128 / 255], [0, 1, 0]]], atol=1e-4)
+
+
+# how large its pixels are
+
+
+def test_spacing_is_that_on_the_patient_before_that_on_the_detector():
+    pixels = np.zeros((4, 4), np.uint16)
+    assert pixel_spacing(dicom(pixels)) is None
+    assert pixel_spacing(encode(GREY)) is None
+    assert pixel_spacing(dicom(pixels, NominalScannedPixelSpacing=[0.3, 0.4])) == (0.3, 0.4)
+    both = dicom(pixels, ImagerPixelSpacing=[0.14, 0.15], PixelSpacing=[0.2, 0.25])
+    assert pixel_spacing(both) == (0.2, 0.25)
+    assert pixel_spacing(dicom(pixels, ImagerPixelSpacing=[0.14, 0.15], PixelSpacing=[0, 1])) == (0.14, 0.15)
+
+
+@pytest.mark.parametrize("value", [[0, 0], [-1, 1], [1], None])
+@pytest.mark.filterwarnings("ignore")
+def test_a_spacing_that_cannot_be_is_not_known(value):
+    assert pixel_spacing(dicom(np.zeros((4, 4), np.uint16), PixelSpacing=value)) is None
+
+
+def test_a_damaged_header_has_no_spacing():
+    assert pixel_spacing(b"\0" * 128 + b"DICM" + b"junk" * 9) is None
+
+
 # what is refused
+
+
+def test_a_tiff_of_several_pages_is_refused_by_its_name():
+    buffer = io.BytesIO()
+    page = Image.fromarray(GREY)
+    page.save(buffer, "TIFF", save_all=True, append_images=[page, page])
+    with pytest.raises(ImageError, match=r"stack\.tif: has 3 pages; send one image a file"):
+        decode(buffer.getvalue(), "stack.tif")
+
+
+@pytest.mark.parametrize("tag", ["Rows", "Columns", "BitsAllocated", "PixelData"])
+def test_a_dicom_file_without_an_image_is_refused(tag):
+    data = pydicom.dcmread(io.BytesIO(dicom(np.zeros((4, 4), np.uint16))))
+    delattr(data, tag)
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    with pytest.raises(ImageError, match=rf"report\.dcm: the DICOM file holds no image \(it has no {tag}\)"):
+        decode(buffer.getvalue(), "report.dcm")
+
+
+def test_a_deflated_bomb_is_refused_before_it_is_unpacked(monkeypatch):
+    monkeypatch.setattr("csr.images.MAX_INFLATED", 10_000)
+    monkeypatch.setattr("pydicom.dcmread", lambda *given: pytest.fail("was unpacked"))
+    small, large = (np.zeros((side, side), np.uint16) for side in (8, 400))
+    bomb = recoded(dicom(large), gdcm.TransferSyntax.DeflatedExplicitVRLittleEndian)
+    assert len(bomb) < 10_000
+    with pytest.raises(ImageError, match=r"bomb\.dcm: unpacks to more than 10,000 bytes"):
+        decode(bomb, "bomb.dcm")
+    monkeypatch.undo()
+    monkeypatch.setattr("csr.images.MAX_INFLATED", 10_000)
+    decode(recoded(dicom(small), gdcm.TransferSyntax.DeflatedExplicitVRLittleEndian))
 
 
 def every_kind() -> dict[str, bytes]:
@@ -311,6 +441,27 @@ def test_a_large_dicom_is_refused_by_the_same_limit(monkeypatch):
 
 
 # onto the canvas
+
+
+@pytest.mark.parametrize("side", [10, 37, 64])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_a_large_picture_is_averaged_and_not_sampled(side, kind):
+    """Against the mean over each canvas pixel's own area of a smooth picture."""
+    rows, columns = np.mgrid[0:640, 0:640] / 640
+    smooth = 0.5 + 0.3 * np.sin(5 * rows) * np.cos(4 * columns)
+    noisy = smooth + 0.2 * (np.indices((640, 640)).sum(0) % 2 - 0.5)  # a fine pattern that sampling would alias
+    image = (noisy * 255).astype(np.uint8) if kind is np.uint8 else noisy.astype(np.float32)
+    canvas, _ = fit(image[..., None], side, 1)
+    y, x = ((np.arange(side) + 0.5) / side)[:, None], (np.arange(side) + 0.5) / side
+    expected = (0.5 + 0.3 * np.sin(5 * y) * np.cos(4 * x)) * 255
+    assert np.abs(canvas[0] - expected).max() < 4
+
+
+def test_8_bits_fit_like_the_same_picture_in_floats():
+    image = np.random.default_rng(0).integers(0, 256, (301, 257, 3), dtype=np.uint8)
+    for side in (20, 100, 301, 500):
+        stored, floats = fit(image, side, 3)[0], fit(image / np.float32(255), side, 3)[0]
+        assert np.abs(stored.astype(int) - floats).max() <= 1
 
 
 @CASES

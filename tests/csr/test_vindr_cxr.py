@@ -14,11 +14,13 @@ from csr.__main__ import main
 from csr.datasets.prepared import PreparedSet
 from csr.datasets.problems import Problems
 from csr.datasets.raw import RawSet, prepare_raw
+from csr.datasets.report import data_sections
 from csr.datasets.sources import SourceOptions, read_source
 from csr.datasets.splits import SplitShares
 from csr.datasets.tasks import TaskChoice
 from csr.datasets.vindr_cxr import DISEASES, FINDINGS, KAGGLE_FINDINGS, VinDrConfig, read_vindr_cxr
 from csr.errors import ConfigError, DataError
+from csr.pages import to_html
 from tests.csr.test_images import dicom, recoded
 from tests.csr.test_leaks import picture
 
@@ -33,7 +35,9 @@ NOWHERE = ("", "", "", "")
 def scan(number: int, photometric: str = "MONOCHROME1") -> bytes:
     """A 96×80 DICOM of 12 bits, every one another picture; JPEG 2000 as many of the published files are."""
     pixels = picture(number)[0, :80].astype(np.uint16) * 16
-    plain = dicom(pixels, photometric, BitsStored=12, HighBit=11)
+    plain = dicom(
+        pixels, photometric, BitsStored=12, HighBit=11, **({} if number % 3 else {"PixelSpacing": [0.2, 0.3]})
+    )
     return recoded(plain, gdcm.TransferSyntax.JPEG2000Lossless) if number % 2 else plain
 
 
@@ -199,6 +203,15 @@ def test_the_set_can_be_prepared_with_monochrome1_inverted_and_boxes_in_pixels_o
     assert np.corrcoef(shown[4:44].ravel(), expected.ravel())[0, 1] > 0.99
     boxes = data.collection.boxes
     assert boxes[boxes["study_id"] == TRAIN[0]][["x_min", "y_min"]].to_numpy()[0].tolist() == [5.25, 14.0]
+
+
+def test_the_size_of_pixels_moves_to_the_canvas_where_it_is_known(physionet: Path, tmp_path: Path) -> None:
+    raw, problems = read(physionet)
+    studies = prepare_raw(raw, tmp_path / "prepared", 48, 1, 2, problems).studies.set_index("study_id")
+    assert studies.loc[TRAIN[0], ["pixel_height_mm", "pixel_width_mm"]].tolist() == [0.4, 0.6]  # scaled by a half
+    assert studies.loc[TRAIN[1], ["pixel_height_mm", "pixel_width_mm"]].isna().all()
+    page = to_html("Data", data_sections(PreparedSet.open(tmp_path / "prepared"), 8, problems.table()))
+    assert "median side, mm" in page
 
 
 def test_every_label_can_be_a_target_or_a_concept(physionet: Path) -> None:
