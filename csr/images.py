@@ -250,7 +250,7 @@ def _resampled(plane: np.ndarray, width: int, height: int) -> np.ndarray:
     given = plane.shape[1], plane.shape[0]
     if given == (width, height):
         return _unit(plane)
-    factors = tuple(max(1, int(old / new / _REDUCING_GAP)) for old, new in zip(given, (width, height), strict=True))
+    factors = max(1, int(given[0] / width / _REDUCING_GAP)), max(1, int(given[1] / height / _REDUCING_GAP))
     if plane.dtype != np.uint8:
         plane = plane.astype(np.float32, copy=False)
     if factors != (1, 1):

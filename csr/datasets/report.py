@@ -101,7 +101,8 @@ def _share(values: np.ndarray) -> float:
 def _boxes(data: PreparedSet, stride: int) -> Section:
     boxes, studies = data.collection.boxes, data.collection.studies.set_index("study_id")
     measured = set(SPACING) <= set(studies)
-    rows, coarse = [], []
+    rows: list[tuple[str, ...]] = []
+    coarse = []
     for name in data.collection.concepts:
         corners = boxes.loc[boxes["concept"] == name, CORNERS].to_numpy(np.float64)
         if not len(corners):
@@ -109,13 +110,14 @@ def _boxes(data: PreparedSet, stride: int) -> Section:
             continue
         sides = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
         small = float((sides < stride).mean())
-        row = (name, f"{len(sides):,}", f"{np.median(sides):.0f}", f"{np.median(sides) / stride:.1f}", f"{small:.0%}")
+        median = float(np.median(sides))
+        row = [name, f"{len(sides):,}", f"{median:.0f}", f"{median / stride:.1f}", f"{small:.0%}"]
         if measured:
             pixel = studies.loc[boxes.loc[boxes["concept"] == name, "study_id"], list(SPACING)].to_numpy(np.float64)
             millimetres = sides * np.sqrt(pixel.prod(1))
             known = millimetres[~np.isnan(millimetres)]
-            row = (*row, f"{np.median(known):.0f}" if len(known) else "–")
-        rows.append(row)
+            row.append(f"{np.median(known):.0f}" if len(known) else "–")
+        rows.append(tuple(row))
         if small > 0.5:
             coarse.append(name)
     note = (

@@ -209,7 +209,7 @@ def test_the_size_of_pixels_moves_to_the_canvas_where_it_is_known(physionet: Pat
     raw, problems = read(physionet)
     studies = prepare_raw(raw, tmp_path / "prepared", 48, 1, 2, problems).studies.set_index("study_id")
     assert studies.loc[TRAIN[0], ["pixel_height_mm", "pixel_width_mm"]].tolist() == [0.4, 0.6]  # scaled by a half
-    assert studies.loc[TRAIN[1], ["pixel_height_mm", "pixel_width_mm"]].isna().all()
+    assert studies.loc[TRAIN[2], ["pixel_height_mm", "pixel_width_mm"]].isna().all()
     page = to_html("Data", data_sections(PreparedSet.open(tmp_path / "prepared"), 8, problems.table()))
     assert "median side, mm" in page
 
