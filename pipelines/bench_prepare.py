@@ -4,6 +4,10 @@
 
 Both run in turns on the same images and threads, and the medians are compared. Bare decoding reads a file and unpacks
 its pixels (Pillow, pydicom) and nothing else. Memory is the peak of a process of its own for each number of images.
+
+    python -m pipelines.bench_prepare --recipe 2000 --side 2048
+
+Time, disk and memory of preparing so many DICOM files once.
 """
 
 from __future__ import annotations
@@ -94,16 +98,18 @@ def prepare(folder: Path, out: Path, workers: int) -> None:
     prepare_raw(raw, out, TARGET, 1, workers, problems, near_bits=-1)
 
 
-def peak(folder: Path, out: Path, workers: int) -> float:
-    """Peak resident memory, in MB, of a process that prepares a set."""
+def weigh(folder: Path, out: Path, workers: int) -> tuple[float, float]:
+    """Seconds, and peak resident memory in MB, of a process of its own that prepares a set."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_here, (folder, out, workers))
+        return pool.apply(_weigh_here, (folder, out, workers))
 
 
-def _peak_here(folder: Path, out: Path, workers: int) -> float:
-    prepare(folder, out, workers)
+def _weigh_here(folder: Path, out: Path, workers: int) -> tuple[float, float]:
+    seconds = _seconds(lambda: prepare(folder, out, workers))
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024  # not ru_maxrss, which begins with that of the process that started this one
+    return seconds, int(
+        line.split()[1]
+    ) / 1024  # not ru_maxrss, which begins with that of the process that started this one
 
 
 def _seconds(work: Callable[[], None]) -> float:
@@ -118,9 +124,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--memory", type=int, nargs="+", default=[500, 5000], help="numbers of images to weigh")
+    parser.add_argument("--recipe", type=int, help="number of DICOM files to prepare once, instead of the comparison")
     parser.add_argument("--workers", type=int, default=cores())
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
+        if given.recipe:
+            recipe(Path(scratch), given.recipe, given.side, given.workers)
+            return
         for kind in ("png", "dcm"):
             folder, out = Path(scratch) / kind, Path(scratch) / "prepared"
             make_set(folder, kind, given.images, given.side)
@@ -137,7 +147,21 @@ def main() -> None:
         for count in given.memory:
             folder = Path(scratch) / f"memory-{count}"
             make_set(folder, "png", count, 256)
-            print(f"{count} images: peak {peak(folder, Path(scratch) / 'prepared', given.workers):.0f} MB")
+            print(f"{count} images: peak {weigh(folder, Path(scratch) / 'prepared', given.workers)[1]:.0f} MB")
+
+
+def recipe(scratch: Path, count: int, side: int, workers: int) -> None:
+    """Prints what preparing so many DICOM files takes."""
+    make_set(scratch / "set", "dcm", count, side)
+    seconds, peak = weigh(scratch / "set", scratch / "prepared", workers)
+    source, prepared = (
+        sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+        for folder in (scratch / "set", scratch / "prepared")
+    )
+    print(
+        f"{count} DICOM files of {side}² (RLE, {source / count:.1f} MB each): {seconds:.0f} s on {workers} threads, "
+        f"{prepared:.0f} MB prepared to {TARGET}², peak {peak:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ ABOUT = {
     "rejection": "absent",
     "ask_margin": 0.3,
     "abstain_below": 0.75,
+    "task": "multiclass",
     "backbone": "none",
     "data": "made-up",
     "data_digest": "0" * 64,
