@@ -95,8 +95,11 @@ def test_the_page_says_which_class_the_model_is_least_sure_of(
     page: Page, served: DataPlane, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(served._explainer, "manifest", replace(bundle.manifest, ask_margin=1.0, abstain_below=1.0))
-    page.get_by_role("button", name="2", exact=True).click()
+    expect(page.locator("#abstains")).to_be_hidden()
+    page.get_by_role("button", name="Reject mass").click()
     settled(page)
+    expect(page.locator("#abstains")).to_be_visible()
+    expect(page.locator("#help")).to_be_visible()
     expect(page.locator("#help")).to_have_text(
         re.compile(r"asks for a second look: .+ \((< )?\d+ %\) is close to the 50 %")
     )
