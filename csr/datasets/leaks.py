@@ -28,7 +28,7 @@ BLOCK = 1024  # hashes compared at a time
 def perceptual_hash(canvas: np.ndarray) -> np.ndarray:
     """C×S×S uint8 → 4 uint64, 256 bits."""
     grey = Image.fromarray(canvas.mean(0, dtype=np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    low = (WAVES @ np.asarray(grey, np.float64) @ WAVES.T).ravel()
+    low = np.round(WAVES @ np.asarray(grey, np.float64) @ WAVES.T, 6).ravel()  # a flat picture has no pattern but noise
     bits = low > np.sort(low[1:])[FREQUENCIES**2 // 2 - 1]  # the median without the first, the mean brightness
     return np.packbits(bits).view(np.uint64)
 

@@ -131,3 +131,7 @@ def test_preparing_refuses_a_leak_and_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the same pixels are in several splits: s0 \(train\), s11 \(test\)"):
         prepare_raw(raw, tmp_path / "out" / "prepared", 32, 1, 1, problems, skip_bad=True)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_flat_pictures_are_one_picture() -> None:
+    assert differing(np.full((3, 40, 40), 7, np.uint8), np.full((3, 40, 40), 201, np.uint8)) == 0

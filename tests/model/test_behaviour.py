@@ -79,12 +79,12 @@ def test_a_real_bundle_was_measured_on_real_images_and_opens_again(tiny_run):
 def test_a_real_bundles_samples_are_test_images_with_their_labels_and_boxes(tiny_run):
     studies = tiny_run.data.collection.studies
     samples = tiny_run.bundle.samples()
-    assert {sample["label"] for sample in samples} == set(tiny_run.data.collection.classes)
+    assert {sample["diagnosis"] for sample in samples} == set(tiny_run.data.collection.classes)
     assert len({sample["study_id"] for sample in samples}) == len(samples)
     for sample in samples:
         row = int(np.flatnonzero(studies["study_id"] == sample["study_id"])[0])
         assert studies["split"].iat[row] == "test"
-        assert studies["label"].iat[row] == sample["label"]
+        assert studies["label"].iat[row] == sample["diagnosis"]
         canvas, _ = fit(decode((tiny_run.bundle.path / "samples" / sample["file"]).read_bytes()), 64, 1)
         np.testing.assert_array_equal(canvas, tiny_run.data.images[row])
         boxed = {box[0] for box in sample["boxes"]}
