@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -57,7 +58,8 @@ def test_every_system_of_the_comparison_is_there_with_what_it_rests_on():
 
 def test_foundations_differ_in_what_their_names_say():
     assert get_args(Foundation) == FOUNDATIONS
-    own = Setting(None, ConceptTrainingConfig(model=NET), SilentReporter())  # type: ignore[arg-type]
+    unread = SimpleNamespace(collection=make_collection())
+    own = Setting(unread, ConceptTrainingConfig(model=NET), SilentReporter())  # type: ignore[arg-type]
     models = {kind: foundation_setting(kind, own).config.model for kind in FOUNDATIONS if kind != "classes"}
     for preset, kind in (("robust", "concepts_lse"), ("paper", "concepts_average")):
         assert models[kind] == replace(NET, **PRESETS[preset]["concepts.model"])
