@@ -237,37 +237,19 @@ def test_a_sound_set_passes_the_check_and_says_what_was_left_out(
     )
 
 
-def wrong_label(root: Path) -> None:
-    edit(root / "annotations/image_labels_train.csv", lambda table: table.loc.__setitem__((4, "Edema"), "maybe"))
+def put(file: str, row: int, column: str, value: str) -> Callable[[Path], None]:
+    """Writes a value into a table of annotations."""
+    return lambda root: edit(root / "annotations" / file, lambda table: table.loc.__setitem__((row, column), value))
 
 
-def wrong_corner(root: Path) -> None:
-    edit(root / "annotations/annotations_train.csv", lambda table: table.loc.__setitem__((0, "x_max"), "4"))
-
-
-def half_a_box(root: Path) -> None:
-    edit(root / "annotations/annotations_train.csv", lambda table: table.loc.__setitem__((0, "y_max"), ""))
-
-
-def stray_box(root: Path) -> None:
-    edit(root / "annotations/annotations_train.csv", lambda table: table.loc.__setitem__((0, "image_id"), TEST[0]))
-
-
-def unknown_class(root: Path) -> None:
-    edit(root / "annotations/annotations_test.csv", lambda table: table.loc.__setitem__((1, "class_name"), "Goitre"))
-
-
-def placed_disease(root: Path) -> None:
-    edit(root / "annotations/annotations_test.csv", lambda table: table.loc.__setitem__((0, "class_name"), "COPD"))
-
-
-def twice(root: Path) -> None:
-    edit(root / "annotations/image_labels_train.csv", lambda table: table.loc.__setitem__((1, "rad_id"), "R8"))
-
-
-def in_both(root: Path) -> None:
-    edit(root / "annotations/image_labels_test.csv", lambda table: table.loc.__setitem__((5, "image_id"), TRAIN[0]))
-
+wrong_label = put("image_labels_train.csv", 4, "Edema", "maybe")
+wrong_corner = put("annotations_train.csv", 0, "x_max", "4")
+half_a_box = put("annotations_train.csv", 0, "y_max", "")
+stray_box = put("annotations_train.csv", 0, "image_id", TEST[0])
+unknown_class = put("annotations_test.csv", 1, "class_name", "Goitre")
+placed_disease = put("annotations_test.csv", 0, "class_name", "COPD")
+twice = put("image_labels_train.csv", 1, "rad_id", "R8")
+in_both = put("image_labels_test.csv", 5, "image_id", TRAIN[0])
 
 WRONG = {
     wrong_label: "image_labels_train.csv row 6: column 'Edema' must be 0 or 1, got 'maybe'",
@@ -281,7 +263,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("spoil", WRONG, ids=WRONG.values())
 def test_what_is_wrong_is_named_with_its_file_and_row(physionet: Path, spoil: Callable[[Path], None]) -> None:
     spoil(physionet)
     found = [str(problem) for problem in read(physionet)[1].found]
