@@ -67,3 +67,9 @@ class NotReadyError(ServingError):
     """The model has not passed its checks."""
 
     code, status = "not_ready", 503
+
+
+class StoreError(ServingError):
+    """The store does not answer: nothing that must be recorded can be done."""
+
+    code, status = "store_unavailable", 503

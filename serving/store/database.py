@@ -1,0 +1,127 @@
+"""One database behind all replicas: SQLite by default, PostgreSQL by URL.
+
+Concurrency: a `Database` is thread-safe, a transaction belongs to the thread that opened it. SQLite runs with a
+write-ahead log and full sync, so that a commit that returned survives a power cut; its writers take turns from the
+first statement on (``BEGIN IMMEDIATE``), so none fails half-way. Waiting is bounded everywhere: a database that is gone
+is an error within seconds, never a request that hangs.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from serving.errors import StoreError
+from serving.store.schema import VERSION, ledger_head, metadata, schema_version
+
+WAIT_S = 5
+_WRITES = "csr_writes"
+_CREATION_LOCK = 7_214_021  # any number: PostgreSQL's advisory lock of those who create the tables
+
+
+class Database:
+    """An open store.
+
+    Args:
+        url: SQLAlchemy's form: ``sqlite:///folder/file.db`` or ``postgresql+psycopg://user:password@host/name``.
+
+    Raises:
+        StoreError: it cannot be reached, or holds tables of another version.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = sa.make_url(url)
+            self._engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _server(parsed)
+        except (ArgumentError, NoSuchModuleError) as error:
+            raise StoreError(f"store.url: is not a database's address ({error})") from None
+        self.name = parsed.render_as_string(hide_password=True)
+        self._create()
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        with self._translated(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that is durable when the block has ended without an error.
+
+        Raises:
+            StoreError: the database does not answer, or stayed busy for too long.
+        """
+        with self._translated(), self._engine.connect().execution_options(**{_WRITES: True}) as connection:
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        """Gives back all connections."""
+        self._engine.dispose()
+
+    def _create(self) -> None:
+        with self.write() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATION_LOCK})
+            if not sa.inspect(connection).has_table(schema_version.name):
+                metadata.create_all(connection)
+                connection.execute(schema_version.insert().values(version=VERSION))
+                connection.execute(ledger_head.insert().values(id=1, length=0, hash="", seal=""))
+            found = connection.execute(sa.select(sa.func.max(schema_version.c.version))).scalar_one()
+        if found != VERSION:
+            raise StoreError(f"{self.name}: has tables of version {found}, this server needs {VERSION}")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[0]
+            raise StoreError(f"{self.name}: the store does not answer ({reason})") from error
+
+
+def now() -> str:
+    """The time as the store keeps it; fixed width, so that text sorts as time."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _sqlite(url: sa.URL) -> sa.Engine:
+    if not url.database or url.database == ":memory:":
+        raise StoreError("store.url: name a file; a database in memory would be another one for each connection")
+    file = Path(url.database)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StoreError(f"{file.parent}: cannot be made ({error.strerror})") from None
+    engine = sa.create_engine(url, connect_args={"timeout": WAIT_S})
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: sqlite3.Connection, _: Any) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN would come too late, see `begin`
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get(_WRITES)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _server(url: sa.URL) -> sa.Engine:
+    milliseconds = WAIT_S * 1000
+    options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+    wait = {"connect_timeout": WAIT_S, "options": options, "tcp_user_timeout": milliseconds}
+    return sa.create_engine(url, connect_args=wait, pool_pre_ping=True, pool_size=8, pool_timeout=WAIT_S)

@@ -1,0 +1,100 @@
+"""The tables that must last. One schema for SQLite and PostgreSQL; times are UTC in ISO 8601, JSON is text.
+
+- ``study``        the pixels that readers look at: what the network sees, never the file that was uploaded
+- ``assessment``   one bundle's last word on one study, for the worklist
+- ``ledger``       every prediction, interaction, review and change of model, chained by hashes (`serving.store.ledger`)
+- ``ledger_head``  its length and last hash; its one row is what writers lock
+- ``api_key``      who may do what (`serving.access.keys`)
+
+What can be derived is not stored: reviews and the history of the served model are read from the ledger, features are
+encoded again.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+VERSION = 1
+metadata = MetaData()
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
+
+study = Table(
+    "study",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("added_at", String(32), nullable=False),
+    Column("canvas", LargeBinary, nullable=False),  # PNG
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("scale", Float(53), nullable=False),
+    Column("offset_left", Float(53), nullable=False),
+    Column("offset_top", Float(53), nullable=False),
+    Column("source", Text),  # the allowed attributes of a DICOM file
+)
+
+assessment = Table(
+    "assessment",
+    metadata,
+    Column("study", String(64), ForeignKey("study.digest"), primary_key=True),
+    Column("bundle", String(64), primary_key=True),
+    Column("assessed_at", String(32), nullable=False),
+    Column("top", Text, nullable=False),
+    Column("margin", Float(53), nullable=False),
+    Column("expected_effect", Float(53), nullable=False),
+    Column("asks_for_help", Boolean, nullable=False),
+    Column("abstains", Boolean, nullable=False),
+)
+Index("assessment_margin", assessment.c.bundle, assessment.c.margin)
+Index("assessment_effect", assessment.c.bundle, assessment.c.expected_effect)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at", String(32), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("request_id", String(128), nullable=False),
+    Column("study", String(64), nullable=False),  # empty where it is about none
+    Column("bundle", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    UniqueConstraint("actor", "request_id", "kind", "study", name="ledger_once"),
+)
+Index("ledger_study", ledger.c.study, ledger.c.kind)
+Index("ledger_kind", ledger.c.kind, ledger.c.number)
+
+ledger_head = Table(
+    "ledger_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("length", Integer, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("seal", String(64), nullable=False),
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("name", String(200), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("created_at", String(32), nullable=False),
+    Column("revoked_at", String(32)),
+)
