@@ -52,7 +52,7 @@ class Database:
         Raises:
             StoreError: the database does not answer.
         """
-        with self._translated(), self._engine.connect() as connection, connection.begin():
+        with self._translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -62,9 +62,9 @@ class Database:
         Raises:
             StoreError: the database does not answer, or stayed busy for too long.
         """
-        with self._translated(), self._engine.connect().execution_options(**{_WRITES: True}) as connection:
-            with connection.begin():
-                yield connection
+        writer = self._engine.execution_options(**{_WRITES: True})
+        with self._translated(), writer.begin() as connection:
+            yield connection
 
     def close(self) -> None:
         """Gives back all connections."""
