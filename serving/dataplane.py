@@ -1,231 +1,281 @@
-"""The data plane: everything the server can do, without a protocol. Adapters translate and nothing more.
+"""The data plane: everything the server can do with a study, without a protocol. Adapters translate and nothing more.
 
 Concurrency: every method may be called from any number of threads and blocks until it is done, so adapters call it
-off their event loops. A study is encoded once: uploads of the same pixels wait for the first. An interaction carries
-its whole state and is a pure function of it and the encoded study; nothing is remembered between two of them.
+off their event loops. A study is encoded once a replica: uploads of the same pixels wait for the first. An interaction
+carries its whole state and is a pure function of it and the encoded study; any replica can answer, since one that does
+not hold the study takes its pixels from the store and encodes them again. What is predicted for somebody is in the
+ledger before it is returned.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from time import perf_counter
 from weakref import WeakValueDictionary
 
 import numpy as np
+import sqlalchemy as sa
 
-from csr.bundle import Bundle
-from csr.errors import ImageError
-from csr.images import Placement, decode, fit, pixel_digest, to_png
-from csr.interaction import Interaction, InteractionError
-from serving.engine import Engine, OrtEngine
-from serving.errors import (
-    FrameError,
-    InvalidInteractionError,
-    UnknownStudyError,
-    UnreadableImageError,
-    UnsupportedImageError,
-)
-from serving.exhibits import Exhibits
-from serving.explain import Explainer, compare
-from serving.frames import image_part, on_canvas
+from csr.images import Placement, to_png
+from serving.errors import FrameError, OtherInputError, UnknownStudyError
+from serving.explain import compare
+from serving.frames import image_part
+from serving.intake import Intake, Upload
 from serving.maps import overlay_png
-from serving.schemas import ImageSize, InteractionAnswer, InteractionRequest, StudyAnswer
-from serving.studies import Study, StudyCache
+from serving.models import Model, ServedModels
+from serving.reasoning import encoded_study, reason
+from serving.records import interaction_entry, prediction_entry, record
+from serving.schemas import Frame, ImageSize, InteractionAnswer, InteractionRequest, MapsAnswer, StudyAnswer
+from serving.shadow import Shadow
+from serving.steps import Steps
+from serving.store import Store
+from serving.store.entries import Caller
+from serving.store.studies import Assessment, StoredStudy, load_study, save_assessment, save_study
+from serving.studies import EncodedStudy, StudyCache
+from serving.worklist import expected_effect
 
 CACHE_BYTES = 256 << 20
-DECODES_AT_ONCE = 2  # an image at the limit of `csr.images.MAX_PIXELS` takes most of a gigabyte as floats
-_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
 
 
 class DataPlane:
-    """Serves one bundle.
+    """Serves the models in service.
 
     Args:
-        bundle: a verified bundle.
-        engine: runs its graphs.
+        models: what is in service.
+        store: where studies and the ledger are kept.
+        intake: reads uploads.
         cache_bytes: budget of the encoded studies held in memory.
-
-    Attributes:
-        manifest, bundle_digest: of the bundle.
-        exhibits: its atlas and samples.
+        shadow: lets a challenger answer beside the champion.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, cache_bytes: int = CACHE_BYTES) -> None:
-        self.manifest = bundle.manifest
-        self._engine = engine
-        self.bundle_digest = bundle.digest
-        self.exhibits = Exhibits(bundle)
-        self._explainer = Explainer(bundle.manifest, self.exhibits.atlas)
+    def __init__(
+        self,
+        models: ServedModels,
+        store: Store,
+        intake: Intake,
+        cache_bytes: int = CACHE_BYTES,
+        shadow: Shadow | None = None,
+    ) -> None:
+        self.models = models
+        self.store = store
+        self._intake = intake
+        self._shadow = shadow
         self._studies = StudyCache(cache_bytes)
-        self._decoding = threading.BoundedSemaphore(DECODES_AT_ONCE)
-        self._encoding: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._encoding: WeakValueDictionary[tuple[str, str], threading.Lock] = WeakValueDictionary()
         self._encoding_guard = threading.Lock()
 
-    @classmethod
-    def open(cls, path: Path, cache_bytes: int = CACHE_BYTES, threads: int = 1) -> DataPlane:
-        """Verifies a bundle's digests and golden case and serves it with ONNX Runtime.
+    def add_studies(self, uploads: Sequence[Upload], caller: Caller) -> list[StudyAnswer]:
+        """Decodes, encodes (unless these pixels are held already), predicts, keeps and records: all files, or none.
 
         Raises:
-            BundleError: either fails.
+            UnsupportedImageError, UnreadableImageError, BatchError: see `serving.intake.Intake.read`.
+            StoreError: nothing was kept.
+            NotReadyError: no model is in service.
         """
-        bundle = Bundle.open(path)
-        return cls(bundle, OrtEngine(bundle, threads), cache_bytes)
+        steps = Steps()
+        about = self.models.champion.manifest
+        stored = self._intake.read(uploads, about.channels, about.side)
+        steps.lap("decode")
+        encoded: list[tuple[Model, EncodedStudy]] = []
+        assessments: list[Assessment] = []
+        for each in stored:
+            model = self.models.for_study(each.digest)
+            study, assessment = self._encoded(model, each, steps)
+            encoded.append((model, study))
+            assessments.extend([assessment] if assessment else [])
 
-    def add_study(self, data: bytes, name: str = "image") -> StudyAnswer:
-        """Decodes, encodes (unless these pixels are held already) and predicts.
+        def keep(connection: sa.Connection) -> None:
+            for each in stored:
+                save_study(connection, each)
+            for assessment in assessments:
+                save_assessment(connection, assessment)
 
-        Args:
-            data: a PNG, JPEG, TIFF or DICOM file's bytes.
-            name: what to call it in messages.
+        return self._answer(encoded, caller, steps, keep)
 
-        Raises:
-            UnsupportedImageError: it is none of these.
-            UnreadableImageError: it is empty, damaged or too big.
-        """
-        clock = _Clock()
-        canvas, placement = self._decode(data, name)
-        clock.lap("decode")
-        digest = pixel_digest(canvas)
-        with self._turn(digest):
-            study = self._studies.get(digest)
-            if study is None:
-                patches = self._engine.encode(canvas[None])
-                clock.lap("encode")
-                study = self._predicted(digest, canvas, placement, patches)
-                clock.lap("reason")
-            elif study.placement != placement:  # the same pixels from a file of another size: its frame is asked for
-                study = self._predicted(digest, canvas, placement, study.patches)
-                clock.lap("reason")
-            self._studies.put(study)
-        return _study_answer(study, clock)
-
-    def predict(self, digest: str) -> StudyAnswer:
+    def predict(self, digest: str, caller: Caller) -> StudyAnswer:
         """The prediction without interaction, again.
 
         Raises:
-            UnknownStudyError: it was never uploaded here, or has left the cache.
+            UnknownStudyError: no study of this digest was added.
+            OtherInputError: it was, for a model that looks at images of another size.
+            StoreError, NotReadyError: see `add_studies`.
         """
-        return _study_answer(self._study(digest), _Clock())
+        steps = Steps()
+        return self._answer([self._study(digest, steps)], caller, steps)[0]
 
-    def interact(self, digest: str, interaction: Interaction, drawn_on: ImageSize | None = None) -> InteractionAnswer:
-        """Applies an interaction to a study. Reasons once; encodes never.
+    def interact(self, digest: str, request: InteractionRequest, caller: Caller) -> InteractionAnswer:
+        """Applies an interaction to a study, and says what changed. Reasons once.
 
         Args:
             digest: the study's address.
-            interaction: the whole state, boxes in pixels of the uploaded image.
-            drawn_on: the image's size as the client knows it; None trusts that it is the study's.
+            request: the whole state, boxes in pixels of the uploaded image.
+            caller: who asks.
 
         Raises:
-            UnknownStudyError: see `predict`.
-            FrameError: the study's image has another size.
+            FrameError: the study's image has another size than the one that the boxes were drawn on.
             InvalidInteractionError: a box outside the image, or an unknown concept.
+            UnknownStudyError, OtherInputError, StoreError, NotReadyError: see `predict`.
         """
-        clock = _Clock()
-        study = self._study(digest, drawn_on)
-        outputs = self._reason(study, interaction)
-        clock.lap("reason")
+        steps = Steps()
+        model, study = self._study(digest, steps, request.image)
+        outputs = reason(model, study, request)
+        steps.lap("reason")
         before = study.prediction
-        after = self._explainer.predict(outputs, study.placement, interaction.rejected, before.map_limit)
+        after = model.explainer.predict(outputs, study.placement, request.rejected, before.map_limit)
         changes = compare(before, after)
-        clock.lap("explain")
+        steps.lap("explain")
+        entry = interaction_entry(caller, model, digest, request, before, after, steps)
+        receipt = self.store.ledger.append([entry])[0]
+        steps.lap("record")
+        if self._shadow is not None:
+            self._shadow.ask(study, request, after, caller)
         return InteractionAnswer(
-            digest=digest, before=before, after=after, changes=changes, timings_ms=clock.milliseconds
+            digest=digest,
+            model=model.ref,
+            before=before,
+            after=after,
+            changes=changes,
+            record=record(receipt),
+            timings_ms=steps.milliseconds,
         )
 
-    def overlay(
-        self,
-        digest: str,
-        concept: str,
-        interaction: Interaction | None = None,
-        drawn_on: ImageSize | None = None,
-    ) -> bytes:
+    def maps(self, digest: str, request: InteractionRequest | None = None) -> MapsAnswer:
+        """All similarity maps as numbers, with or without an interaction.
+
+        Raises:
+            FrameError, InvalidInteractionError, UnknownStudyError, OtherInputError, StoreError: see `interact`.
+        """
+        steps = Steps()
+        model, study = self._study(digest, steps, request.image if request else None)
+        maps = study.maps if request is None else reason(model, study, request)["concept_maps"][0]
+        steps.lap("reason")
+        place = study.placement
+        return MapsAnswer(
+            digest=digest,
+            model=model.ref,
+            concepts=list(model.manifest.concepts),
+            frame=Frame(side=model.manifest.side, scale=place.scale, left=place.left, top=place.top),
+            limit=study.prediction.map_limit,
+            maps=np.round(maps.astype(np.float64), 4).tolist(),
+            timings_ms=steps.milliseconds,
+        )
+
+    def overlay(self, digest: str, concept: str, request: InteractionRequest | None, steps: Steps) -> bytes:
         """A concept's similarity map as a transparent PNG that covers the study's image.
 
         Raises:
             UnknownConceptError: no such concept.
-            UnknownStudyError, FrameError, InvalidInteractionError: see `interact`.
+            FrameError, InvalidInteractionError, UnknownStudyError, OtherInputError, StoreError: see `interact`.
         """
-        study = self._study(digest, drawn_on)
-        self.exhibits.check_concept(concept)
-        maps = study.prediction.maps
-        if interaction is not None:
-            maps = self._reason(study, interaction)["concept_maps"][0]
-        enlarged = self._explainer.upsampler.enlarge(maps[self.manifest.concepts.index(concept)])
-        return overlay_png(image_part(enlarged, study.placement), study.prediction.map_limit)
+        model, study = self._study(digest, steps, request.image if request else None)
+        model.exhibits.check_concept(concept)
+        maps = study.maps if request is None else reason(model, study, request)["concept_maps"][0]
+        steps.lap("reason")
+        enlarged = model.explainer.upsampler.enlarge(maps[model.manifest.concepts.index(concept)])
+        png = overlay_png(image_part(enlarged, study.placement), study.prediction.map_limit)
+        steps.lap("draw")
+        return png
 
-    def image(self, digest: str) -> bytes:
+    def image(self, digest: str, steps: Steps) -> bytes:
         """The study as the network saw it, without margins, as PNG.
 
         Raises:
-            UnknownStudyError: see `predict`.
+            UnknownStudyError, OtherInputError, StoreError: see `predict`.
         """
-        study = self._study(digest)
-        return to_png(image_part(study.canvas, study.placement))
+        _, study = self._study(digest, steps)
+        png = to_png(image_part(study.canvas, study.placement))
+        steps.lap("draw")
+        return png
 
-    def _decode(self, data: bytes, name: str) -> tuple[np.ndarray, Placement]:
-        if not data:
-            raise UnreadableImageError(f"{name}: is empty")
-        if not data.startswith(_SIGNATURES) and data[128:132] != b"DICM":
-            raise UnsupportedImageError(f"{name}: not a PNG, JPEG, TIFF or DICOM image")
-        with self._decoding:
-            try:
-                image = decode(data, name)
-            except ImageError as error:
-                raise UnreadableImageError(str(error)) from None
-            return fit(image, self.manifest.side, self.manifest.channels)
+    def _encoded(self, model: Model, stored: StoredStudy, steps: Steps) -> tuple[EncodedStudy, Assessment | None]:
+        """From the cache if it is there; the assessment is None unless the study was encoded now."""
+        with self._turn(model.digest, stored.digest):
+            steps.lap("wait")
+            held = self._studies.get(model.digest, stored.digest)
+            if held is not None and held.placement == stored.placement:
+                return held, None
+            patches = None if held is None else held.patches
+            study, outputs = encoded_study(model, stored.digest, stored.canvas, stored.placement, patches, steps)
+            self._studies.put(study)
+        if held is not None:
+            return study, None
+        assessment = _assessment(model, study, outputs)
+        steps.lap("assess")
+        return study, assessment
 
-    def _turn(self, digest: str) -> AbstractContextManager[object]:
-        """A lock of this digest; it vanishes with the last thread that holds or awaits it."""
+    def _answer(
+        self,
+        encoded: Sequence[tuple[Model, EncodedStudy]],
+        caller: Caller,
+        steps: Steps,
+        keep: Callable[[sa.Connection], None] | None = None,
+    ) -> list[StudyAnswer]:
+        entries = [
+            prediction_entry(caller, model, study.digest, _size(study.placement), study.prediction, steps)
+            for model, study in encoded
+        ]
+        receipts = self.store.ledger.append(entries, keep)
+        steps.lap("record")
+        if self._shadow is not None:
+            for _, study in encoded:
+                self._shadow.ask(study, None, study.prediction, caller)
+        return [
+            StudyAnswer(
+                digest=study.digest,
+                image=_size(study.placement),
+                model=model.ref,
+                prediction=study.prediction,
+                record=record(receipt),
+                timings_ms=steps.milliseconds,
+            )
+            for (model, study), receipt in zip(encoded, receipts, strict=True)
+        ]
+
+    def _turn(self, bundle: str, digest: str) -> AbstractContextManager[object]:
+        """A lock of this study; it vanishes with the last thread that holds or awaits it."""
         with self._encoding_guard:
-            return self._encoding.setdefault(digest, threading.Lock())
+            return self._encoding.setdefault((bundle, digest), threading.Lock())
 
-    def _predicted(self, digest: str, canvas: np.ndarray, placement: Placement, patches: np.ndarray) -> Study:
-        plain = InteractionRequest().interaction(self.manifest)  # so that an empty interaction changes nothing
-        prediction = self._explainer.predict(self._engine.reason(patches, [plain]), placement)
-        return Study(digest, canvas, placement, patches, prediction)
-
-    def _study(self, digest: str, drawn_on: ImageSize | None = None) -> Study:
-        study = self._studies.get(digest)
-        if study is None:
-            raise UnknownStudyError("this server does not hold the study (any more); upload it again")
-        if drawn_on is not None and drawn_on != _size(study.placement):
-            known, asked = _size(study.placement), drawn_on
+    def _study(self, digest: str, steps: Steps, drawn_on: ImageSize | None = None) -> tuple[Model, EncodedStudy]:
+        model = self.models.for_study(digest)
+        study = self._studies.get(model.digest, digest)
+        if study is None or (drawn_on is not None and drawn_on != _size(study.placement)):
+            # Another replica may have seen a later upload.
+            stored = load_study(self.store.database, digest)
+            steps.lap("load")
+            if stored is None:
+                raise UnknownStudyError("no study of this digest was added; upload it first")
+            if stored.canvas.shape != model.canvas_shape:
+                raise OtherInputError(
+                    f"the study was added for a model that looks at {stored.canvas.shape[-1]} pixels, this one looks "
+                    f"at {model.manifest.side}; upload it again"
+                )
+            study, assessment = self._encoded(model, stored, steps)
+            if assessment is not None:
+                with self.store.database.write() as connection:
+                    save_assessment(connection, assessment)
+        if drawn_on is not None and drawn_on != (known := _size(study.placement)):
             raise FrameError(
-                f"image: is {asked.width}×{asked.height} here, but the study was last uploaded as "
+                f"image: is {drawn_on.width}×{drawn_on.height} here, but the study was last uploaded as "
                 f"{known.width}×{known.height}; upload yours again"
             )
-        return study
-
-    def _reason(self, study: Study, interaction: Interaction) -> dict[str, np.ndarray]:
-        try:
-            return self._engine.reason(study.patches, [on_canvas(interaction, study.placement)])
-        except InteractionError as error:
-            raise InvalidInteractionError(str(error)) from None
+        return model, study
 
 
-def _study_answer(study: Study, clock: _Clock) -> StudyAnswer:
-    return StudyAnswer(
-        digest=study.digest,
-        image=_size(study.placement),
-        prediction=study.prediction,
-        timings_ms=clock.milliseconds,
+def _assessment(model: Model, study: EncodedStudy, outputs: dict[str, np.ndarray]) -> Assessment:
+    said = study.prediction
+    return Assessment(
+        study=study.digest,
+        bundle=model.digest,
+        version=model.version,
+        top=said.top,
+        margin=said.margin,
+        expected_effect=expected_effect(model.engine, model.manifest, study.patches, outputs),
+        asks_for_help=said.asks_for_help,
+        abstains=said.abstains,
     )
 
 
 def _size(placement: Placement) -> ImageSize:
     return ImageSize(width=placement.width, height=placement.height)
-
-
-class _Clock:
-    """Milliseconds of the steps between laps."""
-
-    def __init__(self) -> None:
-        self.milliseconds: dict[str, float] = {}
-        self._last = perf_counter()
-
-    def lap(self, step: str) -> None:
-        now = perf_counter()
-        self.milliseconds[step] = round((now - self._last) * 1000, 3)
-        self._last = now

@@ -1,52 +1,109 @@
-"""The Ray Serve deployment: one replica is one process that serves one bundle.
+"""The Ray Serve deployment: one replica is one process that serves what its configuration says.
 
-Concurrency: a replica answers `Limits.ongoing` requests at once on one event loop and computes in threads. Ray queues
-a few more and answers 503 with Retry-After beyond that, so a burst costs waiting, never memory. Studies are held by
-the replica that encoded them; there is one replica, because a second would not find them.
+Concurrency: a replica answers `ReplicaConfig.ongoing` requests at once on one event loop and computes in threads. Ray
+queues a few more and answers 503 with Retry-After beyond that, so a burst costs waiting, never memory. Images that
+arrive together are encoded as one batch; interactions never wait for one another. Replicas share nothing but the store,
+so any of them can answer, and one that dies takes nothing with it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
-from serving.api import create_app
-from serving.dataplane import CACHE_BYTES
-from serving.provider import dataplane_provider
+from csr.bundle import Bundle
+from csr.interaction import Interaction
+from serving.config import BatchConfig, ReplicaConfig, ServerConfig
+from serving.engines import Engine
+from serving.rest.app import create_app
+from serving.service import Service, engine_maker
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one replica takes on.
+class BatchingEngine:
+    """An engine that encodes images which arrive together as one batch, by Ray Serve's own batching.
 
     Args:
-        cache_bytes: budget of encoded studies in memory.
-        ongoing: requests answered at once. queued: requests that may wait beside them.
+        engine: that computes.
+        config: of the batches.
+        loop: on which batches gather; `encode` is called from other threads.
     """
 
-    cache_bytes: int = CACHE_BYTES
-    ongoing: int = 32
-    queued: int = 128
+    def __init__(self, engine: Engine, config: BatchConfig, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine = engine
+        self._loop = loop
+
+        @serve.batch(max_batch_size=config.images, batch_wait_timeout_s=config.wait_ms / 1000)
+        async def encode(images: list[np.ndarray]) -> list[np.ndarray]:
+            patches = await asyncio.to_thread(engine.encode, np.stack(images))
+            return list(patches)
+
+        self._encode = encode
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        if len(images) > 1:  # a batch already
+            return self._engine.encode(images)
+        one = asyncio.run_coroutine_threadsafe(self._encode(images[0]), self._loop).result()
+        return one[None]
+
+    def reason(
+        self, patches: np.ndarray, interactions: Sequence[Interaction], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        return self._engine.reason(patches, interactions, outputs)
+
+    def ready(self) -> None:
+        self._engine.ready()
+
+    def close(self) -> None:
+        self._engine.close()
 
 
-def build(bundle: Path, limits: Limits) -> Any:
-    """The Serve application, to be passed to ``serve.run``. The bundle is opened in the replica."""
+def build(config: ServerConfig) -> Any:
+    """The Serve application, to be passed to ``serve.run``. Everything is opened in the replica."""
 
-    def app() -> FastAPI:
-        return create_app(dataplane_provider(bundle, limits.cache_bytes))
+    @serve.ingress()
+    class Replica:
+        """What Ray starts, asks and stops."""
 
-    deployment = serve.deployment(
-        name="reader",
-        num_replicas=1,
-        ray_actor_options={"num_cpus": 1},
-        max_ongoing_requests=limits.ongoing,
-        max_queued_requests=limits.queued,
-        backpressure_config=BackpressureConfig(retry_after_s=1),
-        graceful_shutdown_timeout_s=5,
-    )
-    return deployment(serve.ingress(app)()).bind()
+        async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it
+            loop = asyncio.get_running_loop()
+            loop.set_default_executor(ThreadPoolExecutor(config.replicas.ongoing, "request"))
+            make = engine_maker(config)
+
+            def batching(bundle: Bundle, version: str) -> Engine:
+                return BatchingEngine(make(bundle, version), config.encoder_batch, loop)
+
+            self._service = await asyncio.to_thread(Service.open, config, batching)
+
+        def __serve_build_asgi_app__(self) -> FastAPI:
+            return create_app(self._service)
+
+        async def __del__(self) -> None:
+            await asyncio.to_thread(self._service.close)
+
+    return serve.deployment(name="reader", **_options(config.replicas))(Replica).bind()
+
+
+def _options(replicas: ReplicaConfig) -> dict[str, Any]:
+    count: dict[str, Any] = {"num_replicas": replicas.least}
+    if replicas.most > replicas.least:
+        count = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=replicas.least,
+                max_replicas=replicas.most,
+                target_ongoing_requests=replicas.target_ongoing,
+            )
+        }
+    return count | {
+        "ray_actor_options": {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
+        "max_ongoing_requests": replicas.ongoing,
+        "max_queued_requests": replicas.queued,
+        "backpressure_config": BackpressureConfig(retry_after_s=replicas.retry_after_s),
+        "graceful_shutdown_timeout_s": replicas.drain_s,
+    }

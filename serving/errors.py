@@ -73,3 +73,33 @@ class StoreError(ServingError):
     """The store does not answer: nothing that must be recorded can be done."""
 
     code, status = "store_unavailable", 503
+
+
+class IdempotencyError(ServingError):
+    """An idempotency key that was used before, for something else."""
+
+    code, status = "idempotency_conflict", 409
+
+
+class BatchError(ServingError):
+    """Several files of one upload are refused, and with them all."""
+
+    code, status = "unreadable_images", 422
+
+
+class OtherInputError(ServingError):
+    """The study was added for a model that looks at images of another size."""
+
+    code, status = "upload_again", 409
+
+
+class TooManyFilesError(ServingError):
+    """More files in one request than this server takes."""
+
+    code, status = "too_many_files", 413
+
+
+class TooSlowError(ServingError):
+    """A request that did not arrive in time."""
+
+    code, status = "too_slow", 408

@@ -35,15 +35,21 @@ class Exhibits:
         if name not in self._concepts:
             raise UnknownConceptError(f"unknown concept {name!r}; this model knows {', '.join(self._concepts)}")
 
+    def check_prototype(self, concept: str, index: int) -> None:
+        """Raises:
+        UnknownConceptError, UnknownItemError: the model has no such concept, or the concept no such prototype.
+        """
+        self.check_concept(concept)
+        if (concept, index) not in self._rows:
+            raise UnknownItemError(f"{concept} has no prototype {index}")
+
     def crop(self, concept: str, index: int) -> bytes:
         """What a prototype looks like, as PNG.
 
         Raises:
             UnknownConceptError, UnknownItemError: no such concept, or no such prototype of it.
         """
-        self.check_concept(concept)
-        if (concept, index) not in self._rows:
-            raise UnknownItemError(f"{concept} has no prototype {index}")
+        self.check_prototype(concept, index)
         return to_png(self._crops[self._rows[concept, index]])
 
     def sample(self, index: int) -> bytes:

@@ -85,7 +85,6 @@ class Explainer:
             ],
             concepts=[self._finding(k, one, peaks[k], rejected) for k in range(len(self.manifest.concepts))],
             map_limit=float(max(one["concept_maps"].max(), 0.0)) if map_limit is None else map_limit,
-            maps=one["concept_maps"],
         )
 
     def _finding(self, k: int, one: dict[str, np.ndarray], peak: np.ndarray, rejected: Sequence[str]) -> ConceptFinding:

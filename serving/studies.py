@@ -16,38 +16,47 @@ from serving.schemas import Prediction
 
 
 @dataclass(frozen=True)
-class Study:
-    """An encoded study.
+class EncodedStudy:
+    """A study as one model sees it.
 
     Args:
         digest: its address, `csr.images.pixel_digest` of the canvas.
+        bundle: the digest of the model's that encoded it.
         canvas: C×S×S uint8, what the network saw.
         placement: where the uploaded image lies on it.
         patches: 1×D'×h×w float32, all that reasoning needs.
+        maps: K×h×w float32, the concepts' similarity maps without interaction.
         prediction: without interaction.
     """
 
     digest: str
+    bundle: str
     canvas: np.ndarray
     placement: Placement
     patches: np.ndarray
+    maps: np.ndarray
     prediction: Prediction
 
     @property
     def nbytes(self) -> int:
         """What it weighs in the budget: its arrays, beside which the rest is small."""
-        return self.canvas.nbytes + self.patches.nbytes + self.prediction.maps.nbytes
+        return self.canvas.nbytes + self.patches.nbytes + self.maps.nbytes
+
+
+Key = tuple[str, str]
 
 
 class StudyCache:
-    """Args:
-    budget: bytes. The newest study is kept even if it alone is over the budget: a server that forgets a study
-        before it can be asked about would be of no use.
+    """Studies by digests of bundle and pixels.
+
+    Args:
+        budget: bytes. The newest study is kept even if it alone is over the budget: a server that forgets a study
+            before it can be asked about would be of no use.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._studies: OrderedDict[str, Study] = OrderedDict()
+        self._studies: OrderedDict[Key, EncodedStudy] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -59,19 +68,20 @@ class StudyCache:
         """Bytes held now."""
         return self._bytes
 
-    def get(self, digest: str) -> Study | None:
+    def get(self, bundle: str, digest: str) -> EncodedStudy | None:
         """The study, which now counts as the most recently used, or None."""
         with self._lock:
-            study = self._studies.get(digest)
+            study = self._studies.get((bundle, digest))
             if study is not None:
-                self._studies.move_to_end(digest)
+                self._studies.move_to_end((bundle, digest))
             return study
 
-    def put(self, study: Study) -> None:
-        """Keeps a study, in place of one of the same digest, and lets the oldest go until the budget holds."""
+    def put(self, study: EncodedStudy) -> None:
+        """Keeps a study, in place of one of the same digests, and lets the oldest go until the budget holds."""
+        key = study.bundle, study.digest
         with self._lock:
-            replaced = self._studies.pop(study.digest, None)
-            self._studies[study.digest] = study
+            replaced = self._studies.pop(key, None)
+            self._studies[key] = study
             self._bytes += study.nbytes - (replaced.nbytes if replaced else 0)
             while self._bytes > self.budget and len(self._studies) > 1:
                 _, oldest = self._studies.popitem(last=False)

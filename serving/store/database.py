@@ -66,6 +66,13 @@ class Database:
         with self._translated(), writer.begin() as connection:
             yield connection
 
+    def check(self) -> None:
+        """Raises:
+        StoreError: the database does not answer.
+        """
+        with self.read() as connection:
+            connection.execute(sa.select(schema_version))
+
     def close(self) -> None:
         """Gives back all connections."""
         self._engine.dispose()

@@ -1,7 +1,7 @@
 """The tables that must last. One schema for SQLite and PostgreSQL; times are UTC in ISO 8601, JSON is text.
 
 - ``study``        the pixels that readers look at: what the network sees, never the file that was uploaded
-- ``assessment``   one bundle's last word on one study, for the worklist
+- ``assessment``   the last word on each study, for the worklist
 - ``ledger``       every prediction, interaction, review and change of model, chained by hashes (`serving.store.ledger`)
 - ``ledger_head``  its length and last hash; its one row is what writers lock
 - ``api_key``      who may do what (`serving.access.keys`)
@@ -24,7 +24,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    UniqueConstraint,
 )
 
 VERSION = 1
@@ -50,7 +49,8 @@ assessment = Table(
     "assessment",
     metadata,
     Column("study", String(64), ForeignKey("study.digest"), primary_key=True),
-    Column("bundle", String(64), primary_key=True),
+    Column("bundle", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
     Column("assessed_at", String(32), nullable=False),
     Column("top", Text, nullable=False),
     Column("margin", Float(53), nullable=False),
@@ -58,8 +58,8 @@ assessment = Table(
     Column("asks_for_help", Boolean, nullable=False),
     Column("abstains", Boolean, nullable=False),
 )
-Index("assessment_margin", assessment.c.bundle, assessment.c.margin)
-Index("assessment_effect", assessment.c.bundle, assessment.c.expected_effect)
+Index("assessment_margin", assessment.c.margin)
+Index("assessment_effect", assessment.c.expected_effect)
 
 ledger = Table(
     "ledger",
@@ -69,12 +69,12 @@ ledger = Table(
     Column("kind", String(16), nullable=False),
     Column("actor", String(200), nullable=False),
     Column("request_id", String(128), nullable=False),
+    Column("once", String(64), nullable=False, unique=True),  # digest of actor and idempotency key, or random
     Column("study", String(64), nullable=False),  # empty where it is about none
     Column("bundle", String(64), nullable=False),
     Column("body", Text, nullable=False),
     Column("previous", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
-    UniqueConstraint("actor", "request_id", "kind", "study", name="ledger_once"),
 )
 Index("ledger_study", ledger.c.study, ledger.c.kind)
 Index("ledger_kind", ledger.c.kind, ledger.c.number)

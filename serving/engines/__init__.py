@@ -19,8 +19,18 @@ class Engine(Protocol):
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8 B×C×S×S → patches float32 B×D'×h×w."""
 
-    def reason(self, patches: np.ndarray, interactions: Sequence[Interaction]) -> dict[str, np.ndarray]:
+    def reason(
+        self, patches: np.ndarray, interactions: Sequence[Interaction], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """Patches and one interaction each (boxes in pixels of the canvas) → `csr.bundle.REASONER_OUTPUTS`."""
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+    def ready(self) -> None:
+        """Raises:
+        NotReadyError: it cannot answer now.
+        """
 
 
 class OrtEngine:
@@ -47,5 +57,14 @@ class OrtEngine:
     def encode(self, images: np.ndarray) -> np.ndarray:
         return self._runner.encode(images)
 
-    def reason(self, patches: np.ndarray, interactions: Sequence[Interaction]) -> dict[str, np.ndarray]:
-        return self._runner.reason(patches, interactions)
+    def reason(
+        self, patches: np.ndarray, interactions: Sequence[Interaction], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        found = self._runner.reason(patches, interactions)
+        return found if outputs is None else {name: found[name] for name in outputs}
+
+    def close(self) -> None:
+        pass
+
+    def ready(self) -> None:
+        pass

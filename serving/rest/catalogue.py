@@ -1,0 +1,58 @@
+"""``/v1/atlas``, ``/v1/reviews``, ``/v1/models`` and ``/v1/samples``."""
+
+from __future__ import annotations
+
+from asyncio import to_thread
+
+from fastapi import APIRouter, Response
+
+from serving.rest.context import PNG, CallerOf, png
+from serving.schemas import AtlasAnswer, ModelsAnswer, ReviewAnswer, ReviewRequest, ReviewsAnswer, Sample
+from serving.service import Service
+from serving.steps import Steps
+
+
+def routes(service: Service) -> APIRouter:
+    """All of them, over one service."""
+    router = APIRouter(prefix="/v1")
+    catalogue, models = service.catalogue, service.models
+
+    @router.get("/atlas")
+    async def atlas() -> AtlasAnswer:
+        """Every prototype with its source, usage and reliance."""
+        return catalogue.atlas()
+
+    @router.get("/atlas/{concept:path}/{index:int}.png", response_class=Response, responses=PNG)
+    async def crop(concept: str, index: int) -> Response:
+        """What a prototype looks like."""
+        steps = Steps()
+        data = await to_thread(models.champion.exhibits.crop, concept, index)
+        steps.lap("draw")
+        return png(data, steps, private=False)
+
+    @router.post("/atlas/{concept:path}/{index:int}/review", status_code=201)
+    async def review(concept: str, index: int, request: ReviewRequest, caller: CallerOf) -> ReviewAnswer:
+        """Puts on record whether a prototype should stay; the next training reads it."""
+        return await to_thread(catalogue.review, concept, index, request, caller)
+
+    @router.get("/reviews")
+    async def reviews() -> ReviewsAnswer:
+        """The last word on each prototype of the champion."""
+        return await to_thread(catalogue.reviews)
+
+    @router.get("/models")
+    async def served() -> ModelsAnswer:
+        """What is in service, what was refused and why, and every change there was."""
+        return await to_thread(catalogue.models)
+
+    @router.get("/samples")
+    async def samples() -> list[Sample]:
+        """Studies to try the page with."""
+        return models.champion.exhibits.samples
+
+    @router.get("/samples/{index:int}.png", response_class=Response, responses=PNG)
+    async def sample(index: int) -> Response:
+        """A sample's image, to be uploaded like any other."""
+        return png(models.champion.exhibits.sample(index), Steps(), private=False)
+
+    return router

@@ -1,0 +1,41 @@
+"""Who asks, and where in the request that is said."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import uuid4
+
+from fastapi import Depends, Header, Request, Response
+
+from serving.steps import Steps
+from serving.store.entries import Caller
+
+PNG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+_NAME = r"^[\x21-\x7e]{1,128}$"
+
+
+def caller(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None,
+        Header(pattern=_NAME, description="a request that is repeated with the same key is put on record once"),
+    ] = None,
+) -> Caller:
+    """From what the middlewares found out about the request."""
+    state = request.scope.get("state", {})
+    return Caller(
+        state["actor"].name if "actor" in state else "nobody", state.get("request_id") or uuid4().hex, idempotency_key
+    )
+
+
+CallerOf = Annotated[Caller, Depends(caller)]
+
+
+def png(data: bytes, steps: Steps, private: bool = True) -> Response:
+    """A picture, with the time of each step in ``Server-Timing``; no cache on the way may keep one of a patient."""
+    headers = {"Server-Timing": ", ".join(f"{name};dur={spent}" for name, spent in steps.milliseconds.items())}
+    if private:
+        headers["Cache-Control"] = "no-store"
+    return Response(data, media_type="image/png", headers=headers)

@@ -1,0 +1,103 @@
+"""``/v1/studies``: uploads, predictions, interactions, maps."""
+
+from __future__ import annotations
+
+from asyncio import to_thread
+from typing import Annotated
+
+from fastapi import APIRouter, File, Query, Response, UploadFile
+from fastapi import Path as InPath
+
+from serving.errors import TooManyFilesError
+from serving.intake import Upload
+from serving.rest.context import PNG, CallerOf, png
+from serving.schemas import (
+    InteractionAnswer,
+    InteractionRequest,
+    MapsAnswer,
+    StudiesAnswer,
+    StudyAnswer,
+    WorklistAnswer,
+)
+from serving.service import Service
+from serving.steps import Steps
+from serving.store.studies import Order, Progress
+
+_NAME_CHARACTERS = 100
+Digest = Annotated[str, InPath(description="of the study's pixels, as an upload returned it", max_length=64)]
+Concept = Annotated[str, InPath(description="a concept's name", max_length=200)]
+
+
+def routes(service: Service) -> APIRouter:
+    """All of them, over one service."""
+    router = APIRouter(prefix="/v1")
+    plane = service.plane
+
+    @router.post("/studies", status_code=201)
+    async def add_study(caller: CallerOf, file: Annotated[UploadFile, File()]) -> StudyAnswer:
+        """Adds a study and predicts."""
+        upload = await _upload(file)
+        return (await to_thread(plane.add_studies, [upload], caller))[0]
+
+    @router.post("/studies/batch", status_code=201)
+    async def add_studies(caller: CallerOf, files: Annotated[list[UploadFile], File()]) -> StudiesAnswer:
+        """Adds several studies, all or, if one of them cannot be read, none."""
+        if len(files) > service.limits.batch_files:
+            raise TooManyFilesError(f"files: {len(files)} in one request, the limit is {service.limits.batch_files}")
+        uploads = [await _upload(file) for file in files]
+        return StudiesAnswer(studies=await to_thread(plane.add_studies, uploads, caller))
+
+    @router.get("/studies/{digest}")
+    async def study(digest: Digest, caller: CallerOf) -> StudyAnswer:
+        """The prediction without interaction, again."""
+        return await to_thread(plane.predict, digest, caller)
+
+    @router.post("/studies/{digest}/interactions")
+    async def interact(digest: Digest, request: InteractionRequest, caller: CallerOf) -> InteractionAnswer:
+        """Applies an interaction, which carries its whole state, and says what changed and why."""
+        return await to_thread(plane.interact, digest, request, caller)
+
+    @router.get("/studies/{digest}/image.png", response_class=Response, responses=PNG)
+    async def image(digest: Digest) -> Response:
+        """The study as the network saw it."""
+        steps = Steps()
+        return png(await to_thread(plane.image, digest, steps), steps)
+
+    @router.get("/studies/{digest}/maps")
+    async def maps(digest: Digest) -> MapsAnswer:
+        """All similarity maps without interaction, as numbers."""
+        return await to_thread(plane.maps, digest)
+
+    @router.post("/studies/{digest}/maps")
+    async def maps_after(digest: Digest, request: InteractionRequest) -> MapsAnswer:
+        """All similarity maps under an interaction, as numbers."""
+        return await to_thread(plane.maps, digest, request)
+
+    # ``:path`` because concept names may hold a slash, as VinDr-CXR's "Nodule/Mass" does.
+    @router.get("/studies/{digest}/maps/{concept:path}.png", response_class=Response, responses=PNG)
+    async def overlay(digest: Digest, concept: Concept) -> Response:
+        """A concept's similarity map without interaction, to lay over the image."""
+        steps = Steps()
+        return png(await to_thread(plane.overlay, digest, concept, None, steps), steps)
+
+    @router.post("/studies/{digest}/maps/{concept:path}.png", response_class=Response, responses=PNG)
+    async def overlay_after(digest: Digest, concept: Concept, request: InteractionRequest) -> Response:
+        """A concept's similarity map under an interaction."""
+        steps = Steps()
+        return png(await to_thread(plane.overlay, digest, concept, request, steps), steps)
+
+    @router.get("/worklist")
+    async def worklist(
+        order: Order = "margin",
+        progress: Progress = "all",
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+    ) -> WorklistAnswer:
+        """Studies that wait for a reader, the least sure or the most changeable first."""
+        return await to_thread(service.catalogue.worklist, order, progress, limit, offset)
+
+    return router
+
+
+async def _upload(file: UploadFile) -> Upload:
+    return Upload(await file.read(), (file.filename or "upload")[:_NAME_CHARACTERS])

@@ -1,0 +1,90 @@
+"""Everything that one replica serves with, opened from its configuration and closed as one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from csr.bundle import Bundle
+from serving.catalogue import Catalogue
+from serving.config import ChallengerConfig, HTTPConfig, ModelConfig, ServerConfig, read_secret
+from serving.dataplane import DataPlane
+from serving.engines import Engine, OrtEngine
+from serving.intake import Intake
+from serving.models import ServedModels
+from serving.rollout import Follower, MakeEngine, Watch
+from serving.shadow import Shadow
+from serving.sources import AliasSource, FolderSource, Source
+from serving.store import Store
+
+_LOCAL_REGISTRY = "sqlite:///mlflow.db"
+
+
+@dataclass(frozen=True)
+class Service:
+    """What adapters are given."""
+
+    models: ServedModels
+    store: Store
+    plane: DataPlane
+    catalogue: Catalogue
+    limits: HTTPConfig
+    shadow: Shadow
+    watch: Watch
+
+    @classmethod
+    def open(cls, config: ServerConfig, wrap: MakeEngine | None = None) -> Service:
+        """Opens the store and puts into service what should be; a model that is refused is no error here, the service
+        is just not ready.
+
+        Args:
+            config: of the deployment.
+            wrap: makes engines instead of ``config.engine``.
+
+        Raises:
+            StoreError, ConfigError: it cannot be opened.
+        """
+        store = Store.open(config.store.address, read_secret(config.store.ledger_key_file))
+        models = ServedModels()
+        make = wrap or engine_maker(config)
+        followers = [Follower("champion", _source(config.model, config.model), make, models, store)]
+        if (trial := config.challenger) is not None:
+            source = _source(trial, config.model)
+            followers.append(Follower("challenger", source, make, models, store, (trial.mode, trial.share)))
+        watch = Watch(followers, config.model.registry.poll_s)
+        watch.start()
+        shadow = Shadow(models, store.ledger)
+        plane = DataPlane(models, store, Intake(lambda data: None), config.cache_mb << 20, shadow)
+        return cls(models, store, plane, Catalogue(models, store), config.http, shadow, watch)
+
+    def check_ready(self) -> None:
+        """Raises:
+        NotReadyError: no model is in service, or its engine cannot answer.
+        StoreError: the store does not answer.
+        """
+        self.models.champion.engine.ready()
+        self.store.database.check()
+
+    def close(self) -> None:
+        """Finishes what waits."""
+        self.watch.close()
+        self.shadow.close()
+        self.store.database.close()
+
+
+def engine_maker(config: ServerConfig) -> MakeEngine:
+    """Makes the engine that the configuration names."""
+
+    def make(bundle: Bundle, version: str) -> Engine:
+        return OrtEngine(bundle, config.engine.threads, config.engine.device)
+
+    return make
+
+
+def _source(which: ModelConfig | ChallengerConfig, model: ModelConfig) -> Source:
+    if which.bundle is not None:
+        return FolderSource(which.bundle)
+    assert which.alias is not None
+    registry = model.registry
+    uri = registry.uri or os.environ.get("MLFLOW_TRACKING_URI") or _LOCAL_REGISTRY
+    return AliasSource(uri, registry.name, which.alias, registry.folder)

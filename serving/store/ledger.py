@@ -1,0 +1,218 @@
+"""The audit ledger: an append-only chain in which every entry carries the hash of the one before.
+
+    hash(n) = H(number, at, kind, actor, request_id, once, study, bundle, body, hash(n − 1))        hash(0) = ""
+
+H is HMAC-SHA256 with a secret key, so that whoever can write to the database but has not the key can change nothing
+unnoticed; without a key it is SHA-256, which shows accidents and clumsy hands only. `Ledger.verify` finds any entry
+that was changed, removed, added or moved. The head, sealed the same way, says how long the chain is, so that it cannot
+be cut at its end either. A database that was put back whole to an earlier state is sound in itself: compare with a head
+that was noted elsewhere.
+
+Concurrency: `Ledger.append` returns when its entry is durable. One transaction at a time writes; whoever waits
+meanwhile rides in the next, so under load many entries share one sync of the disk. Replicas take turns at the head.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from serving.errors import IdempotencyError
+from serving.store.database import Database
+from serving.store.entries import Chain, Entry, Kind, Receipt, canonical
+from serving.store.schema import ledger, ledger_head
+
+Also = Callable[[sa.Connection], None]
+_CHUNK = 1000
+_MOST_FAULTS = 20
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `Ledger.verify` found; the ledger is sound if there are no faults."""
+
+    head: Receipt
+    faults: tuple[str, ...]
+
+
+@dataclass
+class _Ticket:
+    """What one caller wants written, and what became of it."""
+
+    entries: Sequence[Entry]
+    also: Also | None
+    receipts: list[Receipt] = field(default_factory=list)
+    error: BaseException | None = None
+    done: bool = False
+
+
+class Ledger:
+    """Args:
+    database: where it is kept.
+    key: of the HMAC; None for plain SHA-256.
+    """
+
+    def __init__(self, database: Database, key: bytes | None) -> None:
+        self._database = database
+        self._chain = Chain(key)
+        self._pending: list[_Ticket] = []
+        self._guard = threading.Lock()
+        self._turn = threading.Lock()
+
+    def append(self, entries: Sequence[Entry], also: Also | None = None) -> list[Receipt]:
+        """Appends entries, all or none, and returns once they are durable.
+
+        An entry that repeats one of the same actor, idempotency key, kind and study is not appended again; its receipt
+        is the first one's.
+
+        Args:
+            entries: in their order.
+            also: writes more in the same transaction.
+
+        Raises:
+            IdempotencyError: an idempotency key was used before for another request.
+            StoreError: nothing was written, or it is not known because the connection broke while it committed.
+        """
+        ticket = _Ticket(entries, also)
+        with self._guard:
+            self._pending.append(ticket)
+        with self._turn:
+            if not ticket.done:
+                with self._guard:
+                    batch, self._pending = self._pending, []
+                self._write(batch)
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.receipts
+
+    def verify(self, anchor: Receipt | None = None) -> Verification:
+        """Walks the whole chain.
+
+        Args:
+            anchor: a head that was noted elsewhere; the chain must still contain it.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(ledger_head)).one()
+            head = Receipt(row.length, row.hash)
+            faults: list[str] = []
+            for fault in self._faults(connection, head, row.seal, anchor):
+                if len(faults) == _MOST_FAULTS:
+                    faults.append("and more")
+                    break
+                faults.append(fault)
+        return Verification(head, tuple(faults))
+
+    def entries(self, kind: Kind | None = None, study: str | None = None, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Entries as dictionaries with their body parsed, oldest first.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        query = sa.select(ledger).where(ledger.c.number > after).order_by(ledger.c.number)
+        if kind is not None:
+            query = query.where(ledger.c.kind == kind)
+        if study is not None:
+            query = query.where(ledger.c.study == study)
+        with self._database.read() as connection:
+            for row in connection.execute(query.execution_options(yield_per=_CHUNK)):
+                yield dict(row._mapping) | {"body": json.loads(row.body)}
+
+    def _write(self, batch: list[_Ticket]) -> None:
+        try:
+            self._commit(batch)
+        except IdempotencyError as error:
+            if len(batch) == 1:
+                batch[0].error = error
+            else:  # one caller's mistake is not the others'
+                for ticket in batch:
+                    self._write([ticket])
+        except BaseException as error:
+            for ticket in batch:
+                ticket.error = error
+        finally:
+            for ticket in batch:
+                ticket.done = True
+
+    def _commit(self, batch: list[_Ticket]) -> None:
+        given = [[(entry.once(), entry) for entry in ticket.entries] for ticket in batch]
+        with self._database.write() as connection:
+            row = connection.execute(sa.select(ledger_head).with_for_update()).one()
+            head = Receipt(row.length, row.hash)
+            known = _known(
+                connection, [once for pairs in given for once, entry in pairs if entry.caller.idempotency_key]
+            )
+            rows: list[dict[str, Any]] = []
+            receipts: list[list[Receipt]] = []
+            for ticket, pairs in zip(batch, given, strict=True):
+                if ticket.also is not None:
+                    ticket.also(connection)
+                receipts.append([])
+                for once, entry in pairs:
+                    if once in known:
+                        receipts[-1].append(_repeated(known[once], entry))
+                        continue
+                    added = self._chain.row(head.number + 1, once, entry, head.hash)
+                    head = Receipt(added["number"], added["hash"])
+                    known[once] = added
+                    rows.append(added)
+                    receipts[-1].append(head)
+            if rows:
+                connection.execute(ledger.insert(), rows)
+                after = {"length": head.number, "hash": head.hash, "seal": self._chain.seal(head)}
+                connection.execute(sa.update(ledger_head).values(**after))
+        for ticket, own in zip(batch, receipts, strict=True):
+            ticket.receipts = own
+
+    def _faults(self, connection: sa.Connection, head: Receipt, seal: str, anchor: Receipt | None) -> Iterator[str]:
+        # Entries that came after the head was read are not looked at.
+        query = sa.select(ledger).where(ledger.c.number <= head.number).order_by(ledger.c.number)
+        expected, previous = 1, ""
+        for row in connection.execute(query.execution_options(yield_per=_CHUNK)).mappings():
+            number = row["number"]
+            if number < expected:
+                yield f"entry {number}: is before the first"
+                continue
+            if number > expected:
+                yield f"{_span(expected, number - 1)} missing"
+            elif row["previous"] != previous:
+                yield f"entry {number}: does not follow the one before it"
+            if not hmac.compare_digest(row["hash"], self._chain.hash(dict(row))):
+                yield f"entry {number}: was changed"
+            if anchor is not None and number == anchor.number and row["hash"] != anchor.hash:
+                yield f"entry {number}: is not the one that was noted"
+            expected, previous = number + 1, row["hash"]
+        if expected <= head.number:
+            yield f"{_span(expected, head.number)} missing"
+        if previous != head.hash:
+            yield "head: is not the hash of the last entry"
+        if head.number and not hmac.compare_digest(seal, self._chain.seal(head)):
+            yield "head: was changed"
+        if anchor is not None and anchor.number > head.number:
+            yield f"{_span(head.number + 1, anchor.number)} missing, though noted elsewhere"
+
+
+def _span(first: int, last: int) -> str:
+    return f"entry {first}:" if first == last else f"entries {first} to {last}:"
+
+
+def _known(connection: sa.Connection, keys: list[str]) -> dict[str, Any]:
+    if not keys:
+        return {}
+    return {row["once"]: row for row in connection.execute(sa.select(ledger).where(ledger.c.once.in_(keys))).mappings()}
+
+
+def _repeated(row: Any, entry: Entry) -> Receipt:
+    if canonical(json.loads(row["body"])["request"]) != canonical(entry.body["request"]):
+        raise IdempotencyError(
+            f"the idempotency key was used before for another request (ledger entry {row['number']}); choose a new one"
+        )
+    return Receipt(row["number"], row["hash"])

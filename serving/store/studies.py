@@ -1,0 +1,140 @@
+"""Studies and what was last said of them, as they lie in the store behind every replica."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import sqlalchemy as sa
+from PIL import Image
+from sqlalchemy.dialects import postgresql, sqlite
+
+from csr.images import Placement, to_png
+from serving.store.database import Database, now
+from serving.store.schema import assessment, ledger, study
+
+Order = Literal["margin", "effect"]
+Progress = Literal["all", "unread", "read"]
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    """A study before anything was computed.
+
+    Args:
+        digest: `csr.images.pixel_digest` of the canvas.
+        canvas: C×S×S uint8.
+        placement: where the uploaded image lies on it; of the last upload, if several had these pixels.
+        source: the allowed attributes of a DICOM file, as JSON; None for other files.
+    """
+
+    digest: str
+    canvas: np.ndarray
+    placement: Placement
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What was last said of a study, as far as a worklist needs it.
+
+    Args:
+        study, bundle: digests.
+        version: of the bundle, in the registry.
+        top: the most probable class.
+        margin: `csr.interaction.decision_margin`.
+        expected_effect: see `serving.worklist.expected_effect`.
+        asks_for_help, abstains: see `csr.bundle.Manifest`.
+    """
+
+    study: str
+    bundle: str
+    version: str
+    top: str
+    margin: float
+    expected_effect: float
+    asks_for_help: bool
+    abstains: bool
+
+
+@dataclass(frozen=True)
+class WorklistRow:
+    """A study on the worklist; ``interactions`` counts those on record, by anybody and with any bundle."""
+
+    assessment: Assessment
+    assessed_at: str
+    interactions: int
+    last_interaction_at: str | None
+
+
+def save_study(connection: sa.Connection, stored: StoredStudy) -> None:
+    """Keeps a study; one of the same pixels gets the new placement and source."""
+    place = stored.placement
+    values = {
+        "digest": stored.digest,
+        "added_at": now(),
+        "canvas": to_png(stored.canvas),
+        "width": place.width,
+        "height": place.height,
+        "scale": place.scale,
+        "offset_left": place.left,
+        "offset_top": place.top,
+        "source": stored.source,
+    }
+    _upsert(connection, study, values, ("digest",))
+
+
+def save_assessment(connection: sa.Connection, given: Assessment) -> None:
+    """Keeps what is said of a study, in place of what was said before."""
+    _upsert(connection, assessment, {**vars(given), "assessed_at": now()}, ("study",))
+
+
+def load_study(database: Database, digest: str) -> StoredStudy | None:
+    """The study, or None if there is none of this digest.
+
+    Raises:
+        StoreError: the database does not answer.
+    """
+    with database.read() as connection:
+        row = connection.execute(sa.select(study).where(study.c.digest == digest)).one_or_none()
+    if row is None:
+        return None
+    pixels = np.asarray(Image.open(io.BytesIO(row.canvas)))
+    canvas = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    placement = Placement(row.width, row.height, row.scale, row.offset_left, row.offset_top)
+    return StoredStudy(digest, canvas, placement, row.source)
+
+
+def worklist(database: Database, order: Order, progress: Progress, limit: int, offset: int) -> list[WorklistRow]:
+    """Studies, the smallest margin first, or the largest expected effect.
+
+    Raises:
+        StoreError: the database does not answer.
+    """
+    read = (
+        sa.select(ledger.c.study, sa.func.count().label("count"), sa.func.max(ledger.c.at).label("last_at"))
+        .where(ledger.c.kind == "interaction")
+        .group_by(ledger.c.study)
+        .subquery()
+    )
+    query = sa.select(assessment, read.c.count, read.c.last_at).outerjoin(read, read.c.study == assessment.c.study)
+    if progress != "all":
+        query = query.where(read.c.count.is_(None) if progress == "unread" else read.c.count.is_not(None))
+    by = assessment.c.margin if order == "margin" else assessment.c.expected_effect.desc()
+    query = query.order_by(by, assessment.c.study).limit(limit).offset(offset)
+    with database.read() as connection:
+        return [_worklist_row(row) for row in connection.execute(query).mappings()]
+
+
+def _worklist_row(row: Any) -> WorklistRow:
+    known = {name: row[name] for name in Assessment.__dataclass_fields__}
+    return WorklistRow(Assessment(**known), row["assessed_at"], row["count"] or 0, row["last_at"])
+
+
+def _upsert(connection: sa.Connection, table: sa.Table, values: dict[str, Any], keys: tuple[str, ...]) -> None:
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement: Any = insert(table).values(**values)
+    changed = {name: statement.excluded[name] for name in values if name not in (*keys, "added_at")}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=changed))
