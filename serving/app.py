@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from csr.bundle import Bundle
 from csr.errors import CSRError
@@ -76,7 +77,7 @@ def _config(options: Options) -> ServerConfig:
     Raises:
         ConfigError: they are not a configuration.
     """
-    content = {"model": {"bundle": "build/bundle"}}
+    content: dict[str, Any] = {"model": {"bundle": "build/bundle"}}
     if options.config is not None:
         content = load_config(options.config).model_dump(exclude_unset=True)
     if options.bundle is not None:

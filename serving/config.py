@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starlette.types import Scope
 
 from csr.errors import ConfigError
+from serving.access.oidc import OIDCConfig
 from serving.rest.limits import FORM_OVERHEAD, JSON_BYTES
 
 _KEY_BYTES = 32
@@ -191,6 +192,20 @@ class StoreConfig(_Section):
         return self.url or os.environ.get("CSR_STORE_URL") or "sqlite:///.state/serving/store.db"
 
 
+class AccessConfig(_Section):
+    """Who may ask, and how often.
+
+    Args:
+        requests_per_minute: of one actor, at one replica.
+        oidc: an issuer whose tokens are taken beside API keys.
+        salt_file: of pseudonyms; made at the first start if it is missing.
+    """
+
+    requests_per_minute: Count = 6000
+    oidc: OIDCConfig | None = None
+    salt_file: Path = Path(".state/serving/salt.key")
+
+
 class ServerConfig(_Section):
     """The whole file."""
 
@@ -203,6 +218,7 @@ class ServerConfig(_Section):
     encoder_batch: BatchConfig = BatchConfig()
     cache_mb: Count = 256
     store: StoreConfig = StoreConfig()
+    access: AccessConfig = AccessConfig()
 
 
 def load_config(file: Path) -> ServerConfig:

@@ -103,3 +103,48 @@ class TooSlowError(ServingError):
     """A request that did not arrive in time."""
 
     code, status = "too_slow", 408
+
+
+class UnauthenticatedError(ServingError):
+    """No credential, or one that is not valid."""
+
+    code, status = "unauthenticated", 401
+
+
+class ForbiddenError(ServingError):
+    """A valid credential of somebody who may not do this."""
+
+    code, status = "forbidden", 403
+
+
+class RateLimitedError(ServingError):
+    """Too many requests.
+
+    Args:
+        message: for the client.
+        retry_after_s: when to ask again.
+    """
+
+    code, status = "rate_limited", 429
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class KeyNameError(ServingError):
+    """A name of an API key that cannot be used."""
+
+    code, status = "key_name", 409
+
+
+class IssuerError(ServingError):
+    """The issuer of tokens does not answer."""
+
+    code, status = "issuer_unavailable", 503
+
+
+class CrossSiteError(ServingError):
+    """A request that a browser sent for a page of somebody else."""
+
+    code, status = "cross_site", 403

@@ -6,8 +6,12 @@ import os
 from dataclasses import dataclass
 
 from csr.bundle import Bundle
+from serving.access.authenticator import Authenticator
+from serving.access.keys import KeyStore
+from serving.access.oidc import OIDCVerifier
+from serving.access.rates import Rates
 from serving.catalogue import Catalogue
-from serving.config import ChallengerConfig, HTTPConfig, ModelConfig, ServerConfig, read_secret
+from serving.config import AccessConfig, ChallengerConfig, HTTPConfig, ModelConfig, ServerConfig, read_secret
 from serving.dataplane import DataPlane
 from serving.engines import Engine, OrtEngine
 from serving.intake import Intake
@@ -29,6 +33,7 @@ class Service:
     plane: DataPlane
     catalogue: Catalogue
     limits: HTTPConfig
+    authenticator: Authenticator
     shadow: Shadow
     watch: Watch
 
@@ -55,7 +60,16 @@ class Service:
         watch.start()
         shadow = Shadow(models, store.ledger)
         plane = DataPlane(models, store, Intake(lambda data: None), config.cache_mb << 20, shadow)
-        return cls(models, store, plane, Catalogue(models, store), config.http, shadow, watch)
+        return cls(
+            models=models,
+            store=store,
+            plane=plane,
+            catalogue=Catalogue(models, store),
+            limits=config.http,
+            authenticator=_authenticator(config.access, store),
+            shadow=shadow,
+            watch=watch,
+        )
 
     def check_ready(self) -> None:
         """Raises:
@@ -79,6 +93,11 @@ def engine_maker(config: ServerConfig) -> MakeEngine:
         return OrtEngine(bundle, config.engine.threads, config.engine.device)
 
     return make
+
+
+def _authenticator(config: AccessConfig, store: Store) -> Authenticator:
+    oidc = OIDCVerifier(config.oidc, read_secret(config.salt_file)) if config.oidc else None
+    return Authenticator(KeyStore(store.database), Rates(config.requests_per_minute), oidc)
 
 
 def _source(which: ModelConfig | ChallengerConfig, model: ModelConfig) -> Source:

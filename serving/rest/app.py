@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
+from serving.access.middleware import Access
+from serving.access.signin import add_sign_in
 from serving.rest import catalogue, studies
 from serving.rest.errors import RESPONSES, add_error_handlers
 from serving.rest.limits import LimitBody
@@ -32,7 +34,11 @@ def create_app(service: Service) -> FastAPI:
     """The application."""
     # The interactive documentation pages load scripts from elsewhere, which a closed network cannot.
     app = FastAPI(title="CSR reading API", version="1", docs_url=None, redoc_url=None, responses=RESPONSES)
+    secure = service.limits.tls is not None
+    # The last one added is the first to see a request: strangers go before anything of theirs is read.
     app.add_middleware(LimitBody, limit=service.limits.body_bytes, seconds=service.limits.body_seconds)
+    app.add_middleware(Access, authenticator=service.authenticator)
+    add_sign_in(app, service.authenticator, secure)
     add_error_handlers(app)
     app.include_router(studies.routes(service))
     app.include_router(catalogue.routes(service))

@@ -25,9 +25,7 @@ def caller(
 ) -> Caller:
     """From what the middlewares found out about the request."""
     state = request.scope.get("state", {})
-    return Caller(
-        state["actor"].name if "actor" in state else "nobody", state.get("request_id") or uuid4().hex, idempotency_key
-    )
+    return Caller(state["actor"].name, state.get("request_id") or uuid4().hex, idempotency_key)
 
 
 CallerOf = Annotated[Caller, Depends(caller)]

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ServingError, TooLargeError, TooSlowError
-from serving.schemas import ErrorBody
+from serving.rest.errors import refusal
 
 JSON_BYTES = 1 << 20  # two hundred boxes and every concept fit many times over
 FORM_OVERHEAD = 1 << 16  # a multipart body is its files and a few headers
@@ -40,7 +40,7 @@ class LimitBody:
         too_slow = TooSlowError(f"the request did not arrive within {self.seconds:g} seconds")
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared) > limit:
-            await _refusal(too_large)(scope, receive, send)
+            await _refusal(scope, too_large)(scope, receive, send)
             return
 
         arrived, whole = 0, False
@@ -74,9 +74,10 @@ class LimitBody:
             if raised is not broken:
                 raise
         if broken is not None:
-            await _refusal(broken)(scope, receive, send)
+            await _refusal(scope, broken)(scope, receive, send)
 
 
-def _refusal(error: ServingError) -> JSONResponse:
-    # The rest of the body is not read, so the connection cannot be used again.
-    return JSONResponse(ErrorBody.of(error).model_dump(), error.status, {"Connection": "close"})
+def _refusal(scope: Scope, error: ServingError) -> Response:
+    answer = refusal(scope, error)
+    answer.headers["Connection"] = "close"  # the rest of the body is not read, so it cannot be used again
+    return answer

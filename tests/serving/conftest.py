@@ -13,9 +13,18 @@ from PIL import Image
 
 from csr.bundle import Bundle
 from csr.interaction import Interaction
-from serving.api import create_app
+from serving.access.actors import Role
+from serving.config import parse_config
 from serving.dataplane import DataPlane
-from serving.engine import OrtEngine
+from serving.engines import Engine, OrtEngine
+from serving.intake import Upload
+from serving.models import Model
+from serving.rest.app import create_app
+from serving.schemas import InteractionAnswer, InteractionRequest, StudyAnswer
+from serving.service import Service
+from serving.store.entries import Caller
+
+CALLER = Caller("tester", "test")
 
 
 class CountingEngine:
@@ -31,8 +40,44 @@ class CountingEngine:
             self.encoded += len(images)
         return self._engine.encode(images)
 
-    def reason(self, patches: np.ndarray, interactions: Sequence[Interaction]) -> dict[str, np.ndarray]:
-        return self._engine.reason(patches, interactions)
+    def reason(
+        self, patches: np.ndarray, interactions: Sequence[Interaction], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        return self._engine.reason(patches, interactions, outputs)
+
+    def ready(self) -> None:
+        self._engine.ready()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def make_service(bundle: Path, folder: Path, engine: Engine | None = None, **sections: Any) -> Service:
+    """A service over a store of its own."""
+    store = {"url": f"sqlite:///{folder}/store.db", "ledger_key_file": str(folder / "ledger.key")}
+    access = {"salt_file": str(folder / "salt.key")}
+    config = parse_config({"model": {"bundle": str(bundle)}, "store": store, "access": access, **sections})
+    return Service.open(config, None if engine is None else lambda bundle, version: engine)
+
+
+def serve_instead(service: Service, bundle: Bundle, engine: Engine | None = None) -> None:
+    """Puts a bundle into service whose manifest need not be what lies on disk."""
+    service.models.crown(Model(bundle, engine or OrtEngine(bundle)))
+
+
+def client_of(service: Service, role: Role = Role.admin) -> TestClient:
+    """A client with a key."""
+    key = service.authenticator.keys.create(f"tester {role.name}", role)
+    headers = {"Authorization": f"Bearer {key}"}
+    return TestClient(create_app(service), raise_server_exceptions=False, headers=headers)
+
+
+def add(plane: DataPlane, data: bytes, name: str = "image") -> StudyAnswer:
+    return plane.add_studies([Upload(data, name)], CALLER)[0]
+
+
+def interact(plane: DataPlane, digest: str, **state: Any) -> InteractionAnswer:
+    return plane.interact(digest, InteractionRequest(**state), CALLER)
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +91,20 @@ def engine(bundle: Bundle) -> CountingEngine:
 
 
 @pytest.fixture
-def plane(bundle: Bundle, engine: CountingEngine) -> DataPlane:
-    return DataPlane(bundle, engine)
+def service(bundle: Bundle, engine: CountingEngine, tmp_path: Path) -> Iterator[Service]:
+    service = make_service(bundle.path, tmp_path / "state", engine, http={"upload_mb": 1})
+    yield service
+    service.close()
 
 
 @pytest.fixture
-def client(plane: DataPlane) -> Iterator[TestClient]:
-    with TestClient(create_app(lambda: plane, upload_bytes=1 << 20), raise_server_exceptions=False) as client:
+def plane(service: Service) -> DataPlane:
+    return service.plane
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[TestClient]:
+    with client_of(service) as client:
         yield client
 
 

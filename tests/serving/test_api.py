@@ -13,11 +13,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from csr.bundle import Bundle
-from serving.api import create_app
+from serving.access.actors import Role
 from serving.dataplane import DataPlane
-from serving.provider import dataplane_provider
+from serving.rest.app import create_app
 from serving.schemas import MAX_BOXES
-from tests.serving.conftest import CountingEngine, altered_copy, png
+from serving.service import Service
+from serving.studies import StudyCache
+from tests.serving.conftest import CountingEngine, altered_copy, client_of, make_service, png, serve_instead
 
 BOX = {"x_min": 10, "y_min": 10, "x_max": 40, "y_max": 40, "kind": "positive"}
 
@@ -43,11 +45,13 @@ def test_reading_a_study(client: TestClient, bundle: Bundle, sample: bytes, engi
     study = response.json()
     about, prediction = bundle.manifest, study["prediction"]
     assert study["image"] == {"width": about.side, "height": about.side}
-    assert set(study["timings_ms"]) == {"decode", "encode", "reason"}
+    assert set(study["timings_ms"]) == {"decode", "wait", "encode", "reason", "explain", "assess", "record"}
     assert [each["name"] for each in prediction["classes"]] == list(about.classes)
     assert sum(each["probability"] for each in prediction["classes"]) == pytest.approx(1, abs=1e-5)
     assert [each["name"] for each in prediction["concepts"]] == list(about.concepts)
-    assert np.array(prediction["maps"]).shape == (len(about.concepts), about.height, about.width)
+    maps = client.get(f"/v1/studies/{study['digest']}/maps").json()
+    assert np.array(maps["maps"]).shape == (len(about.concepts), about.height, about.width)
+    assert maps["concepts"] == list(about.concepts) and maps["frame"]["side"] == about.side
     concept = prediction["concepts"][0]
     assert set(concept["contributions"]) == set(about.classes)
     assert {"x", "y", "similarity"} == set(concept["peak"])
@@ -78,17 +82,19 @@ def test_an_empty_interaction_is_the_plain_prediction_and_undo_the_earlier_answe
     assert after() == after(boxes=[], rejected=[]) == after(alpha=0.0, rejection="zero", background="alpha") == plain
 
 
-def test_a_model_that_abstains_says_so_and_when(bundle: Bundle, engine: CountingEngine, sample: bytes) -> None:
+def test_a_model_that_abstains_says_so_and_when(
+    service: Service, client: TestClient, bundle: Bundle, sample: bytes
+) -> None:
     """With a threshold between its confidences before and after an interaction, it abstains from one of the two."""
     state = {"boxes": [BOX | {"kind": "negative"}], "rejected": list(bundle.manifest.concepts)}
 
     def read(threshold: float | None) -> tuple[dict[str, Any], dict[str, Any], float | None]:
-        other = Bundle(bundle.path, replace(bundle.manifest, abstain_below=threshold))
-        plane = DataPlane(other, engine)
-        with TestClient(create_app(lambda: plane)) as client:
-            digest = upload(client, sample).json()["digest"]
-            answer = client.post(f"/v1/studies/{digest}/interactions", json=state).json()
-            return answer["before"], answer["after"], client.get("/v1/model").json()["manifest"]["abstain_below"]
+        serve_instead(service, Bundle(bundle.path, replace(bundle.manifest, abstain_below=threshold)))
+        service.plane._studies = StudyCache(0)
+        digest = upload(client, sample).json()["digest"]
+        answer = client.post(f"/v1/studies/{digest}/interactions", json=state).json()
+        about = client.get("/v1/models").json()["models"][0]["manifest"]
+        return answer["before"], answer["after"], about["abstain_below"]
 
     def confidence(prediction: dict[str, Any]) -> float:
         return max(each["probability"] for each in prediction["classes"])
@@ -117,8 +123,8 @@ def test_pictures(client: TestClient, digest: str) -> None:
 
 
 def test_model_atlas_and_samples(client: TestClient, bundle: Bundle) -> None:
-    model = client.get("/v1/model").json()
-    assert model["bundle_digest"] == bundle.digest
+    model = client.get("/v1/models").json()["models"][0]
+    assert (model["role"], model["digest"]) == ("champion", bundle.digest)
     assert model["manifest"]["classes"] == list(bundle.manifest.classes)
     entries = client.get("/v1/atlas").json()["entries"]
     assert len(entries) == len(bundle.manifest.concepts) * bundle.manifest.per_concept
@@ -136,7 +142,7 @@ def test_concept_names_with_a_slash_reach_the_data_plane(client: TestClient, dig
 
 def test_what_is_not_there_is_404(client: TestClient, digest: str) -> None:
     nobody = "0" * 64
-    assert "upload it again" in assert_error(client.get(f"/v1/studies/{nobody}"), 404, "unknown_study")
+    assert "upload it first" in assert_error(client.get(f"/v1/studies/{nobody}"), 404, "unknown_study")
     assert_error(client.post(f"/v1/studies/{nobody}/interactions", json={}), 404, "unknown_study")
     assert_error(client.get(f"/v1/studies/{nobody}/image.png"), 404, "unknown_study")
     assert_error(client.get(f"/v1/studies/{digest}/maps/spaceship.png"), 404, "unknown_concept")
@@ -253,12 +259,14 @@ def test_health(client: TestClient) -> None:
 
 
 def test_an_altered_bundle_is_alive_but_not_ready(bundle: Bundle, tmp_path: Path) -> None:
-    provider = dataplane_provider(altered_copy(bundle, tmp_path / "bundle"), 1 << 20)
-    with TestClient(create_app(provider)) as client:
+    service = make_service(altered_copy(bundle, tmp_path / "bundle"), tmp_path / "state")
+    with client_of(service) as client:
         assert client.get("/health/live").status_code == 200
         assert "atlas.json: digest differs" in assert_error(client.get("/health/ready"), 503, "not_ready")
         assert_error(upload(client, b"x"), 503, "not_ready")
         assert client.get("/").status_code == 200
+        assert "atlas.json" in client.get("/v1/models").json()["refused"]["champion"]
+    service.close()
 
 
 def test_an_unforeseen_failure_tells_the_client_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +280,7 @@ def test_an_unforeseen_failure_tells_the_client_nothing(client: TestClient, monk
 
 
 def test_the_event_loop_answers_while_a_study_is_encoded(
-    plane: DataPlane, engine: CountingEngine, sample: bytes
+    service: Service, engine: CountingEngine, sample: bytes
 ) -> None:
     import threading
 
@@ -287,8 +295,10 @@ def test_the_event_loop_answers_while_a_study_is_encoded(
     engine.encode = slow  # type: ignore[method-assign]
 
     async def scenario() -> int:
-        transport = httpx.ASGITransport(create_app(lambda: plane))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        key = service.authenticator.keys.create("reader", Role.reader)
+        headers = {"Authorization": f"Bearer {key}"}
+        transport = httpx.ASGITransport(create_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
             reading = asyncio.create_task(client.post("/v1/studies", files={"file": ("a.png", sample)}))
             assert await asyncio.to_thread(started.wait, 20)
             live = await asyncio.wait_for(client.get("/health/live"), 5)
