@@ -22,7 +22,7 @@ help: ## this list
 setup: $(READY) ## create .venv and install the pinned dependencies
 
 # The stamp is written last, so a setup that failed half-way starts again where it stopped.
-$(READY): requirements.lock
+$(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "setup: Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another with make PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
 	echo "setup: installing pinned dependencies (about 3 minutes, 7 GB)"

@@ -3,9 +3,11 @@
 MLflow keeps no history of an alias, so every move is a run of the experiment ``csr-promotions`` with the tags
 ``from``, ``to``, ``reason`` and ``by``. The alias is the only pointer that serving follows.
 
-    python -m pipelines.registry history
-    python -m pipelines.registry promote VERSION --reason "..."
-    python -m pipelines.registry rollback --reason "..."
+    csr models list
+    csr models history
+    csr models promote VERSION --reason "..."
+    csr models rollback --reason "..."
+    csr models challenge VERSION        (or none, to end the trial)
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from csr.errors import BundleError, CSRError
 from pipelines.tracking import MODEL_NAME, connect, experiment_id
 
 CHAMPION = "champion"
+CHALLENGER = "challenger"  # serving may let it answer too, see `serving.models.Challenge`
 PROMOTIONS = "csr-promotions"
 _DIGEST = "bundle.digest"
 
@@ -141,30 +145,67 @@ def _ensure_registered_model(client: MlflowClient) -> None:
             raise
 
 
-def main() -> None:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.registry", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("history")
-    promote = commands.add_parser("promote")
-    promote.add_argument("version")
-    for command in (promote, commands.add_parser("rollback")):
-        command.add_argument("--reason", required=True)
-    given = parser.parse_args()
-    client = connect()
+def challenge(client: MlflowClient, version: str | None) -> None:
+    """Points ``challenger`` at a version, or at none.
+
+    Raises:
+        BundleError: there is no such version.
+    """
     try:
-        if given.command == "history":
-            for move in history(client):
-                print(f"{move.source or 'none'} → {move.target}  {move.reason}  ({move.by})")
-            return
-        if given.command == "promote":
-            move = move_champion(client, given.version, given.reason)
+        if version is None:
+            client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
         else:
-            move = rollback(client, given.reason)
-    except CSRError as error:
-        sys.exit(f"registry: {error}")
-    print(f"{CHAMPION}: {move.source or 'none'} → {move.target}")
+            client.set_registered_model_alias(MODEL_NAME, CHALLENGER, version)
+    except MlflowException:
+        raise BundleError(f"version {version!r} of {MODEL_NAME!r} does not exist in MLflow") from None
+
+
+def listing(client: MlflowClient) -> list[str]:
+    """A line for each version, newest first: its number, bundle, code revision and aliases."""
+    lines = []
+    for found in client.search_model_versions(f"name = '{MODEL_NAME}'"):
+        version = client.get_model_version(MODEL_NAME, found.version)  # a search does not say the aliases
+        digest, revision = version.tags.get(_DIGEST, "")[:12], version.tags.get("git.revision", "")[:12]
+        aliases = ", ".join(version.aliases)
+        lines.append(f"version {version.version}  bundle {digest}  code {revision}  {aliases}".rstrip())
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; see the module's docstring.
+
+    Raises:
+        CSRError: it cannot be done, for the reason given.
+    """
+    parser = argparse.ArgumentParser(prog="csr models", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="all versions and their aliases")
+    commands.add_parser("history", help="every move of the champion")
+    promote = commands.add_parser("promote", help="make a version the champion")
+    promote.add_argument("version")
+    back = commands.add_parser("rollback", help="make the version before the champion again")
+    trial = commands.add_parser("challenge", help="put a version on trial beside the champion")
+    trial.add_argument("version", help="or none")
+    for command in (promote, back):
+        command.add_argument("--reason", required=True)
+    given = parser.parse_args(arguments)
+    client = connect()
+    if given.command == "list":
+        print(*listing(client), sep="\n")
+    elif given.command == "history":
+        for move in history(client):
+            print(f"{move.source or 'none'} → {move.target}  {move.reason}  ({move.by})")
+    elif given.command == "challenge":
+        challenge(client, None if given.version == "none" else given.version)
+        print(f"{CHALLENGER}: {given.version}")
+    else:
+        to = given.version if given.command == "promote" else None
+        move = move_champion(client, to, given.reason) if to else rollback(client, given.reason)
+        print(f"{CHAMPION}: {move.source or 'none'} → {move.target}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CSRError as error:
+        sys.exit(f"registry: {error}")

@@ -17,9 +17,12 @@ from typing import Any
 
 from csr.bundle import Bundle
 from csr.errors import CSRError
+from serving.access.actors import Role
+from serving.access.keys import KeyStore
 from serving.cluster import ray_serve, set_environment
 from serving.config import ServerConfig, load_config, parse_config, read_secret
-from serving.probe import check_reading, wait_until_ready
+from serving.probe import wait_until_ready
+from serving.store.database import Database
 
 READY_WITHIN_S = 120.0
 
@@ -32,7 +35,6 @@ class Options:
     bundle: Path | None
     host: str | None
     port: int | None
-    check: bool
 
 
 class _Stopped(BaseException):
@@ -48,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.model.bundle is not None:
             Bundle.open(config.model.bundle)  # what cannot be served is said now, not in a replica's log
         _require_free(config.http.host, config.http.port)
-        read_secret(config.store.ledger_key_file)
+        _prepare_store(config)
         if problem := set_environment(config):
             print(f"HAProxy is not used ({problem}); Ray's Python proxy is, about 8 ms slower", file=sys.stderr)
         with _signals_stop(), ray_serve(config):
-            _serve(config, options.check, started)
+            _serve(config, started)
     except _Stopped:
         print("stopped", flush=True)
     except (CSRError, OSError) as error:
@@ -67,7 +69,6 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--bundle", type=Path, help="a bundle's folder; without --config build/bundle")
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (8000)")
-    parser.add_argument("--check", action="store_true", help="start, read one sample over HTTP, print timings and stop")
     return Options(**vars(parser.parse_args(arguments)))
 
 
@@ -98,6 +99,28 @@ def _require_free(host: str, port: int) -> None:
         raise OSError(f"cannot listen on {host}:{port} ({reason}); choose another with --port") from None
 
 
+def _prepare_store(config: ServerConfig) -> None:
+    """Makes what must be there before replicas start, and a first key if there is none: without one nobody gets in.
+
+    Raises:
+        StoreError, ConfigError: it cannot be made.
+    """
+    read_secret(config.store.ledger_key_file)
+    read_secret(config.access.salt_file)
+    database = Database(config.store.address)
+    try:
+        keys = KeyStore(database)
+        if not keys.list():
+            secret = keys.create("admin", Role.admin)
+            file = config.access.admin_key_file
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.touch(mode=0o600)
+            file.write_text(secret + "\n")
+            print(f"made a first API key, an admin's, in {file}; `csr keys create` makes others", flush=True)
+    finally:
+        database.close()
+
+
 @contextlib.contextmanager
 def _signals_stop() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
@@ -113,13 +136,11 @@ def _signals_stop() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _serve(config: ServerConfig, check: bool, started: float) -> None:
+def _serve(config: ServerConfig, started: float) -> None:
     url = f"{'https' if config.http.tls else 'http'}://{config.http.host}:{config.http.port}"
-    wait_until_ready(url, READY_WITHIN_S)
+    tls = config.http.tls
+    wait_until_ready(url, READY_WITHIN_S, tls.certificate if tls else None)
     print(f"{url}  (ready in {time.monotonic() - started:.1f} s)", flush=True)
-    if check:
-        print(check_reading(url), flush=True)
-        return
     threading.Event().wait()
 
 

@@ -20,6 +20,7 @@ from csr.errors import ConfigError
 from serving.access.oidc import OIDCConfig
 from serving.rest.limits import FORM_OVERHEAD, JSON_BYTES
 
+ADMIN_KEY = Path(".state/serving/admin.key")
 _KEY_BYTES = 32
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -199,11 +200,13 @@ class AccessConfig(_Section):
         requests_per_minute: of one actor, at one replica.
         oidc: an issuer whose tokens are taken beside API keys.
         salt_file: of pseudonyms; made at the first start if it is missing.
+        admin_key_file: where the first API key is left, if there is none yet.
     """
 
     requests_per_minute: Count = 6000
     oidc: OIDCConfig | None = None
     salt_file: Path = Path(".state/serving/salt.key")
+    admin_key_file: Path = ADMIN_KEY
 
 
 class ServerConfig(_Section):

@@ -1,0 +1,126 @@
+"""The client that is awaited. Each method is a call of `serving.client.calls`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+import httpx2 as httpx
+
+from serving.client import calls
+from serving.client.calls import TIMEOUT, Call, File
+from serving.schemas import (
+    AtlasAnswer,
+    InteractionAnswer,
+    InteractionRequest,
+    MapsAnswer,
+    ModelsAnswer,
+    ReviewAnswer,
+    ReviewRequest,
+    ReviewsAnswer,
+    StudiesAnswer,
+    StudyAnswer,
+    WorklistAnswer,
+)
+
+Order = Literal["margin", "effect"]
+Progress = Literal["all", "unread", "read"]
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """For one event loop. A server that refuses raises `ClientError`, none `ServerUnreachableError`.
+
+    Args:
+        url: of the server, such as ``https://csr.example.org``.
+        key: an API key, or an OIDC token.
+        timeout: of one attempt.
+        transport: in place of the network's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        timeout: httpx.Timeout = TIMEOUT,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._url = url
+        self._http = httpx.AsyncClient(base_url=url, headers=calls.headers(key), timeout=timeout, transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._http.aclose()
+
+    async def add_study(self, file: File) -> StudyAnswer:
+        """Uploads an image and returns its prediction."""
+        return await self._send(calls.add_study(file))
+
+    async def add_studies(self, files: Sequence[File]) -> StudiesAnswer:
+        """Uploads several images, all or none."""
+        return await self._send(calls.add_studies(files))
+
+    async def study(self, digest: str) -> StudyAnswer:
+        """The prediction without interaction, again."""
+        return await self._send(calls.study(digest))
+
+    async def interact(self, digest: str, request: InteractionRequest) -> InteractionAnswer:
+        """Applies an interaction and says what changed."""
+        return await self._send(calls.interact(digest, request))
+
+    async def maps(self, digest: str, request: InteractionRequest | None = None) -> MapsAnswer:
+        """Similarity maps as numbers."""
+        return await self._send(calls.maps(digest, request))
+
+    async def overlay(self, digest: str, concept: str, request: InteractionRequest | None = None) -> bytes:
+        """A concept's similarity map as PNG, to lay over the image."""
+        return await self._send(calls.overlay(digest, concept, request))
+
+    async def atlas(self) -> AtlasAnswer:
+        """The prototypes."""
+        return await self._send(calls.atlas())
+
+    async def review(self, concept: str, index: int, request: ReviewRequest) -> ReviewAnswer:
+        """Puts a verdict on a prototype on record."""
+        return await self._send(calls.review(concept, index, request))
+
+    async def reviews(self) -> ReviewsAnswer:
+        """The last verdicts."""
+        return await self._send(calls.reviews())
+
+    async def worklist(
+        self, order: Order = "margin", progress: Progress = "all", limit: int = 50, offset: int = 0
+    ) -> WorklistAnswer:
+        """Studies that wait for a reader."""
+        return await self._send(calls.worklist(order, progress, limit, offset))
+
+    async def models(self) -> ModelsAnswer:
+        """What is in service, and what was."""
+        return await self._send(calls.models())
+
+    async def _send(self, call: Call[T]) -> T:
+        attempt = 1
+        while True:
+            response, failure = None, None
+            try:
+                response = await self._http.request(**call.arguments())
+            except httpx.TransportError as error:
+                failure = error
+            wait = calls.wait_before(attempt, response)
+            if wait is None:
+                if response is None:
+                    assert failure is not None
+                    raise calls.unreachable(self._url, failure) from None
+                return call.read(response)
+            await asyncio.sleep(wait)
+            attempt += 1

@@ -1,0 +1,205 @@
+"""What both clients share: the calls of the reading API, how answers are read, and when to try again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx2 as httpx
+from pydantic import BaseModel, ValidationError
+
+from csr.errors import CSRError
+from serving.schemas import (
+    AtlasAnswer,
+    InteractionAnswer,
+    InteractionRequest,
+    MapsAnswer,
+    ModelsAnswer,
+    ReviewAnswer,
+    ReviewRequest,
+    ReviewsAnswer,
+    StudiesAnswer,
+    StudyAnswer,
+    WorklistAnswer,
+)
+
+TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+TRIES = 5
+_AGAIN = frozenset({429, 502, 503, 504})
+_FIRST_WAIT_S = 0.2
+_LONGEST_WAIT_S = 10.0
+T = TypeVar("T")
+File = Path | tuple[str, bytes]
+
+
+class ClientError(CSRError):
+    """The server refused.
+
+    Attributes:
+        status: of HTTP. code: stable, for programs.
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{message} ({code}, status {status})")
+        self.status = status
+        self.code = code
+
+
+class ServerUnreachableError(CSRError):
+    """There was no answer, however often it was tried."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A request, and the type of its answer."""
+
+    answer: type[T]
+    method: str
+    path: str
+    json: dict[str, Any] | None = None
+    files: tuple[tuple[str, tuple[str, bytes]], ...] = ()
+    query: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """As httpx takes them."""
+        content: dict[str, Any] = {}
+        if self.json is not None:
+            content["json"] = self.json
+        if self.files:
+            content["files"] = list(self.files)
+        return {"method": self.method, "url": self.path, "params": self.query, "headers": self.headers, **content}
+
+    def read(self, response: httpx.Response) -> T:
+        """Raises:
+        ClientError: the server refused, or what answered is no such server.
+        """
+        if response.is_success:
+            if self.answer is bytes:
+                return response.content  # type: ignore[return-value]
+            assert issubclass(self.answer, BaseModel)
+            try:
+                return self.answer.model_validate_json(response.content)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(str(part) for part in first["loc"])
+                message = f"the answer is not of this client's version: {place}: {first['msg']}"
+                raise ClientError(response.status_code, "unexpected_answer", message) from None
+        try:
+            refusal = response.json()["error"]
+            raise ClientError(response.status_code, str(refusal["code"]), str(refusal["message"]))
+        except (ValueError, KeyError, TypeError):
+            message = "the answer is not the reading API's; is the address right?"
+            raise ClientError(response.status_code, "unexpected_answer", message) from None
+
+
+def add_study(file: File) -> Call[StudyAnswer]:
+    """``POST /v1/studies``."""
+    return Call(StudyAnswer, "POST", "/v1/studies", files=(("file", _content(file)),), headers=_once())
+
+
+def add_studies(files: Sequence[File]) -> Call[StudiesAnswer]:
+    """``POST /v1/studies/batch``."""
+    parts = tuple(("files", _content(file)) for file in files)
+    return Call(StudiesAnswer, "POST", "/v1/studies/batch", files=parts, headers=_once())
+
+
+def study(digest: str) -> Call[StudyAnswer]:
+    """``GET /v1/studies/{digest}``."""
+    return Call(StudyAnswer, "GET", f"/v1/studies/{_part(digest)}", headers=_once())
+
+
+def interact(digest: str, request: InteractionRequest) -> Call[InteractionAnswer]:
+    """``POST /v1/studies/{digest}/interactions``."""
+    path = f"/v1/studies/{_part(digest)}/interactions"
+    return Call(InteractionAnswer, "POST", path, json=request.model_dump(exclude_none=True), headers=_once())
+
+
+def maps(digest: str, request: InteractionRequest | None) -> Call[MapsAnswer]:
+    """``GET`` or ``POST /v1/studies/{digest}/maps``."""
+    path = f"/v1/studies/{_part(digest)}/maps"
+    if request is None:
+        return Call(MapsAnswer, "GET", path)
+    return Call(MapsAnswer, "POST", path, json=request.model_dump(exclude_none=True))
+
+
+def overlay(digest: str, concept: str, request: InteractionRequest | None) -> Call[bytes]:
+    """``GET`` or ``POST /v1/studies/{digest}/maps/{concept}.png``."""
+    path = f"/v1/studies/{_part(digest)}/maps/{_part(concept)}.png"
+    if request is None:
+        return Call(bytes, "GET", path)
+    return Call(bytes, "POST", path, json=request.model_dump(exclude_none=True))
+
+
+def atlas() -> Call[AtlasAnswer]:
+    """``GET /v1/atlas``."""
+    return Call(AtlasAnswer, "GET", "/v1/atlas")
+
+
+def review(concept: str, index: int, request: ReviewRequest) -> Call[ReviewAnswer]:
+    """``POST /v1/atlas/{concept}/{index}/review``."""
+    path = f"/v1/atlas/{_part(concept)}/{index}/review"
+    return Call(ReviewAnswer, "POST", path, json=request.model_dump(), headers=_once())
+
+
+def reviews() -> Call[ReviewsAnswer]:
+    """``GET /v1/reviews``."""
+    return Call(ReviewsAnswer, "GET", "/v1/reviews")
+
+
+def worklist(order: str, progress: str, limit: int, offset: int) -> Call[WorklistAnswer]:
+    """``GET /v1/worklist``."""
+    query = {"order": order, "progress": progress, "limit": limit, "offset": offset}
+    return Call(WorklistAnswer, "GET", "/v1/worklist", query=query)
+
+
+def models() -> Call[ModelsAnswer]:
+    """``GET /v1/models``."""
+    return Call(ModelsAnswer, "GET", "/v1/models")
+
+
+def wait_before(attempt: int, response: httpx.Response | None) -> float | None:
+    """Seconds to wait before the next attempt; None where another one is of no use.
+
+    Args:
+        attempt: that was made, from 1.
+        response: that came back, if one did.
+    """
+    if response is not None and response.status_code not in _AGAIN:
+        return None
+    if attempt >= TRIES:
+        return None
+    asked = response.headers.get("retry-after", "") if response is not None else ""
+    if asked.isdecimal():
+        return min(float(asked), _LONGEST_WAIT_S)
+    # Not all clients at the same moment.
+    return min(_FIRST_WAIT_S * 2 ** (attempt - 1), _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
+
+
+def unreachable(url: str, error: Exception) -> ServerUnreachableError:
+    """The error after the last attempt."""
+    return ServerUnreachableError(f"{url}: no answer ({str(error) or type(error).__name__})")
+
+
+def headers(key: str) -> dict[str, str]:
+    """Of every request."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _once() -> dict[str, str]:
+    return {"Idempotency-Key": uuid4().hex}
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _content(file: File) -> tuple[str, bytes]:
+    if isinstance(file, Path):
+        return file.name, file.read_bytes()
+    return file

@@ -1,0 +1,126 @@
+"""The client that waits. Each method is a call of `serving.client.calls`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+import httpx2 as httpx
+
+from serving.client import calls
+from serving.client.calls import TIMEOUT, Call, File
+from serving.schemas import (
+    AtlasAnswer,
+    InteractionAnswer,
+    InteractionRequest,
+    MapsAnswer,
+    ModelsAnswer,
+    ReviewAnswer,
+    ReviewRequest,
+    ReviewsAnswer,
+    StudiesAnswer,
+    StudyAnswer,
+    WorklistAnswer,
+)
+
+Order = Literal["margin", "effect"]
+Progress = Literal["all", "unread", "read"]
+T = TypeVar("T")
+
+
+class Client:
+    """Thread-safe. A server that refuses raises `ClientError`, none `ServerUnreachableError`.
+
+    Args:
+        url: of the server, such as ``https://csr.example.org``.
+        key: an API key, or an OIDC token.
+        timeout: of one attempt.
+        transport: in place of the network's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        timeout: httpx.Timeout = TIMEOUT,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._url = url
+        self._http = httpx.Client(base_url=url, headers=calls.headers(key), timeout=timeout, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._http.close()
+
+    def add_study(self, file: File) -> StudyAnswer:
+        """Uploads an image and returns its prediction."""
+        return self._send(calls.add_study(file))
+
+    def add_studies(self, files: Sequence[File]) -> StudiesAnswer:
+        """Uploads several images, all or none."""
+        return self._send(calls.add_studies(files))
+
+    def study(self, digest: str) -> StudyAnswer:
+        """The prediction without interaction, again."""
+        return self._send(calls.study(digest))
+
+    def interact(self, digest: str, request: InteractionRequest) -> InteractionAnswer:
+        """Applies an interaction and says what changed."""
+        return self._send(calls.interact(digest, request))
+
+    def maps(self, digest: str, request: InteractionRequest | None = None) -> MapsAnswer:
+        """Similarity maps as numbers."""
+        return self._send(calls.maps(digest, request))
+
+    def overlay(self, digest: str, concept: str, request: InteractionRequest | None = None) -> bytes:
+        """A concept's similarity map as PNG, to lay over the image."""
+        return self._send(calls.overlay(digest, concept, request))
+
+    def atlas(self) -> AtlasAnswer:
+        """The prototypes."""
+        return self._send(calls.atlas())
+
+    def review(self, concept: str, index: int, request: ReviewRequest) -> ReviewAnswer:
+        """Puts a verdict on a prototype on record."""
+        return self._send(calls.review(concept, index, request))
+
+    def reviews(self) -> ReviewsAnswer:
+        """The last verdicts."""
+        return self._send(calls.reviews())
+
+    def worklist(
+        self, order: Order = "margin", progress: Progress = "all", limit: int = 50, offset: int = 0
+    ) -> WorklistAnswer:
+        """Studies that wait for a reader."""
+        return self._send(calls.worklist(order, progress, limit, offset))
+
+    def models(self) -> ModelsAnswer:
+        """What is in service, and what was."""
+        return self._send(calls.models())
+
+    def _send(self, call: Call[T]) -> T:
+        attempt = 1
+        while True:
+            response, failure = None, None
+            try:
+                response = self._http.request(**call.arguments())
+            except httpx.TransportError as error:
+                failure = error
+            wait = calls.wait_before(attempt, response)
+            if wait is None:
+                if response is None:
+                    assert failure is not None
+                    raise calls.unreachable(self._url, failure) from None
+                return call.read(response)
+            time.sleep(wait)
+            attempt += 1

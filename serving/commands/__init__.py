@@ -1,0 +1,1 @@
+"""The server's commands of ``csr``; each function takes the rest of the command line."""
