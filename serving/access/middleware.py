@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.responses import RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access.actors import Role
 from serving.access.authenticator import Authenticator
@@ -26,7 +26,8 @@ _ABOVE_READER = (
 
 
 class Access:
-    """Puts the `serving.access.actors.Actor` into ``scope["state"]["actor"]``, or refuses.
+    """Puts the `serving.access.actors.Actor` into ``scope["state"]["actor"]``, or refuses. What is behind it is kept by
+    no cache: it may be of a patient, and must be gone once somebody has signed out.
 
     Args:
         app: the application.
@@ -50,7 +51,13 @@ class Access:
                 answer = RedirectResponse(SIGN_IN, 303)
             await answer(scope, receive, send)
             return
-        await self.app(scope, receive, send)
+
+        async def private_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"cache-control", b"no-store")]
+            await send(message)
+
+        await self.app(scope, receive, private_send)
 
     async def _admit(self, scope: Scope, headers: Mapping[str, str]) -> None:
         if "authorization" not in headers and scope["method"] not in _SAFE:

@@ -16,6 +16,7 @@ async function request(path, options = {}) {
     throw new ApiError("The server does not answer. Is it still running?", "unreachable", 0);
   }
   if (response.ok) return response;
+  if (response.status === 401) location.assign("/sign-in");
   const error = await response.json().then((body) => body.error, () => null);
   if (error) throw new ApiError(error.message, error.code, response.status);
   const busy = response.status === 503 || response.status === 429;
@@ -27,7 +28,7 @@ const blob = async (path, options) => (await request(path, options)).blob();
 const post = (state) => ({ method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(state) });
 const part = encodeURIComponent;
 
-export const model = () => json("/v1/model");
+export const models = () => json("/v1/models");
 export const samples = () => json("/v1/samples");
 export const sampleUrl = (index) => `/v1/samples/${index}.png`;
 export const sampleFile = (index) => blob(sampleUrl(index));

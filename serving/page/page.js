@@ -49,7 +49,7 @@ async function ask(question) {
   try {
     return await question(study.digest);
   } catch (error) {
-    if (error.code !== "unknown_study" && error.code !== "image_size_differs") throw error;
+    if (!["unknown_study", "upload_again", "image_size_differs"].includes(error.code)) throw error;
     const { digest } = await api.upload(study.file, study.name);
     return question(digest);
   }
@@ -244,8 +244,8 @@ function wire() {
 async function start() {
   wire();
   await attempt(async () => {
-    const [{ manifest, bundle_digest }, samples] = await Promise.all([api.model(), api.samples()]);
-    byId("model").textContent = `${manifest.data} · ${manifest.backbone} · ${manifest.preset} · bundle ${bundle_digest.slice(0, 8)}`;
+    const [{ models: [{ manifest, digest }] }, samples] = await Promise.all([api.models(), api.samples()]);
+    byId("model").textContent = `${manifest.data} · ${manifest.backbone} · ${manifest.preset} · bundle ${digest.slice(0, 8)}`;
     byId("samples").replaceChildren(
       ...samples.map((sample) => {
         const image = element("img", { src: api.sampleUrl(sample.index), alt: "", width: "72", height: "72", loading: "lazy" });

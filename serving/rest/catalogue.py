@@ -28,7 +28,7 @@ def routes(service: Service) -> APIRouter:
         steps = Steps()
         data = await to_thread(models.champion.exhibits.crop, concept, index)
         steps.lap("draw")
-        return png(data, steps, private=False)
+        return png(data, steps)
 
     @router.post("/atlas/{concept:path}/{index:int}/review", status_code=201)
     async def review(concept: str, index: int, request: ReviewRequest, caller: CallerOf) -> ReviewAnswer:
@@ -53,6 +53,6 @@ def routes(service: Service) -> APIRouter:
     @router.get("/samples/{index:int}.png", response_class=Response, responses=PNG)
     async def sample(index: int) -> Response:
         """A sample's image, to be uploaded like any other."""
-        return png(models.champion.exhibits.sample(index), Steps(), private=False)
+        return png(models.champion.exhibits.sample(index), Steps())
 
     return router

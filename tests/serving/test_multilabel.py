@@ -11,11 +11,11 @@ from fastapi.testclient import TestClient
 from playwright.sync_api import Page, expect
 
 from csr.bundle import Bundle
-from serving.dataplane import DataPlane
+from serving.service import Service
 from tests.serving.test_api import BOX, upload
-from tests.serving.test_page import browser, page, served, settled, url
+from tests.serving.test_page import browser, key, page, served, settled, url
 
-__all__ = ["browser", "page", "served", "url"]
+__all__ = ["browser", "key", "page", "served", "url"]
 
 
 @pytest.fixture(scope="session")
@@ -92,9 +92,11 @@ def test_the_page_marks_every_class_that_is_found(page: Page, bundle: Bundle) ->
 
 
 def test_the_page_says_which_class_the_model_is_least_sure_of(
-    page: Page, served: DataPlane, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    page: Page, served: Service, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served._explainer, "manifest", replace(bundle.manifest, ask_margin=1.0, abstain_below=1.0))
+    monkeypatch.setattr(
+        served.models.champion.explainer, "manifest", replace(bundle.manifest, ask_margin=1.0, abstain_below=1.0)
+    )
     expect(page.locator("#abstains")).to_be_hidden()
     page.get_by_role("button", name="Reject mass").click()
     settled(page)

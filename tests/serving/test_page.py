@@ -15,10 +15,12 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from csr.bundle import Bundle
-from serving.api import create_app
-from serving.dataplane import DataPlane
-from serving.engine import OrtEngine
+from serving.access.actors import Role
+from serving.rest.app import create_app
+from serving.service import Service
+from serving.store.schema import assessment, study
 from serving.studies import StudyCache
+from tests.serving.conftest import make_service
 
 FLAGS = [
     "--headless",
@@ -32,13 +34,20 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def served(bundle: Bundle) -> DataPlane:
-    return DataPlane(bundle, OrtEngine(bundle))
+def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = make_service(bundle.path, tmp_path_factory.mktemp("served"))
+    yield service
+    service.close()
 
 
 @pytest.fixture(scope="module")
-def url(served: DataPlane) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(create_app(lambda: served), port=0, log_level="warning"))
+def key(served: Service) -> str:
+    return served.authenticator.keys.create("clinician", Role.reader)
+
+
+@pytest.fixture(scope="module")
+def url(served: Service) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(create_app(served), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30
@@ -61,20 +70,27 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The page with sample 1 read. Whatever it writes to the console as an error fails the test."""
+def page(browser: Browser, url: str, key: str) -> Iterator[Page]:
+    """The page, signed in, with sample 1 read. Whatever it writes to the console as an error fails the test."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.set_default_timeout(15_000)
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(url)
+    sign_in(page, url, key)
     page.get_by_role("button", name="1", exact=True).click()
     settled(page)
     yield page
     page.close()
     # A 4xx that the page expects is logged by the browser itself.
     assert [text for text in problems if "Failed to load resource" not in text] == []
+
+
+def sign_in(page: Page, url: str, key: str) -> None:
+    page.goto(url)
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{url}/")
 
 
 def settled(page: Page) -> None:
@@ -124,12 +140,12 @@ def test_a_reader_corrects_a_prediction_and_undoes_it(page: Page) -> None:
 
 
 def test_the_page_says_when_the_model_abstains(
-    page: Page, served: DataPlane, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    page: Page, served: Service, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentence = page.get_by_text("The model abstains")
     expect(sentence).to_be_hidden()
     classes = page.locator("#classes").inner_text()
-    monkeypatch.setattr(served._explainer, "manifest", replace(bundle.manifest, abstain_below=1.0))
+    monkeypatch.setattr(served.models.champion.explainer, "manifest", replace(bundle.manifest, abstain_below=1.0))
     page.get_by_role("button", name="Reject mass").click()
     expect(sentence).to_be_visible()
     page.get_by_role("button", name="Undo").click()
@@ -170,12 +186,15 @@ def test_a_box_needs_no_mouse(page: Page) -> None:
     expect(rect).to_have_count(0)
 
 
-def test_a_study_that_the_server_let_go_is_sent_again(page: Page, served: DataPlane) -> None:
-    served._studies = StudyCache(1 << 20)
+def test_a_study_that_the_server_does_not_have_is_sent_again(page: Page, served: Service) -> None:
+    served.plane._studies = StudyCache(1 << 20)
+    with served.store.database.write() as connection:
+        connection.execute(assessment.delete())
+        connection.execute(study.delete())
     page.get_by_role("button", name="Reject mass").click()
     expect(page.get_by_role("button", name="Restore mass")).to_be_visible()
     expect(page.get_by_role("alert")).to_be_hidden()
-    assert len(served._studies) == 1
+    assert len(served.plane._studies) == 1
 
 
 def test_errors_are_shown_and_boxes_and_prediction_stay_together(page: Page) -> None:
@@ -226,3 +245,20 @@ def test_every_control_has_a_name(page: Page) -> None:
             "e => [e.ariaLabel, e.textContent, ...[...(e.labels ?? [])].map(l => l.innerText)].join('')"
         )
         assert name.strip(), control.evaluate("e => e.outerHTML")
+
+
+def test_nobody_gets_in_without_a_key_and_out_is_out(browser: Browser, url: str, key: str) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(url)
+    assert page.url == f"{url}/sign-in"
+    page.get_by_label("API key").fill("csr_" + "x" * 43)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("unknown or was revoked")
+    sign_in(page, url, key)
+    expect(page.locator("#samples button").first).to_be_visible()
+    assert "csr_" not in page.evaluate("document.cookie")
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url(f"{url}/sign-in")
+    page.goto(url)
+    assert page.url == f"{url}/sign-in"
+    page.close()

