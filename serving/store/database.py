@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from serving.errors import StoreError
 from serving.store.schema import VERSION, ledger_head, metadata, schema_version
@@ -39,9 +39,11 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             parsed = sa.make_url(url)
-            self._engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _server(parsed)
-        except (ArgumentError, NoSuchModuleError) as error:
-            raise StoreError(f"store.url: is not a database's address ({error})") from None
+        except ArgumentError:
+            raise StoreError("store.url: is not a database's address") from None
+        if parsed.drivername not in _OPEN:
+            raise StoreError(f"store.url: {parsed.drivername!r} is none of {', '.join(_OPEN)}")
+        self._engine = _OPEN[parsed.drivername](parsed)
         self.name = parsed.render_as_string(hide_password=True)
         self._create()
 
@@ -127,8 +129,11 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     return engine
 
 
-def _server(url: sa.URL) -> sa.Engine:
+def _postgresql(url: sa.URL) -> sa.Engine:
     milliseconds = WAIT_S * 1000
     options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
     wait = {"connect_timeout": WAIT_S, "options": options, "tcp_user_timeout": milliseconds}
     return sa.create_engine(url, connect_args=wait, pool_pre_ping=True, pool_size=8, pool_timeout=WAIT_S)
+
+
+_OPEN = {"sqlite": _sqlite, "postgresql+psycopg": _postgresql}

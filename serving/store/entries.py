@@ -108,5 +108,6 @@ class Chain:
 
 
 def canonical(value: Any) -> str:
-    """JSON that is the same for the same value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """JSON that is the same for the same value: sorted keys, no spaces, no NaN, and nothing that a database may not
+    keep."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -30,6 +30,10 @@ from serving.store.schema import ledger, ledger_head
 
 Also = Callable[[sa.Connection], None]
 _CHUNK = 1000
+# Made once: to build and compile a statement costs more than to run it.
+_LOCK_HEAD = sa.select(ledger_head).with_for_update()
+_ADD = ledger.insert()
+_MOVE_HEAD = sa.update(ledger_head).values({name: sa.bindparam(f"new_{name}") for name in ("length", "hash", "seal")})
 _MOST_FAULTS = 20
 
 
@@ -145,7 +149,7 @@ class Ledger:
     def _commit(self, batch: list[_Ticket]) -> None:
         given = [[(entry.once(), entry) for entry in ticket.entries] for ticket in batch]
         with self._database.write() as connection:
-            row = connection.execute(sa.select(ledger_head).with_for_update()).one()
+            row = connection.execute(_LOCK_HEAD).one()
             head = Receipt(row.length, row.hash)
             known = _known(
                 connection, [once for pairs in given for once, entry in pairs if entry.caller.idempotency_key]
@@ -166,9 +170,9 @@ class Ledger:
                     rows.append(added)
                     receipts[-1].append(head)
             if rows:
-                connection.execute(ledger.insert(), rows)
-                after = {"length": head.number, "hash": head.hash, "seal": self._chain.seal(head)}
-                connection.execute(sa.update(ledger_head).values(**after))
+                connection.execute(_ADD, rows)
+                seal = self._chain.seal(head)
+                connection.execute(_MOVE_HEAD, {"new_length": head.number, "new_hash": head.hash, "new_seal": seal})
         for ticket, own in zip(batch, receipts, strict=True):
             ticket.receipts = own
 

@@ -1,0 +1,83 @@
+"""A PostgreSQL server of a test's own, from Debian's package, on a free port of the loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serving.cluster import free_port
+
+START_S = 30.0
+
+
+class PostgresError(RuntimeError):
+    """It is not installed, or does not start."""
+
+
+class Postgres:
+    """A server that can be killed and started again on the same data."""
+
+    def __init__(self, folder: Path) -> None:
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        if not programs:
+            raise PostgresError("PostgreSQL is not installed: apt-get install postgresql")
+        self._bin = programs[-1]
+        self._folder = folder
+        self.port = free_port()
+        self.url = f"postgresql+psycopg://csr@127.0.0.1:{self.port}/postgres"
+        self._run("initdb", "-D", str(folder / "data"), "-U", "csr", "--auth=trust", "-E", "UTF8", "--no-sync")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        log = (self._folder / "log").open("ab")
+        arguments = ["-D", str(self._folder / "data"), "-p", str(self.port), "-h", "127.0.0.1"]
+        command = self._as_postgres("postgres", *arguments, "-c", f"unix_socket_directories={self._folder}")
+        self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise PostgresError((self._folder / "log").read_text())
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """As if the machine had failed."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        done = subprocess.run([str(self._bin / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port), "-q"])
+        return done.returncode == 0
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run(self._as_postgres(*command), capture_output=True, text=True)
+        if done.returncode:
+            raise PostgresError(done.stderr)
+
+    def _as_postgres(self, program: str, *arguments: str) -> list[str]:
+        """It refuses to run as root."""
+        own = [str(self._bin / program), *arguments]
+        return own if os.geteuid() else ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *own]
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A running server, gone when the block ends."""
+    folder = Path(tempfile.mkdtemp(prefix="csr-postgres-"))  # a test's own folder may be closed to other users
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres", "postgres")
+    server = Postgres(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
