@@ -56,7 +56,8 @@ def make_service(bundle: Path, folder: Path, engine: Engine | None = None, **sec
     """A service over a store of its own."""
     store = {"url": f"sqlite:///{folder}/store.db", "ledger_key_file": str(folder / "ledger.key")}
     access = {"salt_file": str(folder / "salt.key")}
-    config = parse_config({"model": {"bundle": str(bundle)}, "store": store, "access": access, **sections})
+    model = {"bundle": str(bundle)} | sections.pop("model", {})
+    config = parse_config({"model": model, "store": store, "access": access, **sections})
     return Service.open(config, None if engine is None else lambda bundle, version: engine)
 
 
