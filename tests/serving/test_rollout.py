@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from csr.bundle import MANIFEST, Bundle, file_digest, write_manifest
+from csr.bundle import MANIFEST, Bundle, Manifest, file_digest, write_manifest
 from serving.dataplane import DataPlane
 from serving.errors import NotReadyError, ServingError
 from serving.models import _position
