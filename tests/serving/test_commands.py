@@ -118,7 +118,7 @@ def test_there_is_nothing_to_audit(folder: Path) -> None:
 
 
 def test_keys_are_made_and_ended(
-    served: Service, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    served: Service, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("keys", "create", "dr.a", "--role", "reviewer") == 0
     secret = capsys.readouterr().out.strip()
