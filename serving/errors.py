@@ -148,3 +148,27 @@ class CrossSiteError(ServingError):
     """A request that a browser sent for a page of somebody else."""
 
     code, status = "cross_site", 403
+
+
+class UnknownModelError(ServingError):
+    """No model of this name, or not in this version."""
+
+    code, status = "unknown_model", 404
+
+
+class InvalidInferenceError(ServingError):
+    """An inference request that the model cannot take: its form, its tensors or its parameters."""
+
+    code, status = "invalid_inference", 400
+
+
+class UnsupportedEncodingError(ServingError):
+    """A request body compressed in a way that this server does not read."""
+
+    code, status = "unsupported_encoding", 415
+
+
+class UnsupportedCallError(ServingError):
+    """A call of the protocol that this server does not offer."""
+
+    code, status = "unsupported_call", 501

@@ -1,0 +1,215 @@
+"""The models that the Open Inference Protocol offers, and how the versions of a bundle answer for them.
+
+``csr_encoder`` and ``csr_reasoner`` are the two graphs with the tensors of `serving.triton.config`; ``csr`` is one
+after the other in one request, for clients that do not want to carry patches. Every tensor has a batch axis in front.
+
+A client that encodes and reasons in two requests must name the version in both: patches of one bundle mean nothing to
+another's reasoner.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from csr.bundle import REASONER_OUTPUTS, Manifest
+from serving.errors import InvalidInferenceError, UnknownModelError
+from serving.triton.config import ENCODER, MAX_BATCH, REASONER
+
+SERVER_NAME, SERVER_VERSION = "csr", "1"
+ENSEMBLE = "csr"
+NAMES = (ENSEMBLE, ENCODER, REASONER)
+DATATYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}  # little-endian, as the protocol
+HEADER_BYTES = 1 << 20  # the JSON around binary tensors; a few hundred bytes are usual
+_GRAPH = "onnxruntime_onnx"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that a model takes or gives; ``shape`` begins with -1, the batch."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a version of a model takes and gives.
+
+    Args:
+        name: the model.
+        version: which version this describes.
+        versions: all that can be asked for.
+        platform: as Triton calls it.
+        inputs, outputs: its tensors.
+    """
+
+    name: str
+    version: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class InferenceModels(Protocol):
+    """Models that can be asked by name and version. Implementations are thread-safe."""
+
+    def names(self) -> Sequence[str]:
+        """Every model.
+
+        Raises:
+            NotReadyError: nothing is served yet.
+        """
+
+    def spec(self, name: str, version: str | None = None) -> ModelSpec:
+        """A model's description; None is the default version.
+
+        Raises:
+            UnknownModelError: no such model or version.
+            NotReadyError: see `names`.
+        """
+
+    def infer(
+        self, name: str, version: str | None, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> tuple[str, dict[str, np.ndarray]]:
+        """Runs a model on inputs that agree with its description (`serving.oip.tensors.decode`).
+
+        Returns:
+            The version that answered, and the outputs asked for.
+
+        Raises:
+            UnknownModelError, NotReadyError: see `spec`.
+            InvalidInferenceError: an output is not finite.
+        """
+
+
+class TensorEngine(Protocol):
+    """Runs a bundle's graphs on ready tensors, from many threads at once (as `csr.runtime.BundleRunner` does)."""
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """uint8 B×C×S×S → patches float32 B×D'×h×w."""
+
+    def run_reasoner(self, patches: np.ndarray, **tensors: np.ndarray) -> dict[str, np.ndarray]:
+        """Patches, ``importance`` B×h×w, ``prototype_mask`` B×K×M, ``absent_weight`` B → `REASONER_OUTPUTS`."""
+
+
+@dataclass(frozen=True)
+class ServedBundle:
+    """One version: a bundle's manifest and what runs its graphs."""
+
+    manifest: Manifest
+    engine: TensorEngine
+
+
+@dataclass(frozen=True)
+class ServedVersions:
+    """The versions that answer at this moment; ``default`` is one of them."""
+
+    bundles: Mapping[str, ServedBundle]
+    default: str
+
+
+class BundleModels:
+    """The three models over the versions that ``current`` names, which is asked anew each time.
+
+    Args:
+        current: gives the served versions at once, or raises `NotReadyError` with the reason.
+    """
+
+    def __init__(self, current: Callable[[], ServedVersions]) -> None:
+        self._current = current
+
+    def names(self) -> Sequence[str]:
+        self._current()
+        return NAMES
+
+    def spec(self, name: str, version: str | None = None) -> ModelSpec:
+        served = self._current()
+        chosen = served.default if version is None else version
+        bundle = _bundle(served, name, chosen)
+        return model_specs(bundle.manifest, chosen, tuple(served.bundles))[name]
+
+    def infer(
+        self, name: str, version: str | None, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> tuple[str, dict[str, np.ndarray]]:
+        served = self._current()
+        chosen = served.default if version is None else version
+        values = _run(_bundle(served, name, chosen).engine, name, inputs)
+        for output in outputs:
+            if not np.isfinite(values[output]).all():
+                raise InvalidInferenceError(f"{output}: is not finite; the inputs are too large for 32-bit floats")
+        return chosen, {output: values[output] for output in outputs}
+
+
+def model_specs(about: Manifest, version: str = "1", versions: tuple[str, ...] = ("1",)) -> dict[str, ModelSpec]:
+    """The three models of a bundle by name."""
+    maps = (about.height, about.width)
+    prototypes = (len(about.concepts), about.per_concept)
+    concepts, classes = len(about.concepts), len(about.classes)
+    image = _batched("image", "UINT8", about.channels, about.side, about.side)
+    patches = _batched("patches", "FP32", about.patch_width, *maps)
+    interaction = (
+        _batched("importance", "FP32", *maps),
+        _batched("prototype_mask", "FP32", *prototypes),
+        _batched("absent_weight", "FP32", 1),
+    )
+    shapes = {
+        "similarity_maps": (*prototypes, *maps),
+        "concept_maps": (concepts, *maps),
+        "scores": prototypes,
+        "concept_probabilities": (concepts,),
+        "contributions": (concepts, classes),
+        "logits": (classes,),
+        "probabilities": (classes,),
+    }
+    answer = tuple(_batched(name, "FP32", *shapes[name]) for name in REASONER_OUTPUTS)
+    return {
+        ENSEMBLE: ModelSpec(ENSEMBLE, version, versions, "ensemble", (image, *interaction), answer),
+        ENCODER: ModelSpec(ENCODER, version, versions, _GRAPH, (image,), (patches,)),
+        REASONER: ModelSpec(REASONER, version, versions, _GRAPH, (patches, *interaction), answer),
+    }
+
+
+def max_request_bytes(about: Manifest) -> int:
+    """The longest inference request over HTTP that a bundle needs, for whoever limits bodies: see `request_bytes`."""
+    return max(request_bytes(spec) for spec in model_specs(about).values())
+
+
+def request_bytes(spec: ModelSpec) -> int:
+    """The longest request that a model takes: a full batch in binary form and `HEADER_BYTES` of JSON.
+
+    Tensors as JSON are several times longer, so fewer images fit into such a request.
+    """
+    one = sum(math.prod(each.shape[1:]) * DATATYPES[each.datatype].itemsize for each in spec.inputs)
+    return MAX_BATCH * one + HEADER_BYTES
+
+
+def _batched(name: str, datatype: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name, datatype, (-1, *shape))
+
+
+def _bundle(served: ServedVersions, name: str, version: str) -> ServedBundle:
+    if name not in NAMES:
+        raise UnknownModelError(f"model {name[:100]!r}: is unknown; this server has {', '.join(NAMES)}")
+    if version not in served.bundles:
+        known = ", ".join(served.bundles)
+        raise UnknownModelError(f"model {name!r}, version {version[:100]!r}: is not served; served are {known}")
+    return served.bundles[version]
+
+
+def _run(engine: TensorEngine, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    patches = inputs["patches"] if name == REASONER else engine.encode(inputs["image"])
+    if name == ENCODER:
+        return {"patches": patches}
+    return engine.run_reasoner(
+        patches,
+        importance=inputs["importance"],
+        prototype_mask=inputs["prototype_mask"],
+        absent_weight=inputs["absent_weight"][:, 0],
+    )
