@@ -23,7 +23,7 @@ from serving.triton.config import ENCODER, MAX_BATCH, REASONER
 SERVER_NAME, SERVER_VERSION = "csr", "1"
 ENSEMBLE = "csr"
 NAMES = (ENSEMBLE, ENCODER, REASONER)
-DATATYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}  # little-endian, as the protocol
+DATATYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 HEADER_BYTES = 1 << 20  # the JSON around binary tensors; a few hundred bytes are usual
 _GRAPH = "onnxruntime_onnx"
 

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from tritonclient.grpc import service_pb2_grpc
+
+from csr.bundle import Bundle
+from csr.interaction import Interaction, RegionBox
+from csr.runtime import BundleRunner
+from serving.oip import BundleModels, InferenceModels, ServedBundle, ServedVersions
+from serving.oip.grpc import InferenceServicer
+from serving.oip.rest import add_open_inference
+
+
+@pytest.fixture(scope="session")
+def runner(bundle: Bundle) -> BundleRunner:
+    return BundleRunner(bundle)
+
+
+@pytest.fixture(scope="session")
+def models(bundle: Bundle, runner: BundleRunner) -> BundleModels:
+    versions = ServedVersions({"1": ServedBundle(bundle.manifest, runner)}, "1")
+    return BundleModels(lambda: versions)
+
+
+@pytest.fixture(scope="session")
+def inputs(bundle: Bundle, tiny_run, runner: BundleRunner) -> dict[str, np.ndarray]:
+    """Two studies, each with an interaction of its own, as the ensemble takes them."""
+    concepts, side = bundle.manifest.concepts, bundle.manifest.side
+    attend, ignore = RegionBox(2, 2, side / 2, side / 3), RegionBox(side / 2, side / 2, side - 1, side - 1, "negative")
+    given = [Interaction((attend, ignore), (concepts[0],), 0.2), Interaction((ignore,), (concepts[1],), None, "zero")]
+    tensors = runner.interaction_tensors(given)
+    tensors["absent_weight"] = tensors["absent_weight"][:, None]
+    return {"image": np.ascontiguousarray(tiny_run.data.images[:2]), **tensors}
+
+
+@pytest.fixture(scope="session")
+def reasoner_inputs(inputs: dict[str, np.ndarray], runner: BundleRunner) -> dict[str, np.ndarray]:
+    return {"patches": runner.encode(inputs["image"])} | {k: v for k, v in inputs.items() if k != "image"}
+
+
+@pytest.fixture(scope="session")
+def expected(reasoner_inputs: dict[str, np.ndarray], runner: BundleRunner) -> dict[str, np.ndarray]:
+    """What the method says itself: the patches and every output of the reasoner."""
+    tensors = reasoner_inputs | {"absent_weight": reasoner_inputs["absent_weight"][:, 0]}
+    return {"patches": reasoner_inputs["patches"], **runner.run_reasoner(**tensors)}
+
+
+@pytest.fixture
+def client(models: BundleModels) -> Iterator[TestClient]:
+    with TestClient(rest_app(lambda: models), raise_server_exceptions=False) as client:
+        yield client
+
+
+def rest_app(models: Callable[[], InferenceModels]) -> FastAPI:
+    app = FastAPI(docs_url=None, redoc_url=None)
+    add_open_inference(app, models)
+    return app
+
+
+@contextmanager
+def http_server(models: Callable[[], InferenceModels]) -> Iterator[str]:
+    """The routes under a real uvicorn; gives its address."""
+    server = uvicorn.Server(uvicorn.Config(rest_app(models), port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "uvicorn ended before it was ready"
+            time.sleep(0.02)
+        yield f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def grpc_server(models: Callable[[], InferenceModels]) -> Iterator[str]:
+    """The servicer under a real ``grpc.aio`` server; gives its address."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server()
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(models), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port
+
+    try:
+        server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+        yield f"127.0.0.1:{port}"
+        asyncio.run_coroutine_threadsafe(server.stop(1), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
