@@ -8,11 +8,32 @@ from typing import Literal
 import numpy as np
 import onnxruntime as ort
 
-from csr.bundle import REASONER_OUTPUTS, Bundle
+from csr.bundle import REASONER_OUTPUTS, Bundle, Manifest
 from csr.errors import BundleError
 from csr.interaction import Interaction, interaction_tensors
 
 GOLDEN_TOLERANCE = 1e-3  # between execution providers; the export itself is held to 1e-4
+
+
+def tensor_shapes(about: Manifest) -> dict[str, tuple[int, ...]]:
+    """What both graphs take and give, by name, without the batch axis. ``image`` is uint8, the rest is float32."""
+    maps = (about.height, about.width)
+    concepts, classes = len(about.concepts), len(about.classes)
+    prototypes = (concepts, about.per_concept)
+    return {
+        "image": (about.channels, about.side, about.side),
+        "patches": (about.patch_width, *maps),
+        "importance": maps,
+        "prototype_mask": prototypes,
+        "absent_weight": (),
+        "similarity_maps": prototypes + maps,
+        "concept_maps": (concepts, *maps),
+        "scores": prototypes,
+        "concept_probabilities": (concepts,),
+        "contributions": (concepts, classes),
+        "logits": (classes,),
+        "probabilities": (classes,),
+    }
 
 
 class BundleRunner:
@@ -39,7 +60,7 @@ class BundleRunner:
         Raises:
             InteractionError: a box outside the image or an unknown concept.
         """
-        return self.run_reasoner(patches, **self.interaction_tensors(interactions))
+        return self.run_reasoner(patches, None, **self.interaction_tensors(interactions))
 
     def interaction_tensors(self, interactions: Sequence[Interaction]) -> dict[str, np.ndarray]:
         """``importance`` B×h×w, ``prototype_mask`` B×K×M and ``absent_weight`` B of a batch of interactions."""
@@ -48,16 +69,19 @@ class BundleRunner:
             interactions, about.concepts, about.per_concept, about.side, about.height, about.width
         )
 
-    def run_reasoner(self, patches: np.ndarray, **tensors: np.ndarray) -> dict[str, np.ndarray]:
-        """The reasoner on ready tensors."""
-        values = self._reasoner.run(list(REASONER_OUTPUTS), {"patches": patches, **tensors})
-        return dict(zip(REASONER_OUTPUTS, values, strict=True))
+    def run_reasoner(
+        self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The reasoner on ready tensors: all of its outputs, or those named."""
+        names = list(REASONER_OUTPUTS if outputs is None else outputs)
+        values = self._reasoner.run(names, {"patches": patches, **tensors})
+        return dict(zip(names, values, strict=True))
 
     def golden_error(self) -> float:
         """Largest absolute difference from the golden case's expected logits; compare with `GOLDEN_TOLERANCE`."""
         golden = self.bundle.golden()
         names = ("importance", "prototype_mask", "absent_weight")
-        answer = self.run_reasoner(self.encode(golden["image"]), **{name: golden[name] for name in names})
+        answer = self.run_reasoner(self.encode(golden["image"]), ["logits"], **{name: golden[name] for name in names})
         return float(np.abs(answer["logits"] - golden["expected_logits"]).max())
 
 

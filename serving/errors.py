@@ -172,3 +172,15 @@ class UnsupportedCallError(ServingError):
     """A call of the protocol that this server does not offer."""
 
     code, status = "unsupported_call", 501
+
+
+class EngineUnavailableError(ServingError):
+    """What runs the model's graphs does not answer: a server that is gone, too slow or overloaded, a closed engine."""
+
+    code, status = "engine_unavailable", 503
+
+
+class InvalidTensorError(ServingError):
+    """Tensors that are not what the model's graphs take."""
+
+    code, status = "invalid_tensor", 400

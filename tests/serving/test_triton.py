@@ -26,7 +26,7 @@ from csr.interaction import Interaction, RegionBox
 from csr.runtime import BundleRunner
 from serving.triton import ENCODER, MAX_BATCH, REASONER, build_repository
 from serving.triton.__main__ import main
-from tests.serving.triton_server import TritonAddress, triton_server
+from tests.serving.triton_server import TritonServer, triton_server
 
 TOLERANCE = 1e-4
 MODELS = {ENCODER: "encoder.onnx", REASONER: "reasoner.onnx"}
@@ -177,7 +177,7 @@ def repository(tiny_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[TritonAddress]:
+def server(repository: Path) -> Iterator[TritonServer]:
     with triton_server(repository, list(MODELS), repository.with_name("server.log")) as address:
         yield address
 
@@ -209,7 +209,7 @@ class Asker:
 
 
 @pytest.fixture(scope="module", params=["http", "grpc"])
-def ask(request: pytest.FixtureRequest, server: TritonAddress) -> Iterator[Asker]:
+def ask(request: pytest.FixtureRequest, server: TritonServer) -> Iterator[Asker]:
     asker = Asker(*{"http": (triton_http, server.http), "grpc": (triton_grpc, server.grpc)}[request.param])
     yield asker
     asker.client.close()
@@ -251,7 +251,7 @@ def test_server_answers_what_the_runner_does(tiny_run, runner: BundleRunner, ask
         assert np.abs(untouched["logits"] - answer["logits"]).max(1).min() > 10 * TOLERANCE  # or nothing was compared
 
 
-def test_metadata_names_types_and_free_batch(tiny_run, server: TritonAddress):
+def test_metadata_names_types_and_free_batch(tiny_run, server: TritonServer):
     client = triton_http.InferenceServerClient(server.http)
     about = client.get_model_metadata(ENCODER, "1")
     size = tiny_run.bundle.manifest
@@ -263,7 +263,7 @@ def test_metadata_names_types_and_free_batch(tiny_run, server: TritonAddress):
     assert parameters["bundle_1"]["string_value"] == tiny_run.bundle.digest
 
 
-def test_one_output_can_be_asked_for_alone(tiny_run, runner: BundleRunner, server: TritonAddress):
+def test_one_output_can_be_asked_for_alone(tiny_run, runner: BundleRunner, server: TritonServer):
     ask = Asker(triton_grpc, server.grpc)
     golden = tiny_run.bundle.golden()
     patches = runner.encode(golden["image"])
@@ -287,7 +287,7 @@ def wait_for_count(ask: Asker, inferences: int):
 
 
 def test_requests_that_arrive_together_are_batched_and_get_their_own_answers(
-    tiny_run, runner: BundleRunner, server: TritonAddress
+    tiny_run, runner: BundleRunner, server: TritonServer
 ):
     ask = Asker(triton_grpc, server.grpc)
     images = np.ascontiguousarray(tiny_run.data.images[:48])
@@ -312,7 +312,7 @@ def test_a_wrong_request_is_refused_and_the_next_one_answered(tiny_run, ask: Ask
     assert len(ask(ENCODER, {"image": images})["patches"]) == 1
 
 
-def test_a_new_version_joins_a_running_server_and_the_old_one_stays(tiny_run, repository: Path, server: TritonAddress):
+def test_a_new_version_joins_a_running_server_and_the_old_one_stays(tiny_run, repository: Path, server: TritonServer):
     """Last: it leaves the server with two versions. Both answer, so a rollback is only a matter of asking for 1."""
     build_repository(tiny_run.bundle, repository, 2, "python")
     ask = Asker(triton_http, server.http)

@@ -1,0 +1,81 @@
+"""The half that all engines share: their inputs are checked before anything runs, so that a wrong tensor gets the
+same sentence whatever the engine, and neither crosses a network nor spoils the batch of others."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from csr.bundle import REASONER_OUTPUTS, Manifest
+from csr.interaction import Interaction, interaction_tensors
+from csr.runtime import tensor_shapes
+from serving.errors import EngineUnavailableError, InvalidTensorError
+
+_REASONER_INPUTS = ("patches", "importance", "prototype_mask", "absent_weight")
+
+
+class CheckedEngine(ABC):
+    """Base of the engines; see `serving.engines.protocol.Engine`."""
+
+    def __init__(self, about: Manifest) -> None:
+        self._about = about
+        self._shapes = tensor_shapes(about)
+        self._open = True
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        self._require_open()
+        self._check({"image": images}, len(images) if np.ndim(images) else 0)
+        return self._encode(images)
+
+    def reason(
+        self, patches: np.ndarray, interactions: Sequence[Interaction], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        if not interactions:
+            raise InvalidTensorError("interactions: there are none; give one for each study")
+        about = self._about
+        tensors = interaction_tensors(
+            interactions, about.concepts, about.per_concept, about.side, about.height, about.width
+        )
+        return self.run_reasoner(patches, outputs, **tensors)
+
+    def run_reasoner(
+        self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        self._require_open()
+        names = REASONER_OUTPUTS if outputs is None else tuple(dict.fromkeys(outputs))
+        if not names or (unknown := set(names) - set(REASONER_OUTPUTS)):
+            what = f"{sorted(unknown)[0]!r} is not one" if names else "none is named"
+            raise InvalidTensorError(f"outputs: {what}; the reasoner gives {', '.join(REASONER_OUTPUTS)}")
+        feeds = {"patches": patches, **tensors}
+        if odd := set(feeds) ^ set(_REASONER_INPUTS):
+            raise InvalidTensorError(f"{sorted(odd)[0]}: the reasoner takes exactly {', '.join(_REASONER_INPUTS)}")
+        self._check(feeds, len(patches) if np.ndim(patches) else 0)
+        return self._reason(feeds, names)
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise EngineUnavailableError("this engine is closed; its model has been replaced or the server is stopping")
+
+    def _check(self, tensors: Mapping[str, np.ndarray], batch: int) -> None:
+        if batch < 1:
+            raise InvalidTensorError(f"{next(iter(tensors))}: is empty; at least one study is needed")
+        for name, tensor in tensors.items():
+            kind = np.uint8 if name == "image" else np.float32
+            if tensor.dtype != kind:
+                raise InvalidTensorError(f"{name}: is {tensor.dtype}, expected {np.dtype(kind)}")
+            if tensor.shape != (expected := (batch, *self._shapes[name])):
+                raise InvalidTensorError(f"{name}: shape is {_said(tensor.shape)}, expected {_said(expected)}")
+
+    @abstractmethod
+    def _encode(self, images: np.ndarray) -> np.ndarray:
+        """`encode` of a checked array."""
+
+    @abstractmethod
+    def _reason(self, tensors: dict[str, np.ndarray], outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """`run_reasoner` of checked arrays."""
+
+
+def _said(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "a scalar"

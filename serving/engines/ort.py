@@ -1,0 +1,51 @@
+"""ONNX Runtime in this process."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from csr.bundle import Bundle
+from csr.errors import BundleError
+from csr.runtime import GOLDEN_TOLERANCE, BundleRunner
+from serving.engines.checked import CheckedEngine
+from serving.errors import NotReadyError
+
+
+class OrtEngine(CheckedEngine):
+    """ONNX Runtime in this process: nothing between it and the caller can fail, so it is ready until it is closed.
+
+    Args:
+        bundle: a verified bundle.
+        threads: intra-op threads of a session.
+        device: ``cpu`` or ``cuda``; ``cuda`` fails rather than falling back.
+
+    Raises:
+        BundleError: the golden case does not come out as it did at export. An engine that exists has passed it.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 1, device: Literal["cpu", "cuda"] = "cpu") -> None:
+        super().__init__(bundle.manifest)
+        self._runner = BundleRunner(bundle, threads, device)
+        error = self._runner.golden_error()
+        if not error <= GOLDEN_TOLERANCE:  # also when it is NaN
+            raise BundleError(
+                f"{bundle.path}: the golden case differs by {error:.2e} in a logit, above {GOLDEN_TOLERANCE:.0e}; "
+                "this machine does not compute what was exported"
+            )
+
+    def ready(self) -> None:
+        if not self._open:
+            raise NotReadyError("this engine is closed")
+
+    def close(self) -> None:
+        """Refuses calls from now on. The sessions go with the engine, after the last call that runs in them."""
+        self._open = False
+
+    def _encode(self, images: np.ndarray) -> np.ndarray:
+        return self._runner.encode(images)
+
+    def _reason(self, tensors: dict[str, np.ndarray], outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
+        patches = tensors.pop("patches")
+        return self._runner.run_reasoner(patches, outputs, **tensors)
