@@ -24,7 +24,7 @@ from tritonclient.utils import shared_memory as shm
 
 from serving.triton.connection import NOT_FOUND, is_away
 
-PREFIX = "csr_engine_"
+PREFIX = "csr_engine"  # a region's name: this, the process that made it, and something that no other has
 _SMALLEST = 1 << 16
 _KEPT_BYTES = 128 << 20  # idle regions beyond it are given back
 _CONTROL_S = 2.0  # what registering and the like may take
@@ -45,7 +45,7 @@ class Region:
     """One piece of shared memory that the server has mapped too."""
 
     def __init__(self, size: int) -> None:
-        self.name = f"{PREFIX}{uuid.uuid4().hex}"
+        self.name = f"{PREFIX}_{os.getpid()}_{uuid.uuid4().hex}"
         self.size = size
         try:
             self._handle = shm.create_shared_memory_region(self.name, self.name, size, create_only=True)

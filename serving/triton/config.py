@@ -7,8 +7,9 @@ nothing, and one that finds another shape in the graph refuses to load it.
 
 The ensemble ``csr`` joins the two for clients that want one request. A Triton configuration belongs to a model, not to
 a version, so an ensemble that had two versions would run both with the steps of the newer: a request for the older one
-would mix bundles. Hence it has exactly one version, the newest of its models, and both steps name it; a request for
-another version is refused as not found. Who needs the version before asks its two models by number.
+would mix bundles. Hence it has exactly one version, the newest of its models, and both steps name it. A request for
+another version is refused (NOT_FOUND, or UNAVAILABLE where the server had it before), one for none gets the newest.
+Who needs the version before asks its two models by number.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ _AWAY = {
     "StatusCode.CANCELLED": "cut the call off",
     NOT_FOUND: "does not have what was asked for",
 }
-_QUEUE_FULL = "maximum queue size"  # of Triton's message; the status is the same as for a server that is gone
+# Of Triton's messages; their status is the one of a server that is gone.
+_QUEUE_FULL = "maximum queue size"
+_UNLOADED = "not at ready state"
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -57,6 +59,8 @@ def as_serving_error(error: InferenceServerException, url: str) -> ServingError:
         return ServingError(f"Triton at {url} failed: {error.message()}")
     if is_overloaded(error):
         what = "is overloaded"
+    elif _UNLOADED in error.message():
+        what = _AWAY[NOT_FOUND]
     return EngineUnavailableError(f"Triton at {url} {what}: {error.message()}")
 
 

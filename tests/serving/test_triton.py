@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -20,13 +22,13 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
-from csr.bundle import REASONER_OUTPUTS, Bundle
+from csr.bundle import REASONER_OUTPUTS, Bundle, file_digest
 from csr.errors import BundleError, ConfigError
 from csr.interaction import Interaction, RegionBox
 from csr.runtime import BundleRunner
-from serving.triton import ENCODER, MAX_BATCH, REASONER, build_repository
+from serving.triton import ENCODER, ENSEMBLE, MAX_BATCH, REASONER, build_repository, load_models
 from serving.triton.__main__ import main
-from tests.serving.triton_server import TritonServer, triton_server
+from tests.serving.triton_server import TritonError, TritonServer, triton_server
 
 TOLERANCE = 1e-4
 MODELS = {ENCODER: "encoder.onnx", REASONER: "reasoner.onnx"}
@@ -76,6 +78,8 @@ def test_config_says_what_the_graph_takes_and_gives(tiny_run, tmp_path: Path, ba
 def test_the_repository_holds_what_its_backend_needs_and_no_more(tiny_run, tmp_path: Path, backend: str):
     build_repository(tiny_run.bundle, tmp_path / "repository", 3, backend)
     files = {f"{model}/{name}" for model in MODELS for name in ("config.pbtxt", "3/model.onnx")}
+    files |= {"csr/config.pbtxt", "csr/3/bundle", "csr_encoder/warmup/image"}
+    files |= {f"csr_reasoner/warmup/{name}" for name in ("patches", "importance", "prototype_mask", "absent_weight")}
     if backend == "python":
         files |= {f"{model}/3/model.py" for model in MODELS}
     assert set(tree(tmp_path / "repository")) == files
@@ -106,6 +110,89 @@ def test_other_versions_stay_and_the_same_again_changes_nothing(tiny_run, tmp_pa
     assert parameters["bundle_2"].string_value == second.digest
     before = tree(repository)
     build_repository(tiny_run.bundle, repository, 1, "python")
+    assert tree(repository) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_warm_up_is_the_golden_case_in_the_shapes_of_the_config(tiny_run, tmp_path: Path, backend: str):
+    build_repository(tiny_run.bundle, tmp_path / "repository", 1, backend)
+    golden = tiny_run.bundle.golden()
+    golden["patches"] = BundleRunner(tiny_run.bundle).encode(golden["image"])
+    for model in MODELS:
+        config = read_config(tmp_path / "repository", model)
+        (warmup,) = config.model_warmup
+        assert warmup.batch_size == 1
+        assert {name: list(each.dims) for name, each in warmup.inputs.items()} == {
+            each.name: list(each.dims) for each in config.input
+        }
+        for name, each in warmup.inputs.items():
+            assert DataType.Name(each.data_type) == ("TYPE_UINT8" if name == "image" else "TYPE_FP32")
+            content = (tmp_path / "repository" / model / "warmup" / each.input_data_file).read_bytes()
+            kind = np.uint8 if name == "image" else np.float32
+            values = np.frombuffer(content, kind).reshape(golden[name][:1].shape)
+            np.testing.assert_allclose(values, golden[name][:1], rtol=0, atol=1e-6)
+
+
+def test_the_ensemble_names_the_newest_version_of_both_models_whatever_the_order(tiny_run, tmp_path: Path):
+    repository = tmp_path / "repository"
+    bundles = {2: tiny_run.bundle, 1: another_bundle(tiny_run.bundle, tmp_path / "first", code_revision="first")}
+    bundles[3] = another_bundle(tiny_run.bundle, tmp_path / "third", code_revision="third")
+    for version, newest in ((2, 2), (1, 2), (3, 3)):
+        build_repository(bundles[version], repository, version, "python")
+        config = read_config(repository, ENSEMBLE)
+        assert config.platform == "ensemble"
+        assert list(config.version_policy.specific.versions) == [newest]
+        steps = [(step.model_name, step.model_version) for step in config.ensemble_scheduling.step]
+        assert steps == [(ENCODER, newest), (REASONER, newest)]
+        known = {key: each.string_value for key, each in config.parameters.items()}
+        assert known == {f"bundle_{newest}": bundles[newest].digest}
+        assert (repository / ENSEMBLE / str(newest) / "bundle").read_text().strip() == bundles[newest].digest
+
+
+def test_the_ensemble_takes_and_gives_what_its_steps_do(tiny_run, tmp_path: Path):
+    build_repository(tiny_run.bundle, tmp_path / "repository", 1, "onnxruntime")
+    ensemble, encoder, reasoner = (read_config(tmp_path / "repository", name) for name in (ENSEMBLE, *MODELS))
+
+    def tensors(listed) -> dict[str, tuple]:
+        return {each.name: (each.data_type, tuple(each.dims)) for each in listed}
+
+    inside = tensors(encoder.output)
+    assert tensors(ensemble.input) == {
+        **tensors(encoder.input),
+        **{name: each for name, each in tensors(reasoner.input).items() if name not in inside},
+    }
+    assert tensors(ensemble.output) == tensors(reasoner.output)
+    assert ensemble.max_batch_size == encoder.max_batch_size == reasoner.max_batch_size
+    for step, model in zip(ensemble.ensemble_scheduling.step, (encoder, reasoner), strict=True):
+        assert set(step.input_map) == set(tensors(model.input))
+        assert set(step.output_map) == set(tensors(model.output))
+
+
+def test_a_lost_ensemble_is_built_again(tiny_run, tmp_path: Path):
+    repository = tmp_path / "repository"
+    build_repository(tiny_run.bundle, repository, 1, "python")
+    before = tree(repository)
+    shutil.rmtree(repository / ENSEMBLE)
+    build_repository(tiny_run.bundle, repository, 1, "python")
+    assert tree(repository) == before
+
+
+def test_a_failure_at_the_last_configuration_restores_the_others(
+    tiny_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    repository = tmp_path / "repository"
+    build_repository(tiny_run.bundle, repository, 1, "python")
+    before = tree(repository)
+    replace_file = Path.replace
+
+    def fail_at_the_ensemble(self: Path, target: Path) -> Path:
+        if target == repository / ENSEMBLE / "config.pbtxt":
+            raise OSError("the disk is full")
+        return replace_file(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_at_the_ensemble)
+    with pytest.raises(OSError, match="the disk is full"):
+        build_repository(another_bundle(tiny_run.bundle, tmp_path / "b", code_revision="b"), repository, 2, "python")
     assert tree(repository) == before
 
 
@@ -178,8 +265,8 @@ def repository(tiny_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[TritonServer]:
-    with triton_server(repository, list(MODELS), repository.with_name("server.log")) as address:
-        yield address
+    with triton_server(repository, [*MODELS, ENSEMBLE], repository.with_name("server.log")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +338,21 @@ def test_server_answers_what_the_runner_does(tiny_run, runner: BundleRunner, ask
         assert np.abs(untouched["logits"] - answer["logits"]).max(1).min() > 10 * TOLERANCE  # or nothing was compared
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_ensemble_answers_an_image_and_an_interaction_in_one_request(
+    tiny_run, runner: BundleRunner, ask: Asker, count: int
+):
+    images = np.ascontiguousarray(tiny_run.data.images[:count])
+    given = interactions(tiny_run, count)
+    tensors = runner.interaction_tensors(given)
+    tensors["absent_weight"] = tensors["absent_weight"][:, None]
+    answer = ask(ENSEMBLE, {"image": images, **tensors})
+    expected = runner.reason(runner.encode(images), given)
+    assert set(answer) == set(REASONER_OUTPUTS)
+    for name in REASONER_OUTPUTS:
+        np.testing.assert_allclose(answer[name], expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
 def test_metadata_names_types_and_free_batch(tiny_run, server: TritonServer):
     client = triton_http.InferenceServerClient(server.http)
     about = client.get_model_metadata(ENCODER, "1")
@@ -312,12 +414,121 @@ def test_a_wrong_request_is_refused_and_the_next_one_answered(tiny_run, ask: Ask
     assert len(ask(ENCODER, {"image": images})["patches"]) == 1
 
 
-def test_a_new_version_joins_a_running_server_and_the_old_one_stays(tiny_run, repository: Path, server: TritonServer):
-    """Last: it leaves the server with two versions. Both answer, so a rollback is only a matter of asking for 1."""
-    build_repository(tiny_run.bundle, repository, 2, "python")
-    ask = Asker(triton_http, server.http)
-    for model in MODELS:
-        ask.client.load_model(model)
+def tripled_logits(bundle: Bundle, path: Path) -> Bundle:
+    """A bundle whose reasoner gives three times the logits, so that an answer tells which bundle it is from."""
+    shutil.copytree(bundle.path, path)
+    model = onnx.load(path / "reasoner.onnx")
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["logits_before" if name == "logits" else name for name in names]
+    model.graph.initializer.append(onnx.helper.make_tensor("three", onnx.TensorProto.FLOAT, [1], [3.0]))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["logits_before", "three"], ["logits"]))
+    onnx.save(model, path / "reasoner.onnx")
+    content = json.loads((path / "manifest.json").read_text())
+    content["files"]["reasoner.onnx"] = file_digest(path / "reasoner.onnx")
+    (path / "manifest.json").write_text(json.dumps(content))
+    return Bundle.open(path)
+
+
+def test_a_new_version_joins_a_running_server_and_versions_never_mix(
+    tiny_run, tmp_path: Path, repository: Path, server: TritonServer, capsys: pytest.CaptureFixture[str]
+):
+    """The models keep both, so a rollback is only a matter of asking for 1; the ensemble has the newest alone."""
+    second = tripled_logits(tiny_run.bundle, tmp_path / "second")
     images = np.ascontiguousarray(tiny_run.data.images[:2])
-    first, second = (ask(ENCODER, {"image": images}, version)["patches"] for version in ("1", "2"))
-    np.testing.assert_array_equal(first, second)
+    tensors = BundleRunner(tiny_run.bundle).interaction_tensors(interactions(tiny_run, 2))
+    tensors["absent_weight"] = tensors["absent_weight"][:, None]
+    ask = Asker(triton_grpc, server.grpc)
+    before = ask(ENSEMBLE, {"image": images, **tensors})["logits"]
+
+    build_repository(second, repository, 2, "python")
+    np.testing.assert_array_equal(ask(ENSEMBLE, {"image": images, **tensors})["logits"], before)  # not told yet
+    arguments = ["--bundle", str(second.path), "--repository", str(repository), "--backend", "python"]
+    main([*arguments, "--model-version", "2", "--load", server.grpc])
+    assert f"{server.grpc}: version 2 is ready" in capsys.readouterr().out
+
+    patches = {version: ask(ENCODER, {"image": images}, version)["patches"] for version in ("1", "2")}
+    np.testing.assert_array_equal(patches["1"], patches["2"])
+    for version, factor in (("1", 1), ("2", 3)):
+        answer = ask(REASONER, {"patches": patches[version], **tensors}, version)
+        np.testing.assert_allclose(answer["logits"], factor * before, rtol=1e-4, atol=TOLERANCE)
+    for version in ("2", ""):
+        answer = ask(ENSEMBLE, {"image": images, **tensors}, version)
+        np.testing.assert_allclose(answer["logits"], 3 * before, rtol=1e-4, atol=TOLERANCE)
+    for version, status in (("1", "UNAVAILABLE"), ("3", "NOT_FOUND")):  # it had the one, never the other
+        with pytest.raises(InferenceServerException, match=f"unknown model: 'csr' version {version}") as refused:
+            ask.client.infer(ENSEMBLE, ask.inputs({"image": images, **tensors}), version)
+        assert refused.value.status() == f"StatusCode.{status}"
+
+
+def test_the_ensemble_answers_all_the_while_a_new_version_is_loaded(
+    tiny_run, repository: Path, server: TritonServer, tmp_path: Path
+):
+    """And each answer is one bundle's whole: with the logits of the old version or of the new one."""
+    images = np.ascontiguousarray(tiny_run.data.images[:1])
+    tensors = BundleRunner(tiny_run.bundle).interaction_tensors(interactions(tiny_run, 1))
+    tensors["absent_weight"] = tensors["absent_weight"][:, None]
+    ask = Asker(triton_grpc, server.grpc)
+    stop = threading.Event()
+    logits: list[np.ndarray] = []
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            wanted = [triton_grpc.InferRequestedOutput("logits")]
+            inputs = ask.inputs({"image": images, **tensors})
+            logits.append(ask.client.infer(ENSEMBLE, inputs, outputs=wanted).as_numpy("logits"))
+
+    newest = max(int(each.name) for each in (repository / ENCODER).iterdir() if each.name.isdigit())
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(keep_asking)
+        try:
+            build_repository(tiny_run.bundle, repository, newest + 1, "python")
+            load_models(server.grpc, newest + 1)
+            later = len(logits) + 5
+            while len(logits) < later and not asking.done():
+                time.sleep(0.01)
+        finally:
+            stop.set()
+        asking.result()
+    plain = ask(ENSEMBLE, {"image": images, **tensors}, str(newest + 1))["logits"]
+    np.testing.assert_allclose(logits[-1], plain, rtol=0, atol=TOLERANCE)
+    for each in logits:
+        assert min(np.abs(each - factor * plain).max() for factor in (1, 3)) < 1e-3
+
+
+def test_a_version_older_than_those_kept_is_not_ready_and_the_command_says_so(
+    tiny_run, repository: Path, server: TritonServer
+):
+    versions = sorted(int(each.name) for each in (repository / ENCODER).iterdir() if each.name.isdigit())
+    for version in range(versions[-1] + 2, versions[-1] + 4):
+        build_repository(tiny_run.bundle, repository, version, "python")
+    arguments = ["--bundle", str(tiny_run.bundle.path), "--repository", str(repository), "--backend", "python"]
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--model-version", str(versions[-1] + 1), "--load", server.grpc])
+    assert "is not ready; it serves this repository's 2 newest versions" in str(end.value.code)
+    load_models(server.grpc, versions[-1] + 3)
+
+
+def test_the_server_warms_up_with_the_files(tiny_run, tmp_path: Path):
+    """It refuses a model whose warm-up it cannot read, so one that it has loaded has run it."""
+    build_repository(tiny_run.bundle, tmp_path / "repository", 1, "python")
+    file = tmp_path / "repository" / REASONER / "warmup" / "patches"
+    file.write_bytes(file.read_bytes()[:-4])
+    with (
+        pytest.raises(TritonError, match="patches"),
+        triton_server(tmp_path / "repository", list(MODELS), tmp_path / "log"),
+    ):
+        pass
+
+
+def test_the_command_unloads_and_a_server_that_is_gone_is_said(
+    tiny_run, server: TritonServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Last: it leaves the server empty."""
+    main(["--unload", server.grpc])
+    assert "unloaded" in capsys.readouterr().out
+    with triton_grpc.InferenceServerClient(server.grpc) as client:
+        assert not any(client.is_model_ready(model) for model in (ENCODER, REASONER, ENSEMBLE))
+    with pytest.raises(SystemExit) as end:
+        main(["--unload", "127.0.0.1:9"])
+    assert "Triton at 127.0.0.1:9 does not answer" in str(end.value.code)
