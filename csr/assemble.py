@@ -1,8 +1,9 @@
-"""Puts a bundle together from trained parts: graphs, atlas, golden case, samples, manifest."""
+"""Puts a bundle together from trained parts: graphs, atlas, drift reference, golden case, samples, manifest."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from csr.atlas import Atlas
-from csr.bundle import REASONER_OUTPUTS, Bundle, write_atlas, write_manifest
+from csr.bundle import REASONER_OUTPUTS, Bundle, ConceptReference, write_atlas, write_manifest, write_reference
 from csr.calibration import abstain_threshold, risk_coverage
 from csr.datasets.prepared import PreparedSet
 from csr.drafts import draft_folder
@@ -22,6 +23,10 @@ from csr.interaction import Interaction, RegionBox, importance_map, prototype_ma
 from csr.network.csr import CSR
 from csr.network.reasoner import DEFAULT_ALPHA
 from csr.records import BOX_COLUMNS
+from csr.training.features import FeatureCache
+
+REFERENCE_BINS = 10
+_DECIMALS = 4  # of a probability: what is beyond them differs between torch and ONNX Runtime, and says nothing
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,18 @@ class ExportConfig:
 
 
 def write_bundle(
-    path: Path, data: PreparedSet, model: CSR, atlas: Atlas, config: ExportConfig, origin: Provenance
+    path: Path,
+    data: PreparedSet,
+    cache: FeatureCache,
+    model: CSR,
+    atlas: Atlas,
+    config: ExportConfig,
+    origin: Provenance,
 ) -> tuple[Bundle, float]:
     """Writes the bundle to ``path``, whole or not at all.
+
+    Args:
+        cache: the backbone's features of every study, of the same backbone as the model's.
 
     Returns:
         The opened bundle and the measured parity, max |Δlogit| over real test images with and without an interaction.
@@ -95,6 +109,8 @@ def write_bundle(
         require_parity(gap, config.tolerance)
         _write_golden(draft / "golden.npz", model, images[:2], {name: value[:2] for name, value in tensors.items()})
         write_atlas(draft, atlas.entries, atlas.crops)
+        probabilities = _concept_probabilities(model, cache, data.collection.rows("train"))
+        write_reference(draft, concept_references(data.collection.concepts, probabilities))
         _write_samples(draft / "samples", data, config.samples)
         write_manifest(
             draft,
@@ -119,6 +135,38 @@ def write_bundle(
             metrics=origin.metrics,
         )
     return Bundle.open(path), gap
+
+
+def concept_references(concepts: Sequence[str], probabilities: np.ndarray) -> list[ConceptReference]:
+    """Bins each concept's probabilities at their own deciles, or at fewer places where many images share one value.
+
+    A clipped score gives a tenth of all images and more the very same probability. An edge at that value would leave
+    it to rounding on which side they fall, so edges lie half-way to the next value that an image has.
+
+    Args:
+        concepts: K names.
+        probabilities: N×K in [0, 1].
+    """
+    references = []
+    for name, column in zip(concepts, probabilities.T.astype(np.float64).round(_DECIMALS), strict=True):
+        deciles = np.quantile(column, np.arange(1, REFERENCE_BINS) / REFERENCE_BINS, method="inverted_cdf")
+        values, below = np.unique(column), np.unique(deciles)
+        place = values.searchsorted(below[below < values[-1]])  # above the largest value no bin would hold anything
+        edges = ((values[place] + values[place + 1]) / 2).round(_DECIMALS + 1)
+        counts = np.bincount(edges.searchsorted(column), minlength=len(edges) + 1)
+        references.append(ConceptReference(name, tuple(edges.tolist()), tuple((counts / len(column)).tolist())))
+    return references
+
+
+@torch.no_grad()
+def _concept_probabilities(model: CSR, cache: FeatureCache, rows: np.ndarray) -> np.ndarray:
+    """N×K of the given rows without interaction, from the cached features: what the exported reasoner gives."""
+    pieces = []
+    for start in range(0, len(rows), 64):
+        features, _ = cache.batch(rows[start : start + 64], torch.device("cpu"))
+        patches = model.encoder.projector.project_maps(features)
+        pieces.append(model.reasoner(patches).concept_probabilities)
+    return torch.cat(pieces).numpy()
 
 
 @torch.no_grad()

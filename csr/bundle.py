@@ -6,6 +6,7 @@ A folder:
 - ``reasoner.onnx``   patches, importance B×h×w, prototype_mask B×K×M, absent_weight B → the outputs of
   `csr.network.reasoner.Reasoning`
 - ``atlas.json``, ``crops.npy``   what each prototype looks like (`csr.atlas`); crops uint8 (K·M)×C×c×c
+- ``reference.json``  how probable each concept was on the training images, to measure drift against
 - ``golden.npz``      an input, an interaction and the expected outputs: a server that fails it must not say ready
 - ``samples/``        a few test images as PNG with ``samples.json``, to try the page with
 - ``manifest.json``   everything a server must know, and the SHA-256 of every other file
@@ -24,7 +25,7 @@ import numpy as np
 
 from csr.errors import BundleError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 REASONER_OUTPUTS = (
     "similarity_maps",
@@ -117,6 +118,21 @@ class AtlasEntry:
 
 
 @dataclass(frozen=True)
+class ConceptReference:
+    """How a concept's probability was spread over the training images.
+
+    Args:
+        concept: its name.
+        edges: ascending; bin i is edges[i − 1] < p ≤ edges[i], the first and the last bin are open.
+        shares: of the training images, one a bin; each is above 0 and their sum is 1.
+    """
+
+    concept: str
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A verified bundle on disk."""
 
@@ -152,6 +168,11 @@ class Bundle:
         """The atlas, concept by concept."""
         return read_atlas(self.path)
 
+    def reference(self) -> list[ConceptReference]:
+        """The training images' concept probabilities without interaction, in the order of the manifest's concepts."""
+        rows = json.loads((self.path / "reference.json").read_text())
+        return [ConceptReference(row["concept"], tuple(row["edges"]), tuple(row["shares"])) for row in rows]
+
     def crops(self) -> np.ndarray:
         """(K·M)×C×c×c uint8, in the order of `atlas`."""
         return np.load(self.path / "crops.npy", mmap_mode="r")
@@ -177,6 +198,12 @@ def read_atlas(folder: Path) -> list[AtlasEntry]:
     """The entries that `write_atlas` wrote."""
     rows = json.loads((folder / "atlas.json").read_text())
     return [AtlasEntry(**(row | {"box": tuple(row["box"])})) for row in rows]
+
+
+def write_reference(folder: Path, references: Sequence[ConceptReference]) -> None:
+    """Writes ``reference.json``; see the module's docstring."""
+    rows = [asdict(reference) for reference in references]
+    (folder / "reference.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def _read_manifest(file: Path, content: Any) -> Manifest:

@@ -13,9 +13,10 @@ from csr.bundle import read_atlas
 from csr.datasets.prepared import PreparedSet
 from csr.network.csr import CSR, Encoder
 from csr.training import concepts, head, prototypes
+from csr.training.features import FeatureCache
 from pipelines.params import Params
 from pipelines.registry import register
-from pipelines.stage import ATLAS, BUNDLE, CONCEPTS, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
+from pipelines.stage import ATLAS, BUNDLE, CONCEPTS, FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.tracking import log_metrics, revision
 
 
@@ -29,6 +30,7 @@ def export(params: Params) -> None:
     bundle, gap = write_bundle(
         BUNDLE,
         data,
+        FeatureCache.open(FEATURES),
         CSR(Encoder(concept_model, prototype_model.projector), reasoner),
         Atlas(read_atlas(ATLAS), np.load(ATLAS / "crops.npy")),
         params.export,

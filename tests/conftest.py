@@ -65,7 +65,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     atlas = build_atlas(data, cache, prototype_model, reasoner)
     csr = CSR(Encoder(concept_model, prototype_model.projector), reasoner)
     origin = Provenance("robust", data.digest(), "test", {"iid": {"macro_f1": 0.5}})
-    bundle, parity = write_bundle(folder / "bundle", data, csr, atlas, ExportConfig(), origin)
+    bundle, parity = write_bundle(folder / "bundle", data, cache, csr, atlas, ExportConfig(), origin)
     return TinyRun(data, cache, concept_model, prototype_model, reasoner, csr, bundle, parity, folder)
 
 
@@ -103,7 +103,8 @@ def multilabel_bundle(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactor
     atlas = build_atlas(data, tiny_run.cache, tiny_run.prototype_model, reasoner)
     origin = Provenance("robust", given.digest(), "test", {"iid": {"macro_f1": 0.5}})
     folder = tmp_path_factory.mktemp("multilabel") / "bundle"
-    bundle, _ = write_bundle(folder, data, CSR(tiny_run.csr.encoder, reasoner), atlas, ExportConfig(), origin)
+    csr = CSR(tiny_run.csr.encoder, reasoner)
+    bundle, _ = write_bundle(folder, data, tiny_run.cache, csr, atlas, ExportConfig(), origin)
     return bundle
 
 

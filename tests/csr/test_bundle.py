@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from csr.bundle import MANIFEST, AtlasEntry, Bundle, write_manifest
+from csr.bundle import FORMAT, MANIFEST, AtlasEntry, Bundle, ConceptReference, write_manifest, write_reference
 from csr.drafts import draft_folder
 from csr.errors import BundleError
 
@@ -33,11 +33,13 @@ ABOUT = {
     "metrics": {"iid": {"macro_f1": 0.5}},
 }
 ENTRY = AtlasEntry("a", 0, "s001", (0.0, 1.0, 2.0, 3.0), 0.9, 0.25, 0.5, {"x": 1.0, "y": -1.0}, alive=False)
+REFERENCES = [ConceptReference("a", (0.25, 0.50005), (0.5, 0.25, 0.25)), ConceptReference("b", (), (1.0,))]
 FILES = (
     "encoder.onnx",
     "reasoner.onnx",
     "atlas.json",
     "crops.npy",
+    "reference.json",
     "golden.npz",
     "samples/00.png",
     "samples/samples.json",
@@ -55,6 +57,7 @@ def folder(tmp_path):
     (path / "samples" / "samples.json").write_text(json.dumps([{"study_id": "s", "file": "00.png"}]))
     np.save(path / "crops.npy", np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2))
     np.savez(path / "golden.npz", image=np.ones(3), expected_logits=np.zeros(2))
+    write_reference(path, REFERENCES)
     write_manifest(path, **ABOUT)
     return path
 
@@ -65,6 +68,7 @@ def test_a_whole_bundle_opens_and_says_what_was_written(folder):
         assert getattr(bundle.manifest, name) == value
     assert sorted(bundle.manifest.files) == sorted(FILES)
     assert bundle.atlas() == [ENTRY]
+    assert bundle.reference() == REFERENCES
     assert bundle.crops().tolist() == [[[[0, 1], [2, 3]]], [[[4, 5], [6, 7]]]]
     assert sorted(bundle.golden()) == ["expected_logits", "image"]
     assert bundle.samples() == [{"study_id": "s", "file": "00.png"}]
@@ -130,6 +134,15 @@ def test_the_digest_depends_on_every_file(folder):
 def test_a_manifest_that_is_none_is_refused_by_its_name(folder, content):
     (folder / MANIFEST).write_text(content)
     with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("found", [1, 2, 4])
+def test_a_bundle_of_another_format_is_refused_with_what_to_do(folder, found):
+    content = json.loads((folder / MANIFEST).read_text())
+    assert content["format"] == FORMAT == 3
+    (folder / MANIFEST).write_text(json.dumps(content | {"format": found}))
+    with pytest.raises(BundleError, match=f"format is {found}, this version reads 3; export the bundle again"):
         Bundle.open(folder)
 
 

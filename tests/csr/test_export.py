@@ -26,6 +26,7 @@ from csr.network.csr import CSR, Encoder
 from csr.network.projector import Projector
 from csr.network.reasoner import Floor
 from csr.runtime import BundleRunner
+from csr.training.features import FeatureCache
 from tests.csr.synthetic import make_collection, make_prepared, make_reasoner
 
 INPUTS = ("importance", "prototype_mask", "absent_weight")
@@ -180,6 +181,13 @@ def data_on_which_it_is_right(model: CSR, right: list[int], folder: Path) -> tup
     return replace(data, collection=replace(data.collection, studies=studies)), probabilities.max(1)[surest]
 
 
+def cache_of(data: PreparedSet, model: CSR) -> FeatureCache:
+    """What stage ``features`` keeps of the model's backbone."""
+    with torch.no_grad():
+        features = model.encoder.concept_model.features(torch.from_numpy(np.ascontiguousarray(data.images[:])))
+    return FeatureCache(features.numpy().astype(np.float16), np.zeros((len(features), 0), np.float32))
+
+
 ORIGIN = Provenance("paper", "0", "test", {})
 NO_ATLAS = Atlas([], np.zeros((0,)))
 
@@ -188,7 +196,7 @@ def test_a_bundle_carries_calibrated_probabilities_and_the_threshold_of_the_tole
     model = make_csr(1)
     data, confidence = data_on_which_it_is_right(model, list(range(20)), tmp_path / "prepared")
     config = ExportConfig(abstain_risk=0.2, tolerance=1e-2)
-    bundle, _ = write_bundle(tmp_path / "bundle", data, model, NO_ATLAS, config, ORIGIN)
+    bundle, _ = write_bundle(tmp_path / "bundle", data, cache_of(data, model), model, NO_ATLAS, config, ORIGIN)
     # 5 of 25 answers are wrong, and 6 of 26 would be too many.
     assert confidence[25] < bundle.manifest.abstain_below == confidence[24]
 
@@ -205,18 +213,20 @@ def test_a_risk_that_no_threshold_reaches_is_refused_with_the_least_that_one_doe
     data, _ = data_on_which_it_is_right(model, [2], tmp_path / "prepared")
     message = r"export\.abstain_risk: 0\.05 is out of reach: on the 40 studies of split 'val' .* than 0\.667"
     with pytest.raises(ConfigError, match=message):
-        write_bundle(tmp_path / "bundle", data, model, NO_ATLAS, ExportConfig(abstain_risk=0.05), ORIGIN)
+        write_bundle(
+            tmp_path / "bundle", data, cache_of(data, model), model, NO_ATLAS, ExportConfig(abstain_risk=0.05), ORIGIN
+        )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared"]
 
 
 def test_a_bundle_that_fails_parity_is_not_written_and_the_previous_one_stays(tmp_path, monkeypatch):
-    data = make_prepared(tmp_path / "prepared", make_collection())
+    data, model = make_prepared(tmp_path / "prepared", make_collection()), make_csr(1)
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "previous").write_text("kept")
     monkeypatch.setattr("csr.assemble.export_graphs", lambda *_: None)
     monkeypatch.setattr("csr.assemble.measure_parity", lambda *_: 0.01)
     origin = Provenance("paper", data.digest(), "test", {})
     with pytest.raises(BundleError, match="Δlogit"):
-        write_bundle(tmp_path / "bundle", data, make_csr(1), Atlas([], np.zeros((0,))), ExportConfig(), origin)
+        write_bundle(tmp_path / "bundle", data, cache_of(data, model), model, NO_ATLAS, ExportConfig(), origin)
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["previous"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "prepared"]

@@ -190,13 +190,13 @@ def exported(trained, tmp_path_factory):
     reasoner = train_head(collection, cache, prototypes, HeadConfig(epochs=2), SilentReporter())
     atlas = build_atlas(data, cache, prototypes, reasoner)
     csr = CSR(Encoder(model, prototypes.projector), reasoner)
-    return folder, data, csr, atlas
+    return folder, data, cache, csr, atlas
 
 
 def test_a_bundle_says_its_task_and_computes_it(exported) -> None:
-    folder, data, csr, atlas = exported
+    folder, data, cache, csr, atlas = exported
     origin = Provenance("robust", data.digest(), "test", {})
-    bundle, _ = write_bundle(folder / "bundle", data, csr, atlas, ExportConfig(parity_images=4), origin)
+    bundle, _ = write_bundle(folder / "bundle", data, cache, csr, atlas, ExportConfig(parity_images=4), origin)
     assert Bundle.open(bundle.path).manifest.task == "multilabel"
     runner = BundleRunner(bundle, 1)
     images = np.ascontiguousarray(data.images[data.collection.rows("test")])
@@ -211,7 +211,7 @@ def test_a_bundle_says_its_task_and_computes_it(exported) -> None:
 
 
 def test_concepts_only_are_learned_judged_and_not_exported(exported, tmp_path) -> None:
-    _, data, csr, atlas = exported
+    _, data, _, csr, atlas = exported
     collection = without_classes(make_collection(160, 60, 40))
     cache = make_cache(collection)
     stage2 = PrototypeConfig(per_concept=2, width=8, blocks=1, epochs=4, batch_size=32)
@@ -224,7 +224,7 @@ def test_concepts_only_are_learned_judged_and_not_exported(exported, tmp_path) -
     assert report["concept_auroc"] > 0.9 and report["pointing_game"]["pairs"] > 0
     bare = replace(data, collection=without_classes(make_collection()))
     with pytest.raises(DataError, match="has concepts and no classes"):
-        write_bundle(tmp_path / "bundle", bare, csr, atlas, ExportConfig(), Provenance("robust", "", "", {}))
+        write_bundle(tmp_path / "bundle", bare, cache, csr, atlas, ExportConfig(), Provenance("robust", "", "", {}))
     assert not list(tmp_path.iterdir())
 
 
