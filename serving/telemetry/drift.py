@@ -10,7 +10,7 @@ above 0.25 has changed.
 It needs no labels, its bins do not care how a probability is scaled, and a bin costs one count. Where nothing has
 changed, N·PSI is about χ² with B − 1 degrees of freedom for N studies, B bins and many more training images (Yurdakul
 and Naranjo, *Statistical properties of the population stability index*, Journal of Risk Model Validation 14(4), 2020):
-of 100 studies and ten bins, one concept in 500 passes 0.25 by chance, of 200 one in ten million. Hence `LEAST`.
+of 100 studies and ten bins, one concept in 300 passes 0.25 by chance, of 200 one in ten million. Hence `LEAST`.
 
 Empty bins would make it infinite, so a_i is (n_i + ½) / (N + B/2), the mean of the posterior under Jeffreys' prior.
 

@@ -11,6 +11,7 @@ hold one, nor a file's name.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -44,12 +45,14 @@ _NOTED = ("request_id", "key_id", "study")
 _REDACTED = "[redacted]"
 # A header as text, as JSON, or as a pair of Python strings or bytes; unquoted it takes the rest of its line.
 _HEADER = r"(?i)(authorization[\\\"']*\s*[:=,]\s*)(?:b?\"[^\"\r\n]*\"?|b?'[^'\r\n]*'?|[^\"'\s][^\r\n]*)"
-_SECRETS = (
-    (re.compile(_HEADER), rf"\1{_REDACTED}"),
-    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{16,}"), rf"\1{_REDACTED}"),
-    (re.compile(r"csr_[A-Za-z0-9_-]{43,}"), _REDACTED),
-    (re.compile(r"(://[^\s:/@]*:)\S*@"), rf"\1{_REDACTED}@"),
+# Passwords can be tokens of a thousand characters and more; without a limit a hostile text takes quadratic time.
+_SECRETS = (  # what a text in lower case must hold to be searched, as most do not; the pattern; what takes its place
+    ("authorization", re.compile(_HEADER), rf"\1{_REDACTED}"),
+    ("bearer", re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{16,}"), rf"\1{_REDACTED}"),
+    ("csr_", re.compile(r"csr_[A-Za-z0-9_-]{43,}"), _REDACTED),
+    ("://", re.compile(r"(://[^\s:/@]*:)\S{0,2048}@"), rf"\1{_REDACTED}@"),
 )
+_encode = json.JSONEncoder(default=str).encode
 
 
 @dataclass
@@ -99,8 +102,10 @@ def note_study(digest: str) -> None:
 
 def redact(text: str) -> str:
     """The text without anything that looks like a secret."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
+    lowered = text.lower()
+    for mark, pattern, replacement in _SECRETS:
+        if mark in lowered:
+            text = pattern.sub(replacement, text)
     return text
 
 
@@ -134,6 +139,9 @@ class JsonLines(JsonFormatter):
         known = {name: getattr(notes, name) for name in _NOTED} if notes else {}
         known |= {name: value for name, value in log_data.items() if value is not None}
         return {name: known[name] for name in FIELDS if known.get(name) is not None}
+
+    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
+        return _encode(log_data)
 
 
 def configure_logging(level: str = "INFO", stream: TextIO | None = None) -> logging.Handler:

@@ -11,6 +11,7 @@ import re
 import uuid
 from time import perf_counter
 
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.telemetry.logs import note_study, redact, request_notes
@@ -69,7 +70,7 @@ class RequestTelemetry:
                 seconds = perf_counter() - began
                 status = status or CLIENT_GONE
                 method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-                route = getattr(scope.get("route"), "path", UNMATCHED)
+                route = _route(scope)
                 self._metrics.request_ended(route, method, status, seconds)
                 end_request(span, method, route, status)
                 _log(scope, method, route, status, seconds)
@@ -91,6 +92,19 @@ def _request_id(given: bytes | None) -> str:
         if _OWN_ID.fullmatch(text) and redact(text) == text:
             return text
     return uuid.uuid4().hex
+
+
+def _route(scope: Scope) -> str:
+    """The template that the router left in the scope; of a mounted application where it is mounted.
+
+    FastAPI leaves out the prefix of ``include_router``, not that of ``APIRouter``: give prefixes to the latter.
+    """
+    if "route" in scope:
+        return scope["route"].path
+    if "endpoint" in scope:  # FastAPI names a mount's application and not its route
+        mounts = (route for route in scope["app"].routes if isinstance(route, Mount))
+        return next((mount.path for mount in mounts if mount.app is scope["endpoint"]), UNMATCHED)
+    return UNMATCHED
 
 
 def _log(scope: Scope, method: str, route: str, status: int, seconds: float) -> None:

@@ -11,6 +11,7 @@ Nothing is global: who is given a `Tracing` traces, and one without an endpoint 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ from csr.errors import ConfigError
 from serving.telemetry.metrics import DIGEST_CHARACTERS, Step
 
 EXPORT_TIMEOUT_S = 5
+CLOSE_S = 2  # a server that must end does not wait longer for its collector
 _TRACES = "/v1/traces"
 
 
@@ -74,7 +76,7 @@ class Tracing:
             yield
 
     def close(self) -> None:
-        """Sends what is left and ends the thread."""
+        """Sends what is left, within `CLOSE_S`, and ends the thread."""
         if self._provider:
             self._provider.shutdown()
 
@@ -88,6 +90,20 @@ class Tracing:
             except Exception as error:
                 span.set_status(Status(StatusCode.ERROR, type(error).__name__))
                 raise
+
+
+class _Sender(BatchSpanProcessor):
+    """Sends in a thread; at the end what is left, within `CLOSE_S`."""
+
+    def __init__(self, exporter: OTLPSpanExporter) -> None:
+        super().__init__(exporter)
+        self._sends_by = exporter
+
+    def shutdown(self) -> None:
+        limit = threading.Timer(CLOSE_S, self._sends_by.shutdown)
+        limit.start()
+        super().shutdown()
+        limit.cancel()
 
 
 def end_request(span: Span, method: str, route: str, status: int) -> None:
@@ -126,5 +142,5 @@ def configure_tracing(endpoint: str | None, service_name: str = "csr", sample_ra
         resource=Resource.create({SERVICE_NAME: service_name}),
         shutdown_on_exit=False,
     )
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(_Sender(exporter))
     return Tracing(provider)
