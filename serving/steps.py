@@ -1,22 +1,34 @@
-"""Times the steps of a request."""
+"""Times the steps of a request, for whoever asked and for telemetry."""
 
 from __future__ import annotations
 
 from time import perf_counter
 
+from serving.telemetry import Telemetry
+from serving.telemetry.metrics import Step
+
 
 class Steps:
-    """Milliseconds between laps, by step; a step that happens more than once counts in sum."""
+    """Milliseconds between laps, by step; a step that happens more than once counts in sum.
 
-    def __init__(self) -> None:
+    Args:
+        telemetry: is told of every lap.
+    """
+
+    def __init__(self, telemetry: Telemetry) -> None:
         self.milliseconds: dict[str, float] = {}
+        self._telemetry = telemetry
         self._started = self._last = perf_counter()
 
-    def lap(self, step: str) -> None:
-        """What went by since the last lap was this step."""
+    def lap(self, step: Step) -> float:
+        """What went by since the last lap was this step; returns it in seconds."""
         now = perf_counter()
-        self.milliseconds[step] = round(self.milliseconds.get(step, 0.0) + (now - self._last) * 1000, 3)
+        seconds = now - self._last
+        self.milliseconds[step] = round(self.milliseconds.get(step, 0.0) + seconds * 1000, 3)
         self._last = now
+        self._telemetry.metrics.step(step, seconds)
+        self._telemetry.tracing.step_ended(step, seconds)
+        return seconds
 
     @property
     def total(self) -> float:

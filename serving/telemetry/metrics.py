@@ -25,12 +25,12 @@ from prometheus_client import values as value_kinds
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from csr.errors import ConfigError
-from csr.interaction import Interaction
 from serving.errors import ServingError
+from serving.schemas import InteractionRequest
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 DIGEST_CHARACTERS = 12  # of a digest, wherever telemetry names one
-Step = Literal["decode", "wait", "encode", "reason", "explain", "overlay", "record"]
+Step = Literal["decode", "load", "wait", "encode", "reason", "explain", "assess", "draw", "record", "read"]
 InteractionKind = Literal["none", "boxes", "rejection", "both"]
 Role = Literal["champion", "challenger"]
 Denial = Literal["unauthenticated", "forbidden"]
@@ -60,6 +60,15 @@ def forget_process(pid: int) -> None:
     """Takes out what a dead process held; its counts stay. Without a folder there is nothing to take out."""
     if FOLDER_VARIABLE in os.environ:
         mark_process_dead(pid)
+
+
+def forget_dead_processes() -> None:
+    """`forget_process` for every process that wrote into the folder and is not alive; for whoever comes after one."""
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        written = {file.stem.rpartition("_")[2] for file in Path(folder).glob("*_*.db")}
+        for pid in written:
+            if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+                forget_process(int(pid))
 
 
 class Metrics:
@@ -190,7 +199,7 @@ class Metrics:
         self._abstentions.labels(version).inc(int(abstains))
         self._help.labels(version).inc(int(asks_for_help))
 
-    def interacted(self, interaction: Interaction, flipped: bool) -> None:
+    def interacted(self, interaction: InteractionRequest, flipped: bool) -> None:
         """An interaction was applied; ``flipped`` if the decision is another one with it."""
         kind = _kind(interaction)
         self._interactions[kind].inc()
@@ -241,7 +250,7 @@ class Metrics:
         self._dicom_failures[operation].inc()
 
 
-def _kind(interaction: Interaction) -> InteractionKind:
+def _kind(interaction: InteractionRequest) -> InteractionKind:
     if interaction.boxes:
         return "both" if interaction.rejected else "boxes"
     return "rejection" if interaction.rejected else "none"

@@ -57,6 +57,7 @@ class RequestTelemetry:
                 message = {**message, "headers": [*others, (REQUEST_ID, request_id.encode())]}
             await send(message)
 
+        scope.setdefault("state", {})["metrics"] = self._metrics  # for whoever refuses
         carried = {name.decode(): known[name].decode("latin-1") for name in _CARRIED if name in known}
         self._metrics.request_began()
         began = perf_counter()

@@ -12,6 +12,7 @@ Nothing is global: who is given a `Tracing` traces, and one without an endpoint 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -63,17 +64,11 @@ class Tracing:
             span.set_attribute("csr.request_id", request_id)
             yield span
 
-    @contextmanager
-    def step(self, step: Step, study: str | None = None) -> Iterator[None]:
-        """A step's span within the request's.
-
-        Args:
-            study: the digest of the study it is about; its prefix is kept.
-        """
-        with self._span(step, SpanKind.INTERNAL) as span:
-            if study is not None:
-                span.set_attribute("csr.study", study[:DIGEST_CHARACTERS])
-            yield
+    def step_ended(self, step: Step, seconds: float) -> None:
+        """A step's span within the request's: it ends now and took so long."""
+        if self._provider:
+            end = time.time_ns()
+            self._tracer.start_span(step, start_time=end - round(seconds * 1e9)).end(end)
 
     def close(self) -> None:
         """Sends what is left, within `CLOSE_S`, and ends the thread."""
