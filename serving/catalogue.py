@@ -20,6 +20,7 @@ from serving.store import Store
 from serving.store.database import now
 from serving.store.entries import Caller
 from serving.store.studies import Order, Progress, WorklistRow, worklist
+from serving.telemetry import Telemetry
 
 
 class Catalogue:
@@ -28,9 +29,11 @@ class Catalogue:
     Args:
         models: what is in service.
         store: where reviews, assessments and the history are kept.
+        telemetry: is told how long it takes.
     """
 
-    def __init__(self, models: ServedModels, store: Store) -> None:
+    def __init__(self, models: ServedModels, store: Store, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
         self._models = models
         self._store = store
 
@@ -40,9 +43,9 @@ class Catalogue:
         Raises:
             NotReadyError: there is no champion.
         """
-        steps = Steps()
+        steps = Steps(self._telemetry)
         entries = self._models.champion.exhibits.atlas
-        steps.lap("atlas")
+        steps.lap("read")
         return AtlasAnswer(entries=entries, timings_ms=steps.milliseconds)
 
     def review(self, concept: str, index: int, review: ReviewRequest, caller: Caller) -> ReviewAnswer:
@@ -73,9 +76,9 @@ class Catalogue:
             StoreError: the store does not answer.
             NotReadyError: there is no champion.
         """
-        steps = Steps()
+        steps = Steps(self._telemetry)
         found = list(reviews(self._store.ledger, self._models.champion.digest))
-        steps.lap("reviews")
+        steps.lap("read")
         return ReviewsAnswer(reviews=found, timings_ms=steps.milliseconds)
 
     def worklist(self, order: Order, progress: Progress, limit: int, offset: int) -> WorklistAnswer:
@@ -84,9 +87,9 @@ class Catalogue:
         Raises:
             StoreError: the store does not answer.
         """
-        steps = Steps()
+        steps = Steps(self._telemetry)
         rows = worklist(self._store.database, order, progress, limit + 1, offset)
-        steps.lap("worklist")
+        steps.lap("read")
         return WorklistAnswer(
             items=[_item(row) for row in rows[:limit]],
             next_offset=offset + limit if len(rows) > limit else None,
@@ -99,9 +102,9 @@ class Catalogue:
         Raises:
             StoreError: the store does not answer.
         """
-        steps = Steps()
+        steps = Steps(self._telemetry)
         history = changes(self._store.ledger)
-        steps.lap("history")
+        steps.lap("read")
         since = {(change.role, change.digest): change.at for change in history}
         served = [
             ServedModel(

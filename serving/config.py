@@ -47,9 +47,15 @@ class RegistryConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """What is served: a bundle's folder, or the bundle that the registry's alias points at."""
+    """What is served: a bundle's folder, or the bundle that the registry's alias points at.
+
+    Args:
+        bundle: the folder. version: what to call what lies there, for example in Triton's repository.
+        alias: in the registry, which has versions of its own.
+    """
 
     bundle: Path | None = None
+    version: Count = 1
     alias: str | None = None
     registry: RegistryConfig = RegistryConfig()
 
@@ -64,6 +70,7 @@ class ChallengerConfig(_Section):
     """A model on trial, see `serving.models.Challenge`; ``alias`` or ``bundle`` as in `ModelConfig`."""
 
     bundle: Path | None = None
+    version: Count = 2
     alias: str | None = None
     mode: Literal["shadow", "weighted"] = "shadow"
     share: float = Field(default=0.0, ge=0, le=1)
@@ -209,6 +216,20 @@ class AccessConfig(_Section):
     admin_key_file: Path = ADMIN_KEY
 
 
+class TelemetryConfig(_Section):
+    """What the server says of itself.
+
+    Args:
+        traces: the address of an OpenTelemetry collector; None: no traces.
+        sample_ratio: of requests that are traced, where the client did not decide.
+        log_level: the least that is logged.
+    """
+
+    traces: str | None = None
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
 class ServerConfig(_Section):
     """The whole file."""
 
@@ -222,6 +243,7 @@ class ServerConfig(_Section):
     cache_mb: Count = 256
     store: StoreConfig = StoreConfig()
     access: AccessConfig = AccessConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
 
 def load_config(file: Path) -> ServerConfig:

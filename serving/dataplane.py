@@ -18,7 +18,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from csr.images import Placement, to_png
-from serving.errors import FrameError, OtherInputError, UnknownStudyError
+from serving.errors import FrameError, OtherInputError, StoreError, UnknownStudyError
 from serving.explain import compare
 from serving.frames import image_part
 from serving.intake import Intake, Upload
@@ -30,12 +30,13 @@ from serving.schemas import Frame, ImageSize, InteractionAnswer, InteractionRequ
 from serving.shadow import Shadow
 from serving.steps import Steps
 from serving.store import Store
-from serving.store.entries import Caller
+from serving.store.entries import Caller, Entry, Receipt
 from serving.store.studies import Assessment, StoredStudy, load_study, save_assessment, save_study
 from serving.studies import EncodedStudy, StudyCache
+from serving.telemetry import Telemetry
 from serving.worklist import expected_effect
 
-CACHE_BYTES = 256 << 20
+_DRIFT_EVERY = 10  # studies
 
 
 class DataPlane:
@@ -45,8 +46,9 @@ class DataPlane:
         models: what is in service.
         store: where studies and the ledger are kept.
         intake: reads uploads.
-        cache_bytes: budget of the encoded studies held in memory.
         shadow: lets a challenger answer beside the champion.
+        telemetry: is told what happens.
+        cache_bytes: budget of the encoded studies held in memory.
     """
 
     def __init__(
@@ -54,13 +56,15 @@ class DataPlane:
         models: ServedModels,
         store: Store,
         intake: Intake,
-        cache_bytes: int = CACHE_BYTES,
-        shadow: Shadow | None = None,
+        shadow: Shadow,
+        telemetry: Telemetry,
+        cache_bytes: int,
     ) -> None:
         self.models = models
         self.store = store
         self._intake = intake
         self._shadow = shadow
+        self._telemetry = telemetry
         self._studies = StudyCache(cache_bytes)
         self._encoding: WeakValueDictionary[tuple[str, str], threading.Lock] = WeakValueDictionary()
         self._encoding_guard = threading.Lock()
@@ -73,7 +77,7 @@ class DataPlane:
             StoreError: nothing was kept.
             NotReadyError: no model is in service.
         """
-        steps = Steps()
+        steps = Steps(self._telemetry)
         about = self.models.champion.manifest
         stored = self._intake.read(uploads, about.channels, about.side)
         steps.lap("decode")
@@ -101,7 +105,7 @@ class DataPlane:
             OtherInputError: it was, for a model that looks at images of another size.
             StoreError, NotReadyError: see `add_studies`.
         """
-        steps = Steps()
+        steps = Steps(self._telemetry)
         return self._answer([self._study(digest, steps)], caller, steps)[0]
 
     def interact(self, digest: str, request: InteractionRequest, caller: Caller) -> InteractionAnswer:
@@ -117,7 +121,7 @@ class DataPlane:
             InvalidInteractionError: a box outside the image, or an unknown concept.
             UnknownStudyError, OtherInputError, StoreError, NotReadyError: see `predict`.
         """
-        steps = Steps()
+        steps = Steps(self._telemetry)
         model, study = self._study(digest, steps, request.image)
         outputs = reason(model, study, request)
         steps.lap("reason")
@@ -126,10 +130,9 @@ class DataPlane:
         changes = compare(before, after)
         steps.lap("explain")
         entry = interaction_entry(caller, model, digest, request, before, after, steps)
-        receipt = self.store.ledger.append([entry])[0]
-        steps.lap("record")
-        if self._shadow is not None:
-            self._shadow.ask(study, request, after, caller)
+        receipt = self._record([entry], steps)[0]
+        self._telemetry.metrics.interacted(request, flipped=before.found != after.found)
+        self._shadow.ask(study, request, after, caller)
         return InteractionAnswer(
             digest=digest,
             model=model.ref,
@@ -146,7 +149,7 @@ class DataPlane:
         Raises:
             FrameError, InvalidInteractionError, UnknownStudyError, OtherInputError, StoreError: see `interact`.
         """
-        steps = Steps()
+        steps = Steps(self._telemetry)
         model, study = self._study(digest, steps, request.image if request else None)
         maps = study.maps if request is None else reason(model, study, request)["concept_maps"][0]
         steps.lap("reason")
@@ -193,13 +196,16 @@ class DataPlane:
         with self._turn(model.digest, stored.digest):
             steps.lap("wait")
             held = self._studies.get(model.digest, stored.digest)
+            self._telemetry.metrics.cache_lookup(held is not None)
             if held is not None and held.placement == stored.placement:
                 return held, None
             patches = None if held is None else held.patches
-            study, outputs = encoded_study(model, stored.digest, stored.canvas, stored.placement, patches, steps)
+            study, outputs = encoded_study(model, stored.digest, stored.canvas, stored.placement, steps, patches)
             self._studies.put(study)
+            self._telemetry.metrics.cache_size(len(self._studies), self._studies.nbytes)
         if held is not None:
             return study, None
+        self._note_drift(model, outputs)
         assessment = _assessment(model, study, outputs)
         steps.lap("assess")
         return study, assessment
@@ -215,11 +221,11 @@ class DataPlane:
             prediction_entry(caller, model, study.digest, _size(study.placement), study.prediction, steps)
             for model, study in encoded
         ]
-        receipts = self.store.ledger.append(entries, keep)
-        steps.lap("record")
-        if self._shadow is not None:
-            for _, study in encoded:
-                self._shadow.ask(study, None, study.prediction, caller)
+        receipts = self._record(entries, steps, keep)
+        for model, study in encoded:
+            said = study.prediction
+            self._telemetry.metrics.predicted(model.version, said.top, said.abstains, said.asks_for_help)
+            self._shadow.ask(study, None, said, caller)
         return [
             StudyAnswer(
                 digest=study.digest,
@@ -232,6 +238,22 @@ class DataPlane:
             for (model, study), receipt in zip(encoded, receipts, strict=True)
         ]
 
+    def _record(
+        self, entries: Sequence[Entry], steps: Steps, keep: Callable[[sa.Connection], None] | None = None
+    ) -> list[Receipt]:
+        try:
+            receipts = self.store.ledger.append(entries, keep)
+        except StoreError:
+            self._telemetry.metrics.ledger_failed()
+            raise
+        self._telemetry.metrics.ledger_appended(steps.lap("record"))
+        return receipts
+
+    def _note_drift(self, model: Model, outputs: dict[str, np.ndarray]) -> None:
+        model.drift.add(outputs["concept_probabilities"][0])
+        if model.drift.studies % _DRIFT_EVERY == 0:
+            self._telemetry.metrics.concept_drift(model.drift.values())
+
     def _turn(self, bundle: str, digest: str) -> AbstractContextManager[object]:
         """A lock of this study; it vanishes with the last thread that holds or awaits it."""
         with self._encoding_guard:
@@ -240,6 +262,8 @@ class DataPlane:
     def _study(self, digest: str, steps: Steps, drawn_on: ImageSize | None = None) -> tuple[Model, EncodedStudy]:
         model = self.models.for_study(digest)
         study = self._studies.get(model.digest, digest)
+        if study is not None:
+            self._telemetry.metrics.cache_lookup(True)
         if study is None or (drawn_on is not None and drawn_on != _size(study.placement)):
             # Another replica may have seen a later upload.
             stored = load_study(self.store.database, digest)

@@ -14,16 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from starlette.types import ASGIApp
 
 from csr.bundle import Bundle
 from csr.interaction import Interaction
 from serving.config import BatchConfig, ReplicaConfig, ServerConfig
 from serving.engines import Engine
-from serving.rest.app import create_app
+from serving.rest.app import create_server
 from serving.service import Service, engine_maker
+from serving.telemetry.logs import configure_logging
 
 
 class BatchingEngine:
@@ -57,6 +58,11 @@ class BatchingEngine:
     ) -> dict[str, np.ndarray]:
         return self._engine.reason(patches, interactions, outputs)
 
+    def run_reasoner(
+        self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        return self._engine.run_reasoner(patches, outputs, **tensors)
+
     def ready(self) -> None:
         self._engine.ready()
 
@@ -74,15 +80,16 @@ def build(config: ServerConfig) -> Any:
         async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it
             loop = asyncio.get_running_loop()
             loop.set_default_executor(ThreadPoolExecutor(config.replicas.ongoing, "request"))
-            make = engine_maker(config)
+            configure_logging(config.telemetry.log_level)
+            make = engine_maker(config.engine)
 
             def batching(bundle: Bundle, version: str) -> Engine:
                 return BatchingEngine(make(bundle, version), config.encoder_batch, loop)
 
             self._service = await asyncio.to_thread(Service.open, config, batching)
 
-        def __serve_build_asgi_app__(self) -> FastAPI:
-            return create_app(self._service)
+        def __serve_build_asgi_app__(self) -> ASGIApp:
+            return create_server(self._service)
 
         async def __del__(self) -> None:
             await asyncio.to_thread(self._service.close)

@@ -18,21 +18,22 @@ from serving.errors import NotReadyError
 from serving.exhibits import Exhibits
 from serving.explain import Explainer
 from serving.schemas import ModelRef
+from serving.telemetry.drift import ConceptDrift
 
 Role = Literal["champion", "challenger"]
 Mode = Literal["shadow", "weighted"]
 
 
 class Model:
-    """One bundle that passed its checks. Immutable.
+    """One bundle that passed its checks. Immutable, but for ``drift``, which is fed the studies that it predicts.
 
     Args:
         bundle: verified.
         engine: runs its graphs, and passed the golden case; closed with the model.
-        version: in the registry; ``0`` for a bundle that was served from a folder.
+        version: in the registry, or what the configuration calls a folder's bundle.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, version: str = "0") -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, version: str) -> None:
         self.bundle = bundle
         self.digest = bundle.digest
         self.version = version
@@ -40,6 +41,7 @@ class Model:
         self.engine = engine
         self.exhibits = Exhibits(bundle)
         self.explainer = Explainer(bundle.manifest, self.exhibits.atlas)
+        self.drift = ConceptDrift(bundle.reference())
         self.ref = ModelRef(version=version, digest=self.digest)
         weakref.finalize(self, engine.close)
 

@@ -29,18 +29,17 @@ def encoded_study(
     digest: str,
     canvas: np.ndarray,
     placement: Placement,
+    steps: Steps,
     patches: np.ndarray | None = None,
-    steps: Steps | None = None,
 ) -> tuple[EncodedStudy, Outputs]:
     """A study as a model sees it, and the reasoner's outputs without interaction.
 
     Args:
         model: that looks at it.
         digest, canvas, placement: of the study.
-        patches: if it was encoded before.
         steps: gets the laps ``encode``, ``reason`` and ``explain``.
+        patches: if it was encoded before.
     """
-    steps = steps or Steps()
     if patches is None:
         patches = model.engine.encode(canvas[None])
         steps.lap("encode")

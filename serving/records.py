@@ -45,7 +45,7 @@ def shadow_entry(
     caller: Caller, model: Model, digest: str, request: dict[str, Any], champion: Prediction, own: Prediction
 ) -> Entry:
     """What a challenger would have answered: ``before`` is the champion's answer, ``after`` its own."""
-    return _entry("shadow", caller, model, digest, request, champion, own, Steps())
+    return _entry("shadow", caller, model, digest, request, champion, own, None)
 
 
 def _entry(
@@ -56,14 +56,14 @@ def _entry(
     request: dict[str, Any],
     before: Prediction | None,
     after: Prediction,
-    steps: Steps,
+    steps: Steps | None,
 ) -> Entry:
     body = {
         "version": model.version,
         "request": request,
         "before": None if before is None else _summary(before),
         "after": _summary(after),
-        "latency_ms": steps.total,
+        "latency_ms": None if steps is None else steps.total,
     }
     return Entry(kind, caller, model.digest, body, digest)
 

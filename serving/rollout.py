@@ -19,6 +19,7 @@ from serving.models import Challenge, Mode, Model, Role, ServedModels
 from serving.records import change_entry
 from serving.sources import Source, Target, first_line
 from serving.store import Store
+from serving.telemetry import Telemetry
 
 _AGAIN_S = 30.0  # before a target that failed is tried again
 _logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Follower:
         make_engine: from a verified bundle and its version; raises `CSRError` if the golden case does not come out.
         models: what is in service.
         store: for the record.
+        telemetry: is told of changes and refusals.
         trial: mode and share, if the role is the challenger's.
     """
 
@@ -44,6 +46,7 @@ class Follower:
         make_engine: MakeEngine,
         models: ServedModels,
         store: Store,
+        telemetry: Telemetry,
         trial: tuple[Mode, float] = ("shadow", 0.0),
     ) -> None:
         self._role = role
@@ -51,6 +54,7 @@ class Follower:
         self._make_engine = make_engine
         self._models = models
         self._store = store
+        self._metrics = telemetry.metrics
         self._trial = trial
         self._served: str | None = None
         self._failed: tuple[str, float] = ("", 0.0)
@@ -64,11 +68,15 @@ class Follower:
             elif target.mark != self._served and not self._waits(target):
                 self._install(target)
         except CSRError as error:
-            self._models.refuse(self._role, str(error))
+            self._refuse(str(error))
             _logger.error("%s: %s", self._role, error)
         except Exception as error:
-            self._models.refuse(self._role, f"it failed to load ({first_line(error)})")
+            self._refuse(f"it failed to load ({first_line(error)})")
             _logger.exception("%s: failed to load", self._role)
+
+    def _refuse(self, reason: str) -> None:
+        self._models.refuse(self._role, reason)
+        self._metrics.rollout_refused()
 
     def _waits(self, target: Target) -> bool:
         mark, until = self._failed
@@ -85,6 +93,8 @@ class Follower:
             self._models.crown(model)
         else:
             self._models.challenge_with(Challenge(model, *self._trial))
+        self._metrics.model_served(self._role, model.version, model.digest)
+        self._metrics.rolled_out()
         self._served = target.mark
         self._failed = ("", 0.0)
         _logger.info("%s: version %s, bundle %s, is in service", self._role, model.version, model.digest[:12])
@@ -99,6 +109,7 @@ class Follower:
         elif self._served is not None:
             self._record("", "")
             self._models.challenge_with(None)
+            self._metrics.model_withdrawn("challenger")
             self._served = None
 
     def _record(self, digest: str, version: str) -> None:

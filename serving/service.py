@@ -11,15 +11,25 @@ from serving.access.keys import KeyStore
 from serving.access.oidc import OIDCVerifier
 from serving.access.rates import Rates
 from serving.catalogue import Catalogue
-from serving.config import AccessConfig, ChallengerConfig, HTTPConfig, ModelConfig, ServerConfig, read_secret
+from serving.config import (
+    AccessConfig,
+    ChallengerConfig,
+    EngineConfig,
+    HTTPConfig,
+    ModelConfig,
+    ServerConfig,
+    read_secret,
+)
 from serving.dataplane import DataPlane
-from serving.engines import Engine, OrtEngine
+from serving.engines import Engine, OrtEngine, TritonEngine
+from serving.errors import ServingError
 from serving.intake import Intake
 from serving.models import ServedModels
 from serving.rollout import Follower, MakeEngine, Watch
 from serving.shadow import Shadow
 from serving.sources import AliasSource, FolderSource, Source
 from serving.store import Store
+from serving.telemetry import Telemetry
 
 _LOCAL_REGISTRY = "sqlite:///mlflow.db"
 
@@ -32,6 +42,7 @@ class Service:
     store: Store
     plane: DataPlane
     catalogue: Catalogue
+    telemetry: Telemetry
     limits: HTTPConfig
     authenticator: Authenticator
     shadow: Shadow
@@ -49,22 +60,24 @@ class Service:
         Raises:
             StoreError, ConfigError: it cannot be opened.
         """
+        telemetry = Telemetry.open(config.telemetry.traces, config.telemetry.sample_ratio)
         store = Store.open(config.store.address, read_secret(config.store.ledger_key_file))
         models = ServedModels()
-        make = wrap or engine_maker(config)
-        followers = [Follower("champion", _source(config.model, config.model), make, models, store)]
+        make = wrap or engine_maker(config.engine)
+        followers = [Follower("champion", _source(config.model, config.model), make, models, store, telemetry)]
         if (trial := config.challenger) is not None:
             source = _source(trial, config.model)
-            followers.append(Follower("challenger", source, make, models, store, (trial.mode, trial.share)))
+            followers.append(Follower("challenger", source, make, models, store, telemetry, (trial.mode, trial.share)))
         watch = Watch(followers, config.model.registry.poll_s)
         watch.start()
-        shadow = Shadow(models, store.ledger)
-        plane = DataPlane(models, store, Intake(lambda data: None), config.cache_mb << 20, shadow)
+        shadow = Shadow(models, store.ledger, telemetry)
+        plane = DataPlane(models, store, Intake(lambda data: None), shadow, telemetry, config.cache_mb << 20)
         return cls(
             models=models,
             store=store,
             plane=plane,
-            catalogue=Catalogue(models, store),
+            catalogue=Catalogue(models, store, telemetry),
+            telemetry=telemetry,
             limits=config.http,
             authenticator=_authenticator(config.access, store),
             shadow=shadow,
@@ -76,21 +89,29 @@ class Service:
         NotReadyError: no model is in service, or its engine cannot answer.
         StoreError: the store does not answer.
         """
-        self.models.champion.engine.ready()
-        self.store.database.check()
+        try:
+            self.models.champion.engine.ready()
+            self.store.database.check()
+        except ServingError:
+            self.telemetry.metrics.ready(False)
+            raise
+        self.telemetry.metrics.ready(True)
 
     def close(self) -> None:
         """Finishes what waits."""
         self.watch.close()
         self.shadow.close()
         self.store.database.close()
+        self.telemetry.tracing.close()
 
 
-def engine_maker(config: ServerConfig) -> MakeEngine:
+def engine_maker(config: EngineConfig) -> MakeEngine:
     """Makes the engine that the configuration names."""
 
     def make(bundle: Bundle, version: str) -> Engine:
-        return OrtEngine(bundle, config.engine.threads, config.engine.device)
+        if config.kind == "triton":
+            return TritonEngine(bundle, config.url, int(version), config.timeout_s)
+        return OrtEngine(bundle, config.threads, config.device)
 
     return make
 
@@ -102,7 +123,7 @@ def _authenticator(config: AccessConfig, store: Store) -> Authenticator:
 
 def _source(which: ModelConfig | ChallengerConfig, model: ModelConfig) -> Source:
     if which.bundle is not None:
-        return FolderSource(which.bundle)
+        return FolderSource(which.bundle, which.version)
     assert which.alias is not None
     registry = model.registry
     uri = registry.uri or os.environ.get("MLFLOW_TRACKING_URI") or _LOCAL_REGISTRY

@@ -16,9 +16,11 @@ from serving.models import Model, ServedModels
 from serving.reasoning import encoded_study, reason
 from serving.records import shadow_entry
 from serving.schemas import InteractionRequest, Prediction
+from serving.steps import Steps
 from serving.store.entries import Caller
 from serving.store.ledger import Ledger
 from serving.studies import EncodedStudy, StudyCache
+from serving.telemetry import Telemetry
 
 CACHE_BYTES = 64 << 20
 WAITING = 64
@@ -31,14 +33,20 @@ class Shadow:
     Args:
         models: the challenger is taken from here, if it is on trial in mode ``shadow``.
         ledger: where its answers go.
+        telemetry: is told how often it disagrees, and what was dropped.
         cache_bytes: budget of the studies that it has encoded.
         waiting: questions that may wait; those beyond are dropped and counted.
     """
 
     def __init__(
-        self, models: ServedModels, ledger: Ledger, cache_bytes: int = CACHE_BYTES, waiting: int = WAITING
+        self,
+        models: ServedModels,
+        ledger: Ledger,
+        telemetry: Telemetry,
+        cache_bytes: int = CACHE_BYTES,
+        waiting: int = WAITING,
     ) -> None:
-        self.dropped = 0
+        self._telemetry = telemetry
         self._models = models
         self._ledger = ledger
         self._studies = StudyCache(cache_bytes)
@@ -53,7 +61,7 @@ class Shadow:
         if challenge is None or challenge.mode != "shadow":
             return
         if not self._room.acquire(blocking=False):
-            self.dropped += 1
+            self._telemetry.metrics.challenger_dropped()
             return
         self._worker.submit(self._answer, challenge.model, study, request, champion, caller)
 
@@ -72,7 +80,7 @@ class Shadow:
         try:
             own = self._studies.get(model.digest, study.digest)
             if own is None or own.placement != study.placement:
-                own, _ = encoded_study(model, study.digest, study.canvas, study.placement)
+                own, _ = encoded_study(model, study.digest, study.canvas, study.placement, Steps(self._telemetry))
                 self._studies.put(own)
             said = own.prediction
             if request is not None:
@@ -80,6 +88,7 @@ class Shadow:
                 said = model.explainer.predict(outputs, own.placement, request.rejected, said.map_limit)
             asked = {} if request is None else request.model_dump()
             self._ledger.append([shadow_entry(caller, model, study.digest, asked, champion, said)])
+            self._telemetry.metrics.challenger_compared(agrees=champion.found == said.found)
         except CSRError as error:  # for example a concept that it does not know
             _logger.warning("the challenger did not answer for a study: %s", error)
         except Exception:

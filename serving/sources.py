@@ -41,14 +41,15 @@ class Source(Protocol):
 class FolderSource:
     """A bundle's folder; one that is replaced there, whole, takes over."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, version: int) -> None:
         self._folder = folder
+        self._version = str(version)
 
     def target(self) -> Target:
         try:
-            return Target("0", file_digest(self._folder / MANIFEST))
+            return Target(self._version, file_digest(self._folder / MANIFEST))
         except OSError:
-            return Target("0", "")  # `open` says what is wrong
+            return Target(self._version, "")  # `open` says what is wrong
 
     def open(self, target: Target) -> Bundle:
         return Bundle.open(self._folder)

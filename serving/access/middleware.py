@@ -16,6 +16,7 @@ from serving.access.authenticator import Authenticator
 from serving.access.signin import SIGN_IN, SIGN_OUT
 from serving.errors import CrossSiteError, ServingError, UnauthenticatedError
 from serving.rest.errors import refusal
+from serving.telemetry.logs import note_key
 
 OPEN = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", SIGN_IN, SIGN_OUT})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -69,7 +70,8 @@ class Access:
             actor = authorize(headers, role, address)
         else:
             actor = await to_thread(authorize, headers, role, address)
-        scope.setdefault("state", {})["actor"] = actor
+        scope["state"]["actor"] = actor
+        note_key(actor.name)
 
 
 def _check_same_site(headers: Mapping[str, str]) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from serving.access.middleware import Access
 from serving.access.signin import add_sign_in
@@ -19,6 +20,7 @@ from serving.rest.errors import RESPONSES, add_error_handlers
 from serving.rest.limits import LimitBody
 from serving.schemas import Health
 from serving.service import Service
+from serving.telemetry.middleware import RequestTelemetry
 
 PAGE = Path(__file__).parents[1] / "page"
 _SECURITY = {
@@ -30,8 +32,13 @@ _SECURITY = {
 }
 
 
+def create_server(service: Service) -> ASGIApp:
+    """The application as it is served: each request has an id, and is counted, traced and logged."""
+    return RequestTelemetry(create_app(service), service.telemetry.metrics, service.telemetry.tracing)
+
+
 def create_app(service: Service) -> FastAPI:
-    """The application."""
+    """The application alone, for its description."""
     # The interactive documentation pages load scripts from elsewhere, which a closed network cannot.
     app = FastAPI(title="CSR reading API", version="1", docs_url=None, redoc_url=None, responses=RESPONSES)
     secure = service.limits.tls is not None
@@ -52,6 +59,12 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def live() -> Health:
         """The process answers."""
         return Health(status="live")
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def metrics() -> Response:
+        """What Prometheus reads, of all replicas of this machine."""
+        page, content_type = service.telemetry.page()
+        return Response(page, headers={"Content-Type": content_type})
 
     @app.get("/health/ready")
     def ready() -> Health:

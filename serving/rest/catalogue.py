@@ -25,7 +25,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/atlas/{concept:path}/{index:int}.png", response_class=Response, responses=PNG)
     async def crop(concept: str, index: int) -> Response:
         """What a prototype looks like."""
-        steps = Steps()
+        steps = Steps(service.telemetry)
         data = await to_thread(models.champion.exhibits.crop, concept, index)
         steps.lap("draw")
         return png(data, steps)
@@ -53,6 +53,6 @@ def routes(service: Service) -> APIRouter:
     @router.get("/samples/{index:int}.png", response_class=Response, responses=PNG)
     async def sample(index: int) -> Response:
         """A sample's image, to be uploaded like any other."""
-        return png(models.champion.exhibits.sample(index), Steps())
+        return png(models.champion.exhibits.sample(index), Steps(service.telemetry))
 
     return router

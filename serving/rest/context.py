@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from uuid import uuid4
 
 from fastapi import Depends, Header, Request, Response
 
 from serving.steps import Steps
 from serving.store.entries import Caller
+from serving.telemetry.logs import current_request_id
 
 PNG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
@@ -24,8 +24,7 @@ def caller(
     ] = None,
 ) -> Caller:
     """From what the middlewares found out about the request."""
-    state = request.scope.get("state", {})
-    return Caller(state["actor"].name, state.get("request_id") or uuid4().hex, idempotency_key)
+    return Caller(request.scope["state"]["actor"].name, current_request_id() or "", idempotency_key)
 
 
 CallerOf = Annotated[Caller, Depends(caller)]

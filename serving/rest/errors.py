@@ -14,8 +14,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from serving.errors import RateLimitedError, ServingError, UnauthenticatedError
+from serving.errors import ForbiddenError, RateLimitedError, ServingError, UnauthenticatedError
 from serving.schemas import ErrorBody, ErrorDetail
+from serving.telemetry.metrics import Metrics
 
 _logger = logging.getLogger(__name__)
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
@@ -51,6 +52,7 @@ def refusal(scope: Scope, error: ServingError) -> JSONResponse:
     """The answer to a request that cannot be served, in the form of the protocol that it came by."""
     if error.status >= 500:
         _logger.warning("%s: %s", error.code, error)
+    _count(scope, error)
     headers: dict[str, str] = {}
     if isinstance(error, RateLimitedError):
         headers["Retry-After"] = str(error.retry_after_s)
@@ -59,6 +61,17 @@ def refusal(scope: Scope, error: ServingError) -> JSONResponse:
     elif isinstance(error, UnauthenticatedError):
         headers["WWW-Authenticate"] = "Bearer"
     return _answer(scope, error.status, error.code, str(error), headers)
+
+
+def _count(scope: Scope, error: ServingError) -> None:
+    metrics: Metrics = scope["state"]["metrics"]
+    metrics.refused(error)
+    if isinstance(error, RateLimitedError):
+        metrics.rate_limited()
+    elif isinstance(error, UnauthenticatedError):
+        metrics.unauthorised("unauthenticated")
+    elif isinstance(error, ForbiddenError):
+        metrics.unauthorised("forbidden")
 
 
 def _answer(scope: Scope, status: int, code: str, message: str, headers: Any = None) -> JSONResponse:

@@ -60,7 +60,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/studies/{digest}/image.png", response_class=Response, responses=PNG)
     async def image(digest: Digest) -> Response:
         """The study as the network saw it."""
-        steps = Steps()
+        steps = Steps(service.telemetry)
         return png(await to_thread(plane.image, digest, steps), steps)
 
     @router.get("/studies/{digest}/maps")
@@ -77,13 +77,13 @@ def routes(service: Service) -> APIRouter:
     @router.get("/studies/{digest}/maps/{concept:path}.png", response_class=Response, responses=PNG)
     async def overlay(digest: Digest, concept: Concept) -> Response:
         """A concept's similarity map without interaction, to lay over the image."""
-        steps = Steps()
+        steps = Steps(service.telemetry)
         return png(await to_thread(plane.overlay, digest, concept, None, steps), steps)
 
     @router.post("/studies/{digest}/maps/{concept:path}.png", response_class=Response, responses=PNG)
     async def overlay_after(digest: Digest, concept: Concept, request: InteractionRequest) -> Response:
         """A concept's similarity map under an interaction."""
-        steps = Steps()
+        steps = Steps(service.telemetry)
         return png(await to_thread(plane.overlay, digest, concept, request, steps), steps)
 
     @router.get("/worklist")

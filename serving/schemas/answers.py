@@ -14,7 +14,7 @@ Timings = dict[str, float]
 
 
 class ModelRef(Answer):
-    """Which bundle answered: its digest, and its version in the registry (``0`` if it was served from a folder)."""
+    """Which bundle answered: its digest, and its version in the registry."""
 
     version: str
     digest: str

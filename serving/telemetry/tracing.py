@@ -27,7 +27,7 @@ from opentelemetry.trace import NoOpTracer, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from csr.errors import ConfigError
-from serving.telemetry.metrics import DIGEST_CHARACTERS, Step
+from serving.telemetry.metrics import Step
 
 EXPORT_TIMEOUT_S = 5
 CLOSE_S = 2  # a server that must end does not wait longer for its collector

@@ -19,7 +19,7 @@ from serving.dataplane import DataPlane
 from serving.engines import Engine, OrtEngine
 from serving.intake import Upload
 from serving.models import Model
-from serving.rest.app import create_app
+from serving.rest.app import create_server
 from serving.schemas import InteractionAnswer, InteractionRequest, StudyAnswer
 from serving.service import Service
 from serving.store.entries import Caller
@@ -39,6 +39,11 @@ class CountingEngine:
         with self._lock:
             self.encoded += len(images)
         return self._engine.encode(images)
+
+    def run_reasoner(
+        self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        return self._engine.run_reasoner(patches, outputs, **tensors)
 
     def reason(
         self, patches: np.ndarray, interactions: Sequence[Interaction], outputs: Sequence[str] | None = None
@@ -63,14 +68,14 @@ def make_service(bundle: Path, folder: Path, engine: Engine | None = None, **sec
 
 def serve_instead(service: Service, bundle: Bundle, engine: Engine | None = None) -> None:
     """Puts a bundle into service whose manifest need not be what lies on disk."""
-    service.models.crown(Model(bundle, engine or OrtEngine(bundle)))
+    service.models.crown(Model(bundle, engine or OrtEngine(bundle), "1"))
 
 
 def client_of(service: Service, role: Role = Role.admin) -> TestClient:
     """A client with a key."""
     key = service.authenticator.keys.create(f"tester {role.name}", role)
     headers = {"Authorization": f"Bearer {key}"}
-    return TestClient(create_app(service), raise_server_exceptions=False, headers=headers)
+    return TestClient(create_server(service), raise_server_exceptions=False, headers=headers)
 
 
 def add(plane: DataPlane, data: bytes, name: str = "image") -> StudyAnswer:

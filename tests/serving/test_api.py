@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from csr.bundle import Bundle
 from serving.access.actors import Role
 from serving.dataplane import DataPlane
-from serving.rest.app import create_app
+from serving.rest.app import create_server
 from serving.schemas import MAX_BOXES
 from serving.service import Service
 from serving.studies import StudyCache
@@ -297,7 +297,7 @@ def test_the_event_loop_answers_while_a_study_is_encoded(
     async def scenario() -> int:
         key = service.authenticator.keys.create("reader", Role.reader)
         headers = {"Authorization": f"Bearer {key}"}
-        transport = httpx.ASGITransport(create_app(service))
+        transport = httpx.ASGITransport(create_server(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
             reading = asyncio.create_task(client.post("/v1/studies", files={"file": ("a.png", sample)}))
             assert await asyncio.to_thread(started.wait, 20)

@@ -12,7 +12,7 @@ from csr.bundle import Bundle
 from csr.interaction import Interaction
 from csr.runtime import BundleRunner
 from serving.access.actors import Role
-from serving.rest.app import create_app
+from serving.rest.app import create_server
 from serving.service import Service
 from tests.serving.conftest import CountingEngine, client_of, make_service, png
 
@@ -156,14 +156,14 @@ def test_another_replica_answers_for_a_study_that_it_never_saw(
     state = {"rejected": ["mass"]}
     path = f"/v1/studies/{study['digest']}/interactions"
     key = service.authenticator.keys.create("second", Role.reader)
-    with TestClient(create_app(other), headers={"Authorization": f"Bearer {key}"}) as second:
+    with TestClient(create_server(other), headers={"Authorization": f"Bearer {key}"}) as second:
         there = second.post(path, json=state).json()
         assert there["after"] == client.post(path, json=state).json()["after"]
         wide = second.post("/v1/studies", files={"file": ("w.png", png(np.full((50, 50), 90, np.uint8)))}).json()
     again = client.post("/v1/studies", files={"file": ("w.png", png(np.full((100, 100), 90, np.uint8)))}).json()
     assert again["digest"] == wide["digest"] and again["image"] != wide["image"]
     boxes = {"boxes": [{"x_min": 1, "y_min": 1, "x_max": 90, "y_max": 90}], "image": again["image"]}
-    with TestClient(create_app(other), headers={"Authorization": f"Bearer {key}"}) as second:
+    with TestClient(create_server(other), headers={"Authorization": f"Bearer {key}"}) as second:
         seen = second.post(f"/v1/studies/{again['digest']}/interactions", json=boxes)
         assert seen.status_code == 200  # it asked the store for the last upload's frame
     other.close()

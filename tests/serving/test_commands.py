@@ -14,7 +14,7 @@ import uvicorn
 from csr.__main__ import main
 from csr.bundle import Bundle
 from serving.access.actors import Role
-from serving.rest.app import create_app
+from serving.rest.app import create_server
 from serving.service import Service
 from tests.serving.conftest import make_service
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def served(bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     """A server whose address and key are in the environment."""
     service = make_service(bundle.path, folder / ".state/serving")
-    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_server(service), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30
@@ -75,7 +75,7 @@ def test_a_reading_from_the_command_line(
     assert run("atlas", "list") == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.endswith("prune")]
     assert run("status") == 0
-    assert f"champion: version 0, bundle {bundle.digest[:12]}" in capsys.readouterr().out
+    assert f"champion: version 1, bundle {bundle.digest[:12]}" in capsys.readouterr().out
 
 
 def test_what_a_server_refuses_is_one_sentence(served: Service, bundle: Bundle, folder: Path) -> None:

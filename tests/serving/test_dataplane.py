@@ -78,7 +78,7 @@ def test_a_study_is_encoded_once_and_interactions_never_encode(
     assert add(plane, sample).digest == digest
     for _ in range(3):
         interact(plane, digest, boxes=[BOX], rejected=["mass"])
-        plane.overlay(digest, "mass", InteractionRequest(boxes=[BOX]), Steps())
+        plane.overlay(digest, "mass", InteractionRequest(boxes=[BOX]), Steps(plane._telemetry))
     assert engine.encoded == 1
 
 
@@ -184,7 +184,7 @@ def test_what_is_not_there(service: Service, sample: bytes) -> None:
     with pytest.raises(UnknownStudyError, match="upload it first"):
         plane.predict("0" * 64, CALLER)
     with pytest.raises(UnknownConceptError):
-        plane.overlay(digest, "spaceship", None, Steps())
+        plane.overlay(digest, "spaceship", None, Steps(plane._telemetry))
     with pytest.raises(UnknownConceptError):
         exhibits.crop("spaceship", 0)
     for absent in (-1, 3):
@@ -274,10 +274,9 @@ def test_enlarging_is_the_interpolation_of_the_pointing_game() -> None:
 
 def test_an_overlay_covers_the_image_and_is_clear_where_the_map_is_low(plane: DataPlane, wide: bytes) -> None:
     digest = add(plane, wide).digest
-    picture, overlay = (
-        Image.open(io.BytesIO(data))
-        for data in (plane.image(digest, Steps()), plane.overlay(digest, "mass", None, Steps()))
-    )
+    steps = Steps(plane._telemetry)
+    picture = Image.open(io.BytesIO(plane.image(digest, steps)))
+    overlay = Image.open(io.BytesIO(plane.overlay(digest, "mass", None, steps)))
     assert overlay.mode == "RGBA"
     assert overlay.size == picture.size == (64, 32)
     ramp = np.asarray(Image.open(io.BytesIO(overlay_png(np.linspace(-1, 1, 64)[None], 1.0))))[0, :, 3]

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from csr.bundle import Bundle
 from serving.access.actors import Role
-from serving.rest.app import create_app
+from serving.rest.app import create_server
 from serving.service import Service
 from serving.store.schema import assessment, study
 from serving.studies import StudyCache
@@ -47,7 +47,7 @@ def key(served: Service) -> str:
 
 @pytest.fixture(scope="module")
 def url(served: Service) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(create_app(served), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_server(served), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30

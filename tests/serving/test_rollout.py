@@ -276,14 +276,14 @@ def test_a_shadow_that_cannot_keep_up_drops_questions(plane: DataPlane, service:
     from serving.shadow import Shadow
 
     service.models.challenge_with(Challenge(service.models.champion, "shadow"))
-    shadow = Shadow(service.models, service.store.ledger, waiting=1)
+    shadow = Shadow(service.models, service.store.ledger, service.telemetry, waiting=1)
     plane._shadow = shadow
     blocked = threading.Event()
     shadow._worker.submit(blocked.wait, 20)
     digest = add(plane, sample).digest
     for _ in range(5):
         interact(plane, digest)
-    assert shadow.dropped == 5
+    assert b"csr_challenger_dropped_total 5.0" in service.telemetry.page()[0]
     blocked.set()
     shadow.close()
     assert len(shadows(service)) == 1

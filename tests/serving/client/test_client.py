@@ -24,7 +24,7 @@ from serving.client import (
     ServerUnreachableError,
     calls,
 )
-from serving.rest.app import create_app
+from serving.rest.app import create_server
 from serving.service import Service
 
 URL = "http://csr.test"
@@ -52,7 +52,7 @@ class _Waiting(httpx.BaseTransport):
 def run(request: pytest.FixtureRequest, service: Service) -> Run:
     """Calls a client's method by name, on either client."""
     key = service.authenticator.keys.create("client", Role.reviewer)
-    app = create_app(service)
+    app = create_server(service)
 
     def waiting(name: str, *arguments: Any) -> Any:
         with Client(URL, key, transport=_Waiting(app)) as client:
