@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol
 
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as messages
+from tritonclient.grpc import service_pb2_grpc as service
 
 from serving.errors import InvalidInferenceError, NotReadyError, ServingError, UnsupportedCallError
 from serving.oip.models import SERVER_NAME, SERVER_VERSION, InferenceModels, ModelSpec, TensorSpec
@@ -37,6 +39,15 @@ class Context(Protocol):
 
     def set_code(self, code: grpc.StatusCode) -> None: ...
     def set_details(self, details: str) -> None: ...
+
+
+def add_open_inference_to_server(servicer: Any, server: Any) -> None:
+    """Registers the service, for Ray Serve's ``grpc_servicer_functions``, in place of tritonclient's own function.
+
+    With that one Ray Serve's Python proxy, which pickles messages for the replica, fails at every call.
+    """
+    _make_picklable()
+    service.add_GRPCInferenceServiceServicer_to_server(servicer, server)
 
 
 def server_metadata() -> Any:
@@ -126,6 +137,11 @@ def status_code(error: ServingError) -> grpc.StatusCode:
     return _CODES.get(error.status, grpc.StatusCode.INTERNAL)
 
 
+def _make_picklable() -> None:
+    """tritonclient's message classes say that they come from a module of another name, which cannot be imported."""
+    sys.modules.setdefault(messages.ModelInferRequest.__module__, messages)
+
+
 def _typed(where: str, given: Any, filled: list[str]) -> list[Any]:
     expected = _CONTENTS.get(given.datatype)
     if expected is None:  # of a datatype that no input here has: the comparison with the model says so
@@ -170,6 +186,7 @@ class InferenceServicer:
     """
 
     def __init__(self, models: Callable[[], InferenceModels]) -> None:
+        _make_picklable()
         self._models = models
 
     async def ServerLive(self, request: Any, grpc_context: Context) -> Any:
@@ -191,11 +208,13 @@ class InferenceServicer:
         return await self._answer(messages.ModelInferResponse, grpc_context, infer, request)
 
     async def ModelStreamInfer(self, request: Any, grpc_context: Context) -> AsyncIterator[Any]:
-        """Ends at once: for models that answer more than once, and these do not."""
+        """For models that answer more than once, and these do not.
+
+        Says so in a message too, since Ray Serve's Python proxy forgets the status of a stream without one.
+        """
         error = UnsupportedCallError("ModelStreamInfer: this server does not offer it; use ModelInfer")
+        yield messages.ModelStreamInferResponse(error_message=str(error))
         _refuse(grpc_context, error, messages.ModelStreamInferResponse)
-        return
-        yield  # makes it a generator, which a streaming call must be
 
     ModelConfig = _unsupported("ModelConfig")
     ModelStatistics = _unsupported("ModelStatistics")

@@ -12,13 +12,12 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from tritonclient.grpc import service_pb2_grpc
 
 from csr.bundle import Bundle
 from csr.interaction import Interaction, RegionBox
 from csr.runtime import BundleRunner
 from serving.oip import BundleModels, InferenceModels, ServedBundle, ServedVersions
-from serving.oip.grpc import InferenceServicer
+from serving.oip.grpc import InferenceServicer, add_open_inference_to_server
 from serving.oip.rest import add_open_inference
 
 
@@ -93,7 +92,7 @@ def grpc_server(models: Callable[[], InferenceModels]) -> Iterator[str]:
 
     async def start() -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server()
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(models), server)
+        add_open_inference_to_server(InferenceServicer(models), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, port

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import pickle
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,13 +116,29 @@ def test_arbitrary_tensors_are_refused(models: BundleModels, content: bytes, sha
         infer(lambda: models, request)
 
 
-@pytest.mark.parametrize("call", [each.name for each in CALLS if each.name not in OFFERED])
+@pytest.mark.parametrize("call", sorted({each.name for each in CALLS} - OFFERED - {"ModelStreamInfer"}))
 def test_other_calls_are_unimplemented(stub: Any, call: str):
-    request = messages.__dict__.get(f"{call}Request", messages.ModelInferRequest)()
     with pytest.raises(grpc.RpcError) as refused:
-        list(stub.ModelStreamInfer(iter([request]))) if call == "ModelStreamInfer" else getattr(stub, call)(request)
+        getattr(stub, call)(getattr(messages, f"{call}Request")())
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert refused.value.details().startswith(f"{call}: this server does not offer it")
+    assert refused.value.details() == f"{call}: this server does not offer it"
+
+
+def test_a_stream_is_unimplemented_by_message_and_status(stub: Any):
+    stream = stub.ModelStreamInfer(iter([messages.ModelInferRequest()]))
+    assert next(stream).error_message == "ModelStreamInfer: this server does not offer it; use ModelInfer"
+    with pytest.raises(grpc.RpcError) as refused:
+        next(stream)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_messages_can_be_pickled_for_a_replica(models: BundleModels, monkeypatch: pytest.MonkeyPatch):
+    message = messages.ModelInferRequest(model_name="csr")
+    monkeypatch.delitem(sys.modules, type(message).__module__, raising=False)
+    with pytest.raises(pickle.PicklingError):
+        pickle.dumps(message)
+    InferenceServicer(lambda: models)
+    assert pickle.loads(pickle.dumps(message)) == message
 
 
 def test_every_call_takes_the_context_by_ray_serves_name():
