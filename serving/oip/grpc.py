@@ -3,8 +3,8 @@
 `infer`, `model_metadata` and the like are functions from message to message which raise a `ServingError`;
 `InferenceServicer` turns that into a status. It sets the status on the context and returns an empty message, which
 both hosts understand: a ``grpc.aio`` server discards the message of a call that failed, and Ray Serve copies code and
-details to the call. Aborting, or raising after setting the code, would work under one host only, or write a traceback
-into its log at each mistake of a client.
+details to the call. Aborting works under one host only; raising writes a traceback into the log at each mistake of a
+client.
 """
 
 from __future__ import annotations

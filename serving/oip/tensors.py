@@ -152,8 +152,10 @@ def _flat(where: str, shape: tuple[int, ...], data: list[Any]) -> list[Any]:
                 raise InvalidInferenceError(f"{where}: data is not nested as its shape {list(shape)} is")
             level = list(chain.from_iterable(level))
         return level
-    if len(data) != math.prod(shape):
-        raise InvalidInferenceError(f"{where}: data has {len(data):,} numbers, but shape {list(shape)} has others")
+    if len(data) != (expected := math.prod(shape)):
+        raise InvalidInferenceError(
+            f"{where}: data has {len(data):,} numbers, but shape {list(shape)} has {expected:,}"
+        )
     return data
 
 
