@@ -17,8 +17,8 @@ from typing import Any
 
 from csr.bundle import Bundle
 from csr.errors import CSRError
-from serving.access.actors import Role
 from serving.access.keys import KeyStore
+from serving.access.roles import Role
 from serving.cluster import ray_serve, set_environment
 from serving.config import ServerConfig, load_config, parse_config, read_secret
 from serving.probe import wait_until_ready
@@ -106,12 +106,11 @@ def _prepare_store(config: ServerConfig) -> None:
         StoreError, ConfigError: it cannot be made.
     """
     read_secret(config.store.ledger_key_file)
-    read_secret(config.access.salt_file)
     database = Database(config.store.address)
     try:
         keys = KeyStore(database)
         if not keys.list():
-            secret = keys.create("admin", Role.admin)
+            _, secret = keys.create("admin", Role.ADMIN)
             file = config.access.admin_key_file
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file.touch(mode=0o600)

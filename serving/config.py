@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starlette.types import Scope
 
 from csr.errors import ConfigError
-from serving.access.oidc import OIDCConfig
+from serving.access.oidc import OidcConfig
+from serving.access.rates import RateLimits
 from serving.rest.limits import FORM_OVERHEAD, JSON_BYTES
 
 ADMIN_KEY = Path(".state/serving/admin.key")
@@ -204,15 +205,13 @@ class AccessConfig(_Section):
     """Who may ask, and how often.
 
     Args:
-        requests_per_minute: of one actor, at one replica.
-        oidc: an issuer whose tokens are taken beside API keys.
-        salt_file: of pseudonyms; made at the first start if it is missing.
+        rates: limits of one replica.
+        oidc: an identity provider whose tokens are taken beside API keys.
         admin_key_file: where the first API key is left, if there is none yet.
     """
 
-    requests_per_minute: Count = 6000
-    oidc: OIDCConfig | None = None
-    salt_file: Path = Path(".state/serving/salt.key")
+    rates: RateLimits = RateLimits()
+    oidc: OidcConfig | None = None
     admin_key_file: Path = ADMIN_KEY
 
 

@@ -105,51 +105,6 @@ class TooSlowError(ServingError):
     code, status = "too_slow", 408
 
 
-class UnauthenticatedError(ServingError):
-    """No credential, or one that is not valid."""
-
-    code, status = "unauthenticated", 401
-
-
-class ForbiddenError(ServingError):
-    """A valid credential of somebody who may not do this."""
-
-    code, status = "forbidden", 403
-
-
-class RateLimitedError(ServingError):
-    """Too many requests.
-
-    Args:
-        message: for the client.
-        retry_after_s: when to ask again.
-    """
-
-    code, status = "rate_limited", 429
-
-    def __init__(self, message: str, retry_after_s: int = 1) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class KeyNameError(ServingError):
-    """A name of an API key that cannot be used."""
-
-    code, status = "key_name", 409
-
-
-class IssuerError(ServingError):
-    """The issuer of tokens does not answer."""
-
-    code, status = "issuer_unavailable", 503
-
-
-class CrossSiteError(ServingError):
-    """A request that a browser sent for a page of somebody else."""
-
-    code, status = "cross_site", 403
-
-
 class UnknownModelError(ServingError):
     """No model of this name, or not in this version."""
 
@@ -184,3 +139,63 @@ class InvalidTensorError(ServingError):
     """Tensors that are not what the model's graphs take."""
 
     code, status = "invalid_tensor", 400
+
+
+class UnauthenticatedError(ServingError):
+    """Nobody known asks: no credential, or one that is not valid."""
+
+    code, status = "unauthenticated", 401
+
+
+class TokenError(UnauthenticatedError):
+    """A token that is not accepted; each reason has a code of its own."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ForbiddenError(ServingError):
+    """Somebody known asks for what their role may not do."""
+
+    code, status = "forbidden", 403
+
+
+class CrossSiteError(ForbiddenError):
+    """Another site's page makes a signed-in browser ask."""
+
+    code = "cross_site"
+
+
+class RateLimitedError(ServingError):
+    """Too many requests; ``retry_after_s`` says when to come back."""
+
+    code, status = "rate_limited", 429
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class IdentityProviderError(ServingError):
+    """The keys that tokens are checked with cannot be had."""
+
+    code, status = "identity_provider_unavailable", 503
+
+
+class InvalidKeyNameError(ServingError):
+    """A name that no key can have."""
+
+    code, status = "invalid_key_name", 422
+
+
+class KeyConflictError(ServingError):
+    """A key that cannot be made beside those that there are."""
+
+    code, status = "key_conflict", 409
+
+
+class UnknownKeyError(ServingError):
+    """No key has this id."""
+
+    code, status = "unknown_key", 404

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from csr.bundle import Bundle
 from serving.access.authenticator import Authenticator
 from serving.access.keys import KeyStore
-from serving.access.oidc import OIDCVerifier
+from serving.access.oidc import TokenVerifier
 from serving.access.rates import Rates
 from serving.catalogue import Catalogue
 from serving.config import (
@@ -45,6 +45,7 @@ class Service:
     telemetry: Telemetry
     limits: HTTPConfig
     authenticator: Authenticator
+    keys: KeyStore
     shadow: Shadow
     watch: Watch
 
@@ -62,6 +63,7 @@ class Service:
         """
         telemetry = Telemetry.open(config.telemetry.traces, config.telemetry.sample_ratio)
         store = Store.open(config.store.address, read_secret(config.store.ledger_key_file))
+        keys = KeyStore(store.database)
         models = ServedModels()
         make = wrap or engine_maker(config.engine)
         followers = [Follower("champion", _source(config.model, config.model), make, models, store, telemetry)]
@@ -79,7 +81,8 @@ class Service:
             catalogue=Catalogue(models, store, telemetry),
             telemetry=telemetry,
             limits=config.http,
-            authenticator=_authenticator(config.access, store),
+            authenticator=_authenticator(config.access, keys),
+            keys=keys,
             shadow=shadow,
             watch=watch,
         )
@@ -101,6 +104,7 @@ class Service:
         """Finishes what waits."""
         self.watch.close()
         self.shadow.close()
+        self.authenticator.close()
         self.store.database.close()
         self.telemetry.tracing.close()
 
@@ -116,9 +120,9 @@ def engine_maker(config: EngineConfig) -> MakeEngine:
     return make
 
 
-def _authenticator(config: AccessConfig, store: Store) -> Authenticator:
-    oidc = OIDCVerifier(config.oidc, read_secret(config.salt_file)) if config.oidc else None
-    return Authenticator(KeyStore(store.database), Rates(config.requests_per_minute), oidc)
+def _authenticator(config: AccessConfig, keys: KeyStore) -> Authenticator:
+    tokens = TokenVerifier(config.oidc) if config.oidc else None
+    return Authenticator(keys, tokens, Rates(config.rates))
 
 
 def _source(which: ModelConfig | ChallengerConfig, model: ModelConfig) -> Source:

@@ -1,1 +1,0 @@
-"""Who may do what: API keys and OIDC tokens, roles, rates, and the page's sign-in."""

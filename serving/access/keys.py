@@ -1,7 +1,14 @@
-"""API keys: 256 random bits each, of which the store holds the SHA-256 and nothing else.
+"""API keys, of which only the SHA-256 is stored.
 
-A slow hash protects passwords, which can be guessed; nobody guesses 256 random bits, and a fast one costs a request
-nothing. A key that was found is remembered for `REMEMBERED_S` seconds, so a revoked one works for that long at most.
+A plain hash is enough: a password needs a slow one because people choose it from few, but a key is 256 random bits, and
+nobody finds those by trying, at any speed. So a request costs a microsecond of hashing and not 100 ms. Comparing takes
+no time that depends on the secret: keys are found by their digest, of which a caller cannot choose a prefix.
+
+Keys in use are few, so all of them are held in memory, read again once they are `FRESH_S` old. That bounds three
+things: an authenticated request costs no query; a key that was revoked in another process ends within `FRESH_S`; and a
+flood of wrong keys costs one query each `RETRY_S`, after which time a key made in another process works too.
+
+Thread-safe. `KeyStore.find` may wait for the database, `KeyStore.recall` never waits.
 """
 
 from __future__ import annotations
@@ -11,26 +18,29 @@ import re
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from serving.access.actors import Actor, Role
-from serving.errors import KeyNameError
+from serving.access.roles import Actor, Role
+from serving.errors import InvalidKeyNameError, KeyConflictError, StoreError, UnknownKeyError
 from serving.store.database import Database, now
 from serving.store.schema import api_key
 
-KEY = re.compile(r"csr_[A-Za-z0-9_-]{43}")
-REMEMBERED_S = 5.0
-_REMEMBERED = 4096
-_NAME = re.compile(r"[\w .@-]{1,80}")
+PREFIX = "csr_"  # so that people, and scanners of leaked secrets, know one when they see it
+FRESH_S = 5.0
+RETRY_S = 1.0
+MAX_KEYS = 10_000  # in use at once; bounds the memory of each replica, about 5 MB
+_SECRET_BYTES = 32
+_SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key without its secret."""
+    """What is known of a key; its secret is not. Times as `serving.store.database.now` writes them."""
 
     id: str
     name: str
@@ -38,96 +48,155 @@ class ApiKey:
     created_at: str
     revoked_at: str | None
 
+    @property
+    def actor(self) -> Actor:
+        """Who asks with it."""
+        return Actor(self.id, f"key:{self.name}", self.role)
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The keys in use by digest, as the table had them at ``read_at`` (monotonic seconds) or later."""
+
+    read_at: float
+    keys: dict[str, ApiKey]
+
+    def answers(self, digest: str, fresh_s: float) -> bool:
+        """Whether it may still say whose digest this is, or that it is nobody's."""
+        limit = fresh_s if digest in self.keys else min(fresh_s, RETRY_S)
+        return time.monotonic() - self.read_at < limit
+
+
+_NOTHING = _Snapshot(float("-inf"), {})
+
 
 class KeyStore:
-    """Thread-safe.
+    """Makes, finds and revokes keys.
 
     Args:
-        database: that holds the keys.
+        database: the store.
+        fresh_s: seconds for which what was read may be used.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, fresh_s: float = FRESH_S) -> None:
         self._database = database
+        self._fresh_s = fresh_s
+        self._snapshot = _NOTHING
+        self._failure: tuple[float, str] | None = None
         self._lock = threading.Lock()
-        self._remembered: OrderedDict[str, tuple[float, Actor | None]] = OrderedDict()
 
-    def create(self, name: str, role: Role) -> str:
-        """Makes a key and returns its secret, which is never seen again.
+    def create(self, name: str, role: Role) -> tuple[ApiKey, str]:
+        """Makes a key.
 
         Args:
-            name: the pseudonym under which the ledger knows whoever holds it.
-            role: of the holder.
+            name: the pseudonym of who will use it, never used for another key again, revoked or not.
+            role: what they may do.
+
+        Returns:
+            The key and its secret, which cannot be had a second time.
 
         Raises:
-            KeyNameError: the name is taken, or not one.
-            StoreError: the store does not answer.
+            InvalidKeyNameError: the name is not of the form that pseudonyms have.
+            KeyConflictError: the name is taken, or there are `MAX_KEYS` keys.
+            StoreError: the database does not answer.
         """
         if not _NAME.fullmatch(name):
-            raise KeyNameError(f"{name!r}: a key's name has 1 to 80 letters, digits, spaces or _ . @ -")
-        secret = f"csr_{secrets.token_urlsafe(32)}"
-        row = {"id": secrets.token_hex(8), "name": name, "role": role.name, "digest": _digest(secret)}
-        with self._database.write() as connection:
-            try:
-                connection.execute(api_key.insert().values(**row, created_at=now()))
-            except IntegrityError:
-                raise KeyNameError(f"{name!r}: there is (or was) a key of this name; choose another") from None
-        return secret
+            raise InvalidKeyNameError(
+                "a key's name has 1 to 64 lower-case letters, digits, dots, hyphens and underscores, and begins with a "
+                "letter or a digit"
+            )
+        secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+        key = ApiKey(secrets.token_hex(8), name, role, now(), None)
+        row = {"id": key.id, "name": name, "role": role.value, "digest": _digest(secret), "created_at": key.created_at}
+        in_use = sa.select(sa.func.count()).select_from(api_key).where(api_key.c.revoked_at.is_(None))
+        try:
+            with self._database.write() as connection:
+                if connection.execute(in_use).scalar_one() >= MAX_KEYS:
+                    raise KeyConflictError(f"there are {MAX_KEYS} keys in use; revoke some first")
+                connection.execute(api_key.insert().values(row))
+        except StoreError as error:
+            if isinstance(error.__cause__, IntegrityError):
+                raise KeyConflictError(f"a key named {name} exists or existed; choose another name") from None
+            raise
+        self._forget()
+        return key, secret
 
-    def find(self, secret: str) -> Actor | None:
-        """Whose key this is; None if it is nobody's, or was revoked.
+    def find(self, secret: str) -> ApiKey | None:
+        """The key in use that has this secret.
 
         Raises:
-            StoreError: the store does not answer.
+            StoreError: the database does not answer; whether there is such a key is not known.
         """
-        if not KEY.fullmatch(secret):
+        if not _SECRET.fullmatch(secret):
             return None
         digest = _digest(secret)
-        with self._lock:
-            until, actor = self._remembered.get(digest, (0.0, None))
-            if time.monotonic() < until:
-                return actor
-        with self._database.read() as connection:
-            query = sa.select(api_key).where(api_key.c.digest == digest, api_key.c.revoked_at.is_(None))
-            row = connection.execute(query).one_or_none()
-        actor = None if row is None else Actor(f"key:{row.name}", Role[row.role])
-        with self._lock:
-            self._remembered[digest] = (time.monotonic() + REMEMBERED_S, actor)
-            self._remembered.move_to_end(digest)
-            while len(self._remembered) > _REMEMBERED:
-                self._remembered.popitem(last=False)
-        return actor
+        snapshot = self._snapshot
+        if not snapshot.answers(digest, self._fresh_s):
+            with self._lock:
+                if not self._snapshot.answers(digest, self._fresh_s):
+                    self._snapshot = self._read()
+                snapshot = self._snapshot
+        return snapshot.keys.get(digest)
 
-    def remembers(self, secret: str) -> bool:
-        """Whether `find` will answer without asking the store."""
-        with self._lock:
-            until, _ = self._remembered.get(_digest(secret), (0.0, None))
-        return time.monotonic() < until
+    def recall(self, secret: str) -> ApiKey | None:
+        """The key if it is known without asking the database; None says nothing: ask `find`."""
+        if not _SECRET.fullmatch(secret):
+            return None
+        snapshot, digest = self._snapshot, _digest(secret)
+        return snapshot.keys.get(digest) if snapshot.answers(digest, self._fresh_s) else None
 
-    def revoke(self, name: str) -> None:
-        """Ends a key, here at once and at other replicas within `REMEMBERED_S` seconds.
+    def revoke(self, key_id: str) -> ApiKey:
+        """Ends a key: here at once, in other processes within `FRESH_S`. Revoking it again changes nothing.
 
         Raises:
-            KeyNameError: there is none of this name, or it was revoked before.
-            StoreError: the store does not answer.
+            UnknownKeyError: there is none with this id.
+            StoreError: the database does not answer.
         """
-        update = sa.update(api_key).where(api_key.c.name == name, api_key.c.revoked_at.is_(None))
+        row = sa.select(api_key).where(api_key.c.id == key_id)
+        end = api_key.update().where(api_key.c.id == key_id, api_key.c.revoked_at.is_(None))
         with self._database.write() as connection:
-            if connection.execute(update.values(revoked_at=now())).rowcount == 0:
-                raise KeyNameError(f"{name!r}: no key of this name is in use")
-        with self._lock:
-            self._remembered.clear()
+            connection.execute(end.values(revoked_at=now()))
+            found = connection.execute(row).one_or_none()
+        self._forget()
+        if found is None:
+            raise UnknownKeyError("no key has this id; list the keys to see theirs")
+        return _api_key(found)
 
-    def list(self) -> list[ApiKey]:
-        """All keys there ever were, oldest first.
+    def list(self) -> tuple[ApiKey, ...]:
+        """All keys, revoked ones too, oldest first.
 
         Raises:
-            StoreError: the store does not answer.
+            StoreError: the database does not answer.
         """
-        columns = (api_key.c.id, api_key.c.name, api_key.c.role, api_key.c.created_at, api_key.c.revoked_at)
         with self._database.read() as connection:
-            rows = connection.execute(sa.select(*columns).order_by(api_key.c.created_at)).mappings()
-            return [ApiKey(**(dict(row) | {"role": Role[row["role"]]})) for row in rows]
+            rows = connection.execute(sa.select(api_key).order_by(api_key.c.created_at, api_key.c.id)).all()
+        return tuple(_api_key(row) for row in rows)
+
+    def _forget(self) -> None:
+        with self._lock:  # a reading under way may have begun before the change
+            self._snapshot = _NOTHING
+
+    def _read(self) -> _Snapshot:
+        """Reads the table; those who waited for an attempt that failed, or come just after, share its outcome."""
+        if self._failure and time.monotonic() - self._failure[0] < RETRY_S:
+            raise StoreError(self._failure[1])
+        read_at = time.monotonic()
+        try:
+            with self._database.read() as connection:
+                rows = connection.execute(sa.select(api_key).where(api_key.c.revoked_at.is_(None))).all()
+        except StoreError as error:
+            self._failure = (time.monotonic(), str(error))
+            raise
+        self._failure = None
+        return _Snapshot(read_at, {row.digest: _api_key(row) for row in rows})
 
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _api_key(row: Any) -> ApiKey:
+    try:
+        return ApiKey(row.id, row.name, Role(row.role), row.created_at, row.revoked_at)
+    except ValueError:
+        raise StoreError(f"table api_key, {row.name}: this server knows no role {row.role!r}; mend the row") from None

@@ -1,90 +1,99 @@
-"""ASGI middleware: nobody gets past without a credential, but to what is open to all."""
+"""ASGI middleware that lets through whom the rules let through, and tells the application who asks.
+
+Put it outside of everything that reads a body, so that strangers' bodies are not read. Clients' addresses are those of
+the connections: behind a proxy wrap the application in uvicorn's ``ProxyHeadersMiddleware`` with the proxy's address.
+"""
 
 from __future__ import annotations
 
-import re
-from asyncio import to_thread
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Sequence
 
+from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.access.actors import Role
-from serving.access.authenticator import Authenticator
-from serving.access.signin import SIGN_IN, SIGN_OUT
-from serving.errors import CrossSiteError, ServingError, UnauthenticatedError
-from serving.rest.errors import refusal
+from serving.access.authenticator import UNKNOWN_ADDRESS, Authenticator
+from serving.access.roles import Actor, Role
+from serving.access.rules import READS, RULES, Rule, needed_role
+from serving.errors import ServingError, UnauthenticatedError
+from serving.refusals import refusal
 from serving.telemetry.logs import note_key
 
-OPEN = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", SIGN_IN, SIGN_OUT})
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_ABOVE_READER = (
-    (re.compile(r"/v1/atlas/.+/review"), Role.reviewer),
-    (re.compile(r"/metrics"), Role.admin),
-)
+SIGN_IN = "/sign-in"
+_POLICY_VIOLATION = 1008
 
 
 class Access:
-    """Puts the `serving.access.actors.Actor` into ``scope["state"]["actor"]``, or refuses. What is behind it is kept by
-    no cache: it may be of a patient, and must be gone once somebody has signed out.
+    """Requests need a credential, and a role by the rules; handlers find the `Actor` in ``request.state.actor``.
+
+    Answers 401 to strangers, 403 to those whose role is less, 429 over the limits, 503 if it cannot be known. What it
+    lets out no cache keeps: it must not be found again after a reader has signed out.
 
     Args:
         app: the application.
-        authenticator: says who asks.
+        authenticator: knows who asks.
+        rules: what needs which role.
     """
 
-    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, authenticator: Authenticator, rules: Sequence[Rule] = RULES) -> None:
         self.app = app
-        self._authenticator = authenticator
+        self.authenticator = authenticator
+        self.rules = tuple(rules)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        elif scope["type"] != "http":  # there are no web sockets here; should there ever be, they need a rule first
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        else:
+            role = needed_role(self.rules, scope["method"], scope["path"])
+            if role is None:
+                await self.app(scope, receive, send)
+            else:
+                await self._guarded(scope, receive, send, role)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send, role: Role) -> None:
+        rates = self.authenticator.rates
         try:
-            await self._admit(scope, headers)
+            actor = await self._actor(scope, role)
+            rates.enter(actor.name)
         except ServingError as error:
-            answer: Response = refusal(scope, error)
-            if isinstance(error, UnauthenticatedError) and _is_navigation(scope, headers):
-                answer = RedirectResponse(SIGN_IN, 303)
-            await answer(scope, receive, send)
+            await _refusal(scope, error)(scope, receive, send)
             return
+        scope["state"] = {**scope.get("state", {}), "actor": actor}
+        note_key(actor.id)
 
         async def private_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"cache-control", b"no-store")]
+            if message["type"] == "http.response.start":  # what may be of a patient stays in no cache
+                message = {**message, "headers": [*message.get("headers", ()), (b"cache-control", b"no-store")]}
             await send(message)
 
-        await self.app(scope, receive, private_send)
+        try:
+            await self.app(scope, receive, private_send)
+        finally:
+            rates.leave(actor.name)
 
-    async def _admit(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        if "authorization" not in headers and scope["method"] not in _SAFE:
-            _check_same_site(headers)
-        role = next((role for path, role in _ABOVE_READER if path.fullmatch(scope["path"])), Role.reader)
-        address = scope["client"][0] if scope.get("client") else "unknown"
-        authorize: Any = self._authenticator.authorize
-        if self._authenticator.remembers(headers):
-            actor = authorize(headers, role, address)
-        else:
-            actor = await to_thread(authorize, headers, role, address)
-        scope["state"]["actor"] = actor
-        note_key(actor.name)
+    async def _actor(self, scope: Scope, role: Role) -> Actor:
+        changes_state = scope["method"] not in READS
+        headers = Headers(scope=scope)
+        return await self.authenticator.authorize_soon(
+            headers, role, client_address(scope), changes_state=changes_state
+        )
 
 
-def _check_same_site(headers: Mapping[str, str]) -> None:
-    """A browser sends the session's cookie by itself, so what changes something must come from our own page.
-
-    Raises:
-        CrossSiteError: it comes from elsewhere.
-    """
-    site = headers.get("sec-fetch-site", "same-origin")
-    origin = headers.get("origin")
-    if site not in ("same-origin", "none") or (origin and urlsplit(origin).netloc != headers.get("host")):
-        raise CrossSiteError("a request with the page's session must come from the page itself")
+def client_address(scope: Scope) -> str:
+    """The address at the other end of the connection."""
+    client = scope.get("client")
+    return client[0] if client and client[0] else UNKNOWN_ADDRESS
 
 
-def _is_navigation(scope: Scope, headers: Mapping[str, str]) -> bool:
-    return scope["method"] == "GET" and scope["path"] == "/" and "text/html" in headers.get("accept", "")
+def _refusal(scope: Scope, error: ServingError) -> Response:
+    """What a request gets that is not let through; a browser that opens the page is led to the sign-in."""
+    refused: Response = refusal(scope, error)
+    if isinstance(error, UnauthenticatedError) and scope["path"] == "/" and _wants_page(scope):
+        return RedirectResponse(SIGN_IN, 303, {"Cache-Control": "no-store"})
+    return refused
+
+
+def _wants_page(scope: Scope) -> bool:
+    return scope["method"] in READS and "text/html" in Headers(scope=scope).get("accept", "")

@@ -1,128 +1,200 @@
-"""OIDC bearer tokens: a JSON Web Token that a trusted issuer signed says who somebody is (OpenID Connect Core 1.0).
+"""Bearer tokens of an OpenID Connect provider: signature, issuer, audience and times are checked, a role is read.
 
-Only signatures by a private key count. The issuer's public keys come from a file or from its JWKS address, which only
-the configuration can name. The ledger never sees the issuer's name for a person, but a salted digest of it.
+A token's key comes from the provider's JWKS (`serving.access.jwks`) by the token's ``kid`` and verifies with that key's
+own algorithm, which must be one of the configured ones; all of them are asymmetric. So neither ``none`` nor a public
+key taken for an HMAC secret gets in. Who somebody is stays with the provider: an actor's name is a keyed hash of issuer
+and subject, the same each time, which only who has the salt can follow back.
+
+Not covered: sign-in flows, refreshing, introspection and revocation. A token counts until it expires; make them short.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
-import json
+import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import jwt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from cachetools import TTLCache
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from csr.errors import ConfigError
-from serving.access.actors import Actor, Role
-from serving.errors import IssuerError, UnauthenticatedError
+from serving.access.jwks import SigningKeys, read_address, read_file
+from serving.access.roles import Actor, Role
+from serving.errors import ForbiddenError, TokenError
 
-_FETCH_S = 3
-_KEYS_S = 300  # that fetched keys are kept; an unknown one is asked for at once
+REMEMBERED = 1024
+REMEMBERED_S = 5.0
+SALT_BYTES = 16
+_CLAIMS = ["exp", "iss", "aud", "sub"]
+_REASONS: tuple[tuple[type[Exception], str, str], ...] = (
+    (jwt.ExpiredSignatureError, "token_expired", "the token has expired; get a new one"),
+    (jwt.ImmatureSignatureError, "token_not_yet_valid", "the token is not valid yet; compare the clocks"),
+    (jwt.InvalidAudienceError, "token_wrong_audience", "the token was made for another service"),
+    (jwt.InvalidIssuerError, "token_wrong_issuer", "the token is from another issuer"),
+    (jwt.InvalidAlgorithmError, "token_wrong_algorithm", "the token is signed by an algorithm not accepted here"),
+    (jwt.InvalidSignatureError, "token_wrong_signature", "the token's signature is wrong"),
+    (jwt.MissingRequiredClaimError, "token_incomplete", f"the token lacks one of {', '.join(_CLAIMS)}"),
+    (Exception, "token_malformed", "this is no token that can be read"),
+)
+NonEmpty = Annotated[str, Field(min_length=1)]
 
 
-class OIDCConfig(BaseModel):
-    """The issuer, and what its tokens must say.
+class OidcConfig(BaseModel):
+    """Whose tokens are accepted, and what they allow.
 
     Args:
-        issuer, audience: that tokens must name.
-        jwks_url, jwks_file: where its public keys are; one of the two.
-        role_claim: the claim that holds a person's groups; dots lead into objects, as in ``realm_access.roles``.
-        roles: our role by the issuer's name for a group; who is in none is refused.
+        issuer, audience: what ``iss`` must be and ``aud`` must hold, to the letter.
+        jwks_url, jwks_file: where the provider's public keys are; one of the two.
+        role_claim: the claim with the role; dots lead into objects, as in ``realm_access.roles``. A name that has dots
+            itself is tried first. One value or a list; ``scope`` is split at spaces.
+        roles: from the claim's values to roles; the highest counts.
         algorithms: of signatures.
-        leeway_s: that clocks may differ by.
+        leeway_s: how far clocks may be apart.
+        retry_s: the least time between two readings of the keys.
+        timeout_s: for each step of reading them.
+        pseudonym_salt_file: a file with at least `SALT_BYTES` random bytes. With another salt everybody has another
+            pseudonym, so keep it as long as the ledger.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    issuer: str
-    audience: str
-    jwks_url: str | None = Field(default=None, pattern="^https?://")
+    issuer: NonEmpty
+    audience: NonEmpty
+    jwks_url: str | None = None
     jwks_file: Path | None = None
-    role_claim: str = "roles"
-    roles: dict[str, Literal["reader", "reviewer", "admin"]]
-    algorithms: tuple[Literal["RS256", "ES256", "EdDSA"], ...] = ("RS256", "ES256")
-    leeway_s: float = Field(default=30, ge=0, le=300)
+    role_claim: NonEmpty = "roles"
+    roles: dict[str, Role] = Field(min_length=1)
+    algorithms: tuple[Literal["RS256", "ES256", "EdDSA"], ...] = Field(default=("RS256",), min_length=1)
+    leeway_s: NonNegativeFloat = Field(default=30.0, le=300)
+    retry_s: NonNegativeFloat = 15.0
+    timeout_s: PositiveFloat = 3.0
+    pseudonym_salt_file: Path
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> OIDCConfig:
+    def _one_source(self) -> Self:
         if (self.jwks_url is None) == (self.jwks_file is None):
-            raise ValueError("name either jwks_url or jwks_file")
+            raise ValueError("give one of jwks_url and jwks_file")
+        if self.jwks_url is not None:
+            url = urlsplit(self.jwks_url)
+            here = url.hostname in ("localhost", "127.0.0.1", "::1")
+            if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and here)):
+                raise ValueError("jwks_url must begin with https://; whoever can change the keys can be anybody")
         return self
 
 
-class OIDCVerifier:
-    """Thread-safe.
-
-    Args:
-        config: of the issuer.
-        salt: of the pseudonyms; the same for all replicas.
+class TokenVerifier:
+    """Says whose token it is. Thread-safe; `verify` may wait for the provider, `recall` never waits.
 
     Raises:
-        ConfigError: ``jwks_file`` holds no keys.
+        ConfigError: the salt or the keys' file cannot be used.
     """
 
-    def __init__(self, config: OIDCConfig, salt: bytes) -> None:
+    def __init__(self, config: OidcConfig) -> None:
         self._config = config
-        self._salt = salt
-        self._fetched: jwt.PyJWKClient | None = None
-        self._keys: dict[str | None, jwt.PyJWK] = {}
-        if config.jwks_url is not None:
-            self._fetched = jwt.PyJWKClient(config.jwks_url, lifespan=_KEYS_S, timeout=_FETCH_S)
+        self._salt = _salt(config.pseudonym_salt_file)
+        if config.jwks_file is not None:
+            read = read_file(config.jwks_file)
+            try:
+                read()
+            except (OSError, ValueError, TypeError, AttributeError, jwt.PyJWTError) as error:
+                raise ConfigError(f"{config.jwks_file}: is not a JWKS that can be read ({error})") from None
         else:
-            assert config.jwks_file is not None
-            self._keys = _read_keys(config.jwks_file)
+            read = read_address(str(config.jwks_url), config.timeout_s)
+        self._keys = SigningKeys(read, config.retry_s)
+        # A signature takes a hundred microseconds, and a page asks in bursts.
+        self._remembered: TTLCache[bytes, tuple[float, Actor]] = TTLCache(REMEMBERED, REMEMBERED_S)
+        self._lock = threading.Lock()
+
+    def recall(self, token: str) -> Actor | None:
+        """Whose token it is if it was verified a moment ago; None says nothing: ask `verify`."""
+        with self._lock:
+            until, actor = self._remembered.get(_digest(token), (0.0, None))
+        return actor if time.time() < until else None
 
     def verify(self, token: str) -> Actor:
         """Whose token it is.
 
         Raises:
-            UnauthenticatedError: it is not valid, or not for us, or gives no role.
-            IssuerError: the issuer's keys cannot be fetched.
+            TokenError: it is not accepted; the code says why.
+            ForbiddenError: it is, but gives no role here.
+            IdentityProviderError: the provider's keys cannot be had.
         """
-        config = self._config
+        key = self._key(token)
         try:
             claims = jwt.decode(
                 token,
-                self._key(token),
-                algorithms=list(config.algorithms),
-                audience=config.audience,
-                issuer=config.issuer,
-                leeway=config.leeway_s,
-                options={"require": ["exp", "iss", "aud", "sub"]},
+                key,
+                algorithms=self._config.algorithms,
+                issuer=self._config.issuer,
+                audience=self._config.audience,
+                leeway=self._config.leeway_s,
+                options={"require": _CLAIMS, "enforce_minimum_key_length": True},
             )
-        except jwt.PyJWKClientConnectionError:
-            raise IssuerError("the issuer's keys cannot be fetched; try again later") from None
-        except (jwt.PyJWTError, ValueError) as error:
-            raise UnauthenticatedError(f"the token is refused: {type(error).__name__}") from None
-        groups = _lookup(claims, config.role_claim)
-        roles = [Role[config.roles[group]] for group in groups if group in config.roles]
-        if not roles:
-            raise UnauthenticatedError(f"the token is refused: its {config.role_claim} give no role here")
-        subject = json.dumps([claims["iss"], claims["sub"]]).encode()
-        return Actor(f"oidc:{hmac.digest(self._salt, subject, 'sha256').hex()[:16]}", max(roles))
+        except Exception as error:  # a token is a stranger's: whatever it breaks is its own fault
+            raise _refusal(error) from None
+        name = "oidc:" + self._pseudonym(claims)
+        actor = Actor(name, name, self._role(claims))
+        with self._lock:
+            self._remembered[_digest(token)] = (float(claims["exp"]) + self._config.leeway_s, actor)
+        return actor
 
     def _key(self, token: str) -> jwt.PyJWK:
-        if self._fetched is not None:
-            return self._fetched.get_signing_key_from_jwt(token)
-        kid = jwt.get_unverified_header(token).get("kid")
-        if kid not in self._keys:
-            raise jwt.InvalidKeyError("unknown key")
-        return self._keys[kid]
+        """The key that the token says it is signed with. What can be refused without the provider is refused first."""
+        try:
+            header = jwt.get_unverified_header(token)
+            if header.get("alg") not in self._config.algorithms:
+                raise jwt.InvalidAlgorithmError
+        except Exception as error:
+            raise _refusal(error) from None
+        key = self._keys.find(header.get("kid", ""))
+        if key is None:
+            raise TokenError("token_unknown_key", "the token is signed with a key that its issuer does not name")
+        return key
+
+    def _pseudonym(self, claims: Mapping[str, Any]) -> str:
+        person = f"{claims['iss']}|{claims['sub']}".encode()
+        return hmac.new(self._salt, person, hashlib.sha256).hexdigest()[:16]
+
+    def _role(self, claims: Mapping[str, Any]) -> Role:
+        given = _values(claims, self._config.role_claim)
+        roles = [role for value, role in self._config.roles.items() if value in given]
+        if not roles:
+            raise ForbiddenError("your account has no role here; ask who administers it for one")
+        return max(roles, key=list(Role).index)
 
 
-def _read_keys(file: Path) -> dict[str | None, jwt.PyJWK]:
+def _values(claims: Mapping[str, Any], path: str) -> list[Any]:
+    found: Any = claims.get(path)
+    if found is None:
+        found = claims
+        for part in path.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
+    if isinstance(found, str):
+        return found.split() if path == "scope" else [found]
+    return found if isinstance(found, list) else []
+
+
+def _refusal(error: Exception) -> TokenError:
+    """The error for the client: never the library's sentence, which quotes the token."""
+    code, message = next((code, message) for kind, code, message in _REASONS if isinstance(error, kind))
+    return TokenError(code, message)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _salt(file: Path) -> bytes:
     try:
-        keys = jwt.PyJWKSet.from_json(file.read_text()).keys
-    except (OSError, jwt.PyJWTError, ValueError) as error:
-        raise ConfigError(f"{file}: holds no JSON Web Key Set ({type(error).__name__})") from None
-    return {key.key_id: key for key in keys}
-
-
-def _lookup(claims: dict[str, Any], path: str) -> list[str]:
-    value: Any = claims
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    values = value if isinstance(value, list) else [value]
-    return [each for each in values if isinstance(each, str)]
+        salt = file.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"{file}: the salt of pseudonyms cannot be read ({error.strerror})") from None
+    if len(salt) < SALT_BYTES:
+        raise ConfigError(f"{file}: {len(salt)} bytes are no salt; write {SALT_BYTES} random ones or more")
+    return salt

@@ -1,72 +1,81 @@
-"""The page's sign-in: an API key, once, becomes a cookie that scripts cannot read.
+"""The sign-in page: a reader types their key once, and the browser keeps it in a cookie that no script can read.
 
-The cookie holds the key itself, so that there are no sessions to keep, and a revoked key ends them all.
+The cookie holds the key itself, so that any replica can check it and revoking the key ends the session. The browser
+forgets it after `SESSION_S`, or at ``/sign-out``.
 """
 
 from __future__ import annotations
 
-import html
-from asyncio import to_thread
-from typing import Annotated
+import base64
+import hashlib
+from html import escape
 
-from fastapi import FastAPI, Form, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi import FastAPI, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from serving.access.authenticator import COOKIE, Authenticator
-from serving.errors import UnauthenticatedError
+from serving.access.authenticator import Authenticator
+from serving.access.credentials import SESSION_COOKIE, require_same_site
+from serving.access.middleware import SIGN_IN, client_address
+from serving.errors import ServingError, StoreError, UnauthenticatedError
+from serving.refusals import refusal_headers
 
-SIGN_IN = "/sign-in"
-SIGN_OUT = "/sign-out"
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+SESSION_S = 12 * 3600  # a long shift
+MAX_KEY = 3500  # characters; browsers drop cookies over 4096 bytes without a word
+_STYLE = """
+:root { color-scheme: dark; font: 16px/1.5 system-ui, sans-serif; }
+body { display: grid; place-content: center; min-height: 100vh; margin: 0; background: #0b0f14; color: #e4eaf0; }
+main { width: min(22rem, 88vw); padding: 2rem; background: #121920; border: 1px solid #2a3641; border-radius: 10px; }
+h1 { margin: 0 0 1rem; font-size: 1.25rem; }
+label { display: block; margin-bottom: 0.35rem; }
+input, button { box-sizing: border-box; width: 100%; padding: 0.6rem; font: inherit; border-radius: 6px; }
+input { background: #0b0f14; color: inherit; border: 1px solid #6b7b8a; }
+button { margin-top: 1rem; background: #7fd1cb; color: #06110f; border: 0; font-weight: 600; cursor: pointer; }
+:focus-visible { outline: 3px solid #7fd1cb; outline-offset: 2px; }
+.error { margin: 0 0 1rem; padding: 0.5rem 0.75rem; background: #3b1b1f; border-radius: 6px; }
+.quiet { margin: 1.25rem 0 0; color: #9dabb8; font-size: 0.875rem; }
+"""
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Sign in · CSR reader</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; background: #14181d; color: #e8ecf0; display: grid; place-items: center;
-  min-height: 100vh; margin: 0 }}
-form {{ width: min(24rem, 90vw) }}
-h1 {{ font-size: 1.25rem }}
-label, input, button {{ display: block; width: 100%; box-sizing: border-box }}
-input, button {{ font: inherit; padding: .5rem .75rem; margin: .25rem 0 1rem; border-radius: 6px;
-  border: 1px solid #6b7785 }}
-input {{ background: #0d1014; color: inherit }}
-button {{ background: #2f6fed; color: #fff; border: 0; cursor: pointer }}
-:focus-visible {{ outline: 3px solid #9ec1ff; outline-offset: 2px }}
-[role=alert] {{ color: #ffb4a9 }}
-</style>
+<title>Sign in to the CSR reading room</title>
+<style>{style}</style>
 </head>
 <body>
 <main>
-<form method="post" action="/sign-in">
-<h1>CSR reader</h1>
-{problem}
-<label for="key">API key</label>
-<input id="key" name="key" type="password" autocomplete="current-password" required autofocus maxlength="200">
-<button>Sign in</button>
-<p>Research use only. This is not a medical device.</p>
+<h1>CSR reading room</h1>
+{error}<form method="post" action="/sign-in">
+<label for="key">Your key</label>
+<input id="key" name="key" type="password" autocomplete="current-password" required autofocus{state}>
+<button type="submit">Sign in</button>
 </form>
+<p class="quiet">Keys are handed out by who runs this server. Research use only, not a medical device.</p>
 </main>
 </body>
 </html>
 """
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_SECURITY = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    ),
+    # Not no-referrer: with that, browsers write "Origin: null" on the form, and over plain HTTP nothing else tells us
+    # that it is our own.
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def add_sign_in(app: FastAPI, authenticator: Authenticator, secure: bool) -> None:
-    """Adds ``/sign-in`` and ``/sign-out``.
+    """Adds ``/sign-in`` and ``/sign-out``, which the rules must leave open.
 
     Args:
         app: the application.
         authenticator: knows the keys.
-        secure: the page is served by HTTPS, and the cookie must not leave by anything else.
+        secure: whether browsers come by TLS; then the cookie never goes over plain HTTP.
     """
 
     @app.get(SIGN_IN, include_in_schema=False)
@@ -74,25 +83,48 @@ def add_sign_in(app: FastAPI, authenticator: Authenticator, secure: bool) -> Non
         return _page()
 
     @app.post(SIGN_IN, include_in_schema=False)
-    async def sign_in(request: Request, key: Annotated[str, Form(max_length=200)] = "") -> Response:
-        address = request.client.host if request.client else "unknown"
-        authenticator.rates.check_failures(address)
+    async def sign_in(request: Request) -> Response:
         try:
-            await to_thread(authenticator.identify, key.strip())
-        except UnauthenticatedError as error:
-            authenticator.rates.count_failure(address)
-            return _page(str(error), 401)
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(COOKIE, key.strip(), path="/", secure=secure, httponly=True, samesite="strict")
-        return answer
+            require_same_site(request.headers)
+            key = await _typed_key(request)
+            await authenticator.authenticate_soon(key, client_address(request.scope))
+        except ServingError as error:
+            return _page(error)
+        response = RedirectResponse("/", 303, {"Cache-Control": "no-store"})
+        response.set_cookie(
+            SESSION_COOKIE, key, max_age=SESSION_S, path="/", secure=secure, httponly=True, samesite="strict"
+        )
+        return response
 
-    @app.post(SIGN_OUT, include_in_schema=False)
-    async def sign_out() -> Response:
-        answer = RedirectResponse(SIGN_IN, 303)
-        answer.delete_cookie(COOKIE, path="/", secure=secure, httponly=True, samesite="strict")
-        return answer
+    @app.post("/sign-out", include_in_schema=False)
+    async def sign_out(request: Request) -> Response:
+        try:
+            require_same_site(request.headers)
+        except ServingError as error:
+            return _page(error)
+        response = RedirectResponse(SIGN_IN, 303, {"Cache-Control": "no-store"})
+        response.delete_cookie(SESSION_COOKIE, path="/", secure=secure, httponly=True, samesite="strict")
+        return response
 
 
-def _page(problem: str = "", status: int = 200) -> HTMLResponse:
-    said = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
-    return HTMLResponse(_PAGE.format(problem=said), status, _HEADERS)
+async def _typed_key(request: Request) -> str:
+    """Raises:
+    UnauthenticatedError: the form has none that could be one.
+    """
+    async with request.form(max_files=0, max_fields=4) as fields:
+        value = fields.get("key")
+    key = value.strip() if isinstance(value, str) else ""
+    if not key.isascii() or not 0 < len(key) <= MAX_KEY:
+        raise UnauthenticatedError("this key is not valid: mistyped, or revoked")
+    return key
+
+
+def _page(error: ServingError | None = None) -> Response:
+    """The form, above it what went wrong."""
+    if error is None:
+        return HTMLResponse(_PAGE.format(style=_STYLE, error="", state=""), headers=_SECURITY)
+    sentence = "keys cannot be checked now; try again in a moment" if isinstance(error, StoreError) else str(error)
+    told = f'<p class="error" id="error" role="alert">{escape(sentence[0].upper() + sentence[1:])}.</p>\n'
+    state = ' aria-invalid="true" aria-describedby="error"'
+    page = _PAGE.format(style=_STYLE, error=told, state=state)
+    return HTMLResponse(page, error.status, {**_SECURITY, **refusal_headers(error)})

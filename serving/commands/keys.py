@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.access.actors import Role
 from serving.access.keys import KeyStore
+from serving.access.roles import Role
 from serving.config import StoreConfig, load_config
+from serving.errors import UnknownKeyError
 from serving.store.database import Database
 
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="csr keys", description="API keys of the server.")
     commands = parser.add_subparsers(dest="command", required=True)
     create = commands.add_parser("create", help="make a key and print it, once")
-    create.add_argument("--role", choices=[role.name for role in Role], default=Role.reader.name)
+    create.add_argument("--role", choices=list(Role), default=Role.READER)
     revoke = commands.add_parser("revoke", help="end a key; servers follow within seconds")
     for command in (create, revoke):
         command.add_argument("name", help="the pseudonym of whoever holds it, as the ledger shows it")
@@ -33,12 +34,19 @@ def main(arguments: Sequence[str]) -> None:
     try:
         keys = KeyStore(database)
         if given.command == "create":
-            print(keys.create(given.name, Role[given.role]))
+            print(keys.create(given.name, Role(given.role))[1])
         elif given.command == "revoke":
-            keys.revoke(given.name)
+            keys.revoke(_id_of(given.name, keys))
         else:
             for key in keys.list():
                 state = f"revoked {key.revoked_at}" if key.revoked_at else "in use"
-                print(f"{key.name:<24} {key.role.name:<9} created {key.created_at}  {state}")
+                print(f"{key.name:<24} {key.role:<9} created {key.created_at}  {state}")
     finally:
         database.close()
+
+
+def _id_of(name: str, keys: KeyStore) -> str:
+    for key in keys.list():
+        if key.name == name and key.revoked_at is None:
+            return key.id
+    raise UnknownKeyError(f"{name!r}: no key of this name is in use")

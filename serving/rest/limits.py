@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ServingError, TooLargeError, TooSlowError
-from serving.rest.errors import refusal
+from serving.refusals import refusal
 
 JSON_BYTES = 1 << 20  # two hundred boxes and every concept fit many times over
 FORM_OVERHEAD = 1 << 16  # a multipart body is its files and a few headers
@@ -78,6 +78,6 @@ class LimitBody:
 
 
 def _refusal(scope: Scope, error: ServingError) -> Response:
-    answer = refusal(scope, error)
-    answer.headers["Connection"] = "close"  # the rest of the body is not read, so it cannot be used again
-    return answer
+    refused = refusal(scope, error)
+    refused.headers["Connection"] = "close"  # the rest of the body is not read, so it cannot be used again
+    return refused

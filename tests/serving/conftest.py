@@ -13,7 +13,7 @@ from PIL import Image
 
 from csr.bundle import Bundle
 from csr.interaction import Interaction
-from serving.access.actors import Role
+from serving.access.roles import Role
 from serving.config import parse_config
 from serving.dataplane import DataPlane
 from serving.engines import Engine, OrtEngine
@@ -60,9 +60,8 @@ class CountingEngine:
 def make_service(bundle: Path, folder: Path, engine: Engine | None = None, **sections: Any) -> Service:
     """A service over a store of its own."""
     store = {"url": f"sqlite:///{folder}/store.db", "ledger_key_file": str(folder / "ledger.key")}
-    access = {"salt_file": str(folder / "salt.key")}
     model = {"bundle": str(bundle)} | sections.pop("model", {})
-    config = parse_config({"model": model, "store": store, "access": access, **sections})
+    config = parse_config({"model": model, "store": store, **sections})
     return Service.open(config, None if engine is None else lambda bundle, version: engine)
 
 
@@ -71,9 +70,9 @@ def serve_instead(service: Service, bundle: Bundle, engine: Engine | None = None
     service.models.crown(Model(bundle, engine or OrtEngine(bundle), "1"))
 
 
-def client_of(service: Service, role: Role = Role.admin) -> TestClient:
+def client_of(service: Service, role: Role = Role.ADMIN) -> TestClient:
     """A client with a key."""
-    key = service.authenticator.keys.create(f"tester {role.name}", role)
+    key = service.keys.create(f"tester-{role}", role)[1]
     headers = {"Authorization": f"Bearer {key}"}
     return TestClient(create_server(service), raise_server_exceptions=False, headers=headers)
 

@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from csr.bundle import Bundle
-from serving.access.actors import Role
+from serving.access.roles import Role
 from serving.dataplane import DataPlane
 from serving.rest.app import create_server
 from serving.schemas import MAX_BOXES
@@ -295,7 +295,7 @@ def test_the_event_loop_answers_while_a_study_is_encoded(
     engine.encode = slow  # type: ignore[method-assign]
 
     async def scenario() -> int:
-        key = service.authenticator.keys.create("reader", Role.reader)
+        key = service.keys.create("reader", Role.READER)[1]
         headers = {"Authorization": f"Bearer {key}"}
         transport = httpx.ASGITransport(create_server(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:

@@ -13,7 +13,7 @@ import uvicorn
 
 from csr.__main__ import main
 from csr.bundle import Bundle
-from serving.access.actors import Role
+from serving.access.roles import Role
 from serving.rest.app import create_server
 from serving.service import Service
 from tests.serving.conftest import make_service
@@ -40,7 +40,7 @@ def served(bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         assert thread.is_alive() and time.monotonic() < deadline, "uvicorn did not start"
         time.sleep(0.02)
     monkeypatch.setenv("CSR_URL", f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
-    monkeypatch.setenv("CSR_API_KEY", service.authenticator.keys.create("someone", Role.reviewer))
+    monkeypatch.setenv("CSR_API_KEY", service.keys.create("someone", Role.REVIEWER)[1])
     yield service
     server.should_exit = True
     thread.join(10)
@@ -122,7 +122,7 @@ def test_keys_are_made_and_ended(
 ) -> None:
     assert run("keys", "create", "dr.a", "--role", "reviewer") == 0
     secret = capsys.readouterr().out.strip()
-    assert served.authenticator.keys.find(secret).name == "key:dr.a"  # type: ignore[union-attr]
+    assert served.keys.find(secret).actor.name == "key:dr.a"  # type: ignore[union-attr]
     (folder / "key").write_text(secret)
     monkeypatch.delenv("CSR_API_KEY")
     assert run("status", "--key-file", "key") == 0

@@ -38,7 +38,7 @@ def test_the_example_says_every_default_there_is() -> None:
         (LEAST | {"replicas": {"least": 3, "most": 2}}, "most: 2 is less than least: 3"),
         (LEAST | {"http": {"port": 0}}, "http.port"),
         (LEAST | {"engine": {"kind": "magic"}}, "engine.kind"),
-        (LEAST | {"access": {"oidc": {"issuer": "x", "audience": "y", "roles": {}}}}, "jwks_url or jwks_file"),
+        (LEAST | {"access": {"oidc": {"issuer": "x"}}}, "access.oidc.audience"),
         (LEAST | {"cache_mb": "many"}, "cache_mb"),
         (None, "the file"),
         ([], "the file"),

@@ -15,7 +15,7 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from csr.bundle import Bundle
-from serving.access.actors import Role
+from serving.access.roles import Role
 from serving.rest.app import create_server
 from serving.service import Service
 from serving.store.schema import assessment, study
@@ -42,7 +42,7 @@ def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def key(served: Service) -> str:
-    return served.authenticator.keys.create("clinician", Role.reader)
+    return served.keys.create("clinician", Role.READER)[1]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def page(browser: Browser, url: str, key: str) -> Iterator[Page]:
 
 def sign_in(page: Page, url: str, key: str) -> None:
     page.goto(url)
-    page.get_by_label("API key").fill(key)
+    page.get_by_label("Your key").fill(key)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(f"{url}/")
 
@@ -251,9 +251,9 @@ def test_nobody_gets_in_without_a_key_and_out_is_out(browser: Browser, url: str,
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(url)
     assert page.url == f"{url}/sign-in"
-    page.get_by_label("API key").fill("csr_" + "x" * 43)
+    page.get_by_label("Your key").fill("csr_" + "x" * 43)
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("alert")).to_contain_text("unknown or was revoked")
+    expect(page.get_by_role("alert")).to_contain_text("mistyped, or revoked")
     sign_in(page, url, key)
     expect(page.locator("#samples button").first).to_be_visible()
     assert "csr_" not in page.evaluate("document.cookie")

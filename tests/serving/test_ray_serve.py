@@ -92,7 +92,7 @@ def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle
     with httpx.Client(base_url=server.url, timeout=20, trust_env=False) as stranger:
         assert stranger.get("/health/ready").json() == {"status": "ready"}
         assert stranger.get("/v1/atlas").status_code == 401
-        assert "API key" in stranger.get("/", headers={"accept": "text/html"}, follow_redirects=True).text
+        assert "Your key" in stranger.get("/", headers={"accept": "text/html"}, follow_redirects=True).text
 
     # In the same test, so that nothing can come between the round and the end.
     server.process.send_signal(signal.SIGTERM)

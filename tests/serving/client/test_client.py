@@ -13,7 +13,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from serving.access.actors import Role
+from serving.access.roles import Role
 from serving.client import (
     AsyncClient,
     Box,
@@ -51,7 +51,7 @@ class _Waiting(httpx.BaseTransport):
 @pytest.fixture(params=["sync", "async"])
 def run(request: pytest.FixtureRequest, service: Service) -> Run:
     """Calls a client's method by name, on either client."""
-    key = service.authenticator.keys.create("client", Role.reviewer)
+    key = service.keys.create("client", Role.REVIEWER)[1]
     app = create_server(service)
 
     def waiting(name: str, *arguments: Any) -> Any:

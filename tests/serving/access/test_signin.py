@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from http.cookies import SimpleCookie
+
+import pytest
+from fastapi.testclient import TestClient
+
+from serving.access.credentials import SESSION_COOKIE
+from serving.access.keys import KeyStore
+from serving.access.oidc import TokenVerifier
+from tests.serving.access.provider import Provider
+
+Build = Callable[..., TestClient]
+WRONG = "csr_" + 43 * "A"
+FILE = b'--x\r\nContent-Disposition: form-data; name="key"; filename="f"\r\n\r\na\r\n--x--\r\n'
+OWN = {"Sec-Fetch-Site": "same-origin"}
+
+
+class Elements(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attributes)))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def sign_in(client: TestClient, key: str) -> SimpleCookie:
+    answer = client.post("/sign-in", data={"key": key}, headers=OWN)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    return SimpleCookie(answer.headers["set-cookie"])
+
+
+def test_the_form_is_accessible_and_bare(build: Build) -> None:
+    answer = build().get("/sign-in")
+    assert answer.status_code == 200
+    page = Elements(answer.text)
+    (form,), (field,), (label,) = page.of("form"), page.of("input"), page.of("label")
+    assert (form["method"], form["action"]) == ("post", "/sign-in")
+    assert (field["name"], field["type"], field["autocomplete"]) == ("key", "password", "current-password")
+    assert label["for"] == field["id"]
+    assert page.of("html") == [{"lang": "en"}]
+    assert len(page.of("main")) == len(page.of("h1")) == len(page.of("title")) == 1
+    assert not page.of("script") and not page.of("link") and not page.of("img")
+    assert "style=" not in answer.text
+    assert "aria-invalid" not in answer.text
+
+
+def test_the_policy_allows_its_own_style_and_nothing_else(build: Build) -> None:
+    answer = build().get("/sign-in")
+    style = re.search(r"<style>(.*)</style>", answer.text, re.DOTALL)
+    assert style
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
+    assert policy == {
+        "default-src": "'none'",
+        "style-src": f"'sha256-{digest}'",
+        "form-action": "'self'",
+        "base-uri": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "same-origin"
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_right_key_opens_a_session(build: Build, secret: str, secure: bool) -> None:
+    client = build(secure=secure)
+    (cookie,) = sign_in(client, f" {secret}\r\n").values()
+    assert (cookie.key, cookie.value) == (SESSION_COOKIE, secret)
+    assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "strict", "/")
+    assert bool(cookie["secure"]) is secure
+    assert not cookie["domain"]
+    assert 0 < int(cookie["max-age"]) <= 12 * 3600
+    assert client.get("/", headers={"Accept": "text/html"}).json()["actor"] == "key:reader-1"
+
+
+def test_signing_out_ends_it(build: Build, secret: str) -> None:
+    client = build()
+    sign_in(client, secret)
+    answer = client.post("/sign-out", headers=OWN)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
+    assert SESSION_COOKIE not in client.cookies
+    assert client.get("/v1/models").status_code == 401
+    assert build().post("/sign-out").status_code == 303, "who has no session may too"
+
+
+def test_revoking_ends_it(build: Build, keys: KeyStore, secret: str) -> None:
+    client = build()
+    sign_in(client, secret)
+    keys.revoke(keys.list()[0].id)
+    assert client.get("/", headers={"Accept": "text/html"}).headers["location"] == "/sign-in"
+
+
+def test_a_token_opens_a_session_too(build: Build, tokens: TokenVerifier, provider: Provider) -> None:
+    client = build(tokens)
+    sign_in(client, provider.token())
+    assert client.get("/v1/models").json()["actor"].startswith("oidc:")
+
+
+@pytest.mark.parametrize(
+    "key", [WRONG, "", "  ", "wrong", "ä", "<script>alert(1)</script>", 4000 * "a", "a\nb", "\x00"]
+)
+def test_a_wrong_key_gets_the_page_again(build: Build, key: str) -> None:
+    answer = build().post("/sign-in", data={"key": key}, headers=OWN)
+    assert answer.status_code == 401
+    assert "www-authenticate" in answer.headers
+    assert "set-cookie" not in answer.headers
+    page = Elements(answer.text)
+    (told,) = [paragraph for paragraph in page.of("p") if paragraph.get("role") == "alert"]
+    (field,) = page.of("input")
+    assert (field["aria-invalid"], field["aria-describedby"]) == ("true", told["id"])
+    assert "This key is not valid: mistyped, or revoked." in answer.text
+    assert "value" not in field
+    assert not page.of("script")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", "application/x-www-form-urlencoded"),
+        (b"%ff%00&&==", "application/x-www-form-urlencoded"),
+        (b"key=a&key=b", "application/x-www-form-urlencoded"),
+        (b'{"key": "a"}', "application/json"),
+        (b"\xff\xfe", "multipart/form-data"),
+        (b"--x\r\n", "multipart/form-data; boundary=x"),
+        (FILE, "multipart/form-data; boundary=x"),
+    ],
+)
+def test_a_form_of_another_kind_is_a_clients_mistake(build: Build, body: bytes, kind: str) -> None:
+    answer = build().post("/sign-in", content=body, headers={**OWN, "Content-Type": kind})
+    assert answer.status_code in (400, 401)
+
+
+def test_guessing_is_limited(build: Build, secret: str) -> None:
+    client = build(failures_per_minute=2)
+    answers = [client.post("/sign-in", data={"key": WRONG}, headers=OWN) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [401, 401, 429]
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+    assert "Too many wrong credentials" in answers[-1].text
+    sign_in(client, secret)
+
+
+def test_a_store_that_is_gone_is_said(build: Build, secret: str, lose: Callable[[], None]) -> None:
+    client = build()
+    lose()
+    answer = client.post("/sign-in", data={"key": secret}, headers=OWN)
+    assert answer.status_code == 503
+    assert "Keys cannot be checked now; try again in a moment." in answer.text
+    assert "sqlite" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/sign-out"])
+@pytest.mark.parametrize("foreign", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.test"}])
+def test_another_site_can_sign_nobody_in_or_out(build: Build, secret: str, path: str, foreign: dict[str, str]) -> None:
+    answer = build().post(path, data={"key": secret}, headers=foreign)
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
+def test_the_paths_are_in_no_schema(build: Build, secret: str) -> None:
+    client = build()
+    sign_in(client, secret)
+    assert client.get("/openapi.json").json()["paths"] == {}
