@@ -15,13 +15,15 @@ import random
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from csr.errors import ConfigError
 from serving.config import ServerConfig
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least; requests and answers do not pass through it
-GRPC_SERVICE = "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
+GRPC_SERVICE = "serving.oip.grpc.add_open_inference_to_server"
 _OWN_PORTS = range(20000, 30000)
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -108,18 +110,19 @@ def ray_serve(config: ServerConfig) -> Iterator[None]:
         )
         for each, handler in handlers.items():
             signal.signal(each, handler)  # Ray puts its own in their place
-        try:
-            _deploy(config)
-        except (RayError, RuntimeError) as error:
-            raise ConfigError(f"Ray Serve did not start; it says: {error}") from None
-        yield
+        with tempfile.TemporaryDirectory(prefix="csr-metrics-") as numbers:
+            try:
+                _deploy(config, Path(numbers))
+            except (RayError, RuntimeError) as error:
+                raise ConfigError(f"Ray Serve did not start; it says: {error}") from None
+            yield
     finally:
         if ray.is_initialized():
             serve.shutdown()
             ray.shutdown()
 
 
-def _deploy(config: ServerConfig) -> None:
+def _deploy(config: ServerConfig, numbers: Path) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
     from ray.serve.schema import LoggingConfig
@@ -139,4 +142,4 @@ def _deploy(config: ServerConfig) -> None:
     if config.grpc.port is not None:
         grpc = gRPCOptions(port=config.grpc.port, grpc_servicer_functions=[GRPC_SERVICE])
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=http, grpc_options=grpc, logging_config=quiet)
-    serve.run(build(config), name="csr", route_prefix="/", logging_config=quiet)
+    serve.run(build(config, numbers), name="csr", route_prefix="/", logging_config=quiet)

@@ -9,8 +9,9 @@ so any of them can answer, and one that dies takes nothing with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,12 @@ from csr.bundle import Bundle
 from csr.interaction import Interaction
 from serving.config import BatchConfig, ReplicaConfig, ServerConfig
 from serving.engines import Engine
+from serving.oip.guarded import GuardedServicer
 from serving.rest.app import create_server
 from serving.service import Service, engine_maker
+from serving.telemetry import Telemetry
 from serving.telemetry.logs import configure_logging
+from serving.telemetry.metrics import FOLDER_VARIABLE
 
 
 class BatchingEngine:
@@ -34,14 +38,18 @@ class BatchingEngine:
         engine: that computes.
         config: of the batches.
         loop: on which batches gather; `encode` is called from other threads.
+        encoded: is told the size of each batch.
     """
 
-    def __init__(self, engine: Engine, config: BatchConfig, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, engine: Engine, config: BatchConfig, loop: asyncio.AbstractEventLoop, encoded: Callable[[int], None]
+    ) -> None:
         self._engine = engine
         self._loop = loop
 
         @serve.batch(max_batch_size=config.images, batch_wait_timeout_s=config.wait_ms / 1000)
         async def encode(images: list[np.ndarray]) -> list[np.ndarray]:
+            encoded(len(images))
             patches = await asyncio.to_thread(engine.encode, np.stack(images))
             return list(patches)
 
@@ -70,12 +78,17 @@ class BatchingEngine:
         self._engine.close()
 
 
-def build(config: ServerConfig) -> Any:
-    """The Serve application, to be passed to ``serve.run``. Everything is opened in the replica."""
+def build(config: ServerConfig, numbers: Path) -> Any:
+    """The Serve application, to be passed to ``serve.run``. Everything is opened in the replica.
+
+    Args:
+        config: of the server.
+        numbers: the folder in which replicas add up their metrics, see `serving.telemetry.metrics`.
+    """
 
     @serve.ingress()
-    class Replica:
-        """What Ray starts, asks and stops."""
+    class Replica(GuardedServicer):
+        """What Ray starts, asks and stops; by HTTP, and by gRPC through the methods that it inherits."""
 
         async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it
             loop = asyncio.get_running_loop()
@@ -83,10 +96,14 @@ def build(config: ServerConfig) -> Any:
             configure_logging(config.telemetry.log_level)
             make = engine_maker(config.engine)
 
-            def batching(bundle: Bundle, version: str) -> Engine:
-                return BatchingEngine(make(bundle, version), config.encoder_batch, loop)
+            telemetry = Telemetry.open(config.telemetry.traces, config.telemetry.sample_ratio)
 
-            self._service = await asyncio.to_thread(Service.open, config, batching)
+            def batching(bundle: Bundle, version: str) -> Engine:
+                engine = make(bundle, version)
+                return BatchingEngine(engine, config.encoder_batch, loop, telemetry.metrics.batch_encoded)
+
+            self._service = service = await asyncio.to_thread(Service.open, config, telemetry, batching)
+            super().__init__(lambda: service.inference, service.authenticator, service.telemetry)
 
         def __serve_build_asgi_app__(self) -> ASGIApp:
             return create_server(self._service)
@@ -94,10 +111,10 @@ def build(config: ServerConfig) -> Any:
         async def __del__(self) -> None:
             await asyncio.to_thread(self._service.close)
 
-    return serve.deployment(name="reader", **_options(config.replicas))(Replica).bind()
+    return serve.deployment(name="reader", **_options(config.replicas, numbers))(Replica).bind()
 
 
-def _options(replicas: ReplicaConfig) -> dict[str, Any]:
+def _options(replicas: ReplicaConfig, numbers: Path) -> dict[str, Any]:
     count: dict[str, Any] = {"num_replicas": replicas.least}
     if replicas.most > replicas.least:
         count = {
@@ -108,7 +125,12 @@ def _options(replicas: ReplicaConfig) -> dict[str, Any]:
             )
         }
     return count | {
-        "ray_actor_options": {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
+        "ray_actor_options": {
+            "num_cpus": replicas.cpus,
+            "num_gpus": replicas.gpus,
+            # Of replicas alone: Ray's own processes count too, and must not write there.
+            "runtime_env": {"env_vars": {FOLDER_VARIABLE: str(numbers)}},
+        },
         "max_ongoing_requests": replicas.ongoing,
         "max_queued_requests": replicas.queued,
         "backpressure_config": BackpressureConfig(retry_after_s=replicas.retry_after_s),

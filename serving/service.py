@@ -23,6 +23,7 @@ from serving.config import (
 from serving.dataplane import DataPlane
 from serving.engines import Engine, OrtEngine, TritonEngine
 from serving.errors import ServingError
+from serving.inference import AuditedInference
 from serving.intake import Intake
 from serving.models import ServedModels
 from serving.rollout import Follower, MakeEngine, Watch
@@ -42,6 +43,7 @@ class Service:
     store: Store
     plane: DataPlane
     catalogue: Catalogue
+    inference: AuditedInference
     telemetry: Telemetry
     limits: HTTPConfig
     authenticator: Authenticator
@@ -50,22 +52,21 @@ class Service:
     watch: Watch
 
     @classmethod
-    def open(cls, config: ServerConfig, wrap: MakeEngine | None = None) -> Service:
+    def open(cls, config: ServerConfig, telemetry: Telemetry, make: MakeEngine) -> Service:
         """Opens the store and puts into service what should be; a model that is refused is no error here, the service
         is just not ready.
 
         Args:
             config: of the deployment.
-            wrap: makes engines instead of ``config.engine``.
+            telemetry: of this process.
+            make: makes engines; `engine_maker`, or something around what that makes.
 
         Raises:
             StoreError, ConfigError: it cannot be opened.
         """
-        telemetry = Telemetry.open(config.telemetry.traces, config.telemetry.sample_ratio)
         store = Store.open(config.store.address, read_secret(config.store.ledger_key_file))
         keys = KeyStore(store.database)
         models = ServedModels()
-        make = wrap or engine_maker(config.engine)
         followers = [Follower("champion", _source(config.model, config.model), make, models, store, telemetry)]
         if (trial := config.challenger) is not None:
             source = _source(trial, config.model)
@@ -79,6 +80,7 @@ class Service:
             store=store,
             plane=plane,
             catalogue=Catalogue(models, store, telemetry),
+            inference=AuditedInference(models, store.ledger),
             telemetry=telemetry,
             limits=config.http,
             authenticator=_authenticator(config.access, keys),

@@ -16,8 +16,10 @@ from serving.access.authenticator import UNKNOWN_ADDRESS, Authenticator
 from serving.access.roles import Actor, Role
 from serving.access.rules import READS, RULES, Rule, needed_role
 from serving.errors import ServingError, UnauthenticatedError
+from serving.inference import asking
 from serving.refusals import refusal
-from serving.telemetry.logs import note_key
+from serving.store.entries import Caller
+from serving.telemetry.logs import current_request_id, note_key
 
 SIGN_IN = "/sign-in"
 _POLICY_VIOLATION = 1008
@@ -62,6 +64,7 @@ class Access:
             return
         scope["state"] = {**scope.get("state", {}), "actor": actor}
         note_key(actor.id)
+        asking.set(Caller(actor.name, current_request_id() or ""))
 
         async def private_send(message: Message) -> None:
             if message["type"] == "http.response.start":  # what may be of a patient stays in no cache

@@ -25,8 +25,11 @@ from serving.oip.tensors import Tensor, check_parameters, decode, encode, reques
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
@@ -50,8 +53,8 @@ def add_open_inference_to_server(servicer: Any, server: Any) -> None:
     service.add_GRPCInferenceServiceServicer_to_server(servicer, server)
 
 
-def server_metadata() -> Any:
-    """Which server this is."""
+def server_metadata(models: Callable[[], InferenceModels]) -> Any:
+    """Which server this is, whatever it serves."""
     return messages.ServerMetadataResponse(name=SERVER_NAME, version=SERVER_VERSION)
 
 
@@ -164,12 +167,13 @@ def _unsupported(call: str) -> Callable[[Any, Any, Context], Coroutine[Any, Any,
 
     async def method(self: Any, request: Any, grpc_context: Context) -> Any:
         error = UnsupportedCallError(f"{call}: this server does not offer it")
-        return _refuse(grpc_context, error, getattr(messages, f"{call}Response"))
+        return refuse(grpc_context, error, getattr(messages, f"{call}Response"))
 
     return method
 
 
-def _refuse(context: Context, error: ServingError, answer: type) -> Any:
+def refuse(context: Context, error: ServingError, answer: type) -> Any:
+    """Sets code and details of a call and returns an empty message; see the module's docstring."""
     context.set_code(status_code(error))
     context.set_details(str(error))
     return answer()
@@ -196,7 +200,7 @@ class InferenceServicer:
         return await self._answer(messages.ServerReadyResponse, grpc_context, server_ready)
 
     async def ServerMetadata(self, request: Any, grpc_context: Context) -> Any:
-        return server_metadata()
+        return await self._answer(messages.ServerMetadataResponse, grpc_context, server_metadata)
 
     async def ModelReady(self, request: Any, grpc_context: Context) -> Any:
         return await self._answer(messages.ModelReadyResponse, grpc_context, model_ready, request)
@@ -214,7 +218,7 @@ class InferenceServicer:
         """
         error = UnsupportedCallError("ModelStreamInfer: this server does not offer it; use ModelInfer")
         yield messages.ModelStreamInferResponse(error_message=str(error))
-        _refuse(grpc_context, error, messages.ModelStreamInferResponse)
+        refuse(grpc_context, error, messages.ModelStreamInferResponse)
 
     ModelConfig = _unsupported("ModelConfig")
     ModelStatistics = _unsupported("ModelStatistics")
@@ -234,7 +238,7 @@ class InferenceServicer:
         try:
             return await asyncio.to_thread(compute, self._models, *arguments)
         except ServingError as error:
-            return _refuse(context, error, answer)
+            return refuse(context, error, answer)
         except Exception:
             _logger.exception("%s failed", compute.__name__)
-            return _refuse(context, ServingError("the server failed at this request; its log says why"), answer)
+            return refuse(context, ServingError("the server failed at this request; its log says why"), answer)

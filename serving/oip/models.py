@@ -95,8 +95,11 @@ class TensorEngine(Protocol):
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8 B×C×S×S → patches float32 B×D'×h×w."""
 
-    def run_reasoner(self, patches: np.ndarray, **tensors: np.ndarray) -> dict[str, np.ndarray]:
-        """Patches, ``importance`` B×h×w, ``prototype_mask`` B×K×M, ``absent_weight`` B → `REASONER_OUTPUTS`."""
+    def run_reasoner(
+        self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Patches, ``importance`` B×h×w, ``prototype_mask`` B×K×M, ``absent_weight`` B → `REASONER_OUTPUTS`,
+        or those of them that are named."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class BundleModels:
     ) -> tuple[str, dict[str, np.ndarray]]:
         served = self._current()
         chosen = served.default if version is None else version
-        values = _run(_bundle(served, name, chosen).engine, name, inputs)
+        values = _run(_bundle(served, name, chosen).engine, name, inputs, outputs)
         for output in outputs:
             if not np.isfinite(values[output]).all():
                 raise InvalidInferenceError(f"{output}: is not finite; the inputs are too large for 32-bit floats")
@@ -203,12 +206,15 @@ def _bundle(served: ServedVersions, name: str, version: str) -> ServedBundle:
     return served.bundles[version]
 
 
-def _run(engine: TensorEngine, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _run(
+    engine: TensorEngine, name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+) -> dict[str, np.ndarray]:
     patches = inputs["patches"] if name == REASONER else engine.encode(inputs["image"])
     if name == ENCODER:
         return {"patches": patches}
     return engine.run_reasoner(
         patches,
+        outputs,
         importance=inputs["importance"],
         prototype_mask=inputs["prototype_mask"],
         absent_weight=inputs["absent_weight"][:, 0],

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from serving.errors import InvalidInferenceError, ServingError, TooLargeError
@@ -33,6 +32,7 @@ from serving.oip.schemas import (
 )
 from serving.oip.tensors import decode
 from serving.oip.wire import AnswerForm, inflate, read_request
+from serving.refusals import refusal
 
 EXTENSIONS = ["binary_tensor_data"]
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -57,11 +57,6 @@ def add_open_inference(app: FastAPI, models: Callable[[], InferenceModels]) -> N
     _add_metadata(router, models)
     _add_infer(router, models)
     app.include_router(router)
-
-
-def refusal(status: int, code: str, message: str) -> JSONResponse:
-    """An answer that is not a success, in the form of ``/v2``."""
-    return JSONResponse(Refusal(error=message, code=code).model_dump(), status)
 
 
 def _add_server(router: APIRouter, models: Callable[[], InferenceModels]) -> None:
@@ -186,10 +181,10 @@ class _Route(APIRoute):
             try:
                 return await handle(request)
             except ServingError as error:
-                return refusal(error.status, error.code, str(error))
+                return refusal(request.scope, error)
             except RequestValidationError as error:
                 first = error.errors()[0]  # never the input
                 place = ".".join(str(part) for part in first["loc"])
-                return refusal(InvalidInferenceError.status, InvalidInferenceError.code, f"{place}: {first['msg']}")
+                return refusal(request.scope, InvalidInferenceError(f"{place}: {first['msg']}"))
 
         return guarded

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from serving.access.middleware import Access
 from serving.access.signin import add_sign_in
+from serving.oip.rest import add_open_inference
 from serving.rest import catalogue, studies
 from serving.rest.errors import RESPONSES, add_error_handlers
 from serving.rest.limits import LimitBody
@@ -49,6 +50,7 @@ def create_app(service: Service) -> FastAPI:
     add_error_handlers(app)
     app.include_router(studies.routes(service))
     app.include_router(catalogue.routes(service))
+    add_open_inference(app, lambda: service.inference)
     _add_health(app, service)
     _add_page(app)
     return app

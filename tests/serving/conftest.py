@@ -21,8 +21,9 @@ from serving.intake import Upload
 from serving.models import Model
 from serving.rest.app import create_server
 from serving.schemas import InteractionAnswer, InteractionRequest, StudyAnswer
-from serving.service import Service
+from serving.service import Service, engine_maker
 from serving.store.entries import Caller
+from serving.telemetry import Telemetry
 
 CALLER = Caller("tester", "test")
 
@@ -62,7 +63,8 @@ def make_service(bundle: Path, folder: Path, engine: Engine | None = None, **sec
     store = {"url": f"sqlite:///{folder}/store.db", "ledger_key_file": str(folder / "ledger.key")}
     model = {"bundle": str(bundle)} | sections.pop("model", {})
     config = parse_config({"model": model, "store": store, **sections})
-    return Service.open(config, None if engine is None else lambda bundle, version: engine)
+    make = engine_maker(config.engine) if engine is None else lambda bundle, version: engine
+    return Service.open(config, Telemetry.open(), make)
 
 
 def serve_instead(service: Service, bundle: Bundle, engine: Engine | None = None) -> None:

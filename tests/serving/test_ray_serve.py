@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import pytest
+import yaml
+from tritonclient.utils import InferenceServerException
 
 from csr.bundle import Bundle
 from csr.errors import ConfigError
@@ -22,6 +24,10 @@ from serving.client import Box, Client, ClientError, InteractionRequest
 from serving.cluster import free_port
 from serving.config import parse_config
 from tests.serving.conftest import altered_copy
+from tests.serving.oip.conftest import Arrays, expected, inputs, reasoner_inputs, runner
+from tests.serving.oip.test_protocol import PROTOCOLS, check_conversation, converse, tensors
+
+__all__ = ["expected", "inputs", "reasoner_inputs", "runner"]
 
 ROOT = Path(__file__).parents[2]
 START_S, STOP_S = 120.0, 60.0
@@ -32,6 +38,7 @@ class Server:
     process: subprocess.Popen[bytes]
     folder: Path
     url: str
+    grpc: str
 
     @property
     def log(self) -> Path:
@@ -51,15 +58,22 @@ def command(bundle: Path, port: int, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two replicas, by HTTP and gRPC."""
     folder = tmp_path_factory.mktemp("serve")
     log = folder / "log"
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
+    config = {
+        "model": {"bundle": str(bundle.path)},
+        "http": {"port": port},
+        "grpc": {"port": grpc_port},
+        "replicas": {"least": 2, "most": 2, "cpus": 0.5},
+    }
+    (folder / "serving.yaml").write_text(yaml.safe_dump(config))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    serve = [sys.executable, "-m", "serving.app", "--config", "serving.yaml"]
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command(bundle.path, port), cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT
-        )
-    server = Server(process, folder, f"http://127.0.0.1:{port}")
+        process = subprocess.Popen(serve, cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+    server = Server(process, folder, f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}")
     try:
         deadline = time.monotonic() + START_S
         while server.url not in log.read_text():
@@ -76,6 +90,45 @@ def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 process.kill()
 
 
+def test_the_server_listens(server: Server) -> None:
+    """Waits for the start, so that the next test's time is its own."""
+    answer = httpx.get(f"{server.url}/health/ready", timeout=20, trust_env=False)
+    assert answer.json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_stock_inference_client_is_answered_as_by_triton(
+    server: Server, protocol: str, bundle: Bundle, inputs: Arrays, reasoner_inputs: Arrays, expected: Arrays
+) -> None:
+    url = {"http": server.url.removeprefix("http://"), "grpc": server.grpc}[protocol]
+    said = converse(PROTOCOLS[protocol], url, bundle, {"image": inputs["image"]}, reasoner_inputs, server.key)
+    check_conversation(said, protocol, expected)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_inference_protocol_is_closed_to_strangers(server: Server, protocol: str, inputs: Arrays) -> None:
+    url = {"http": server.url.removeprefix("http://"), "grpc": server.grpc}[protocol]
+    client = PROTOCOLS[protocol].InferenceServerClient(url)
+    assert client.is_server_live() and client.is_server_ready()
+    with pytest.raises(InferenceServerException) as refused:
+        client.infer("csr_encoder", tensors(PROTOCOLS[protocol], {"image": inputs["image"]}))
+    assert refused.value.status() == {"http": "401", "grpc": "StatusCode.UNAUTHENTICATED"}[protocol]
+    client.close()
+
+
+def test_metrics_are_of_all_replicas(server: Server, sample: bytes) -> None:
+    with Client(server.url, server.key) as client:
+        digest = client.add_study(("a.png", sample)).digest
+        for _ in range(30):
+            client.interact(digest, InteractionRequest(rejected=["mass"]))
+    headers = {"Authorization": f"Bearer {server.key}"}
+    counted = set()
+    for _ in range(10):  # whichever replica answers
+        page = httpx.get(f"{server.url}/metrics", headers=headers, timeout=20, trust_env=False).text
+        counted.add(next(line for line in page.splitlines() if line.startswith('csr_interactions_total{kind="rejec')))
+    assert counted == {'csr_interactions_total{kind="rejection"} 30.0'}
+
+
 def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle: Bundle) -> None:
     with Client(server.url, server.key) as client:
         study = client.add_study(("a.png", sample))
@@ -90,7 +143,6 @@ def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle
         with pytest.raises(ClientError, match="too_large"):
             client.add_study(("big", bytes(65 << 20)))
     with httpx.Client(base_url=server.url, timeout=20, trust_env=False) as stranger:
-        assert stranger.get("/health/ready").json() == {"status": "ready"}
         assert stranger.get("/v1/atlas").status_code == 401
         assert "Your key" in stranger.get("/", headers={"accept": "text/html"}, follow_redirects=True).text
 
@@ -110,7 +162,7 @@ def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle
         [sys.executable, "-m", "csr", "audit", "verify"], cwd=server.folder, capture_output=True, text=True, timeout=60
     )
     assert audit.returncode == 0, audit.stderr
-    assert audit.stdout.startswith("3 entries, whole")  # the model, the study, the interaction
+    assert ", whole; head " in audit.stdout
 
 
 def refusal(bundle: Path, port: int) -> str:

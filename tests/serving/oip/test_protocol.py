@@ -42,7 +42,19 @@ class Conversation:
     refusals: dict[str, str]
 
 
-def converse(protocol: ModuleType, url: str, bundle: Bundle, encoder: Arrays, reasoner: Arrays) -> Conversation:
+class Key:
+    """What the stock client calls a plugin: it signs every request."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+
+    def __call__(self, request: Any) -> None:
+        request.headers["authorization"] = f"Bearer {self._secret}"
+
+
+def converse(
+    protocol: ModuleType, url: str, bundle: Bundle, encoder: Arrays, reasoner: Arrays, key: str | None = None
+) -> Conversation:
     """Everything that a client usually does, and what it does wrong.
 
     Args:
@@ -50,8 +62,11 @@ def converse(protocol: ModuleType, url: str, bundle: Bundle, encoder: Arrays, re
         url: the server's address.
         bundle: what it serves as version 1.
         encoder, reasoner: inputs of the two models.
+        key: that the server asks for, if it does.
     """
     client = protocol.InferenceServerClient(url)
+    if key is not None:
+        client.register_plugin(Key(key))
     try:
         assert client.is_server_live()
         assert client.is_server_ready()
@@ -176,7 +191,15 @@ def test_both_servers_answer_the_stock_client_alike(
 ):
     url = request.getfixturevalue(server)[protocol]
     said = converse(PROTOCOLS[protocol], url, bundle, {"image": inputs["image"]}, reasoner_inputs)
+    check_conversation(said, protocol, expected, knows_regions=server == "triton")
 
+
+def check_conversation(said: Conversation, protocol: str, expected: Arrays, knows_regions: bool = False) -> None:
+    """The numbers are the runner's, the statuses those of the protocol.
+
+    Args:
+        knows_regions: a server that would take shared memory says of an unknown region that it is not found.
+    """
     for step, found in said.numbers.items():
         known = expected[ALIASES.get(step, step)]
         assert found.shape == known.shape and found.dtype == np.float32, step
@@ -185,7 +208,7 @@ def test_both_servers_answer_the_stock_client_alike(
 
     unknown, wrong = STATUSES[protocol]
     statuses = dict.fromkeys(said.refusals, wrong) | dict.fromkeys(["model", "version", "metadata"], unknown)
-    if server == "triton":  # which would take a region that it knew
+    if knows_regions:
         statuses["shared memory"] = unknown
     assert said.refusals == statuses
 

@@ -1,0 +1,72 @@
+"""The Open Inference Protocol over the models in service, every answer on record.
+
+Whoever brings tensors gets predictions as a reader does, so these are in the ledger too before they leave: the digests
+of what came in and of what went out, image by image, since a request may hold any number of studies and none of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from time import perf_counter
+
+import numpy as np
+
+from csr.images import pixel_digest
+from serving.models import ServedModels
+from serving.oip import BundleModels, ModelSpec, ServedBundle, ServedVersions
+from serving.store.entries import Caller, Entry
+from serving.store.ledger import Ledger
+
+asking: ContextVar[Caller] = ContextVar("csr_asking")  # set by whoever let the request in
+
+
+class AuditedInference:
+    """Implements `serving.oip.InferenceModels`. Thread-safe.
+
+    Args:
+        models: what is in service; the champion is the default version.
+        ledger: where answers go.
+    """
+
+    def __init__(self, models: ServedModels, ledger: Ledger) -> None:
+        self._models = models
+        self._ledger = ledger
+        self._inner = BundleModels(self._current)
+
+    def names(self) -> Sequence[str]:
+        return self._inner.names()
+
+    def spec(self, name: str, version: str | None = None) -> ModelSpec:
+        return self._inner.spec(name, version)
+
+    def infer(
+        self, name: str, version: str | None, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> tuple[str, dict[str, np.ndarray]]:
+        started = perf_counter()
+        answered, values = self._inner.infer(name, version, inputs, outputs)
+        body = {
+            "version": answered,
+            "request": {"model": name, "inputs": {key: _digests(key, value) for key, value in inputs.items()}},
+            "before": None,
+            "after": {key: _digests(key, value) for key, value in values.items()},
+            "latency_ms": round((perf_counter() - started) * 1000, 3),
+        }
+        bundle = next((model.digest for _, model in self._models.in_service() if model.version == answered), "")
+        self._ledger.append([Entry("inference", asking.get(), bundle, body)])
+        return answered, values
+
+    def _current(self) -> ServedVersions:
+        champion = self._models.champion
+        # The champion last: it is the one if a challenger has the same version.
+        served = [*(model for role, model in self._models.in_service() if role == "challenger"), champion]
+        bundles = {model.version: ServedBundle(model.manifest, model.engine) for model in served}
+        return ServedVersions(bundles, champion.version)
+
+
+def _digests(name: str, tensor: np.ndarray) -> list[str]:
+    """Of each row; an image's is the one that studies are addressed by."""
+    if name == "image":
+        return [pixel_digest(row) for row in tensor]
+    return [hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest() for row in tensor]
