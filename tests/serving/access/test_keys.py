@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,6 +143,21 @@ def test_a_flood_of_wrong_keys_costs_a_query_a_second(keys: KeyStore, queries: Q
     assert flood() == 0
     clock.now += RETRY_S
     assert flood() == once
+
+
+def test_those_who_ask_at_once_share_a_reading(
+    keys: KeyStore, secret: str, queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = keys._read
+
+    def slow() -> Any:
+        time.sleep(0.1)
+        return read()
+
+    monkeypatch.setattr(keys, "_read", slow)
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(keys.find, 8 * [secret]))
+    assert queries.count <= 2  # BEGIN, and the query
 
 
 def test_without_a_database_nobody_is_known_or_unknown(
