@@ -24,8 +24,8 @@ from serving.client import Box, Client, ClientError, InteractionRequest
 from serving.cluster import free_port
 from serving.config import parse_config
 from tests.serving.conftest import altered_copy
-from tests.serving.oip.conftest import Arrays, expected, inputs, reasoner_inputs, runner
-from tests.serving.oip.test_protocol import PROTOCOLS, check_conversation, converse, tensors
+from tests.serving.oip.conftest import expected, inputs, reasoner_inputs, runner
+from tests.serving.oip.test_protocol import PROTOCOLS, Arrays, check_conversation, converse, tensors
 
 __all__ = ["expected", "inputs", "reasoner_inputs", "runner"]
 
