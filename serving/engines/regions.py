@@ -42,9 +42,18 @@ class ForgottenError(Exception):
 
 
 class Region:
-    """One piece of shared memory that the server has mapped too."""
+    """One piece of shared memory that the server has mapped too.
+
+    Attributes:
+        name: here and in the server. size: bytes.
+        since: when the server had mapped it.
+
+    Raises:
+        RegionError: there is not so much left.
+    """
 
     def __init__(self, size: int) -> None:
+        self.since = 0.0
         self.name = f"{PREFIX}_{os.getpid()}_{uuid.uuid4().hex}"
         self.size = size
         try:
@@ -110,7 +119,7 @@ class Regions:
         except BaseException as error:
             region.destroy()
             if isinstance(error, InferenceServerException) and error.status() == NOT_FOUND and not self._knows(region):
-                self._forget()
+                self._forget(region.since)
                 raise ForgottenError(error.message()) from error
             with self._lock:
                 self._doubtful[region.name] = time.monotonic() + _DOUBT_S
@@ -119,18 +128,19 @@ class Regions:
             if keep := sum(each.size for each in self._free) + region.size <= _KEPT_BYTES:
                 self._free.append(region)
         if not keep:
-            self._give_back(region)
+            region.destroy()
+            self._unregister(region.name)
         self._reclaim()
 
     def close(self) -> None:
-        """Takes all regions back from the server and removes them. Nothing may be lent any more."""
+        """Takes all regions back from the server, if it answers, and removes them. Nothing may be lent any more."""
         with self._lock:
             idle, self._free = self._free, []
-            doubtful, self._doubtful = list(self._doubtful), {}
+            names = [region.name for region in idle] + list(self._doubtful)
+            self._doubtful.clear()
         for region in idle:
-            self._give_back(region)
-        for name in doubtful:
-            self._unregister(name)
+            region.destroy()
+        all(self._unregister(name) for name in names)  # until one finds the server gone
 
     def _take(self, size: int) -> Region | None:
         """The smallest idle region that is large enough."""
@@ -153,6 +163,7 @@ class Regions:
             if is_away(error):
                 raise
             raise RegionError(f"the server cannot map this machine's shared memory: {error.message()}") from error
+        region.since = time.monotonic()
         return region
 
     def _reclaim(self) -> None:
@@ -172,25 +183,25 @@ class Regions:
             return error.status() != NOT_FOUND
         return True
 
-    def _forget(self) -> None:
-        """Drops the idle regions: the server that knew them is no more."""
+    def _forget(self, since: float) -> None:
+        """Drops the idle regions that are no younger than one that the server has lost: it has lost them too."""
         with self._lock:
-            gone, self._free = self._free, []
-            self._doubtful.clear()
+            gone = [each for each in self._free if each.since <= since]
+            self._free = [each for each in self._free if each.since > since]
         for region in gone:
             region.destroy()
 
-    def _give_back(self, region: Region) -> None:
-        self._unregister(region.name)
-        region.destroy()
-
-    def _unregister(self, name: str) -> None:
-        """The server counts a request as using its regions for a moment longer than until its answer."""
-        for attempt in range(5):
+    def _unregister(self, name: str) -> bool:
+        """Takes a region back from the server; False if it does not answer."""
+        reason = ""
+        for attempt in range(5):  # it counts a request as using its regions for a moment longer than until its answer
             time.sleep(0.02 * attempt)
             try:
                 self._client.unregister_system_shared_memory(name, client_timeout=_CONTROL_S)
-                return
+                return True
             except InferenceServerException as error:
+                if is_away(error):
+                    return False
                 reason = error.message()
         _log.warning("Triton keeps shared memory region %s until it ends: %s", name, reason)
+        return True

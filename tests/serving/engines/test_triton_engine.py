@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,12 @@ def until_it_answers(engine: TritonEngine, images: np.ndarray, within: float) ->
         except EngineUnavailableError:
             assert time.monotonic() < deadline, "the engine does not find its server again"
             time.sleep(0.05)
+
+
+def encode_from_sixteen_threads(engine: TritonEngine, bundle: Bundle) -> None:
+    """So that the pool has several regions, of several sizes."""
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda index: engine.encode(pictures(bundle, 1 + index % 5)), range(64)))
 
 
 # --- what a constructor refuses
@@ -185,12 +192,16 @@ def test_a_server_started_anew_while_nobody_asked_is_verified_before_it_answers(
     """The connection mends itself unseen; that the server has lost the shared memory gives it away."""
     engine, images = engines(), pictures(bundle, 3)
     before = engine.encode(images)
-    assert regions_in(server)
+    with ExitStack() as lent:
+        for _ in range(32):
+            assert engine._client._regions is not None
+            lent.enter_context(engine._client._regions.lend(1, TIMEOUT_S))
+    assert len(regions()) >= 32
     server.kill()
     server.start()
     np.testing.assert_array_equal(until_it_answers(engine, images, 5), before)
     assert engine._client.changes > 0 and engine._verified == engine._client.changes
-    assert len(regions_in(server)) == len(regions())  # the lost ones are gone here too
+    assert len(regions_in(server)) == len(regions()) < 32  # the lost ones are gone here too
 
 
 def test_a_server_that_comes_back_with_another_bundle_never_answers(
@@ -315,8 +326,7 @@ def test_auto_shares_memory_with_a_server_on_this_machine_and_false_does_not(eng
 def test_closing_leaves_nothing_here_nor_in_the_server(bundle: Bundle, engines: Engines, server: TritonServer) -> None:
     others = regions_in(server)
     engine = engines()
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda index: engine.encode(pictures(bundle, 1 + index % 5)), range(64)))
+    encode_from_sixteen_threads(engine, bundle)
     held = set(regions())
     assert 1 < len(held) <= 17  # pooled: one for each thread at most, and the one of the first verification
     assert held == regions_in(server) - others
@@ -325,17 +335,31 @@ def test_closing_leaves_nothing_here_nor_in_the_server(bundle: Bundle, engines: 
     assert regions_in(server) == others
 
 
+def test_closing_does_not_wait_for_a_server_that_hangs(bundle: Bundle, engines: Engines, server: TritonServer) -> None:
+    engine = engines()
+    encode_from_sixteen_threads(engine, bundle)
+    assert len(regions()) > 2
+    server.pause()
+    try:
+        start = time.monotonic()
+        engine.close()
+        assert time.monotonic() - start < 4  # one call's time, not each region's
+        assert not regions()
+    finally:
+        server.resume()
+
+
 def test_a_region_of_a_request_that_ran_out_of_time_is_never_lent_again(
     bundle: Bundle, engines: Engines, server: TritonServer
 ) -> None:
     engine, images = engines(timeout_s=0.5), pictures(bundle, 2)
     before = engine.encode(images)
-    mapped = regions_in(server)
+    held = set(regions())
     server.pause()
     try:
         with pytest.raises(EngineUnavailableError, match="in time"):
             engine.encode(images)
-        late = mapped - set(regions())
+        late = held - set(regions())
         assert len(late) == 1
     finally:
         server.resume()
