@@ -199,3 +199,45 @@ class UnknownKeyError(ServingError):
     """No key has this id."""
 
     code, status = "unknown_key", 404
+
+
+class BurnedInAnnotationError(ServingError):
+    """A DICOM image that says of itself that its pixels name the patient."""
+
+    code, status = "burned_in_annotation", 422
+
+
+class IncompleteDicomError(ServingError):
+    """A DICOM file without the attributes that identify an image."""
+
+    code, status = "incomplete_dicom", 422
+
+
+class DicomContextError(ServingError):
+    """The header that a report is to be filed under is not that of the image which was read."""
+
+    code, status = "dicom_context_differs", 409
+
+
+class InvalidDicomQueryError(ServingError):
+    """A search or an identifier that must not reach a DICOM node."""
+
+    code, status = "invalid_dicom_query", 422
+
+
+class UnknownInstanceError(ServingError):
+    """The DICOM node has no such instance."""
+
+    code, status = "unknown_instance", 404
+
+
+class NodeError(ServingError):
+    """A DICOM node that does not answer, or not as DICOMweb says."""
+
+    code, status = "dicom_node_unavailable", 502
+
+
+class NodeStoreError(NodeError):
+    """A DICOM node that did not store all that it was sent."""
+
+    code = "dicom_store_failed"
