@@ -68,8 +68,11 @@ def secondary_capture(
         )
         capture.copy_patient_and_study_information(image)
         capture.PatientOrientation = list(source.patient_orientation or ())
-        if source.laterality in ("R", "L"):
-            capture.Laterality = source.laterality
+        sides = [side for side in (source.laterality, source.image_laterality) if side in ("R", "L")]
+        if source.body_part is not None:
+            capture.BodyPartExamined = source.body_part
+        if sides or source.body_part is None:  # empty is for a part that may be one of a pair (PS3.3 C.7.3.1)
+            capture.Laterality = sides[0] if sides else None
         capture.ConversionType = "WSD"  # made by a workstation, not digitised
         capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = DA(at.date()), TM(at.time())
         origin = f"{NAME} {algorithm.version}, bundle sha256:{algorithm.digest}; {NOTICE}"

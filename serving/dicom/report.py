@@ -172,8 +172,12 @@ def _named(kind: str, name: str) -> sr.CodedConcept:
     """A code value of 16 characters (SH) that depends on the name alone, and as much of the name as a meaning (LO) may
     hold. The whole name is the group's tracking identifier."""
     value = kind + hashlib.sha256(unicodedata.normalize("NFC", name).encode()).hexdigest()[:15].upper()
-    printable = "".join(letter if letter.isprintable() and letter != "\\" else " " for letter in name)
-    return _code(value, printable[:64])
+    return _code(value, _printable(name)[:64])
+
+
+def _printable(name: str) -> str:
+    """Without control characters, which DICOM takes for line ends and changes of character set, and its separator."""
+    return "".join(letter if letter.isprintable() and letter != "\\" else " " for letter in name)
 
 
 def _observers(reading: Reading, algorithm: Algorithm) -> sr.ObservationContext:
@@ -226,7 +230,7 @@ class _Groups:
         if given.peak is None:
             return self._whole_image(given.name, code, CONCEPT, measured, [verdict])
         return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=sr.TrackingIdentifier(UID(), given.name),
+            tracking_identifier=sr.TrackingIdentifier(UID(), _printable(given.name)),
             referenced_region=self._region(sr.GraphicTypeValues.POINT, [given.peak]),
             finding_type=code,
             finding_category=CONCEPT,
@@ -254,7 +258,7 @@ class _Groups:
         evaluated: list[sr.QualitativeEvaluation],
     ) -> _Group:
         return sr.MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=sr.TrackingIdentifier(UID(), name),
+            tracking_identifier=sr.TrackingIdentifier(UID(), _printable(name)),
             finding_type=finding,
             finding_category=category,
             algorithm_id=self._algorithm,
