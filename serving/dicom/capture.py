@@ -72,7 +72,7 @@ def secondary_capture(
         if source.body_part is not None:
             capture.BodyPartExamined = source.body_part
         if sides or source.body_part is None:  # empty is for a part that may be one of a pair (PS3.3 C.7.3.1)
-            capture.Laterality = sides[0] if sides else None
+            capture.Laterality = sides[0] if sides else ""
         capture.ConversionType = "WSD"  # made by a workstation, not digitised
         capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = DA(at.date()), TM(at.time())
         origin = f"{NAME} {algorithm.version}, bundle sha256:{algorithm.digest}; {NOTICE}"
