@@ -1,7 +1,7 @@
 """Archives that speak DICOMweb, named in the configuration; nobody's request names an address.
 
 Searches (QIDO-RS), fetches (WADO-RS) and stores (STOW-RS) through dicomweb-client. Here is what keeps that safe: time
-and size of every answer are bounded (`_Bounded`), redirects are not followed, nothing is tried twice, identifiers are
+and size of every answer are bounded (`BoundedAdapter`), redirects are not followed, nothing is tried twice, identifiers are
 checked before they get into an address, and the environment's proxies and .netrc play no part.
 
 Concurrency: a `Node` may be used by any number of threads; each call has its own connection and reads its secrets
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ import pydicom
 import requests
 import urllib3
 from dicomweb_client import DICOMwebClient
-from requests.adapters import HTTPAdapter
 
 from csr.errors import ConfigError
+from serving.dicom.bounded import BoundedAdapter
 from serving.dicom.deidentify import UID_PATTERN
 from serving.dicom.node_config import NodeConfig
 from serving.errors import (
@@ -32,13 +31,11 @@ from serving.errors import (
     NodeError,
     NodeStoreError,
     ServingError,
-    TooLargeError,
     UnknownInstanceError,
 )
 
 ANSWER_BYTES = 64 << 20
 MAX_RESULTS = 500
-_CHUNK = 1 << 16
 _UNCHUNKED = 1 << 40  # bytes up to which dicomweb-client sends a body with its length, which any server takes
 _PATIENT_ID = re.compile(r"[^\\*?\x00-\x1f\x7f]{1,64}")  # LO; no wildcards
 _DATE = re.compile(r"[0-9]{8}|[0-9]{8}-|-[0-9]{8}|[0-9]{8}-[0-9]{8}")
@@ -198,7 +195,7 @@ class Node:
             session.max_redirects = 0
             session.verify = str(config.ca_bundle) if config.ca_bundle is not None else config.verify
             session.headers["Accept"] = "application/dicom+json"  # for the answer to a store, which would be XML
-            bounded = _Bounded(self._answer_bytes, config.timeout_s)
+            bounded = BoundedAdapter(self._answer_bytes, config.timeout_s)
             session.mount("http://", bounded)
             session.mount("https://", bounded)
             client = DICOMwebClient(
@@ -222,41 +219,6 @@ class Node:
                 raise NodeError(
                     f"DICOM node {self.name}: its answer cannot be understood ({type(error).__name__})"
                 ) from None
-
-
-class _Bounded(HTTPAdapter):
-    """Reads every answer whole, within a number of bytes and of seconds.
-
-    Args:
-        limit: bytes, after decompression.
-        within_s: seconds from the answer's first byte to its last; `requests` bounds each wait for the next one only.
-    """
-
-    def __init__(self, limit: int, within_s: float) -> None:
-        super().__init__(max_retries=0)
-        self._limit = limit
-        self._within_s = within_s
-
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        request.headers.pop("Host", None)  # dicomweb-client's lacks the port; http.client gives the right one
-        response = super().send(request, *args, **kwargs)
-        deadline = time.monotonic() + self._within_s
-        body = io.BytesIO()
-        while part := response.raw.read1(_CHUNK, decode_content=True):
-            body.write(part)
-            if body.tell() > self._limit:
-                response.raw.close()
-                raise TooLargeError(f"the DICOM node's answer is over this server's limit of {self._limit:,} bytes")
-            if time.monotonic() > deadline:
-                response.raw.close()
-                raise requests.ReadTimeout("the answer trickles")
-        response.raw.close()
-        body.seek(0)
-        response.raw = body
-        kind = response.headers.get("Content-Type", "")
-        if "json" in kind:
-            response.headers["Content-Type"] = kind.partition(";")[0]  # dicomweb-client knows it without charset only
-        return response
 
 
 def _check_uids(study_uid: str, series_uid: str, instance_uid: str) -> None:

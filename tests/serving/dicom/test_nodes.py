@@ -10,11 +10,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -34,6 +42,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 class Scripted:
     """A server that gives one answer to everything, and what it was asked."""
 
+    server: ThreadingHTTPServer | None = None
     url: str = ""
     answer: Answer = lambda handler: None
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -64,6 +73,7 @@ def fake() -> Iterator[Scripted]:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
+    scripted.server = server
     scripted.url = f"http://127.0.0.1:{server.server_port}/dicom-web"
     try:
         yield scripted
@@ -293,6 +303,7 @@ def test_an_answer_cut_short_is_none(fake):
         fake.node().retrieve(*UIDS)
 
 
+@pytest.mark.filterwarnings("ignore:message sent by origin server:UserWarning")
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'[{"00080018": 3}]', b"<html>", b"\xff", b"[]"])
 def test_a_malformed_answer_is_an_error_of_the_node(fake, body):
     fake.answer = says(body)
@@ -302,13 +313,12 @@ def test_a_malformed_answer_is_an_error_of_the_node(fake, body):
         fake.node().retrieve(*UIDS)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of dicomweb-client and pydicom, about the noise
 @given(st.binary(max_size=300))
+@settings(deadline=None, max_examples=30)
 def test_no_answer_raises_anything_but_our_errors(noise):
-    calls = [says(noise), multipart(noise), multipart(bytes(128) + b"DICM" + noise)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("warnings.warn", lambda *given, **named: None)
-        for answer in calls:
-            _answered(answer)
+    for answer in (says(noise), multipart(noise), multipart(bytes(128) + b"DICM" + noise)):
+        _answered(answer)
 
 
 def _answered(answer: Answer) -> None:
@@ -342,6 +352,39 @@ def test_a_plain_server_is_no_https_one(fake):
     node = fake.node(url=fake.url.replace("http:", "https:"))
     with pytest.raises(NodeError, match="SSLError"):
         node.search("studies", ANY)
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # urllib3's, for verify: false
+def test_certificates_are_checked_against_the_bundle(fake, tmp_path):
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    fake.server.socket = context.wrap_socket(fake.server.socket, server_side=True)
+    fake.answer = says(b"[]")
+    url = fake.url.replace("http:", "https:")
+    assert fake.node(url=url, ca_bundle=certificate).search("studies", ANY) == []
+    assert fake.node(url=url, verify=False).search("studies", ANY) == []
+    with pytest.raises(NodeError, match="SSLError"):
+        fake.node(url=url).search("studies", ANY)
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody else vouches for, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "archive")])
+    today = datetime.now(UTC)
+    built = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(today - timedelta(days=1))
+        .not_valid_after(today + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, private = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(built.public_bytes(Encoding.PEM))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return certificate, private
 
 
 def test_all_stored(fake):

@@ -20,7 +20,7 @@ from serving.dicom.nodes import Node, Query
 from serving.dicom.report import Algorithm, ClassProbability, Finding, ReaderBox, Reading, structured_report
 from serving.errors import NodeError, TooLargeError, UnknownInstanceError
 from tests.serving.dicom.files import PIXELS, SALT, dataset, read, written
-from tests.serving.dicom.orthanc import OrthancAddress, orthanc_server
+from tests.serving.dicom.orthanc import OrthancAddress, OrthancError, orthanc_server
 
 ALGORITHM = Algorithm("12", "ab" * 32)
 READING = Reading(
@@ -50,6 +50,12 @@ def node(config: NodeConfig) -> Node:
 
 def uids(made) -> tuple[str, str, str]:
     return str(made.StudyInstanceUID), str(made.SeriesInstanceUID), str(made.SOPInstanceUID)
+
+
+def test_without_orthanc_these_tests_fail_and_say_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr("tests.serving.dicom.orthanc.PLUGIN", tmp_path / "missing.so")
+    with pytest.raises(OrthancError, match="apt-get install"), orthanc_server(tmp_path):
+        pytest.fail("started")
 
 
 def test_an_image_goes_there_is_found_and_comes_back(node):
