@@ -1,8 +1,8 @@
 """Archives that speak DICOMweb, named in the configuration; nobody's request names an address.
 
 Searches (QIDO-RS), fetches (WADO-RS) and stores (STOW-RS) through dicomweb-client. Here is what keeps that safe: time
-and size of every answer are bounded (`BoundedAdapter`), redirects are not followed, nothing is tried twice, identifiers are
-checked before they get into an address, and the environment's proxies and .netrc play no part.
+and size of every answer are bounded (`serving.dicom.bounded`), redirects are not followed, nothing is tried twice,
+identifiers are checked before they get into an address, and the environment's proxies and .netrc play no part.
 
 Concurrency: a `Node` may be used by any number of threads; each call has its own connection and reads its secrets
 anew, so that they can be rotated without a restart.
