@@ -106,6 +106,7 @@ def _prepare_store(config: ServerConfig) -> None:
         StoreError, ConfigError: it cannot be made.
     """
     read_secret(config.store.ledger_key_file)
+    read_secret(config.dicom.salt_file)
     database = Database(config.store.address)
     try:
         keys = KeyStore(database)

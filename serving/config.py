@@ -19,6 +19,7 @@ from starlette.types import Scope
 from csr.errors import ConfigError
 from serving.access.oidc import OidcConfig
 from serving.access.rates import RateLimits
+from serving.dicom.node_config import NodeConfig
 from serving.rest.limits import FORM_OVERHEAD, JSON_BYTES
 
 ADMIN_KEY = Path(".state/serving/admin.key")
@@ -215,6 +216,19 @@ class AccessConfig(_Section):
     admin_key_file: Path = ADMIN_KEY
 
 
+class DicomConfig(_Section):
+    """DICOM images and archives.
+
+    Args:
+        salt_file: of the pseudonyms of studies and images; made at the first start if it is missing. Keep it: with
+            another one nothing can be sent back to where it came from.
+        nodes: DICOMweb archives by name, see `serving.dicom.node_config.NodeConfig`.
+    """
+
+    salt_file: Path = Path(".state/serving/salt.key")
+    nodes: dict[str, NodeConfig] = {}
+
+
 class TelemetryConfig(_Section):
     """What the server says of itself.
 
@@ -242,6 +256,7 @@ class ServerConfig(_Section):
     cache_mb: Count = 256
     store: StoreConfig = StoreConfig()
     access: AccessConfig = AccessConfig()
+    dicom: DicomConfig = DicomConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
 

@@ -180,6 +180,14 @@ class DataPlane:
         steps.lap("draw")
         return png
 
+    def size(self, digest: str, steps: Steps) -> ImageSize:
+        """Of the uploaded image, in whose pixels boxes and peaks are.
+
+        Raises:
+            UnknownStudyError, OtherInputError, StoreError: see `predict`.
+        """
+        return _size(self._study(digest, steps)[1].placement)
+
     def image(self, digest: str, steps: Steps) -> bytes:
         """The study as the network saw it, without margins, as PNG.
 

@@ -241,3 +241,15 @@ class NodeStoreError(NodeError):
     """A DICOM node that did not store all that it was sent."""
 
     code = "dicom_store_failed"
+
+
+class NoSourceError(ServingError):
+    """A study that was not added as a DICOM image."""
+
+    code, status = "not_dicom", 409
+
+
+class UnknownNodeError(ServingError):
+    """No archive of this name in the configuration."""
+
+    code, status = "unknown_node", 404

@@ -8,6 +8,7 @@ from typing import Any
 from serving.models import Model, Role
 from serving.schemas import (
     ImageSize,
+    InteractionAnswer,
     InteractionRequest,
     ModelChange,
     Prediction,
@@ -15,6 +16,7 @@ from serving.schemas import (
     ReviewAnswer,
     ReviewRequest,
 )
+from serving.schemas.dicom import SendRequest
 from serving.steps import Steps
 from serving.store.entries import Caller, Entry, Receipt
 from serving.store.ledger import Ledger
@@ -100,6 +102,15 @@ def reviews(ledger: Ledger, bundle: str) -> Iterator[ReviewAnswer]:
                 bundle=bundle, reviewer=row["actor"], at=row["at"], record=_record(row), **said
             )
     yield from last.values()
+
+
+def document_entry(
+    caller: Caller, answer: InteractionAnswer, request: SendRequest, original: str, documents: list[str]
+) -> Entry:
+    """Documents that an archive took. ``original`` is the image's salted UID: the real one stays out of the ledger."""
+    about = {"node": request.node, "original": original, "interaction": answer.record.number}
+    body = {"version": answer.model.version, "request": about, "documents": documents}
+    return Entry("document", caller, answer.model.digest, body, answer.digest)
 
 
 def change_entry(role: Role, digest: str, version: str, previous: str, after: int) -> Entry:

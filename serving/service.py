@@ -21,6 +21,8 @@ from serving.config import (
     read_secret,
 )
 from serving.dataplane import DataPlane
+from serving.dicom.nodes import Node
+from serving.documents import Documents, identify
 from serving.engines import Engine, OrtEngine, TritonEngine
 from serving.errors import ServingError
 from serving.inference import AuditedInference
@@ -44,6 +46,7 @@ class Service:
     plane: DataPlane
     catalogue: Catalogue
     inference: AuditedInference
+    documents: Documents
     telemetry: Telemetry
     limits: HTTPConfig
     authenticator: Authenticator
@@ -74,13 +77,16 @@ class Service:
         watch = Watch(followers, config.model.registry.poll_s)
         watch.start()
         shadow = Shadow(models, store.ledger, telemetry)
-        plane = DataPlane(models, store, Intake(lambda data: None), shadow, telemetry, config.cache_mb << 20)
+        salt = read_secret(config.dicom.salt_file)
+        plane = DataPlane(models, store, Intake(identify(salt)), shadow, telemetry, config.cache_mb << 20)
+        nodes = {name: Node(name, each) for name, each in config.dicom.nodes.items()}
         return cls(
             models=models,
             store=store,
             plane=plane,
             catalogue=Catalogue(models, store, telemetry),
             inference=AuditedInference(models, store.ledger),
+            documents=Documents(plane, nodes, salt, telemetry),
             telemetry=telemetry,
             limits=config.http,
             authenticator=_authenticator(config.access, keys),

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from serving.access.middleware import Access
 from serving.access.signin import add_sign_in
 from serving.oip.rest import add_open_inference
-from serving.rest import catalogue, studies
+from serving.rest import catalogue, dicom, studies
 from serving.rest.errors import RESPONSES, add_error_handlers
 from serving.rest.limits import LimitBody
 from serving.schemas import Health
@@ -48,6 +48,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Access, authenticator=service.authenticator)
     add_sign_in(app, service.authenticator, secure)
     add_error_handlers(app)
+    app.include_router(dicom.routes(service))
     app.include_router(studies.routes(service))
     app.include_router(catalogue.routes(service))
     add_open_inference(app, lambda: service.inference)

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from serving.store.database import now
 
-Kind = Literal["prediction", "interaction", "inference", "shadow", "review", "model"]
+Kind = Literal["prediction", "interaction", "inference", "document", "shadow", "review", "model"]
 _HASHED = ("number", "at", "kind", "actor", "request_id", "once", "study", "bundle", "body", "previous")
 
 
