@@ -116,7 +116,7 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
     from pydicom.pixels import apply_color_lut
 
     try:
-        _check_inflated(data, name)
+        check_inflated(data, name)
         dataset = pydicom.dcmread(io.BytesIO(data))
         if missing := [tag for tag in _NEEDED if tag not in dataset]:
             raise ImageError(f"{name}: the DICOM file holds no image (it has no {missing[0]})")
@@ -136,7 +136,7 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
         raise ImageError(f"{name}: the DICOM file cannot be decoded ({error})") from None
 
 
-def _check_inflated(data: bytes, name: str) -> None:
+def check_inflated(data: bytes, name: str) -> None:
     """Refuses a deflated data set (PS3.5 A.5) that would fill the memory, before pydicom unpacks all of it."""
     start = 144 + int.from_bytes(data[140:144], "little")  # the file meta information begins with its length (PS3.10)
     if b"1.2.840.10008.1.2.1.99" in data[132:start]:

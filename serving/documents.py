@@ -41,6 +41,7 @@ from serving.telemetry import Telemetry
 from serving.telemetry.metrics import DicomOperation
 
 T = TypeVar("T")
+_PSEUDONYM = 63  # characters that a report has for one
 
 
 class Documents:
@@ -212,7 +213,7 @@ def _reading(answer: InteractionAnswer, request: InteractionRequest, caller: Cal
             for box in request.boxes
         ),
         abstains=said.abstains,
-        reader=caller.actor,
+        reader=caller.actor.replace(":", ".")[:_PSEUDONYM],
     )
 
 

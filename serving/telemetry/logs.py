@@ -43,6 +43,8 @@ FIELDS = (
 )
 _NOTED = ("request_id", "key_id", "study")
 _REDACTED = "[redacted]"
+# They quote what patients are called, and the addresses of queries about them.
+_TALKATIVE = ("pydicom", "highdicom", "dicomweb_client", "urllib3")
 # A header as text, as JSON, or as a pair of Python strings or bytes; unquoted it takes the rest of its line.
 _HEADER = r"(?i)(authorization[\\\"']*\s*[:=,]\s*)(?:b?\"[^\"\r\n]*\"?|b?'[^'\r\n]*'?|[^\"'\s][^\r\n]*)"
 # Passwords can be tokens of a thousand characters and more; without a limit a hostile text takes quadratic time.
@@ -159,6 +161,8 @@ def configure_logging(level: str = "INFO", stream: TextIO | None = None) -> logg
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     return handler
 
 
