@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo repro compare retrain serve mlflow test lint format bench-prepare lock triton clean
+.PHONY: help setup demo repro compare retrain serve mlflow test lint format bench-prepare bench-serving lock triton clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -69,6 +69,9 @@ format: $(READY) ## let ruff rewrite the code
 
 bench-prepare: $(READY) ## stage prepare beside bare decoding, and its memory by the number of images
 	@python -m pipelines.bench_prepare
+
+bench-serving: $(READY) triton ## the server beside a bare echo, bare ONNX Runtime and Triton; writes reports/serving.md
+	@python -m tests.bench.serving
 
 lock: $(READY) ## pin all dependencies of pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/python -m pip install --quiet "uv>=0.9,<1"
