@@ -1,7 +1,8 @@
 """The Open Inference Protocol over the models in service, every answer on record.
 
 Whoever brings tensors gets predictions as a reader does, so these are in the ledger too before they leave: the digests
-of what came in and of what went out, image by image, since a request may hold any number of studies and none of ours.
+of what came in and of what is concluded from it, image by image, since a request may hold any number of studies and
+none of ours.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from serving.models import ServedModels
 from serving.oip import BundleModels, ModelSpec, ServedBundle, ServedVersions
 from serving.store.entries import Caller, Entry
 from serving.store.ledger import Ledger
+
+_MAPS = frozenset({"patches", "similarity_maps", "concept_maps"})  # large, and decided by the rest
 
 asking: ContextVar[Caller] = ContextVar("csr_asking")  # set by whoever let the request in
 
@@ -50,7 +53,7 @@ class AuditedInference:
             "version": answered,
             "request": {"model": name, "inputs": {key: _digests(key, value) for key, value in inputs.items()}},
             "before": None,
-            "after": {key: _digests(key, value) for key, value in values.items()},
+            "after": {key: _digests(key, value) for key, value in values.items() if key not in _MAPS},
             "latency_ms": round((perf_counter() - started) * 1000, 3),
         }
         bundle = next((model.digest for _, model in self._models.in_service() if model.version == answered), "")

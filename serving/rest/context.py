@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Response
 
+from serving.schemas.base import Answer
 from serving.steps import Steps
 from serving.store.entries import Caller
 from serving.telemetry.logs import current_request_id
@@ -16,7 +17,7 @@ PNG: dict[int | str, dict[str, Any]] = {
 _NAME = r"^[\x21-\x7e]{1,128}$"
 
 
-def caller(
+async def caller(  # a coroutine only because FastAPI runs functions in threads, which takes longer than this does
     request: Request,
     idempotency_key: Annotated[
         str | None,
@@ -28,6 +29,11 @@ def caller(
 
 
 CallerOf = Annotated[Caller, Depends(caller)]
+
+
+def answered(answer: Answer, status: int = 200) -> Response:
+    """An answer as JSON. Made here and not by FastAPI, which would check what we built against what we said."""
+    return Response(answer.model_dump_json(), status, media_type="application/json")
 
 
 def png(data: bytes, steps: Steps) -> Response:

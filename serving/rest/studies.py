@@ -10,7 +10,7 @@ from fastapi import Path as InPath
 
 from serving.errors import TooManyFilesError
 from serving.intake import Upload
-from serving.rest.context import PNG, CallerOf, png
+from serving.rest.context import PNG, CallerOf, answered, png
 from serving.schemas import (
     InteractionAnswer,
     InteractionRequest,
@@ -33,29 +33,31 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1")
     plane = service.plane
 
-    @router.post("/studies", status_code=201)
-    async def add_study(caller: CallerOf, file: Annotated[UploadFile, File()]) -> StudyAnswer:
+    @router.post(
+        "/studies/{digest}/interactions", response_model=InteractionAnswer
+    )  # first: the one that must be quick
+    async def interact(digest: Digest, request: InteractionRequest, caller: CallerOf) -> Response:
+        """Applies an interaction, which carries its whole state, and says what changed and why."""
+        return answered(await to_thread(plane.interact, digest, request, caller))
+
+    @router.post("/studies", status_code=201, response_model=StudyAnswer)
+    async def add_study(caller: CallerOf, file: Annotated[UploadFile, File()]) -> Response:
         """Adds a study and predicts."""
         upload = await _upload(file)
-        return (await to_thread(plane.add_studies, [upload], caller))[0]
+        return answered((await to_thread(plane.add_studies, [upload], caller))[0], 201)
 
-    @router.post("/studies/batch", status_code=201)
-    async def add_studies(caller: CallerOf, files: Annotated[list[UploadFile], File()]) -> StudiesAnswer:
+    @router.post("/studies/batch", status_code=201, response_model=StudiesAnswer)
+    async def add_studies(caller: CallerOf, files: Annotated[list[UploadFile], File()]) -> Response:
         """Adds several studies, all or, if one of them cannot be read, none."""
         if len(files) > service.limits.batch_files:
             raise TooManyFilesError(f"files: {len(files)} in one request, the limit is {service.limits.batch_files}")
         uploads = [await _upload(file) for file in files]
-        return StudiesAnswer(studies=await to_thread(plane.add_studies, uploads, caller))
+        return answered(StudiesAnswer(studies=await to_thread(plane.add_studies, uploads, caller)), 201)
 
-    @router.get("/studies/{digest}")
-    async def study(digest: Digest, caller: CallerOf) -> StudyAnswer:
+    @router.get("/studies/{digest}", response_model=StudyAnswer)
+    async def study(digest: Digest, caller: CallerOf) -> Response:
         """The prediction without interaction, again."""
-        return await to_thread(plane.predict, digest, caller)
-
-    @router.post("/studies/{digest}/interactions")
-    async def interact(digest: Digest, request: InteractionRequest, caller: CallerOf) -> InteractionAnswer:
-        """Applies an interaction, which carries its whole state, and says what changed and why."""
-        return await to_thread(plane.interact, digest, request, caller)
+        return answered(await to_thread(plane.predict, digest, caller))
 
     @router.get("/studies/{digest}/image.png", response_class=Response, responses=PNG)
     async def image(digest: Digest) -> Response:
@@ -63,15 +65,15 @@ def routes(service: Service) -> APIRouter:
         steps = Steps(service.telemetry)
         return png(await to_thread(plane.image, digest, steps), steps)
 
-    @router.get("/studies/{digest}/maps")
-    async def maps(digest: Digest) -> MapsAnswer:
+    @router.get("/studies/{digest}/maps", response_model=MapsAnswer)
+    async def maps(digest: Digest) -> Response:
         """All similarity maps without interaction, as numbers."""
-        return await to_thread(plane.maps, digest)
+        return answered(await to_thread(plane.maps, digest))
 
-    @router.post("/studies/{digest}/maps")
-    async def maps_after(digest: Digest, request: InteractionRequest) -> MapsAnswer:
+    @router.post("/studies/{digest}/maps", response_model=MapsAnswer)
+    async def maps_after(digest: Digest, request: InteractionRequest) -> Response:
         """All similarity maps under an interaction, as numbers."""
-        return await to_thread(plane.maps, digest, request)
+        return answered(await to_thread(plane.maps, digest, request))
 
     # ``:path`` because concept names may hold a slash, as VinDr-CXR's "Nodule/Mass" does.
     @router.get("/studies/{digest}/maps/{concept:path}.png", response_class=Response, responses=PNG)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from PIL import Image
 from sqlalchemy.dialects import postgresql, sqlite
 
-from csr.images import Placement, to_png
+from csr.images import Placement
 from serving.store.database import Database, now
 from serving.store.schema import assessment, ledger, study
 
@@ -75,7 +76,7 @@ def save_study(connection: sa.Connection, stored: StoredStudy) -> None:
     values = {
         "digest": stored.digest,
         "added_at": now(),
-        "canvas": to_png(stored.canvas),
+        "canvas": _png(stored.canvas),
         "width": place.width,
         "height": place.height,
         "scale": place.scale,
@@ -83,12 +84,13 @@ def save_study(connection: sa.Connection, stored: StoredStudy) -> None:
         "offset_top": place.top,
         "source": stored.source,
     }
-    _upsert(connection, study, values, ("digest",))
+    connection.execute(_upsert(connection.dialect.name, study, "digest"), values)
 
 
 def save_assessment(connection: sa.Connection, given: Assessment) -> None:
     """Keeps what is said of a study, in place of what was said before."""
-    _upsert(connection, assessment, {**vars(given), "assessed_at": now()}, ("study",))
+    values = {**vars(given), "assessed_at": now()}
+    connection.execute(_upsert(connection.dialect.name, assessment, "study"), values)
 
 
 def load_study(database: Database, digest: str) -> StoredStudy | None:
@@ -133,8 +135,17 @@ def _worklist_row(row: Any) -> WorklistRow:
     return WorklistRow(Assessment(**known), row["assessed_at"], row["count"] or 0, row["last_at"])
 
 
-def _upsert(connection: sa.Connection, table: sa.Table, values: dict[str, Any], keys: tuple[str, ...]) -> None:
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement: Any = insert(table).values(**values)
-    changed = {name: statement.excluded[name] for name in values if name not in (*keys, "added_at")}
-    connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=changed))
+@cache
+def _upsert(dialect: str, table: sa.Table, key: str) -> Any:
+    """Inserts a row, or replaces all but its key and the time it was added. Made once: it costs more than to run it."""
+    insert: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[dialect](table)
+    changed = {each.name: insert.excluded[each.name] for each in table.columns if each.name not in (key, "added_at")}
+    return insert.on_conflict_do_update(index_elements=[key], set_=changed)
+
+
+def _png(canvas: np.ndarray) -> bytes:
+    """Quickly rather than small: an upload waits for it."""
+    pixels = canvas[0] if canvas.shape[0] == 1 else np.moveaxis(canvas, 0, -1)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
