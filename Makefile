@@ -14,7 +14,8 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo repro compare retrain serve mlflow test lint format bench-prepare bench-serving lock triton clean
+.PHONY: help setup demo repro compare retrain serve mlflow test lint format bench-prepare bench-serving test-faults lock \
+	triton clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -45,7 +46,7 @@ retrain: $(READY) ## python -m pipelines.retrain: reproduce, judge against the c
 	@python -m pipelines.retrain
 
 serve: $(READY) ## serve build/bundle and the page at http://127.0.0.1:8000 (PORT=...)
-	@python -m serving.app --bundle build/bundle --port $(PORT)
+	@csr serve --bundle build/bundle --port $(PORT)
 
 mlflow: $(READY) ## MLflow's UI on the local runs at http://127.0.0.1:5000
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
@@ -69,6 +70,9 @@ format: $(READY) ## let ruff rewrite the code
 
 bench-prepare: $(READY) ## stage prepare beside bare decoding, and its memory by the number of images
 	@python -m pipelines.bench_prepare
+
+test-faults: $(READY) triton ## the long part of the tests: kills replicas, Triton, the database and the server under load
+	@python -m pytest tests/faults -m faults
 
 bench-serving: $(READY) triton ## the server beside a bare echo, bare ONNX Runtime and Triton; writes reports/serving.md
 	@python -m tests.bench.serving

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import yaml
@@ -43,35 +44,49 @@ class Serving:
 
     def replicas(self) -> list[int]:
         """Process ids of its replicas."""
+        return [pid for pid, title in self.processes() if title.startswith(b"ray::ServeReplica:csr:reader")]
+
+    def processes(self) -> list[tuple[int, bytes]]:
+        """Everything that it started, by id and command line."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 title = (folder / "cmdline").read_bytes()
             except OSError:
                 continue
-            if title.startswith(b"ray::ServeReplica:csr:reader") and _descends(int(folder.name), self.process.pid):
-                found.append(int(folder.name))
+            if _descends(int(folder.name), self.process.pid):
+                found.append((int(folder.name), title))
         return found
 
 
 @contextmanager
-def ray_serve(bundle: Path, folder: Path, replicas: int = 1) -> Iterator[Serving]:
-    """Our server by ``python -m serving.app``; its limits are out of the way of one client that asks all the time."""
+def ray_serve(bundle: Path, folder: Path, count: int = 1, **sections: dict[str, Any]) -> Iterator[Serving]:
+    """Our server by ``python -m serving.app``; its limits are out of the way of one client that asks all the time.
+
+    Args:
+        bundle: to serve.
+        folder: in which it runs; one that it ran in before has its store and keys.
+        count: of its replicas.
+        sections: of the configuration, instead of or beside what is said here.
+    """
     port, grpc = free_port(), free_port()
-    config = {
+    config: dict[str, dict[str, Any]] = {
         "model": {"bundle": str(bundle.resolve())},
         "http": {"port": port},
         "grpc": {"port": grpc},
-        "replicas": {"least": replicas, "most": replicas, "cpus": 0.5, "ongoing": 64, "queued": 256},
+        "replicas": {"least": count, "most": count, "cpus": 0.5, "ongoing": 64, "queued": 256},
         "access": {"rates": {"requests_per_minute": 10_000_000, "concurrent": 256}},
         "telemetry": {"log_level": "WARNING"},
     }
-    folder.mkdir(parents=True)
+    config = config | {name: config.get(name, {}) | section for name, section in sections.items()}
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "serving.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "serving.app", "--config", "serving.yaml"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + START_S
         while b"ready in" not in (folder / "log").read_bytes():
@@ -81,8 +96,9 @@ def ray_serve(bundle: Path, folder: Path, replicas: int = 1) -> Iterator[Serving
         key = (folder / ".state/serving/admin.key").read_text().strip()
         yield Serving(f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc}", key, process)
     finally:
-        process.terminate()
-        process.wait(60)
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
 
 
 @contextmanager
