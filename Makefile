@@ -72,7 +72,7 @@ bench-prepare: $(READY) ## stage prepare beside bare decoding, and its memory by
 	@python -m pipelines.bench_prepare
 
 test-faults: $(READY) triton ## the long part of the tests: kills replicas, Triton, the database and the server under load
-	@python -m pytest tests/faults -m faults
+	@python -m pytest -s tests/serving/faults -m faults
 
 bench-serving: $(READY) triton ## the server beside a bare echo, bare ONNX Runtime and Triton; writes reports/serving.md
 	@python -m tests.bench.serving

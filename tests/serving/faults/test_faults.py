@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from csr.bundle import Bundle
 from serving.client import Client, InteractionRequest
 from serving.triton import ENCODER, REASONER, build_repository
 from tests.bench.servers import Serving, ray_serve
-from tests.faults.load import Heard, check_ledger, readers, status, wait_for
+from tests.serving.faults.load import Heard, check_ledger, readers, status, wait_for
 from tests.serving.postgres import postgres
 from tests.serving.test_rollout import another
 from tests.serving.triton_server import TritonServer
@@ -65,10 +66,8 @@ def test_the_whole_server_is_killed(bundle: Bundle, sample: bytes, tmp_path: Pat
         with readers(server.url, server.key, digest, READERS) as heard:
             wait_for(lambda: len(heard.records) > 200, 30)
             for pid, _ in server.processes():
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             server.process.kill()
             server.process.wait(10)
     check_ledger(heard, *ledger_of(tmp_path))
@@ -134,6 +133,7 @@ def test_triton_is_killed(bundle: Bundle, sample: bytes, tmp_path: Path) -> None
 
 def test_a_roll_out_under_load_drops_nothing(bundle: Bundle, sample: bytes, tmp_path: Path) -> None:
     served, second = tmp_path / "bundle", another(bundle, tmp_path / "second", code_revision="second")
+    digests = {bundle.digest, second.digest}
     shutil.copytree(bundle.path, served)
     model = {"registry": {"poll_s": 0.5}}
     with ray_serve(served, tmp_path / "serve", 2, model={"bundle": str(served)} | model) as server:
@@ -146,7 +146,7 @@ def test_a_roll_out_under_load_drops_nothing(bundle: Bundle, sample: bytes, tmp_
             seen = len(heard.records)
             wait_for(lambda: len(heard.records) > seen + 300, 60)
         assert not heard.refused
-        assert heard.models == {bundle.digest, second.digest}
+        assert heard.models == digests
         length = check_ledger(heard, *ledger_of(tmp_path / "serve"))
         report("roll-out", heard, first_new_answer_after=f"{swapped:.1f} s", length=length)
 
