@@ -23,6 +23,7 @@ from csr.errors import ConfigError
 from serving.config import ServerConfig
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least; requests and answers do not pass through it
+APPLICATION = "csr"
 GRPC_SERVICE = "serving.oip.grpc.add_open_inference_to_server"
 _OWN_PORTS = range(20000, 30000)
 _SETTINGS = {
@@ -115,7 +116,10 @@ def ray_serve(config: ServerConfig) -> Iterator[None]:
                 _deploy(config, Path(numbers))
             except (RayError, RuntimeError) as error:
                 raise ConfigError(f"Ray Serve did not start; it says: {error}") from None
-            yield
+            try:
+                yield
+            finally:
+                serve.delete(APPLICATION)  # waits for requests in flight, which a shutdown would cut off
     finally:
         if ray.is_initialized():
             serve.shutdown()
@@ -142,4 +146,4 @@ def _deploy(config: ServerConfig, numbers: Path) -> None:
     if config.grpc.port is not None:
         grpc = gRPCOptions(port=config.grpc.port, grpc_servicer_functions=[GRPC_SERVICE])
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=http, grpc_options=grpc, logging_config=quiet)
-    serve.run(build(config, numbers), name="csr", route_prefix="/", logging_config=quiet)
+    serve.run(build(config, numbers), name=APPLICATION, route_prefix="/", logging_config=quiet)

@@ -47,13 +47,16 @@ class BatchingEngine:
         self._engine = engine
         self._loop = loop
 
+        # A thread of its own: those of requests may all be waiting for this one.
+        worker = ThreadPoolExecutor(1, "encode")
+
         @serve.batch(max_batch_size=config.images, batch_wait_timeout_s=config.wait_ms / 1000)
         async def encode(images: list[np.ndarray]) -> list[np.ndarray]:
             encoded(len(images))
-            patches = await asyncio.to_thread(engine.encode, np.stack(images))
-            return list(patches)
+            return list(await loop.run_in_executor(worker, engine.encode, np.stack(images)))
 
         self._encode = encode
+        self._worker = worker
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         if len(images) > 1:  # a batch already
@@ -75,6 +78,7 @@ class BatchingEngine:
         self._engine.ready()
 
     def close(self) -> None:
+        self._worker.shutdown(wait=False)
         self._engine.close()
 
 

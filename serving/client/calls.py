@@ -170,7 +170,7 @@ def wait_before(attempt: int, response: httpx.Response | None) -> float | None:
         attempt: that was made, from 1.
         response: that came back, if one did.
     """
-    if response is not None and response.status_code not in _AGAIN:
+    if response is not None and response.status_code not in _AGAIN and not _of_proxy(response):
         return None
     if attempt >= TRIES:
         return None
@@ -179,6 +179,11 @@ def wait_before(attempt: int, response: httpx.Response | None) -> float | None:
         return min(float(asked), _LONGEST_WAIT_S)
     # Not all clients at the same moment.
     return min(_FIRST_WAIT_S * 2 ** (attempt - 1), _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
+
+
+def _of_proxy(response: httpx.Response) -> bool:
+    """Ray's proxy says that there is no application: it has gone, and may come back."""
+    return response.status_code == 404 and b"/-/routes" in response.content
 
 
 def unreachable(url: str, error: Exception) -> ServerUnreachableError:

@@ -135,9 +135,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_what_may_be_tried_again_is(waits: list[float]) -> None:
     busy = httpx.Response(503, headers={"Retry-After": "3"})
-    transport = Failing(REFUSED, busy, httpx.Response(502), httpx.Response(200, json=ATLAS))
+    gone = httpx.Response(404, text="Path '/v1/atlas' not found. Ping http://.../-/routes for available routes.")
+    transport = Failing(REFUSED, busy, httpx.Response(502), gone, httpx.Response(200, json=ATLAS))
     assert Client(URL, "k", transport=transport).atlas().entries == []
-    assert len(waits) == 3 and waits[1] == 3.0
+    assert len(waits) == 4 and waits[1] == 3.0
 
 
 def test_a_repetition_has_the_same_idempotency_key(waits: list[float]) -> None:

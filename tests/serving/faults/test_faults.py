@@ -10,16 +10,19 @@ import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 
 from csr.bundle import Bundle
 from serving.client import Client, InteractionRequest
 from serving.triton import ENCODER, REASONER, build_repository
 from tests.bench.servers import Serving, ray_serve
+from tests.serving.conftest import png
 from tests.serving.faults.load import Heard, check_ledger, readers, status, wait_for
 from tests.serving.postgres import postgres
 from tests.serving.test_rollout import another
@@ -192,6 +195,23 @@ def test_more_than_a_server_takes_is_told_to_come_back(bundle: Bundle, sample: b
         assert status(server.url, "/health/ready") == 200
         refused = sum(answer.status_code == 503 for answer in answers)
         print(f"\nback-pressure: {refused} of {len(answers)} told to come back")
+
+
+def test_as_many_uploads_at_once_as_a_replica_takes(bundle: Bundle, tmp_path: Path) -> None:
+    """Each waits for a batch, and the batch must not wait for them."""
+    with ray_serve(bundle.path, tmp_path, replicas={"ongoing": 4, "queued": 64}) as server:
+        files = [png(np.full((64, 64), value, np.uint8)) for value in range(0, 240, 6)]
+        digests: set[str] = set()
+
+        def add(data: bytes) -> None:
+            with Client(server.url, server.key) as client:
+                digests.add(client.add_study(("a.png", data)).digest)
+
+        started = time.monotonic()
+        with ThreadPoolExecutor(len(files)) as pool:
+            list(pool.map(add, files))
+        assert len(digests) == len(files)
+        print(f"\nuploads: {len(files)} at once within {time.monotonic() - started:.1f} s")
 
 
 def test_slow_clients_are_cut_and_others_answered(bundle: Bundle, sample: bytes, tmp_path: Path) -> None:
