@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 import yaml
 from tritonclient.utils import InferenceServerException
@@ -23,7 +25,7 @@ from csr.errors import ConfigError
 from serving.client import Box, Client, ClientError, InteractionRequest
 from serving.cluster import free_port
 from serving.config import parse_config
-from tests.serving.conftest import altered_copy
+from tests.serving.conftest import altered_copy, png
 from tests.serving.oip.conftest import expected, inputs, reasoner_inputs, runner
 from tests.serving.oip.test_protocol import PROTOCOLS, Arrays, check_conversation, converse, tensors
 
@@ -66,7 +68,7 @@ def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "model": {"bundle": str(bundle.path)},
         "http": {"port": port},
         "grpc": {"port": grpc_port},
-        "replicas": {"least": 2, "most": 2, "cpus": 0.5},
+        "replicas": {"least": 2, "most": 2, "cpus": 0.5, "ongoing": 4},
     }
     (folder / "serving.yaml").write_text(yaml.safe_dump(config))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -114,6 +116,18 @@ def test_the_inference_protocol_is_closed_to_strangers(server: Server, protocol:
         client.infer("csr_encoder", tensors(PROTOCOLS[protocol], {"image": inputs["image"]}))
     assert refused.value.status() == {"http": "401", "grpc": "StatusCode.UNAUTHENTICATED"}[protocol]
     client.close()
+
+
+def test_more_uploads_at_once_than_threads(server: Server) -> None:
+    """Each waits for the batch that its image is in, and the batch must not wait for a thread of theirs."""
+    files = [png(np.full((64, 64), value, np.uint8)) for value in range(0, 240, 10)]
+
+    def add(data: bytes) -> str:
+        with Client(server.url, server.key, timeout=httpx.Timeout(20)) as client:
+            return client.add_study(("a.png", data)).digest
+
+    with ThreadPoolExecutor(len(files)) as pool:
+        assert len(set(pool.map(add, files))) == len(files)
 
 
 def test_metrics_are_of_all_replicas(server: Server, sample: bytes) -> None:
