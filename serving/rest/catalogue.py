@@ -5,11 +5,21 @@ from __future__ import annotations
 from asyncio import to_thread
 
 from fastapi import APIRouter, Response
+from starlette.convertors import IntegerConvertor, register_url_convertor
 
 from serving.rest.context import PNG, CallerOf, png
 from serving.schemas import AtlasAnswer, ModelsAnswer, ReviewAnswer, ReviewRequest, ReviewsAnswer, Sample
 from serving.service import Service
 from serving.steps import Steps
+
+
+class _Index(IntegerConvertor):
+    """A number that can be a place in a list: Starlette's own convertor fails at one of thousands of digits."""
+
+    regex = "[0-9]{1,9}"
+
+
+register_url_convertor("index", _Index())
 
 
 def routes(service: Service) -> APIRouter:
@@ -22,7 +32,7 @@ def routes(service: Service) -> APIRouter:
         """Every prototype with its source, usage and reliance."""
         return catalogue.atlas()
 
-    @router.get("/atlas/{concept:path}/{index:int}.png", response_class=Response, responses=PNG)
+    @router.get("/atlas/{concept:path}/{index:index}.png", response_class=Response, responses=PNG)
     async def crop(concept: str, index: int) -> Response:
         """What a prototype looks like."""
         steps = Steps(service.telemetry)
@@ -30,7 +40,7 @@ def routes(service: Service) -> APIRouter:
         steps.lap("draw")
         return png(data, steps)
 
-    @router.post("/atlas/{concept:path}/{index:int}/review", status_code=201)
+    @router.post("/atlas/{concept:path}/{index:index}/review", status_code=201)
     async def review(concept: str, index: int, request: ReviewRequest, caller: CallerOf) -> ReviewAnswer:
         """Puts on record whether a prototype should stay; the next training reads it."""
         return await to_thread(catalogue.review, concept, index, request, caller)
@@ -50,7 +60,7 @@ def routes(service: Service) -> APIRouter:
         """Studies to try the page with."""
         return models.champion.exhibits.samples
 
-    @router.get("/samples/{index:int}.png", response_class=Response, responses=PNG)
+    @router.get("/samples/{index:index}.png", response_class=Response, responses=PNG)
     async def sample(index: int) -> Response:
         """A sample's image, to be uploaded like any other."""
         return png(models.champion.exhibits.sample(index), Steps(service.telemetry))
