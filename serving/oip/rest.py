@@ -50,7 +50,7 @@ def add_open_inference(app: FastAPI, models: Callable[[], InferenceModels]) -> N
         models: gives the models at once, or raises `NotReadyError` with the reason.
     """
     responses: dict[int | str, dict[str, Any]] = {
-        status: {"model": Refusal} for status in (400, 404, 413, 415, 503, "default")
+        status: {"model": Refusal} for status in (400, 404, 413, 415, 503, "4XX", "5XX", "default")
     }
     router = APIRouter(prefix="/v2", tags=["open inference"], route_class=_Route, responses=responses)
     _add_server(router, models)
