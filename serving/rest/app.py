@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from serving.access.description import describe_access
 from serving.access.middleware import Access
 from serving.access.signin import add_sign_in
 from serving.oip.rest import add_open_inference
@@ -54,6 +55,7 @@ def create_app(service: Service) -> FastAPI:
     add_open_inference(app, lambda: service.inference)
     _add_health(app, service)
     _add_page(app)
+    describe_access(app)
     return app
 
 
