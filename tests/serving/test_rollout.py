@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
@@ -61,10 +62,13 @@ class Registry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # registering asks for the default one too
-    return Registry(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    # Registering asks MLflow's process-wide store for the model too; whoever set that one goes before the variable.
+    mlflow.set_tracking_uri(uri)
+    yield Registry(uri)
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the variable decides again
 
 
 @pytest.fixture
