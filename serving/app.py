@@ -20,8 +20,9 @@ from csr.errors import CSRError
 from serving.access.keys import KeyStore
 from serving.access.roles import Role
 from serving.cluster import ray_serve, set_environment
-from serving.config import ServerConfig, load_config, parse_config, read_secret
+from serving.config import ServerConfig, load_config, parse_config
 from serving.probe import wait_until_ready
+from serving.secrets import read_secret
 from serving.store.database import Database
 
 READY_WITHIN_S = 120.0
@@ -105,17 +106,20 @@ def _prepare_store(config: ServerConfig) -> None:
     Raises:
         StoreError, ConfigError: it cannot be made.
     """
-    read_secret(config.store.ledger_key_file)
-    read_secret(config.dicom.salt_file)
+    files = [config.store.ledger_key_file, config.dicom.salt_file]
+    if config.access.oidc is not None:
+        files.append(config.access.oidc.pseudonym_salt_file)
+    for secret in files:
+        read_secret(secret)
     database = Database(config.store.address)
     try:
         keys = KeyStore(database)
         if not keys.list():
-            _, secret = keys.create("admin", Role.ADMIN)
+            _, key = keys.create("admin", Role.ADMIN)
             file = config.access.admin_key_file
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file.touch(mode=0o600)
-            file.write_text(secret + "\n")
+            file.write_text(key + "\n")
             print(f"made a first API key, an admin's, in {file}; `csr keys create` makes others", flush=True)
     finally:
         database.close()

@@ -8,6 +8,8 @@ from serving.schemas import (
     AtlasAnswer,
     ModelRef,
     ModelsAnswer,
+    Order,
+    Progress,
     ReviewAnswer,
     ReviewRequest,
     ReviewsAnswer,
@@ -19,7 +21,7 @@ from serving.steps import Steps
 from serving.store import Store
 from serving.store.database import now
 from serving.store.entries import Caller
-from serving.store.studies import Order, Progress, WorklistRow, worklist
+from serving.store.studies import WorklistRow, worklist
 from serving.telemetry import Telemetry
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +22,6 @@ from serving.dicom.node_config import NodeConfig
 from serving.rest.limits import FORM_OVERHEAD, JSON_BYTES
 
 ADMIN_KEY = Path(".state/serving/admin.key")
-_KEY_BYTES = 32
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -289,29 +287,6 @@ def parse_config(content: Any, name: str = "config") -> ServerConfig:
             raise ConfigError(f"{name}: unknown key {place}; did you mean {near[0]!r}?") from None
         message = str(first["msg"]).removeprefix("Value error, ")
         raise ConfigError(f"{name}: {place}: {message}") from None
-
-
-def read_secret(file: Path) -> bytes:
-    """A secret's bytes; made, readable by its owner only, if the file is missing.
-
-    Raises:
-        ConfigError: the file cannot be read or made, or holds too little.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file.touch(mode=0o600, exist_ok=False)
-        file.write_text(secrets.token_hex(_KEY_BYTES) + "\n")
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be made ({error.strerror})") from None
-    try:
-        secret = file.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    if len(secret) < _KEY_BYTES:
-        raise ConfigError(f"{file}: holds {len(secret)} bytes, a secret needs {_KEY_BYTES}")
-    return secret
 
 
 def _keys(path: tuple[Any, ...]) -> list[str]:

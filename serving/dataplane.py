@@ -18,7 +18,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from csr.images import Placement, to_png
-from serving.errors import FrameError, OtherInputError, StoreError, UnknownStudyError
+from serving.errors import FrameError, OtherInputError, StoreError
 from serving.explain import compare
 from serving.frames import image_part
 from serving.intake import Intake, Upload
@@ -276,8 +276,6 @@ class DataPlane:
             # Another replica may have seen a later upload.
             stored = load_study(self.store.database, digest)
             steps.lap("load")
-            if stored is None:
-                raise UnknownStudyError("no study of this digest was added; upload it first")
             if stored.canvas.shape != model.canvas_shape:
                 raise OtherInputError(
                     f"the study was added for a model that looks at {stored.canvas.shape[-1]} pixels, this one looks "

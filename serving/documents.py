@@ -21,7 +21,7 @@ from serving.dicom.capture import secondary_capture
 from serving.dicom.identity import Algorithm
 from serving.dicom.nodes import Node, Query
 from serving.dicom.report import ClassProbability, Finding, ReaderBox, Reading, structured_report
-from serving.errors import DicomContextError, NodeError, NoSourceError, UnknownNodeError, UnknownStudyError
+from serving.errors import DicomContextError, NodeError, NoSourceError, UnknownNodeError
 from serving.intake import Upload
 from serving.pictures import picture
 from serving.records import document_entry, record
@@ -152,12 +152,10 @@ class Documents:
         return secondary_capture(source, drawn, said, _algorithm(answer), _now(), context)
 
     def _source(self, digest: str) -> DicomSource:
-        stored = load_study(self._plane.store.database, digest)
-        if stored is None:
-            raise UnknownStudyError("no study of this digest was added; upload it first")
-        if stored.source is None:
+        source = load_study(self._plane.store.database, digest).source
+        if source is None:
             raise NoSourceError("the study was not added as a DICOM image, so no DICOM document can be about it")
-        return DicomSource.from_json(stored.source)
+        return DicomSource.from_json(source)
 
     def _original(self, archive: Node, source: DicomSource, at: InstanceRef) -> pydicom.Dataset:
         if pseudonymous_uid(at.instance_uid, self._salt) != source.instance_uid:

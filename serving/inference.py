@@ -16,7 +16,7 @@ import numpy as np
 
 from csr.images import pixel_digest
 from serving.models import ServedModels
-from serving.oip import BundleModels, ModelSpec, ServedBundle, ServedVersions
+from serving.oip import BundleModels, ModelSpec, ServedVersions
 from serving.store.entries import Caller, Entry
 from serving.store.ledger import Ledger
 
@@ -48,7 +48,8 @@ class AuditedInference:
         self, name: str, version: str | None, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> tuple[str, dict[str, np.ndarray]]:
         started = perf_counter()
-        answered, values = self._inner.infer(name, version, inputs, outputs)
+        served = self._current()  # held to the end, so that a roll-out meanwhile takes nothing from this request
+        answered, values = BundleModels(lambda: served).infer(name, version, inputs, outputs)
         body = {
             "version": answered,
             "request": {"model": name, "inputs": {key: _digests(key, value) for key, value in inputs.items()}},
@@ -56,16 +57,14 @@ class AuditedInference:
             "after": {key: _digests(key, value) for key, value in values.items() if key not in _MAPS},
             "latency_ms": round((perf_counter() - started) * 1000, 3),
         }
-        bundle = next((model.digest for _, model in self._models.in_service() if model.version == answered), "")
-        self._ledger.append([Entry("inference", asking.get(), bundle, body)])
+        self._ledger.append([Entry("inference", asking.get(), served.bundles[answered].digest, body)])
         return answered, values
 
     def _current(self) -> ServedVersions:
         champion = self._models.champion
         # The champion last: it is the one if a challenger has the same version.
         served = [*(model for role, model in self._models.in_service() if role == "challenger"), champion]
-        bundles = {model.version: ServedBundle(model.manifest, model.engine) for model in served}
-        return ServedVersions(bundles, champion.version)
+        return ServedVersions({model.version: model for model in served}, champion.version)
 
 
 def _digests(name: str, tensor: np.ndarray) -> list[str]:

@@ -18,7 +18,6 @@ from serving.config import (
     HTTPConfig,
     ModelConfig,
     ServerConfig,
-    read_secret,
 )
 from serving.dataplane import DataPlane
 from serving.dicom.nodes import Node
@@ -29,6 +28,7 @@ from serving.inference import AuditedInference
 from serving.intake import Intake
 from serving.models import ServedModels
 from serving.rollout import Follower, MakeEngine, Watch
+from serving.secrets import read_secret
 from serving.shadow import Shadow
 from serving.sources import AliasSource, FolderSource, Source
 from serving.store import Store

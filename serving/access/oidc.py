@@ -27,10 +27,10 @@ from csr.errors import ConfigError
 from serving.access.jwks import SigningKeys, read_address, read_file
 from serving.access.roles import Actor, Role
 from serving.errors import ForbiddenError, TokenError
+from serving.secrets import read_secret
 
 REMEMBERED = 1024
 REMEMBERED_S = 5.0
-SALT_BYTES = 16
 _CLAIMS = ["exp", "iss", "aud", "sub"]
 _REASONS: tuple[tuple[type[Exception], str, str], ...] = (
     (jwt.ExpiredSignatureError, "token_expired", "the token has expired; get a new one"),
@@ -58,8 +58,8 @@ class OidcConfig(BaseModel):
         leeway_s: how far clocks may be apart.
         retry_s: the least time between two readings of the keys.
         timeout_s: for each step of reading them.
-        pseudonym_salt_file: a file with at least `SALT_BYTES` random bytes. With another salt everybody has another
-            pseudonym, so keep it as long as the ledger.
+        pseudonym_salt_file: of the pseudonyms; made at the first start if it is missing. With another salt everybody
+            has another pseudonym, so keep it as long as the ledger.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,7 +74,7 @@ class OidcConfig(BaseModel):
     leeway_s: NonNegativeFloat = Field(default=30.0, le=300)
     retry_s: NonNegativeFloat = 15.0
     timeout_s: PositiveFloat = 3.0
-    pseudonym_salt_file: Path
+    pseudonym_salt_file: Path = Path(".state/serving/actors.key")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -97,7 +97,7 @@ class TokenVerifier:
 
     def __init__(self, config: OidcConfig) -> None:
         self._config = config
-        self._salt = _salt(config.pseudonym_salt_file)
+        self._salt = read_secret(config.pseudonym_salt_file)
         if config.jwks_file is not None:
             read = read_file(config.jwks_file)
             try:
@@ -188,13 +188,3 @@ def _refusal(error: Exception) -> TokenError:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
-
-
-def _salt(file: Path) -> bytes:
-    try:
-        salt = file.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"{file}: the salt of pseudonyms cannot be read ({error.strerror})") from None
-    if len(salt) < SALT_BYTES:
-        raise ConfigError(f"{file}: {len(salt)} bytes are no salt; write {SALT_BYTES} random ones or more")
-    return salt

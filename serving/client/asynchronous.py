@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 import httpx2 as httpx
 
@@ -17,6 +17,8 @@ from serving.schemas import (
     InteractionRequest,
     MapsAnswer,
     ModelsAnswer,
+    Order,
+    Progress,
     ReviewAnswer,
     ReviewRequest,
     ReviewsAnswer,
@@ -25,8 +27,6 @@ from serving.schemas import (
     WorklistAnswer,
 )
 
-Order = Literal["margin", "effect"]
-Progress = Literal["all", "unread", "read"]
 T = TypeVar("T")
 
 

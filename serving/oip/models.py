@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from csr.bundle import REASONER_OUTPUTS, Manifest
+from csr.runtime import tensor_shapes
 from serving.errors import InvalidInferenceError, UnknownModelError
-from serving.triton.config import ENCODER, MAX_BATCH, REASONER
+from serving.triton.config import ENCODER, ENSEMBLE, INTERACTION, MAX_BATCH, REASONER
 
 SERVER_NAME, SERVER_VERSION = "csr", "1"
-ENSEMBLE = "csr"
 NAMES = (ENSEMBLE, ENCODER, REASONER)
 DATATYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 HEADER_BYTES = 1 << 20  # the JSON around binary tensors; a few hundred bytes are usual
@@ -102,12 +102,20 @@ class TensorEngine(Protocol):
         or those of them that are named."""
 
 
-@dataclass(frozen=True)
-class ServedBundle:
-    """One version: a bundle's manifest and what runs its graphs."""
+class ServedBundle(Protocol):
+    """One version: a bundle and what runs its graphs, for as long as somebody holds this."""
 
-    manifest: Manifest
-    engine: TensorEngine
+    @property
+    def digest(self) -> str:
+        """The bundle's."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's."""
+
+    @property
+    def engine(self) -> TensorEngine:
+        """Runs it."""
 
 
 @dataclass(frozen=True)
@@ -152,30 +160,18 @@ class BundleModels:
 
 def model_specs(about: Manifest, version: str = "1", versions: tuple[str, ...] = ("1",)) -> dict[str, ModelSpec]:
     """The three models of a bundle by name."""
-    maps = (about.height, about.width)
-    prototypes = (len(about.concepts), about.per_concept)
-    concepts, classes = len(about.concepts), len(about.classes)
-    image = _batched("image", "UINT8", about.channels, about.side, about.side)
-    patches = _batched("patches", "FP32", about.patch_width, *maps)
-    interaction = (
-        _batched("importance", "FP32", *maps),
-        _batched("prototype_mask", "FP32", *prototypes),
-        _batched("absent_weight", "FP32", 1),
-    )
-    shapes = {
-        "similarity_maps": (*prototypes, *maps),
-        "concept_maps": (concepts, *maps),
-        "scores": prototypes,
-        "concept_probabilities": (concepts,),
-        "contributions": (concepts, classes),
-        "logits": (classes,),
-        "probabilities": (classes,),
-    }
-    answer = tuple(_batched(name, "FP32", *shapes[name]) for name in REASONER_OUTPUTS)
+    shapes = tensor_shapes(about)
+
+    def specs(*names: str) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(name, "UINT8" if name == "image" else "FP32", (-1, *(shapes[name] or (1,)))) for name in names
+        )
+
+    answer = specs(*REASONER_OUTPUTS)
     return {
-        ENSEMBLE: ModelSpec(ENSEMBLE, version, versions, "ensemble", (image, *interaction), answer),
-        ENCODER: ModelSpec(ENCODER, version, versions, _GRAPH, (image,), (patches,)),
-        REASONER: ModelSpec(REASONER, version, versions, _GRAPH, (patches, *interaction), answer),
+        ENSEMBLE: ModelSpec(ENSEMBLE, version, versions, "ensemble", specs("image", *INTERACTION), answer),
+        ENCODER: ModelSpec(ENCODER, version, versions, _GRAPH, specs("image"), specs("patches")),
+        REASONER: ModelSpec(REASONER, version, versions, _GRAPH, specs("patches", *INTERACTION), answer),
     }
 
 
@@ -191,10 +187,6 @@ def request_bytes(spec: ModelSpec) -> int:
     """
     one = sum(math.prod(each.shape[1:]) * DATATYPES[each.datatype].itemsize for each in spec.inputs)
     return MAX_BATCH * one + HEADER_BYTES
-
-
-def _batched(name: str, datatype: str, *shape: int) -> TensorSpec:
-    return TensorSpec(name, datatype, (-1, *shape))
 
 
 def _bundle(served: ServedVersions, name: str, version: str) -> ServedBundle:

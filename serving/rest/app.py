@@ -29,7 +29,7 @@ _SECURITY = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
     ),
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # not no-referrer: see `serving.access.signin`
     "X-Content-Type-Options": "nosniff",
 }
 

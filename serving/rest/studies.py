@@ -15,13 +15,14 @@ from serving.schemas import (
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
+    Order,
+    Progress,
     StudiesAnswer,
     StudyAnswer,
     WorklistAnswer,
 )
 from serving.service import Service
 from serving.steps import Steps
-from serving.store.studies import Order, Progress
 
 _NAME_CHARACTERS = 100
 Digest = Annotated[str, InPath(description="of the study's pixels, as an upload returned it", max_length=64)]

@@ -14,6 +14,8 @@ from serving.schemas.base import Request
 MAX_BOXES = 200
 MAX_REJECTED = 500
 Verdict = Literal["keep", "prune"]
+Order = Literal["margin", "effect"]  # of a worklist
+Progress = Literal["all", "unread", "read"]
 
 
 class ImageSize(Request):

@@ -44,6 +44,7 @@ class Database:
         if parsed.drivername not in _OPEN:
             raise StoreError(f"store.url: {parsed.drivername!r} is none of {', '.join(_OPEN)}")
         self._engine = _OPEN[parsed.drivername](parsed)
+        self._writer = self._engine.execution_options(**{_WRITES: True})
         self.name = parsed.render_as_string(hide_password=True)
         self._create()
 
@@ -64,8 +65,7 @@ class Database:
         Raises:
             StoreError: the database does not answer, or stayed busy for too long.
         """
-        writer = self._engine.execution_options(**{_WRITES: True})
-        with self._translated(), writer.begin() as connection:
+        with self._translated(), self._writer.begin() as connection:
             yield connection
 
     def check(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -13,11 +13,10 @@ from PIL import Image
 from sqlalchemy.dialects import postgresql, sqlite
 
 from csr.images import Placement
+from serving.errors import UnknownStudyError
+from serving.schemas import Order, Progress
 from serving.store.database import Database, now
 from serving.store.schema import assessment, ledger, study
-
-Order = Literal["margin", "effect"]
-Progress = Literal["all", "unread", "read"]
 
 
 @dataclass(frozen=True)
@@ -93,16 +92,15 @@ def save_assessment(connection: sa.Connection, given: Assessment) -> None:
     connection.execute(_upsert(connection.dialect.name, assessment, "study"), values)
 
 
-def load_study(database: Database, digest: str) -> StoredStudy | None:
-    """The study, or None if there is none of this digest.
-
-    Raises:
-        StoreError: the database does not answer.
+def load_study(database: Database, digest: str) -> StoredStudy:
+    """Raises:
+    UnknownStudyError: no study of this digest was added.
+    StoreError: the database does not answer.
     """
     with database.read() as connection:
         row = connection.execute(sa.select(study).where(study.c.digest == digest)).one_or_none()
     if row is None:
-        return None
+        raise UnknownStudyError("no study of this digest was added; upload it first")
     pixels = np.asarray(Image.open(io.BytesIO(row.canvas)))
     canvas = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
     placement = Placement(row.width, row.height, row.scale, row.offset_left, row.offset_top)

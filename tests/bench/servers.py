@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +47,8 @@ class Serving:
         return [pid for pid, title in self.processes() if title.startswith(b"ray::ServeReplica:csr:reader")]
 
     def processes(self) -> list[tuple[int, bytes]]:
-        """Everything that it started, by id and command line."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                title = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if _descends(int(folder.name), self.process.pid):
-                found.append((int(folder.name), title))
-        return found
+        """It and everything that it started, by id and command line."""
+        return family(self.process.pid)
 
 
 @contextmanager
@@ -124,6 +116,29 @@ def resident_mb(pid: int) -> float:
     """What a process holds in memory now, in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def family(ancestor: int) -> list[tuple[int, bytes]]:
+    """A process and its descendants, by id and command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if _descends(int(folder.name), ancestor):
+            found.append((int(folder.name), title))
+    return found
+
+
+def processor_s(pids: Iterable[int]) -> float:
+    """Seconds of processor time that processes have used so far, all threads, in the system and out of it."""
+    ticks = 0
+    for pid in pids:
+        with suppress(OSError):  # it has ended
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _descends(pid: int, ancestor: int) -> bool:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from csr.errors import ConfigError
-from serving.config import ServerConfig, load_config, parse_config, read_secret
+from serving.config import ServerConfig, load_config, parse_config
+from serving.secrets import read_secret
 
 ROOT = Path(__file__).parents[2]
 LEAST: dict[str, Any] = {"model": {"bundle": "b"}}
@@ -82,6 +84,14 @@ def test_a_secret_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match="cannot be read"):
         read_secret(tmp_path / "folder")
+
+
+def test_those_who_make_a_secret_at_once_get_the_same(tmp_path: Path) -> None:
+    for number in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            made = set(pool.map(read_secret, [tmp_path / f"secret{number}"] * 8))
+        assert len(made) == 1
+    assert {each.name for each in tmp_path.iterdir()} == {f"secret{number}" for number in range(20)}
 
 
 def test_the_store_s_address_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

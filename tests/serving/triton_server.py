@@ -83,6 +83,12 @@ class TritonServer:
             )
         self._wait_ready(self._process)
 
+    @property
+    def pid(self) -> int:
+        """Of the server itself; its backends are its children."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """The server and its backends die without a word, as when the machine's memory runs out."""
         self._end(signal.SIGKILL)

@@ -309,14 +309,19 @@ def test_keys_from_a_file(provider: Provider, tmp_path: Path) -> None:
             TokenVerifier(config(tmp_path, jwks_file=file))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"short", b"  \n" * 20])
-def test_a_salt_must_be_one(provider: Provider, tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [b"", b"short", b"  \n" * 20])
+def test_a_salt_must_be_one(provider: Provider, tmp_path: Path, content: bytes) -> None:
     settings = provider.config(tmp_path)
-    settings.pseudonym_salt_file.unlink()
-    if content is not None:
-        settings.pseudonym_salt_file.write_bytes(content)
+    settings.pseudonym_salt_file.write_bytes(content)
     with pytest.raises(ConfigError, match="salt"):
         TokenVerifier(settings)
+
+
+def test_a_salt_is_made_once(provider: Provider, tmp_path: Path) -> None:
+    settings = provider.config(tmp_path)
+    settings.pseudonym_salt_file.unlink()
+    names = {TokenVerifier(settings).verify(provider.token()).name for _ in range(2)}
+    assert len(names) == 1 and settings.pseudonym_salt_file.exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import grpc
 import numpy as np
@@ -13,12 +14,21 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from csr.bundle import Bundle
+from csr.bundle import Bundle, Manifest
 from csr.interaction import Interaction, RegionBox
 from csr.runtime import BundleRunner
-from serving.oip import BundleModels, InferenceModels, ServedBundle, ServedVersions
+from serving.oip import BundleModels, InferenceModels, ServedVersions, TensorEngine
 from serving.oip.grpc import InferenceServicer, add_open_inference_to_server
 from serving.oip.rest import add_open_inference
+
+
+@dataclass(frozen=True)
+class Served:
+    """A version that is served."""
+
+    manifest: Manifest
+    engine: TensorEngine
+    digest: str = "of the bundle"
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +38,7 @@ def runner(bundle: Bundle) -> BundleRunner:
 
 @pytest.fixture(scope="session")
 def models(bundle: Bundle, runner: BundleRunner) -> BundleModels:
-    versions = ServedVersions({"1": ServedBundle(bundle.manifest, runner)}, "1")
+    versions = ServedVersions({"1": Served(bundle.manifest, runner)}, "1")
     return BundleModels(lambda: versions)
 
 

@@ -11,8 +11,9 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from csr.bundle import REASONER_OUTPUTS, Bundle
 from csr.runtime import BundleRunner
 from serving.errors import InvalidInferenceError, UnknownModelError
-from serving.oip import ENSEMBLE, BundleModels, ServedBundle, ServedVersions, TensorSpec, max_request_bytes, model_specs
+from serving.oip import ENSEMBLE, BundleModels, ServedVersions, TensorSpec, max_request_bytes, model_specs
 from serving.triton import ENCODER, MAX_BATCH, REASONER, encoder_config, reasoner_config
+from tests.serving.oip.conftest import Served
 
 
 def said_by(config: ModelConfig) -> list[list[TensorSpec]]:
@@ -62,7 +63,7 @@ class Doubled:
 def test_a_roll_over_is_seen_at_once_and_the_old_version_stays_askable(
     bundle: Bundle, runner: BundleRunner, inputs: dict[str, np.ndarray]
 ):
-    old, new = ServedBundle(bundle.manifest, runner), ServedBundle(bundle.manifest, Doubled(runner))
+    old, new = Served(bundle.manifest, runner), Served(bundle.manifest, Doubled(runner))
     now = ServedVersions({"6": old}, "6")
     models = BundleModels(lambda: now)
     image = {"image": inputs["image"]}
