@@ -27,6 +27,7 @@ from csr.errors import BundleError
 
 FORMAT = 3
 MANIFEST = "manifest.json"
+INTERACTION_INPUTS = ("importance", "prototype_mask", "absent_weight")  # of the reasoner, after ``patches``
 REASONER_OUTPUTS = (
     "similarity_maps",
     "concept_maps",

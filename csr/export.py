@@ -9,7 +9,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from csr.bundle import REASONER_OUTPUTS
+from csr.bundle import INTERACTION_INPUTS, REASONER_OUTPUTS
 from csr.errors import BundleError
 from csr.network.csr import CSR
 from csr.network.reasoner import Reasoner, Reasoning
@@ -46,7 +46,7 @@ def export_graphs(model: CSR, images: Tensor, folder: Path) -> None:
     ones = torch.ones(batch, *model.reasoner.alive.shape)
     example = (patches, torch.full((batch, height, width), 0.5), ones, torch.ones(batch))
     _export(model.encoder, (images,), ["image"], ["patches"], folder / "encoder.onnx")
-    inputs = ["patches", "importance", "prototype_mask", "absent_weight"]
+    inputs = ["patches", *INTERACTION_INPUTS]
     _export(_NamedReasoner(model.reasoner), example, inputs, list(REASONER_OUTPUTS), folder / "reasoner.onnx")
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import onnxruntime as ort
 
-from csr.bundle import REASONER_OUTPUTS, Bundle, Manifest
+from csr.bundle import INTERACTION_INPUTS, REASONER_OUTPUTS, Bundle, Manifest
 from csr.errors import BundleError
 from csr.interaction import Interaction, interaction_tensors
 
@@ -80,8 +80,8 @@ class BundleRunner:
     def golden_error(self) -> float:
         """Largest absolute difference from the golden case's expected logits; compare with `GOLDEN_TOLERANCE`."""
         golden = self.bundle.golden()
-        names = ("importance", "prototype_mask", "absent_weight")
-        answer = self.run_reasoner(self.encode(golden["image"]), ["logits"], **{name: golden[name] for name in names})
+        tensors = {name: golden[name] for name in INTERACTION_INPUTS}
+        answer = self.run_reasoner(self.encode(golden["image"]), ["logits"], **tensors)
         return float(np.abs(answer["logits"] - golden["expected_logits"]).max())
 
 

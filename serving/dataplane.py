@@ -31,7 +31,7 @@ from serving.shadow import Shadow
 from serving.steps import Steps
 from serving.store import Store
 from serving.store.entries import Caller, Entry, Receipt
-from serving.store.studies import Assessment, StoredStudy, load_study, save_assessment, save_study
+from serving.store.studies import Assessment, StoredStudy, load_study, save_assessment, save_study, study_row
 from serving.studies import EncodedStudy, StudyCache
 from serving.telemetry import Telemetry
 from serving.worklist import expected_effect
@@ -89,9 +89,11 @@ class DataPlane:
             encoded.append((model, study))
             assessments.extend([assessment] if assessment else [])
 
+        rows = [study_row(each) for each in stored]
+
         def keep(connection: sa.Connection) -> None:
-            for each in stored:
-                save_study(connection, each)
+            for row in rows:
+                save_study(connection, row)
             for assessment in assessments:
                 save_assessment(connection, assessment)
 

@@ -16,7 +16,7 @@ class ServingError(CSRError):
 
 
 class UnknownStudyError(ServingError):
-    """No study of this digest is held here: never uploaded, or evicted since."""
+    """No study of this digest was added."""
 
     code, status = "unknown_study", 404
 

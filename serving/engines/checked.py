@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from csr.bundle import REASONER_OUTPUTS, Manifest
+from csr.bundle import INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
 from csr.interaction import Interaction, interaction_tensors
 from csr.runtime import tensor_shapes
 from serving.errors import EngineUnavailableError, InvalidTensorError
 
-_REASONER_INPUTS = ("patches", "importance", "prototype_mask", "absent_weight")
+_REASONER_INPUTS = ("patches", *INTERACTION_INPUTS)
 
 
 class CheckedEngine(ABC):

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from csr.bundle import Bundle
+from csr.bundle import INTERACTION_INPUTS, Bundle
 from csr.errors import BundleError, ConfigError
 from csr.runtime import GOLDEN_TOLERANCE
 from serving.engines.checked import CheckedEngine
@@ -179,7 +179,7 @@ class TritonEngine(CheckedEngine):
         """
         golden = self._golden
         patches = self._batches(ENCODER, {"image": golden["image"]}, ["patches"], remaining)["patches"]
-        tensors = {name: golden[name] for name in ("importance", "prototype_mask", "absent_weight")}
+        tensors = {name: golden[name] for name in INTERACTION_INPUTS}
         answer = self._batches(REASONER, {"patches": patches, **tensors}, ["logits"], remaining)
         error = float(np.abs(answer["logits"] - golden["expected_logits"]).max())
         if not error <= GOLDEN_TOLERANCE:  # also when it is NaN

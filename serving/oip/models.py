@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from csr.bundle import REASONER_OUTPUTS, Manifest
+from csr.bundle import INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
 from csr.runtime import tensor_shapes
 from serving.errors import InvalidInferenceError, UnknownModelError
-from serving.triton.config import ENCODER, ENSEMBLE, INTERACTION, MAX_BATCH, REASONER
+from serving.triton.config import ENCODER, ENSEMBLE, MAX_BATCH, REASONER
 
 SERVER_NAME, SERVER_VERSION = "csr", "1"
 NAMES = (ENSEMBLE, ENCODER, REASONER)
@@ -169,9 +169,9 @@ def model_specs(about: Manifest, version: str = "1", versions: tuple[str, ...] =
 
     answer = specs(*REASONER_OUTPUTS)
     return {
-        ENSEMBLE: ModelSpec(ENSEMBLE, version, versions, "ensemble", specs("image", *INTERACTION), answer),
+        ENSEMBLE: ModelSpec(ENSEMBLE, version, versions, "ensemble", specs("image", *INTERACTION_INPUTS), answer),
         ENCODER: ModelSpec(ENCODER, version, versions, _GRAPH, specs("image"), specs("patches")),
-        REASONER: ModelSpec(REASONER, version, versions, _GRAPH, specs("patches", *INTERACTION), answer),
+        REASONER: ModelSpec(REASONER, version, versions, _GRAPH, specs("patches", *INTERACTION_INPUTS), answer),
     }
 
 

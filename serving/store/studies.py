@@ -69,10 +69,10 @@ class WorklistRow:
     last_interaction_at: str | None
 
 
-def save_study(connection: sa.Connection, stored: StoredStudy) -> None:
-    """Keeps a study; one of the same pixels gets the new placement and source."""
+def study_row(stored: StoredStudy) -> dict[str, Any]:
+    """What `save_study` keeps. Compresses the pixels: make it before a transaction begins, others wait for its end."""
     place = stored.placement
-    values = {
+    return {
         "digest": stored.digest,
         "added_at": now(),
         "canvas": _png(stored.canvas),
@@ -83,7 +83,11 @@ def save_study(connection: sa.Connection, stored: StoredStudy) -> None:
         "offset_top": place.top,
         "source": stored.source,
     }
-    connection.execute(_upsert(connection.dialect.name, study, "digest"), values)
+
+
+def save_study(connection: sa.Connection, row: dict[str, Any]) -> None:
+    """Keeps a study; one of the same pixels gets the new placement and source."""
+    connection.execute(_upsert(connection.dialect.name, study, "digest"), row)
 
 
 def save_assessment(connection: sa.Connection, given: Assessment) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from tritonclient.grpc import model_config_pb2 as triton
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from csr.bundle import REASONER_OUTPUTS, Manifest
+from csr.bundle import INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
 from csr.runtime import tensor_shapes
 
 Backend = Literal["onnxruntime", "python"]
@@ -28,7 +28,6 @@ Backend = Literal["onnxruntime", "python"]
 ENCODER = "csr_encoder"
 REASONER = "csr_reasoner"
 ENSEMBLE = "csr"
-INTERACTION = ("importance", "prototype_mask", "absent_weight")
 MAX_BATCH = 32  # images a request; the reasoner's maps of 32 studies at 26×26 and 1400 prototypes are 121 MB
 QUEUE_LIMIT = 256  # beyond it a request is refused at once (503) instead of waiting longer than its reader does
 BUNDLE_KEY = "bundle_"
@@ -64,7 +63,7 @@ def reasoner_config(about: Manifest, backend: Backend, threads: int = 1) -> Mode
     ``absent_weight`` is a scalar a study: B×1 in requests, since Triton knows no empty shape, and B in the graph.
     """
     config = _config(REASONER, backend, threads)
-    _tensors(config.input, about, ["patches", *INTERACTION])
+    _tensors(config.input, about, ["patches", *INTERACTION_INPUTS])
     config.input[-1].reshape.SetInParent()
     _tensors(config.output, about, REASONER_OUTPUTS)
     # Microseconds: neither worth a copy to a GPU nor worth waiting for others.
@@ -84,9 +83,9 @@ def ensemble_config(about: Manifest, version: int, digest: str) -> ModelConfig:
     config = ModelConfig(name=ENSEMBLE, platform="ensemble", max_batch_size=MAX_BATCH)
     config.version_policy.specific.versions.append(version)
     config.parameters[bundle_key(version)].string_value = digest
-    _tensors(config.input, about, ["image", *INTERACTION])
+    _tensors(config.input, about, ["image", *INTERACTION_INPUTS])
     _tensors(config.output, about, REASONER_OUTPUTS)
-    steps = {ENCODER: (["image"], ["patches"]), REASONER: (["patches", *INTERACTION], REASONER_OUTPUTS)}
+    steps = {ENCODER: (["image"], ["patches"]), REASONER: (["patches", *INTERACTION_INPUTS], REASONER_OUTPUTS)}
     for model, (inputs, outputs) in steps.items():
         step = config.ensemble_scheduling.step.add(model_name=model, model_version=version)
         step.input_map.update({name: name for name in inputs})

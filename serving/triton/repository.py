@@ -27,14 +27,13 @@ from pathlib import Path
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from csr.bundle import Bundle
+from csr.bundle import INTERACTION_INPUTS, Bundle
 from csr.errors import BundleError, ConfigError
 from csr.runtime import BundleRunner
 from serving.triton.config import (
     BUNDLE_KEY,
     ENCODER,
     ENSEMBLE,
-    INTERACTION,
     REASONER,
     Backend,
     bundle_key,
@@ -109,7 +108,7 @@ def _write_ensemble(folder: Path, config: ModelConfig) -> None:
 
 def _write_warmup(folder: Path, config: ModelConfig, bundle: Bundle) -> None:
     """The inputs of a model in the golden case's first study, as raw bytes."""
-    golden = {name: array[:1] for name, array in bundle.golden().items() if name in ("image", *INTERACTION)}
+    golden = {name: array[:1] for name, array in bundle.golden().items() if name in ("image", *INTERACTION_INPUTS)}
     golden["patches"] = BundleRunner(bundle).encode(golden["image"])
     folder.mkdir()
     for each in config.input:
