@@ -107,7 +107,7 @@ def build(config: ServerConfig, numbers: Path) -> Any:
                 return BatchingEngine(engine, config.encoder_batch, loop, telemetry.metrics.batch_encoded)
 
             self._service = service = await asyncio.to_thread(Service.open, config, telemetry, batching)
-            super().__init__(lambda: service.inference, service.authenticator, service.telemetry)
+            super().__init__(service, service.authenticator, service.telemetry)
 
         def __serve_build_asgi_app__(self) -> ASGIApp:
             return create_server(self._service)

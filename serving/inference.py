@@ -15,7 +15,6 @@ from time import perf_counter
 import numpy as np
 
 from csr.images import pixel_digest
-from serving.models import ServedModels
 from serving.oip import BundleModels, ModelSpec, ServedVersions
 from serving.store.entries import Caller, Entry
 from serving.store.ledger import Ledger
@@ -29,17 +28,14 @@ class AuditedInference:
     """Implements `serving.oip.InferenceModels`. Thread-safe.
 
     Args:
-        models: what is in service; the champion is the default version.
+        served: what answers. It is held, so a roll-out meanwhile closes no engine that is in use.
         ledger: where answers go.
     """
 
-    def __init__(self, models: ServedModels, ledger: Ledger) -> None:
-        self._models = models
+    def __init__(self, served: ServedVersions, ledger: Ledger) -> None:
+        self._served = served
         self._ledger = ledger
-        self._inner = BundleModels(self._current)
-
-    def names(self) -> Sequence[str]:
-        return self._inner.names()
+        self._inner = BundleModels(served)
 
     def spec(self, name: str, version: str | None = None) -> ModelSpec:
         return self._inner.spec(name, version)
@@ -48,8 +44,7 @@ class AuditedInference:
         self, name: str, version: str | None, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> tuple[str, dict[str, np.ndarray]]:
         started = perf_counter()
-        served = self._current()  # held to the end, so that a roll-out meanwhile takes nothing from this request
-        answered, values = BundleModels(lambda: served).infer(name, version, inputs, outputs)
+        answered, values = self._inner.infer(name, version, inputs, outputs)
         body = {
             "version": answered,
             "request": {"model": name, "inputs": {key: _digests(key, value) for key, value in inputs.items()}},
@@ -57,14 +52,8 @@ class AuditedInference:
             "after": {key: _digests(key, value) for key, value in values.items() if key not in _MAPS},
             "latency_ms": round((perf_counter() - started) * 1000, 3),
         }
-        self._ledger.append([Entry("inference", asking.get(), served.bundles[answered].digest, body)])
+        self._ledger.append([Entry("inference", asking.get(), self._served.bundles[answered].digest, body)])
         return answered, values
-
-    def _current(self) -> ServedVersions:
-        champion = self._models.champion
-        # The champion last: it is the one if a challenger has the same version.
-        served = [*(model for role, model in self._models.in_service() if role == "challenger"), champion]
-        return ServedVersions({model.version: model for model in served}, champion.version)
 
 
 def _digests(name: str, tensor: np.ndarray) -> list[str]:

@@ -27,6 +27,7 @@ from serving.errors import ServingError
 from serving.inference import AuditedInference
 from serving.intake import Intake
 from serving.models import ServedModels
+from serving.oip import ServedVersions
 from serving.rollout import Follower, MakeEngine, Watch
 from serving.secrets import read_secret
 from serving.shadow import Shadow
@@ -45,7 +46,6 @@ class Service:
     store: Store
     plane: DataPlane
     catalogue: Catalogue
-    inference: AuditedInference
     documents: Documents
     telemetry: Telemetry
     limits: HTTPConfig
@@ -85,7 +85,6 @@ class Service:
             store=store,
             plane=plane,
             catalogue=Catalogue(models, store, telemetry),
-            inference=AuditedInference(models, store.ledger),
             documents=Documents(plane, nodes, salt, telemetry),
             telemetry=telemetry,
             limits=config.http,
@@ -93,6 +92,19 @@ class Service:
             keys=keys,
             shadow=shadow,
             watch=watch,
+        )
+
+    def inference(self) -> AuditedInference:
+        """The models for one request that brings tensors, as they are now; the champion is the default version.
+
+        Raises:
+            NotReadyError: no model is in service.
+        """
+        champion = self.models.champion
+        # The champion last: it is the one if a challenger has the same version.
+        served = [*(model for role, model in self.models.in_service() if role == "challenger"), champion]
+        return AuditedInference(
+            ServedVersions({model.version: model for model in served}, champion.version), self.store.ledger
         )
 
     def check_ready(self) -> None:

@@ -19,8 +19,8 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc as service
 
-from serving.errors import InvalidInferenceError, NotReadyError, ServingError, UnsupportedCallError
-from serving.oip.models import SERVER_NAME, SERVER_VERSION, InferenceModels, ModelSpec, TensorSpec
+from serving.errors import InvalidInferenceError, ServingError, UnsupportedCallError
+from serving.oip.models import SERVER_NAME, SERVER_VERSION, InferenceServer, ModelSpec, TensorSpec
 from serving.oip.tensors import Tensor, check_parameters, decode, encode, requested
 
 _CODES = {
@@ -53,41 +53,36 @@ def add_open_inference_to_server(servicer: Any, server: Any) -> None:
     service.add_GRPCInferenceServiceServicer_to_server(servicer, server)
 
 
-def server_metadata(models: Callable[[], InferenceModels]) -> Any:
+def server_metadata(server: InferenceServer) -> Any:
     """Which server this is, whatever it serves."""
     return messages.ServerMetadataResponse(name=SERVER_NAME, version=SERVER_VERSION)
 
 
-def server_ready(models: Callable[[], InferenceModels]) -> Any:
+def server_ready(server: InferenceServer) -> Any:
     """Whether every model can be asked."""
-    try:
-        models().names()
-    except NotReadyError:
-        return messages.ServerReadyResponse(ready=False)
-    return messages.ServerReadyResponse(ready=True)
+    return messages.ServerReadyResponse(ready=_ready(server))
 
 
-def model_ready(models: Callable[[], InferenceModels], request: Any) -> Any:
+def model_ready(server: InferenceServer, request: Any) -> Any:
     """Whether a model can be asked.
 
     Raises:
         UnknownModelError: no such model or version.
     """
-    try:
-        models().spec(request.name, request.version or None)
-    except NotReadyError:
-        return messages.ModelReadyResponse(ready=False)
-    return messages.ModelReadyResponse(ready=True)
+    ready = _ready(server)
+    if ready:
+        server.inference().spec(request.name, request.version or None)
+    return messages.ModelReadyResponse(ready=ready)
 
 
-def model_metadata(models: Callable[[], InferenceModels], request: Any) -> Any:
+def model_metadata(server: InferenceServer, request: Any) -> Any:
     """What a model takes and gives.
 
     Raises:
         UnknownModelError: no such model or version.
         NotReadyError: nothing is served yet.
     """
-    spec = models().spec(request.name, request.version or None)
+    spec = server.inference().spec(request.name, request.version or None)
     answer = messages.ModelMetadataResponse(name=spec.name, versions=spec.versions, platform=spec.platform)
     for listed, tensors in ((answer.inputs, spec.inputs), (answer.outputs, spec.outputs)):
         for each in tensors:
@@ -95,22 +90,21 @@ def model_metadata(models: Callable[[], InferenceModels], request: Any) -> Any:
     return answer
 
 
-def infer(models: Callable[[], InferenceModels], request: Any) -> Any:
+def infer(server: InferenceServer, request: Any) -> Any:
     """Runs a model: ``ModelInferRequest`` → ``ModelInferResponse`` with raw contents.
 
     Raises:
         InvalidInferenceError: the model cannot take it.
         UnknownModelError, NotReadyError: see `model_metadata`.
     """
-    known = models()
-    spec = known.spec(request.model_name, request.model_version or None)
+    models = server.inference()
+    spec = models.spec(request.model_name, request.model_version or None)
     check_parameters("the request", request.parameters)
     for output in request.outputs:
         check_parameters(f"output {output.name[:100]!r}", output.parameters)
     outputs = requested(spec, [each.name for each in request.outputs])
     inputs = decode(spec, read_tensors(spec, request))
-    # The version of the description, not "the default": that may have become another meanwhile.
-    version, values = known.infer(spec.name, spec.version, inputs, [each.name for each in outputs])
+    version, values = models.infer(spec.name, spec.version, inputs, [each.name for each in outputs])
     return _answer(spec, version, request.id, [(each, values[each.name]) for each in outputs])
 
 
@@ -138,6 +132,14 @@ def read_tensors(spec: ModelSpec, request: Any) -> list[Tensor]:
 def status_code(error: ServingError) -> grpc.StatusCode:
     """The gRPC code of an error that has an HTTP status."""
     return _CODES.get(error.status, grpc.StatusCode.INTERNAL)
+
+
+def _ready(server: InferenceServer) -> bool:
+    try:
+        server.check_ready()
+    except ServingError:
+        return False
+    return True
 
 
 def _make_picklable() -> None:
@@ -186,12 +188,12 @@ class InferenceServicer:
     a thread.
 
     Args:
-        models: gives the models at once, or raises `NotReadyError` with the reason.
+        server: what is served.
     """
 
-    def __init__(self, models: Callable[[], InferenceModels]) -> None:
+    def __init__(self, server: InferenceServer) -> None:
         _make_picklable()
-        self._models = models
+        self._server = server
 
     async def ServerLive(self, request: Any, grpc_context: Context) -> Any:
         return messages.ServerLiveResponse(live=True)
@@ -236,7 +238,7 @@ class InferenceServicer:
 
     async def _answer(self, answer: type, context: Context, compute: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return await asyncio.to_thread(compute, self._models, *arguments)
+            return await asyncio.to_thread(compute, self._server, *arguments)
         except ServingError as error:
             return refuse(context, error, answer)
         except Exception:

@@ -12,7 +12,7 @@ from serving.access.roles import Role
 from serving.errors import ServingError
 from serving.inference import asking
 from serving.oip.grpc import Context, InferenceServicer, refuse
-from serving.oip.models import InferenceModels
+from serving.oip.models import InferenceServer
 from serving.store.entries import Caller
 from serving.telemetry import Telemetry
 
@@ -30,15 +30,13 @@ class GuardedServicer(InferenceServicer):
     """Lets in whoever sends ``authorization: Bearer KEY`` in the metadata of a call; liveness and readiness are open.
 
     Args:
-        models: gives the models at once, or raises `NotReadyError` with the reason.
+        server: what is served.
         authenticator: knows who asks.
         telemetry: is told of calls and refusals.
     """
 
-    def __init__(
-        self, models: Callable[[], InferenceModels], authenticator: Authenticator, telemetry: Telemetry
-    ) -> None:
-        super().__init__(models)
+    def __init__(self, server: InferenceServer, authenticator: Authenticator, telemetry: Telemetry) -> None:
+        super().__init__(server)
         self._authenticator = authenticator
         self._telemetry = telemetry
 

@@ -10,7 +10,7 @@ another's reasoner.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,21 +58,17 @@ class ModelSpec:
 
 
 class InferenceModels(Protocol):
-    """Models that can be asked by name and version. Implementations are thread-safe."""
+    """Models that can be asked by name and version, as they are when a request begins.
 
-    def names(self) -> Sequence[str]:
-        """Every model.
-
-        Raises:
-            NotReadyError: nothing is served yet.
-        """
+    A request asks one of these from beginning to end, so whatever is rolled out while its body arrives changes neither
+    what it is compared with nor what answers it. Implementations are thread-safe.
+    """
 
     def spec(self, name: str, version: str | None = None) -> ModelSpec:
         """A model's description; None is the default version.
 
         Raises:
             UnknownModelError: no such model or version.
-            NotReadyError: see `names`.
         """
 
     def infer(
@@ -84,8 +80,26 @@ class InferenceModels(Protocol):
             The version that answered, and the outputs asked for.
 
         Raises:
-            UnknownModelError, NotReadyError: see `spec`.
+            UnknownModelError: see `spec`.
             InvalidInferenceError: an output is not finite.
+        """
+
+
+class InferenceServer(Protocol):
+    """What the adapters of the protocol serve. Implementations are thread-safe."""
+
+    def inference(self) -> InferenceModels:
+        """The models for one request, at once.
+
+        Raises:
+            NotReadyError: nothing is served yet, and why.
+        """
+
+    def check_ready(self) -> None:
+        """Asks what answers depend on; this may take seconds.
+
+        Raises:
+            ServingError: it could not answer now (503), and why.
         """
 
 
@@ -120,42 +134,40 @@ class ServedBundle(Protocol):
 
 @dataclass(frozen=True)
 class ServedVersions:
-    """The versions that answer at this moment; ``default`` is one of them."""
+    """The versions that answer; ``default`` is one of them."""
 
     bundles: Mapping[str, ServedBundle]
     default: str
 
 
 class BundleModels:
-    """The three models over the versions that ``current`` names, which is asked anew each time.
+    """The three models over the versions that are served."""
 
-    Args:
-        current: gives the served versions at once, or raises `NotReadyError` with the reason.
-    """
-
-    def __init__(self, current: Callable[[], ServedVersions]) -> None:
-        self._current = current
-
-    def names(self) -> Sequence[str]:
-        self._current()
-        return NAMES
+    def __init__(self, served: ServedVersions) -> None:
+        self._served = served
 
     def spec(self, name: str, version: str | None = None) -> ModelSpec:
-        served = self._current()
-        chosen = served.default if version is None else version
-        bundle = _bundle(served, name, chosen)
-        return model_specs(bundle.manifest, chosen, tuple(served.bundles))[name]
+        chosen, bundle = self._bundle(name, version)
+        return model_specs(bundle.manifest, chosen, tuple(self._served.bundles))[name]
 
     def infer(
         self, name: str, version: str | None, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> tuple[str, dict[str, np.ndarray]]:
-        served = self._current()
-        chosen = served.default if version is None else version
-        values = _run(_bundle(served, name, chosen).engine, name, inputs, outputs)
+        chosen, bundle = self._bundle(name, version)
+        values = _run(bundle.engine, name, inputs, outputs)
         for output in outputs:
             if not np.isfinite(values[output]).all():
                 raise InvalidInferenceError(f"{output}: is not finite; the inputs are too large for 32-bit floats")
         return chosen, {output: values[output] for output in outputs}
+
+    def _bundle(self, name: str, version: str | None) -> tuple[str, ServedBundle]:
+        if name not in NAMES:
+            raise UnknownModelError(f"model {name[:100]!r}: is unknown; this server has {', '.join(NAMES)}")
+        chosen = self._served.default if version is None else version
+        if chosen not in self._served.bundles:
+            known = ", ".join(self._served.bundles)
+            raise UnknownModelError(f"model {name!r}, version {chosen[:100]!r}: is not served; served are {known}")
+        return chosen, self._served.bundles[chosen]
 
 
 def model_specs(about: Manifest, version: str = "1", versions: tuple[str, ...] = ("1",)) -> dict[str, ModelSpec]:
@@ -187,15 +199,6 @@ def request_bytes(spec: ModelSpec) -> int:
     """
     one = sum(math.prod(each.shape[1:]) * DATATYPES[each.datatype].itemsize for each in spec.inputs)
     return MAX_BATCH * one + HEADER_BYTES
-
-
-def _bundle(served: ServedVersions, name: str, version: str) -> ServedBundle:
-    if name not in NAMES:
-        raise UnknownModelError(f"model {name[:100]!r}: is unknown; this server has {', '.join(NAMES)}")
-    if version not in served.bundles:
-        known = ", ".join(served.bundles)
-        raise UnknownModelError(f"model {name!r}, version {version[:100]!r}: is not served; served are {known}")
-    return served.bundles[version]
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP, ``/v2``: a thin adapter over `serving.oip.models.InferenceModels`.
+"""The Open Inference Protocol over HTTP, ``/v2``: a thin adapter over `serving.oip.models.InferenceServer`.
 
 Concurrency: handlers are coroutines that read the body; parsing, computing and writing run in a thread. A body is read
 no further than the model's longest request (`serving.oip.models.request_bytes`), inflated or not.
@@ -19,7 +19,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from serving.errors import InvalidInferenceError, ServingError, TooLargeError
-from serving.oip.models import NAMES, SERVER_NAME, SERVER_VERSION, InferenceModels, ModelSpec, request_bytes
+from serving.oip.models import (
+    NAMES,
+    SERVER_NAME,
+    SERVER_VERSION,
+    InferenceModels,
+    InferenceServer,
+    ModelSpec,
+    request_bytes,
+)
 from serving.oip.schemas import (
     InferAnswer,
     InferRequest,
@@ -42,24 +50,24 @@ ModelName = Annotated[str, Path(json_schema_extra={"enum": list(NAMES)})]  # oth
 HeaderLength = Annotated[int | None, Header(alias=HEADER_LENGTH, ge=0)]
 
 
-def add_open_inference(app: FastAPI, models: Callable[[], InferenceModels]) -> None:
+def add_open_inference(app: FastAPI, server: InferenceServer) -> None:
     """Adds the routes of ``/v2``.
 
     Args:
         app: the application.
-        models: gives the models at once, or raises `NotReadyError` with the reason.
+        server: what is served.
     """
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": Refusal} for status in (400, 404, 413, 415, 503, "4XX", "5XX", "default")
     }
     router = APIRouter(prefix="/v2", tags=["open inference"], route_class=_Route, responses=responses)
-    _add_server(router, models)
-    _add_metadata(router, models)
-    _add_infer(router, models)
+    _add_server(router, server)
+    _add_metadata(router, server)
+    _add_infer(router, server)
     app.include_router(router)
 
 
-def _add_server(router: APIRouter, models: Callable[[], InferenceModels]) -> None:
+def _add_server(router: APIRouter, server: InferenceServer) -> None:
     @router.get("")
     async def server_metadata() -> ServerMetadata:
         """Which server this is."""
@@ -71,35 +79,37 @@ def _add_server(router: APIRouter, models: Callable[[], InferenceModels]) -> Non
         return Live(live=True)
 
     @router.get("/health/ready")
-    async def server_ready() -> Ready:
+    def server_ready() -> Ready:
         """Every model can be asked; else 503 with the reason."""
-        models().names()
+        server.check_ready()
         return Ready(ready=True)
 
 
-def _add_metadata(router: APIRouter, models: Callable[[], InferenceModels]) -> None:
+def _add_metadata(router: APIRouter, server: InferenceServer) -> None:
     @router.get("/models/{model}")
     async def model_metadata(model: ModelName) -> ModelMetadata:
         """What a model takes and gives, in its default version."""
-        return _metadata(models().spec(model))
+        return _metadata(server.inference().spec(model))
 
     @router.get("/models/{model}/versions/{version}")
     async def version_metadata(model: ModelName, version: str) -> ModelMetadata:
         """What a version of a model takes and gives."""
-        return _metadata(models().spec(model, version))
+        return _metadata(server.inference().spec(model, version))
 
     @router.get("/models/{model}/ready")
-    async def model_ready(model: ModelName) -> ModelReady:
-        """A model can be asked."""
-        return ModelReady(name=models().spec(model).name, ready=True)
+    def model_ready(model: ModelName) -> ModelReady:
+        """A model can be asked; else 503 with the reason."""
+        server.check_ready()
+        return ModelReady(name=server.inference().spec(model).name, ready=True)
 
     @router.get("/models/{model}/versions/{version}/ready")
-    async def version_ready(model: ModelName, version: str) -> ModelReady:
-        """A version of a model can be asked."""
-        return ModelReady(name=models().spec(model, version).name, ready=True)
+    def version_ready(model: ModelName, version: str) -> ModelReady:
+        """A version of a model can be asked; else 503 with the reason."""
+        server.check_ready()
+        return ModelReady(name=server.inference().spec(model, version).name, ready=True)
 
 
-def _add_infer(router: APIRouter, models: Callable[[], InferenceModels]) -> None:
+def _add_infer(router: APIRouter, server: InferenceServer) -> None:
     content = {"application/json": {"schema": _inlined(InferRequest.model_json_schema())}, **_BINARY}
     described: dict[str, Any] = {
         "response_model": InferAnswer,
@@ -110,14 +120,14 @@ def _add_infer(router: APIRouter, models: Callable[[], InferenceModels]) -> None
     @router.post("/models/{model}/infer", **described)
     async def infer(request: Request, model: ModelName, header_length: HeaderLength = None) -> Response:
         """Runs a model in its default version."""
-        return await _infer(models(), request, model, None, header_length)
+        return await _infer(server.inference(), request, model, None, header_length)
 
     @router.post("/models/{model}/versions/{version}/infer", **described)
     async def version_infer(
         request: Request, model: ModelName, version: str, header_length: HeaderLength = None
     ) -> Response:
         """Runs a version of a model."""
-        return await _infer(models(), request, model, version, header_length)
+        return await _infer(server.inference(), request, model, version, header_length)
 
 
 async def _infer(
@@ -135,7 +145,6 @@ def _answer(
     asked, tensors = read_request(inflate(body, encoding, request_bytes(spec)), header_length)
     inputs = decode(spec, tensors)
     form = AnswerForm(spec, asked, len(inputs[spec.inputs[0].name]))
-    # The version of the description, not "the default": that may have become another meanwhile.
     version, values = models.infer(spec.name, spec.version, inputs, [each.name for each in form.outputs])
     content, json_length = form.write(version, values)
     if json_length is None:

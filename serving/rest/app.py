@@ -52,7 +52,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(studies.routes(service))
     app.include_router(dicom.routes(service))
     app.include_router(catalogue.routes(service))
-    add_open_inference(app, lambda: service.inference)
+    add_open_inference(app, service)
     _add_health(app, service)
     _add_page(app)
     describe_access(app)

@@ -1,65 +1,99 @@
-"""Inference with tensors while the models in service change."""
+"""Inference with tensors while the models in service change, or what they run on fails."""
 
 from __future__ import annotations
 
 import gc
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from csr.bundle import Bundle
 from csr.interaction import Interaction, interaction_tensors
 from serving.engines import OrtEngine
-from serving.errors import EngineUnavailableError
+from serving.errors import EngineUnavailableError, NotReadyError, UnknownModelError
 from serving.inference import asking
 from serving.models import Model
 from serving.oip import ENSEMBLE
-from tests.serving.conftest import CALLER, make_service
+from serving.service import Service
+from tests.serving.conftest import CALLER, client_of, make_service
 
 
-class Waiting(OrtEngine):
-    """The real engine, which encodes when it is told to."""
+class Failing(OrtEngine):
+    """The real engine, until what it runs on is gone."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
-        self.began, self.go = threading.Event(), threading.Event()
+    gone = False
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        self.began.set()
-        assert self.go.wait(20)
-        return super().encode(images)
+    def ready(self) -> None:
+        if self.gone:
+            raise EngineUnavailableError("nobody answers")
 
 
-def test_what_began_before_a_roll_out_ends_with_the_bundle_it_began_with(bundle: Bundle, tmp_path: Path) -> None:
-    about = bundle.manifest
-    image = np.zeros((1, about.channels, about.side, about.side), np.uint8)
-    given = interaction_tensors(
-        [Interaction()], about.concepts, about.per_concept, about.side, about.height, about.width
-    )
-    given["absent_weight"] = given["absent_weight"][:, None]
-    engine = Waiting(bundle)
+def one_study(bundle: Bundle) -> dict[str, np.ndarray]:
+    made = bundle.manifest
+    tensors = interaction_tensors([Interaction()], made.concepts, made.per_concept, made.side, made.height, made.width)
+    tensors["absent_weight"] = tensors["absent_weight"][:, None]
+    return {"image": np.zeros((1, made.channels, made.side, made.side), np.uint8), **tensors}
+
+
+def roll_out(service: Service, bundle: Bundle, version: str) -> None:
+    other = replace(bundle, manifest=replace(bundle.manifest, code_revision=f"of version {version}"))
+    service.models.crown(Model(other, OrtEngine(bundle), version))
+    gc.collect()
+
+
+def test_a_request_ends_with_the_bundle_it_began_with(bundle: Bundle, tmp_path: Path) -> None:
+    asking.set(CALLER)
+    engine = OrtEngine(bundle)
     service = make_service(bundle.path, tmp_path, engine)
+    models = service.inference()  # a request began; its body is still on the way
+    roll_out(service, bundle, "2")
 
-    def infer() -> tuple[str, dict[str, np.ndarray]]:
-        asking.set(CALLER)
-        return service.inference.infer(ENSEMBLE, None, {"image": image, **given}, ["logits"])
-
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(infer)
-        assert engine.began.wait(20)
-        other = replace(bundle, manifest=replace(about, code_revision="other"))
-        service.models.crown(Model(other, OrtEngine(bundle), "2"))
-        gc.collect()
-        engine.go.set()
-        version, values = asked.result(20)
+    assert models.spec(ENSEMBLE).version == "1"
+    version, values = models.infer(ENSEMBLE, "1", one_study(bundle), ["logits"])
     assert version == "1" and np.isfinite(values["logits"]).all()
     (entry,) = service.store.ledger.entries("inference")
     assert (entry["bundle"], entry["body"]["version"]) == (bundle.digest, "1")
+
+    assert service.inference().spec(ENSEMBLE).version == "2"
+    with pytest.raises(UnknownModelError, match="served are 2"):
+        service.inference().spec(ENSEMBLE, "1")
+    engine.ready()
+    del models
     gc.collect()
-    with pytest.raises(EngineUnavailableError):  # nobody holds the model any more
-        engine.encode(image)
+    with pytest.raises(EngineUnavailableError):  # nobody holds version 1 any more
+        engine.encode(one_study(bundle)["image"])
     service.close()
+
+
+def test_without_a_model_the_reason_is_said(tmp_path: Path) -> None:
+    service = make_service(tmp_path / "none", tmp_path / "state")
+    with pytest.raises(NotReadyError, match="none"):
+        service.inference()
+    service.close()
+
+
+def test_readiness_is_the_engines_too(bundle: Bundle, tmp_path: Path) -> None:
+    engine = Failing(bundle)
+    service = make_service(bundle.path, tmp_path, engine)
+    paths = (
+        "/health/ready",
+        "/v2/health/ready",
+        f"/v2/models/{ENSEMBLE}/ready",
+        f"/v2/models/{ENSEMBLE}/versions/1/ready",
+    )
+    with client_of(service) as client:
+        assert_statuses(client, paths, 200)
+        engine.gone = True
+        assert_statuses(client, paths, 503)
+        assert "nobody answers" in client.get("/v2/health/ready").json()["error"]
+        assert client.get(f"/v2/models/{ENSEMBLE}").status_code == 200
+        engine.gone = False
+        assert_statuses(client, paths, 200)
+    service.close()
+
+
+def assert_statuses(client: TestClient, paths: tuple[str, ...], status: int) -> None:
+    assert {path: client.get(path).status_code for path in paths} == dict.fromkeys(paths, status)

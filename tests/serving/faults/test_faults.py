@@ -89,6 +89,7 @@ def test_the_database_is_killed(bundle: Bundle, sample: bytes, tmp_path: Path) -
             wait_for(lambda: len(heard.records) > 100, 30)
             database.kill()
             noticed = wait_for(lambda: status(server.url, "/health/ready") == 503, 30)
+            assert status(server.url, "/v2/health/ready") == 503
             assert status(server.url, "/health/live") == 200
             refused = httpx.post(
                 f"{server.url}/v1/studies/{digest}/interactions",
@@ -121,6 +122,7 @@ def test_triton_is_killed(bundle: Bundle, sample: bytes, tmp_path: Path) -> None
                 wait_for(lambda: len(heard.records) > 100, 60)
                 triton.kill()
                 noticed = wait_for(lambda: status(server.url, "/health/ready") == 503, 30)
+                assert status(server.url, "/v2/health/ready") == 503
                 assert status(server.url, "/health/live") == 200
                 wait_for(lambda: heard.refused["engine_unavailable"] > 0, 40)
                 triton.start()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from csr.bundle import Bundle, Manifest
 from csr.interaction import Interaction, RegionBox
 from csr.runtime import BundleRunner
-from serving.oip import BundleModels, InferenceModels, ServedVersions, TensorEngine
+from serving.oip import BundleModels, InferenceModels, InferenceServer, ServedVersions, TensorEngine
 from serving.oip.grpc import InferenceServicer, add_open_inference_to_server
 from serving.oip.rest import add_open_inference
 
@@ -31,6 +31,21 @@ class Served:
     digest: str = "of the bundle"
 
 
+@dataclass(frozen=True)
+class Server:
+    """Serves the same models to every request, or fails in the same way at each."""
+
+    models: InferenceModels | Exception
+
+    def inference(self) -> InferenceModels:
+        if isinstance(self.models, Exception):
+            raise self.models
+        return self.models
+
+    def check_ready(self) -> None:
+        self.inference()
+
+
 @pytest.fixture(scope="session")
 def runner(bundle: Bundle) -> BundleRunner:
     return BundleRunner(bundle)
@@ -38,8 +53,7 @@ def runner(bundle: Bundle) -> BundleRunner:
 
 @pytest.fixture(scope="session")
 def models(bundle: Bundle, runner: BundleRunner) -> BundleModels:
-    versions = ServedVersions({"1": Served(bundle.manifest, runner)}, "1")
-    return BundleModels(lambda: versions)
+    return BundleModels(ServedVersions({"1": Served(bundle.manifest, runner)}, "1"))
 
 
 @pytest.fixture(scope="session")
@@ -67,20 +81,20 @@ def expected(reasoner_inputs: dict[str, np.ndarray], runner: BundleRunner) -> di
 
 @pytest.fixture
 def client(models: BundleModels) -> Iterator[TestClient]:
-    with TestClient(rest_app(lambda: models), raise_server_exceptions=False) as client:
+    with TestClient(rest_app(Server(models)), raise_server_exceptions=False) as client:
         yield client
 
 
-def rest_app(models: Callable[[], InferenceModels]) -> FastAPI:
+def rest_app(server: InferenceServer) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None)
-    add_open_inference(app, models)
+    add_open_inference(app, server)
     return app
 
 
 @contextmanager
-def http_server(models: Callable[[], InferenceModels]) -> Iterator[str]:
+def http_server(served: InferenceServer) -> Iterator[str]:
     """The routes under a real uvicorn; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(rest_app(models), port=0, log_level="warning", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(rest_app(served), port=0, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -94,7 +108,7 @@ def http_server(models: Callable[[], InferenceModels]) -> Iterator[str]:
 
 
 @contextmanager
-def grpc_server(models: Callable[[], InferenceModels]) -> Iterator[str]:
+def grpc_server(served: InferenceServer) -> Iterator[str]:
     """The servicer under a real ``grpc.aio`` server; gives its address."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -102,7 +116,7 @@ def grpc_server(models: Callable[[], InferenceModels]) -> Iterator[str]:
 
     async def start() -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server()
-        add_open_inference_to_server(InferenceServicer(models), server)
+        add_open_inference_to_server(InferenceServicer(served), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, port

@@ -21,7 +21,7 @@ from serving.errors import InvalidInferenceError
 from serving.oip import BundleModels
 from serving.oip.grpc import InferenceServicer, infer
 from serving.triton import ENCODER, REASONER
-from tests.serving.oip.conftest import grpc_server
+from tests.serving.oip.conftest import Server, grpc_server
 
 Arrays = dict[str, np.ndarray]
 OFFERED = {"ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelInfer"}
@@ -44,7 +44,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def stub(models: BundleModels) -> Iterator[service_pb2_grpc.GRPCInferenceServiceStub]:
-    with grpc_server(lambda: models) as address, grpc.insecure_channel(address) as channel:
+    with grpc_server(Server(models)) as address, grpc.insecure_channel(address) as channel:
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
@@ -69,9 +69,9 @@ def number(answer: Any, name: str) -> np.ndarray:
 def test_raw_and_typed_contents_give_the_same(
     models: BundleModels, inputs: Arrays, reasoner_inputs: Arrays, expected: Arrays, raw: bool
 ):
-    encoded = infer(lambda: models, request_of(ENCODER, {"image": inputs["image"]}, raw))
+    encoded = infer(Server(models), request_of(ENCODER, {"image": inputs["image"]}, raw))
     np.testing.assert_allclose(number(encoded, "patches"), expected["patches"], rtol=0, atol=1e-5)
-    answer = infer(lambda: models, request_of(REASONER, reasoner_inputs, raw))
+    answer = infer(Server(models), request_of(REASONER, reasoner_inputs, raw))
     np.testing.assert_allclose(number(answer, "logits"), expected["logits"], rtol=0, atol=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_arbitrary_tensors_are_refused(models: BundleModels, content: bytes, sha
     request = messages.ModelInferRequest(model_name=ENCODER, raw_input_contents=[content])
     request.inputs.add(name=name or "image", datatype="UINT8", shape=shape)
     with pytest.raises(InvalidInferenceError):
-        infer(lambda: models, request)
+        infer(Server(models), request)
 
 
 @pytest.mark.parametrize("call", sorted({each.name for each in CALLS} - OFFERED - {"ModelStreamInfer"}))
@@ -137,7 +137,7 @@ def test_messages_can_be_pickled_for_a_replica(models: BundleModels, monkeypatch
     monkeypatch.delitem(sys.modules, type(message).__module__, raising=False)
     with pytest.raises(pickle.PicklingError):
         pickle.dumps(message)
-    InferenceServicer(lambda: models)
+    InferenceServicer(Server(models))
     assert pickle.loads(pickle.dumps(message)) == message
 
 
@@ -149,7 +149,7 @@ def test_every_call_takes_the_context_by_ray_serves_name():
 def test_a_refusal_sets_the_status_and_returns_an_empty_message(models: BundleModels):
     """What Ray Serve sends on as the status of the call."""
     context = Recorder()
-    servicer = InferenceServicer(lambda: models)
+    servicer = InferenceServicer(Server(models))
     answer = asyncio.run(servicer.ModelInfer(messages.ModelInferRequest(model_name="x"), grpc_context=context))
     assert answer == messages.ModelInferResponse()
     assert context.code is grpc.StatusCode.NOT_FOUND
@@ -157,11 +157,8 @@ def test_a_refusal_sets_the_status_and_returns_an_empty_message(models: BundleMo
 
 
 def test_what_nobody_foresaw_is_internal_and_tells_strangers_nothing(caplog: pytest.LogCaptureFixture):
-    def fail() -> BundleModels:
-        raise RuntimeError("a path of this machine")
-
-    context = Recorder()
-    asyncio.run(InferenceServicer(fail).ModelMetadata(messages.ModelMetadataRequest(), grpc_context=context))
+    servicer, context = InferenceServicer(Server(RuntimeError("a path of this machine"))), Recorder()
+    asyncio.run(servicer.ModelMetadata(messages.ModelMetadataRequest(), grpc_context=context))
     assert context.code is grpc.StatusCode.INTERNAL
     assert context.details == "the server failed at this request; its log says why"
     assert "a path of this machine" in caplog.text

@@ -18,7 +18,7 @@ from csr.bundle import REASONER_OUTPUTS, Bundle
 from serving.errors import NotReadyError
 from serving.oip import ENSEMBLE, BundleModels, model_specs
 from serving.triton import ENCODER, REASONER, build_repository
-from tests.serving.oip.conftest import grpc_server, http_server
+from tests.serving.oip.conftest import Server, grpc_server, http_server
 from tests.serving.triton_server import triton_server
 
 TOLERANCE = 1e-5
@@ -166,7 +166,7 @@ def check_metadata(found: dict[str, Any], bundle: Bundle) -> None:
 
 @pytest.fixture(scope="module")
 def ours(models: BundleModels) -> Iterator[dict[str, str]]:
-    with http_server(lambda: models) as http, grpc_server(lambda: models) as grpc:
+    with http_server(Server(models)) as http, grpc_server(Server(models)) as grpc:
         yield {"http": http, "grpc": grpc}
 
 
@@ -227,11 +227,8 @@ def test_the_ensemble_is_the_encoder_and_the_reasoner_in_one_request(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_server_without_a_bundle_lives_and_is_not_ready(protocol: str):
-    def refuse() -> BundleModels:
-        raise NotReadyError("the golden case differs")
-
     module = PROTOCOLS[protocol]
-    with {"http": http_server, "grpc": grpc_server}[protocol](refuse) as url:
+    with {"http": http_server, "grpc": grpc_server}[protocol](Server(NotReadyError("the golden case differs"))) as url:
         client = module.InferenceServerClient(url)
         assert client.is_server_live()
         assert not client.is_server_ready()

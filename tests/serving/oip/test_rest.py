@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode, checks
 
 from serving.errors import NotReadyError
-from serving.oip import BundleModels, ServedVersions
+from serving.oip import BundleModels
 from serving.oip.models import request_bytes
 from serving.triton import ENCODER, MAX_BATCH
-from tests.serving.oip.conftest import rest_app
+from tests.serving.oip.conftest import Server, rest_app
 
 Arrays = dict[str, np.ndarray]
 INFER = f"/v2/models/{ENCODER}/infer"
@@ -74,11 +74,7 @@ def test_a_version_that_is_not_served_is_404_with_those_that_are(client: TestCli
 
 
 def test_nothing_is_ready_without_a_bundle(inputs: Arrays):
-    def refuse() -> ServedVersions:
-        raise NotReadyError("the golden case differs")
-
-    models = BundleModels(refuse)
-    with TestClient(rest_app(lambda: models)) as client:
+    with TestClient(rest_app(Server(NotReadyError("the golden case differs")))) as client:
         assert client.get("/v2/health/live").status_code == 200
         for path in ("/v2/health/ready", f"/v2/models/{ENCODER}/ready", f"/v2/models/{ENCODER}"):
             assert refused(client.get(path), 503) == "the golden case differs"
@@ -268,7 +264,7 @@ def fuzz(operation: Any, mode: GenerationMode) -> set[int]:
 
 
 def test_the_interface_is_described_well_enough_to_be_fuzzed(models: BundleModels):
-    schema = schemathesis.openapi.from_asgi("/openapi.json", rest_app(lambda: models))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", rest_app(Server(models)))
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) == 9
     for operation in operations:
