@@ -5,7 +5,7 @@ A folder:
 - ``encoder.onnx``    image uint8 B×C×S×S → patches float32 B×D'×h×w (normalisation, backbone and projector inside)
 - ``reasoner.onnx``   patches, importance B×h×w, prototype_mask B×K×M, absent_weight B → the outputs of
   `csr.network.reasoner.Reasoning`
-- ``atlas.json``, ``crops.npy``   what each prototype looks like (`csr.atlas`); crops uint8 (K·M)×C×c×c
+- ``atlas.json``, ``crops.npy``   what each prototype looks like (`csr.atlas`); crops uint8 S×C×c×c, one a source
 - ``reference.json``  how probable each concept was on the training images, to measure drift against
 - ``golden.npz``      an input, an interaction and the expected outputs: a server that fails it must not say ready
 - ``samples/``        a few test images as PNG with ``samples.json``, to try the page with
@@ -25,7 +25,7 @@ import numpy as np
 
 from csr.errors import BundleError
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 INTERACTION_INPUTS = ("importance", "prototype_mask", "absent_weight")  # of the reasoner, after ``patches``
 REASONER_OUTPUTS = (
@@ -92,14 +92,28 @@ class Manifest:
 
 
 @dataclass(frozen=True)
+class AtlasSource:
+    """A training study that shows what a prototype stands for.
+
+    Args:
+        study_id: which.
+        box: the neighbourhood shown as a crop, pixels of the prepared image (x_min, y_min, x_max, y_max).
+        similarity: the inner product of the prototype and the study's projected concept vector.
+    """
+
+    study_id: str
+    box: tuple[float, float, float, float]
+    similarity: float
+
+
+@dataclass(frozen=True)
 class AtlasEntry:
-    """One prototype: the training image it resembles most, and what it does.
+    """One prototype: the training studies it resembles most, and what it does.
 
     Args:
         concept, index: which prototype.
-        study_id: I(p), the training study whose projected concept vector has the largest inner product with p.
-        box: the neighbourhood shown as a crop, pixels of the prepared image (x_min, y_min, x_max, y_max).
-        similarity: that inner product.
+        sources: those of largest similarity, the largest first: I(p) of the paper, and a few more, since one image
+            leaves open what in it is meant. Fewer where fewer training studies show the concept.
         usage: share of the concept's training vectors for which the prototype is the nearest of its concept.
         reliance: the head's use of it: mean |W_t,km·(s − mean)/std| over training images and classes, as a share of
             the whole head's.
@@ -109,9 +123,7 @@ class AtlasEntry:
 
     concept: str
     index: int
-    study_id: str
-    box: tuple[float, float, float, float]
-    similarity: float
+    sources: tuple[AtlasSource, ...]
     usage: float
     reliance: float
     weights: dict[str, float]
@@ -175,7 +187,7 @@ class Bundle:
         return [ConceptReference(row["concept"], tuple(row["edges"]), tuple(row["shares"])) for row in rows]
 
     def crops(self) -> np.ndarray:
-        """(K·M)×C×c×c uint8, in the order of `atlas`."""
+        """S×C×c×c uint8: of every source of every entry, in the order of `atlas`."""
         return np.load(self.path / "crops.npy", mmap_mode="r")
 
     def golden(self) -> dict[str, np.ndarray]:
@@ -198,7 +210,11 @@ def write_atlas(folder: Path, entries: Sequence[AtlasEntry], crops: np.ndarray) 
 def read_atlas(folder: Path) -> list[AtlasEntry]:
     """The entries that `write_atlas` wrote."""
     rows = json.loads((folder / "atlas.json").read_text())
-    return [AtlasEntry(**(row | {"box": tuple(row["box"])})) for row in rows]
+    return [AtlasEntry(**(row | {"sources": tuple(map(_source, row["sources"]))})) for row in rows]
+
+
+def _source(row: dict[str, Any]) -> AtlasSource:
+    return AtlasSource(**(row | {"box": tuple(row["box"])}))
 
 
 def write_reference(folder: Path, references: Sequence[ConceptReference]) -> None:

@@ -20,7 +20,9 @@ class Exhibits:
         self.atlas: list[AtlasEntry] = bundle.atlas()
         self.samples: list[Sample] = []
         self._concepts = bundle.manifest.concepts
-        self._rows = {(entry.concept, entry.index): row for row, entry in enumerate(self.atlas)}
+        self._prototypes = {(entry.concept, entry.index) for entry in self.atlas}
+        shown = ((each.concept, each.index, rank) for each in self.atlas for rank in range(len(each.sources)))
+        self._rows = {key: row for row, key in enumerate(shown)}
         self._crops = np.array(bundle.crops())
         self._files: list[bytes] = []
         for index, row in enumerate(bundle.samples()):
@@ -40,17 +42,19 @@ class Exhibits:
         UnknownConceptError, UnknownItemError: the model has no such concept, or the concept no such prototype.
         """
         self.check_concept(concept)
-        if (concept, index) not in self._rows:
+        if (concept, index) not in self._prototypes:
             raise UnknownItemError(f"{concept} has no prototype {index}")
 
-    def crop(self, concept: str, index: int) -> bytes:
-        """What a prototype looks like, as PNG.
+    def crop(self, concept: str, index: int, rank: int) -> bytes:
+        """What a prototype looks like in one of its sources, as PNG.
 
         Raises:
-            UnknownConceptError, UnknownItemError: no such concept, or no such prototype of it.
+            UnknownConceptError, UnknownItemError: no such concept, no such prototype of it, or no such source.
         """
         self.check_prototype(concept, index)
-        return to_png(self._crops[self._rows[concept, index]])
+        if (concept, index, rank) not in self._rows:
+            raise UnknownItemError(f"prototype {index} of {concept} has no source {rank}; they count from 0")
+        return to_png(self._crops[self._rows[concept, index, rank]])
 
     def sample(self, index: int) -> bytes:
         """A sample's PNG.

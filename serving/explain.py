@@ -90,7 +90,7 @@ class Explainer:
     def _finding(self, k: int, one: dict[str, np.ndarray], peak: np.ndarray, rejected: Sequence[str]) -> ConceptFinding:
         name = self.manifest.concepts[k]
         alive, gone = np.flatnonzero(self._alive[k]), name in rejected
-        winners = alive[np.argsort(-one["scores"][k, alive], kind="stable")][:EXEMPLARS]
+        winners = alive[np.argsort(-one["scores"][k, alive], kind="stable")][:EXEMPLARS].tolist()
         speaks = len(alive) > 0 and not gone
         return ConceptFinding(
             name=name,
@@ -98,14 +98,25 @@ class Explainer:
             rejected=gone,
             contributions=dict(zip(self.manifest.classes, one["contributions"][k].tolist(), strict=True)),
             peak=Peak(x=peak[0], y=peak[1], similarity=float(one["concept_maps"][k].max())) if speaks else None,
-            exemplars=[self._exemplar(k, int(m), float(one["scores"][k, m])) for m in winners] if speaks else [],
+            exemplars=self._exemplars(k, winners, one["scores"][k].tolist()) if speaks else [],
         )
 
-    def _exemplar(self, k: int, m: int, score: float) -> Exemplar:
-        entry = self._entries[k][m]
-        return Exemplar(
-            index=entry.index, score=score, study_id=entry.study_id, usage=entry.usage, reliance=entry.reliance
-        )
+    def _exemplars(self, k: int, winners: list[int], scores: list[float]) -> list[Exemplar]:
+        """One of each prototype before a second of any: the most similar prototype's nearest source first."""
+        entries = [self._entries[k][m] for m in winners]
+        most = max(len(entry.sources) for entry in entries)
+        shown = [(entry, rank) for rank in range(most) for entry in entries if rank < len(entry.sources)]
+        return [
+            Exemplar(
+                index=entry.index,
+                rank=rank,
+                score=scores[entry.index],
+                study_id=entry.sources[rank].study_id,
+                usage=entry.usage,
+                reliance=entry.reliance,
+            )
+            for entry, rank in shown[:EXEMPLARS]
+        ]
 
 
 def _found(probabilities: np.ndarray, multilabel: bool) -> list[int]:

@@ -39,4 +39,5 @@ def main(arguments: Sequence[str]) -> None:
             if entry.alive:
                 verdict = verdicts.get((entry.concept, entry.index), "")
                 use = f"usage {entry.usage:5.1%}  reliance {entry.reliance:5.1%}"
-                print(f"{entry.concept:<24} {entry.index:>3}  {use}  {entry.study_id}  {verdict}".rstrip())
+                shown = ", ".join(source.study_id for source in entry.sources)
+                print(f"{entry.concept:<24} {entry.index:>3}  {use}  {shown}  {verdict}".rstrip())

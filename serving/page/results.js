@@ -134,11 +134,11 @@ export function drawExemplars(finding) {
       : "No exemplar of this concept is in use.";
   byId("exemplars").replaceChildren(
     ...finding.exemplars.map((each) => {
-      const alt = `Atlas exemplar ${each.index} of ${plain(finding.name)}, from study ${each.study_id}`;
+      const alt = `Exemplar of ${plain(finding.name)}: prototype ${each.index} as training study ${each.study_id} shows it`;
       return element(
         "li",
         {},
-        element("img", { src: cropUrl(finding.name, each.index), alt, width: "96", height: "96" }),
+        element("img", { src: cropUrl(finding.name, each.index, each.rank), alt, width: "96", height: "96" }),
         element("strong", { title: "Similarity between this exemplar and the study" }, `similarity ${each.score.toFixed(2)}`),
         element("span", {}, each.study_id),
         element("span", { title: "Share of training studies with this concept that it is closest to" }, `usage ${(each.usage * 100).toFixed(0)} %`),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from asyncio import to_thread
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from starlette.convertors import IntegerConvertor, register_url_convertor
 
 from serving.rest.context import PNG, CallerOf, png
@@ -29,14 +30,14 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/atlas")
     async def atlas() -> AtlasAnswer:
-        """Every prototype with its source, usage and reliance."""
+        """Every prototype with its sources, usage and reliance."""
         return catalogue.atlas()
 
     @router.get("/atlas/{concept:path}/{index:index}.png", response_class=Response, responses=PNG)
-    async def crop(concept: str, index: int) -> Response:
-        """What a prototype looks like."""
+    async def crop(concept: str, index: int, rank: Annotated[int, Query(ge=0)] = 0) -> Response:
+        """What a prototype looks like in one of its sources, the nearest by default."""
         steps = Steps(service.telemetry)
-        data = await to_thread(models.champion.exhibits.crop, concept, index)
+        data = await to_thread(models.champion.exhibits.crop, concept, index, rank)
         steps.lap("draw")
         return png(data, steps)
 

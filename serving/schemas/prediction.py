@@ -27,9 +27,11 @@ class Peak(Answer):
 
 
 class Exemplar(Answer):
-    """An atlas entry that speaks for a concept in this study, with its score here."""
+    """A training study that shows what speaks for a concept in this one: source ``rank`` (0 is the nearest) of
+    prototype ``index``, whose similarity to this study is ``score``."""
 
     index: int
+    rank: int
     score: float
     study_id: str
     usage: float

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from csr.atlas import build_atlas
+from csr.atlas import SOURCES, build_atlas
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.reporter import SilentReporter
@@ -57,25 +57,44 @@ def inner(parts):
 
 def test_entries_come_concept_by_concept_and_prototype_by_prototype(atlas):
     assert [(entry.concept, entry.index) for entry in atlas.entries] == [(k, m) for k in CONCEPTS for m in range(M)]
-    assert len(atlas.crops) == len(atlas.entries)
+    assert [len(entry.sources) for entry in atlas.entries] == [SOURCES] * (len(CONCEPTS) * M)
+    assert len(atlas.crops) == SOURCES * len(atlas.entries)
     assert atlas.crops.dtype == np.uint8
 
 
-def test_the_source_is_the_training_image_with_the_largest_inner_product(atlas, inner, parts):
+def test_the_sources_are_the_training_images_with_the_largest_inner_products(atlas, inner, parts):
     studies = parts[0].collection.studies
     for position, entry in enumerate(atlas.entries):
-        own = inner[position // M]
-        row, best = max(((row, values[entry.index]) for row, values in own), key=lambda pair: pair[1])
-        assert entry.similarity == pytest.approx(best, abs=1e-4)
-        chosen = int(np.flatnonzero(studies["study_id"] == entry.study_id)[0])
-        assert dict(own)[chosen][entry.index] == pytest.approx(best, abs=1e-4), (row, chosen)
+        own = {row: values[entry.index] for row, values in inner[position // M]}
+        best = sorted(own.values(), reverse=True)[:SOURCES]
+        assert [source.similarity for source in entry.sources] == pytest.approx(best, abs=1e-4)
+        rows = [int(np.flatnonzero(studies["study_id"] == source.study_id)[0]) for source in entry.sources]
+        assert len(set(rows)) == SOURCES
+        assert [own[row] for row in rows] == pytest.approx(best, abs=1e-4)
 
 
 def test_sources_are_training_images_that_show_the_concept(atlas, parts):
     studies = parts[0].collection.studies.set_index("study_id")
     for entry in atlas.entries:
-        assert studies.loc[entry.study_id, "split"] == "train"
-        assert studies.loc[entry.study_id, f"concept:{entry.concept}"] == 1
+        for source in entry.sources:
+            assert studies.loc[source.study_id, "split"] == "train"
+            assert studies.loc[source.study_id, f"concept:{entry.concept}"] == 1
+
+
+def test_a_concept_that_few_training_images_show_has_as_many_sources(tmp_path):
+    collection = make_collection(train=40, val=16, test=12)
+    labels = collection.concept_labels()
+    train = collection.rows("train")
+    labels[train, 1] = 0
+    labels[train[:2], 1] = 1
+    data = make_prepared(tmp_path / "prepared", with_labels(collection, labels))
+    cache = make_cache(data.collection, cells=8)
+    model = train_prototypes(data.collection, cache, PrototypeConfig(M, 8, 1, epochs=1), SilentReporter())
+    reasoner = train_head(data.collection, cache, model, HeadConfig(epochs=1, least_usage=0.0), SilentReporter())
+    atlas = build_atlas(data, cache, model, reasoner)
+    shown = [len(entry.sources) for entry in atlas.entries]
+    assert shown == [SOURCES] * M + [2] * M + [SOURCES] * M
+    assert len(atlas.crops) == sum(shown)
 
 
 def test_usage_is_the_share_of_the_concepts_vectors_that_the_prototype_wins(atlas, inner):
@@ -113,10 +132,11 @@ def test_a_crop_is_cut_from_its_source_around_the_most_similar_cell(atlas, parts
     data, cache, model, _ = parts
     studies = data.collection.studies
     cell = data.side / cache.features.shape[-1]
-    for index, entry in enumerate(atlas.entries):
-        row = int(np.flatnonzero(studies["study_id"] == entry.study_id)[0])
-        left, top, right, bottom = map(int, entry.box)
-        np.testing.assert_array_equal(atlas.crops[index], data.images[row][:, top:bottom, left:right])
+    shown = [(index, source) for index, entry in enumerate(atlas.entries) for source in entry.sources]
+    for (index, source), crop in zip(shown, atlas.crops, strict=True):
+        row = int(np.flatnonzero(studies["study_id"] == source.study_id)[0])
+        left, top, right, bottom = map(int, source.box)
+        np.testing.assert_array_equal(crop, data.images[row][:, top:bottom, left:right])
         with torch.no_grad():
             patches = model.projector.project_maps(cache.batch(np.array([row]), torch.device("cpu"))[0])
             similar = np.einsum("d,dhw->hw", model.prototypes.unit()[index // M, index % M].numpy(), patches[0].numpy())
@@ -143,4 +163,4 @@ def test_pruned_prototypes_stay_in_the_atlas_marked_as_such(parts):
 def test_maps_of_fewer_cells_than_a_crop_is_wide_have_crops_too(tmp_path):
     data, cache, model, reasoner = make_parts(tmp_path, cells=2)
     atlas = build_atlas(data, cache, model, reasoner)
-    assert all(0 <= edge <= data.side for entry in atlas.entries for edge in entry.box)
+    assert all(0 <= edge <= data.side for entry in atlas.entries for source in entry.sources for edge in source.box)

@@ -7,7 +7,17 @@ import json
 import numpy as np
 import pytest
 
-from csr.bundle import FORMAT, MANIFEST, AtlasEntry, Bundle, ConceptReference, write_manifest, write_reference
+from csr.bundle import (
+    FORMAT,
+    MANIFEST,
+    AtlasEntry,
+    AtlasSource,
+    Bundle,
+    ConceptReference,
+    write_atlas,
+    write_manifest,
+    write_reference,
+)
 from csr.drafts import draft_folder
 from csr.errors import BundleError
 
@@ -32,7 +42,8 @@ ABOUT = {
     "code_revision": "test",
     "metrics": {"iid": {"macro_f1": 0.5}},
 }
-ENTRY = AtlasEntry("a", 0, "s001", (0.0, 1.0, 2.0, 3.0), 0.9, 0.25, 0.5, {"x": 1.0, "y": -1.0}, alive=False)
+SOURCES = AtlasSource("s001", (0.0, 1.0, 2.0, 3.0), 0.9), AtlasSource("s002", (1.0, 1.0, 3.0, 3.0), 0.8)
+ENTRY = AtlasEntry("a", 0, SOURCES, 0.25, 0.5, {"x": 1.0, "y": -1.0}, alive=False)
 REFERENCES = [ConceptReference("a", (0.25, 0.50005), (0.5, 0.25, 0.25)), ConceptReference("b", (), (1.0,))]
 FILES = (
     "encoder.onnx",
@@ -53,9 +64,8 @@ def folder(tmp_path):
     (path / "samples").mkdir(parents=True)
     for name in ("encoder.onnx", "reasoner.onnx", "samples/00.png"):
         (path / name).write_bytes(name.encode() * 9)
-    (path / "atlas.json").write_text(json.dumps([vars(ENTRY)]))
     (path / "samples" / "samples.json").write_text(json.dumps([{"study_id": "s", "file": "00.png"}]))
-    np.save(path / "crops.npy", np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2))
+    write_atlas(path, [ENTRY], np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2))
     np.savez(path / "golden.npz", image=np.ones(3), expected_logits=np.zeros(2))
     write_reference(path, REFERENCES)
     write_manifest(path, **ABOUT)
@@ -137,12 +147,12 @@ def test_a_manifest_that_is_none_is_refused_by_its_name(folder, content):
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize("found", [1, 2, 4])
+@pytest.mark.parametrize("found", [1, 3, 5])
 def test_a_bundle_of_another_format_is_refused_with_what_to_do(folder, found):
     content = json.loads((folder / MANIFEST).read_text())
-    assert content["format"] == FORMAT == 3
+    assert content["format"] == FORMAT == 4
     (folder / MANIFEST).write_text(json.dumps(content | {"format": found}))
-    with pytest.raises(BundleError, match=f"format is {found}, this version reads 3; export the bundle again"):
+    with pytest.raises(BundleError, match=f"format is {found}, this version reads 4; export the bundle again"):
         Bundle.open(folder)
 
 

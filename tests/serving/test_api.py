@@ -116,6 +116,8 @@ def test_pictures(client: TestClient, digest: str) -> None:
         assert (response.status_code, response.headers["content-type"]) == (200, "image/png"), path
         assert response.content.startswith(b"\x89PNG")
     assert client.get(f"/v1/studies/{digest}/image.png").headers["cache-control"] == "no-store"
+    sources = {client.get(f"/v1/atlas/mass/1.png?rank={rank}").content for rank in range(3)}
+    assert len(sources) == 3 and client.get("/v1/atlas/mass/1.png").content in sources
     ignore = {"boxes": [BOX | {"kind": "negative"}]}
     changed = client.post(f"/v1/studies/{digest}/maps/mass.png", json=ignore)
     assert changed.status_code == 200
@@ -128,7 +130,7 @@ def test_model_atlas_and_samples(client: TestClient, bundle: Bundle) -> None:
     assert model["manifest"]["classes"] == list(bundle.manifest.classes)
     entries = client.get("/v1/atlas").json()["entries"]
     assert len(entries) == len(bundle.manifest.concepts) * bundle.manifest.per_concept
-    assert {"concept", "index", "study_id", "usage", "reliance"} <= set(entries[0])
+    assert {"concept", "index", "sources", "usage", "reliance"} <= set(entries[0])
     samples = client.get("/v1/samples").json()
     assert [each["index"] for each in samples] == list(range(len(bundle.samples())))
 
@@ -148,6 +150,7 @@ def test_what_is_not_there_is_404(client: TestClient, digest: str) -> None:
     assert_error(client.get(f"/v1/studies/{digest}/maps/spaceship.png"), 404, "unknown_concept")
     assert_error(client.get("/v1/atlas/mass/99.png"), 404, "not_found")
     assert_error(client.get("/v1/atlas/mass/-1.png"), 404, "not_found")
+    assert "no source 3" in assert_error(client.get("/v1/atlas/mass/1.png?rank=3"), 404, "not_found")
     assert_error(client.get("/v1/samples/99.png"), 404, "not_found")
     assert_error(client.get("/v1/nothing"), 404, "not_found")
     assert_error(client.get("/page/nothing.js"), 404, "not_found")

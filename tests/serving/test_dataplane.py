@@ -27,6 +27,7 @@ from serving.errors import (
     UnreadableImageError,
     UnsupportedImageError,
 )
+from serving.explain import Explainer
 from serving.frames import image_part, on_canvas
 from serving.maps import Upsampler, overlay_png
 from serving.schemas import Box, ImageSize, InteractionRequest
@@ -67,8 +68,29 @@ def test_exemplars_are_the_best_scoring_prototypes(plane: DataPlane, bundle: Bun
     for k, concept in enumerate(answer.prediction.concepts):
         alive = [entry.index for entry in bundle.atlas() if entry.concept == concept.name and entry.alive]
         best = sorted(alive, key=lambda m: -scores[k, m])
-        assert [each.index for each in concept.exemplars] == best[:3]
+        assert [each.index for each in concept.exemplars][: len(best)] == best[:3]
         assert concept.exemplars[0].score == pytest.approx(scores[k, best[0]])
+
+
+@pytest.mark.parametrize(
+    ("alive", "expected"),
+    [(1, [(0, 0), (0, 1), (0, 2)]), (2, [(0, 0), (1, 0), (0, 1)]), (3, [(0, 0), (1, 0), (2, 0)])],
+)
+def test_three_exemplars_stand_behind_a_concept_however_few_its_prototypes(
+    bundle: Bundle, sample: bytes, alive: int, expected: list[tuple[int, int]]
+) -> None:
+    """Pairs of a prototype's place by score and the rank of its source."""
+    kept = {entry.index for entry in bundle.atlas()[:alive]}
+    atlas = [replace(entry, alive=entry.index in kept) for entry in bundle.atlas()]
+    canvas, placement = fit(decode(sample), bundle.manifest.side, bundle.manifest.channels)
+    runner = BundleRunner(bundle)
+    outputs = runner.reason(runner.encode(canvas[None]), [Interaction()])
+    entries = {(entry.concept, entry.index): entry for entry in atlas}
+    for k, concept in enumerate(Explainer(bundle.manifest, atlas).predict(outputs, placement).concepts):
+        best = sorted(kept, key=lambda m: -outputs["scores"][0, k, m])
+        assert [(best.index(each.index), each.rank) for each in concept.exemplars] == expected
+        for each in concept.exemplars:
+            assert each.study_id == entries[concept.name, each.index].sources[each.rank].study_id
 
 
 def test_a_study_is_encoded_once_and_interactions_never_encode(
@@ -186,10 +208,12 @@ def test_what_is_not_there(service: Service, sample: bytes) -> None:
     with pytest.raises(UnknownConceptError):
         plane.overlay(digest, "spaceship", None, Steps(plane._telemetry))
     with pytest.raises(UnknownConceptError):
-        exhibits.crop("spaceship", 0)
+        exhibits.crop("spaceship", 0, 0)
     for absent in (-1, 3):
         with pytest.raises(UnknownItemError):
-            exhibits.crop("mass", absent)
+            exhibits.crop("mass", absent, 0)
+        with pytest.raises(UnknownItemError):
+            exhibits.crop("mass", 0, absent)
     for absent in (-1, 10):
         with pytest.raises(UnknownItemError):
             exhibits.sample(absent)
