@@ -102,20 +102,23 @@ class Explainer:
         )
 
     def _exemplars(self, k: int, winners: list[int], scores: list[float]) -> list[Exemplar]:
-        """One of each prototype before a second of any: the most similar prototype's nearest source first."""
+        """Studies, each once: the nearest of each prototype before the second of any, the most similar one first."""
         entries = [self._entries[k][m] for m in winners]
-        most = max(len(entry.sources) for entry in entries)
-        shown = [(entry, rank) for rank in range(most) for entry in entries if rank < len(entry.sources)]
+        shown: dict[str, tuple[AtlasEntry, int]] = {}
+        for rank in range(max(len(entry.sources) for entry in entries)):
+            for entry in entries:
+                if rank < len(entry.sources):
+                    shown.setdefault(entry.sources[rank].study_id, (entry, rank))
         return [
             Exemplar(
                 index=entry.index,
                 rank=rank,
                 score=scores[entry.index],
-                study_id=entry.sources[rank].study_id,
+                study_id=study_id,
                 usage=entry.usage,
                 reliance=entry.reliance,
             )
-            for entry, rank in shown[:EXEMPLARS]
+            for study_id, (entry, rank) in list(shown.items())[:EXEMPLARS]
         ]
 
 

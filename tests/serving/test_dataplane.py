@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from csr.bundle import Bundle
+from csr.bundle import AtlasEntry, AtlasSource, Bundle
 from csr.images import Placement, decode, fit, pixel_digest
 from csr.interaction import Interaction, RegionBox
 from csr.runtime import BundleRunner
@@ -68,29 +68,36 @@ def test_exemplars_are_the_best_scoring_prototypes(plane: DataPlane, bundle: Bun
     for k, concept in enumerate(answer.prediction.concepts):
         alive = [entry.index for entry in bundle.atlas() if entry.concept == concept.name and entry.alive]
         best = sorted(alive, key=lambda m: -scores[k, m])
-        assert [each.index for each in concept.exemplars][: len(best)] == best[:3]
+        assert concept.exemplars[0].index == best[0] and len(concept.exemplars) == 3
         assert concept.exemplars[0].score == pytest.approx(scores[k, best[0]])
 
 
 @pytest.mark.parametrize(
-    ("alive", "expected"),
-    [(1, [(0, 0), (0, 1), (0, 2)]), (2, [(0, 0), (1, 0), (0, 1)]), (3, [(0, 0), (1, 0), (2, 0)])],
+    ("sources", "expected"),
+    [
+        (["abc"], ["a", "b", "c"]),
+        (["abc", "def"], ["a", "d", "b"]),
+        (["abc", "def", "ghi", "jkl"], ["a", "d", "g"]),
+        (["abc", "acd"], ["a", "b", "c"]),  # nobody is shown twice
+        (["a", "bc"], ["a", "b", "c"]),
+        ([""], []),
+    ],
 )
-def test_three_exemplars_stand_behind_a_concept_however_few_its_prototypes(
-    bundle: Bundle, sample: bytes, alive: int, expected: list[tuple[int, int]]
+def test_three_training_studies_stand_behind_a_concept_however_few_its_prototypes(
+    bundle: Bundle, sources: list[str], expected: list[str]
 ) -> None:
-    """Pairs of a prototype's place by score and the rank of its source."""
-    kept = {entry.index for entry in bundle.atlas()[:alive]}
-    atlas = [replace(entry, alive=entry.index in kept) for entry in bundle.atlas()]
-    canvas, placement = fit(decode(sample), bundle.manifest.side, bundle.manifest.channels)
-    runner = BundleRunner(bundle)
-    outputs = runner.reason(runner.encode(canvas[None]), [Interaction()])
-    entries = {(entry.concept, entry.index): entry for entry in atlas}
-    for k, concept in enumerate(Explainer(bundle.manifest, atlas).predict(outputs, placement).concepts):
-        best = sorted(kept, key=lambda m: -outputs["scores"][0, k, m])
-        assert [(best.index(each.index), each.rank) for each in concept.exemplars] == expected
-        for each in concept.exemplars:
-            assert each.study_id == entries[concept.name, each.index].sources[each.rank].study_id
+    """Studies are letters; the first prototype is the most similar one."""
+    about = replace(bundle.manifest, concepts=("mass",), per_concept=len(sources))
+    box = (0.0, 0.0, 1.0, 1.0)
+    atlas = [
+        AtlasEntry("mass", index, tuple(AtlasSource(each, box, 0.5) for each in own), 0.5, 0.5, {})
+        for index, own in enumerate(sources)
+    ]
+    scores = [0.9 - 0.1 * index for index in range(len(sources))]
+    found = Explainer(about, atlas)._exemplars(0, list(range(len(sources))), scores)
+    assert [each.study_id for each in found] == expected
+    for each in found:
+        assert sources[each.index][each.rank] == each.study_id and each.score == scores[each.index]
 
 
 def test_a_study_is_encoded_once_and_interactions_never_encode(
