@@ -139,9 +139,10 @@ export function drawExemplars(finding) {
         "li",
         {},
         element("img", { src: cropUrl(finding.name, each.index, each.rank), alt, width: "96", height: "96" }),
-        element("strong", { title: "Similarity between this exemplar and the study" }, `similarity ${each.score.toFixed(2)}`),
-        element("span", {}, each.study_id),
-        element("span", { title: "Share of training studies with this concept that it is closest to" }, `usage ${(each.usage * 100).toFixed(0)} %`),
+        element("strong", { title: "Similarity between this prototype and the study" }, `similarity ${each.score.toFixed(2)}`),
+        element("span", { title: "Training study, shown where it resembles the prototype" }, each.study_id),
+        element("span", { title: "What is pruned or kept in a review" }, `prototype ${each.index}`),
+        element("span", { title: "Share of training studies with this concept that the prototype is closest to" }, `usage ${(each.usage * 100).toFixed(0)} %`),
         element("span", { title: "Share of the classifier's decisions that rests on it" }, `reliance ${(each.reliance * 100).toFixed(1)} %`),
       );
     }),
