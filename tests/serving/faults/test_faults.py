@@ -173,6 +173,20 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_began(bundle: Bundle, sa
     report("stop", heard, took=f"{took:.1f} s", unacknowledged=length - 2 - answered)
 
 
+def test_load_starts_another_replica(bundle: Bundle, sample: bytes, tmp_path: Path) -> None:
+    with ray_serve(bundle.path, tmp_path, replicas={"most": 2, "target_ongoing": 2, "cpus": 0.5}) as server:
+        digest = study(server, sample)
+        with readers(server.url, server.key, digest, READERS) as heard:
+            wait_for(lambda: len(heard.records) > 100, 30)
+            assert len(server.replicas()) == 1
+            grown = wait_for(lambda: len(server.replicas()) == 2, 120)
+            seen = len(heard.records)
+            wait_for(lambda: len(heard.records) > seen + 300, 60)
+        assert not heard.refused
+        length = check_ledger(heard, *ledger_of(tmp_path))
+        report("autoscaling", heard, second_replica_after=f"{grown:.1f} s", length=length)
+
+
 def test_more_than_a_server_takes_is_told_to_come_back(bundle: Bundle, sample: bytes, tmp_path: Path) -> None:
     tiny = {"ongoing": 1, "queued": 1, "retry_after_s": 3}
     with ray_serve(bundle.path, tmp_path, replicas=tiny) as server:
