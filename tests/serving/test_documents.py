@@ -56,7 +56,7 @@ def client(service: Service) -> Iterator[TestClient]:
 
 @pytest.fixture
 def original() -> pydicom.Dataset:
-    return dataset(PatientName=NAME, PatientID="4711")
+    return dataset(PatientName=NAME, PatientID="P-4711")
 
 
 def reference(image: pydicom.Dataset) -> dict[str, str]:
@@ -103,7 +103,7 @@ def test_an_image_is_found_fetched_read_and_reported_beside_itself(
     assert [entry["kind"] for entry in entries[-2:]] == ["interaction", "document"]
     assert entries[-1]["body"]["documents"] == uids
     everything = str(entries) + (tmp_path / "state/store.db").read_bytes().decode("latin-1")
-    for secret in (NAME, "4711", *reference(original).values()):
+    for secret in (NAME, "P-4711", *reference(original).values()):
         assert secret not in everything
 
 
