@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from serving.client import ReviewRequest
-from serving.commands.connection import add_server, connect
+from serving.commands.connection import add_server, asked, connect
 from serving.schemas import Verdict
 
 
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> None:
     """``csr atlas list`` and ``csr atlas review CONCEPT INDEX VERDICT``.
 
     Raises:
-        CSRError: the server refuses.
+        CSRError: the comment is too long, or the server refuses.
     """
     parser = argparse.ArgumentParser(prog="csr atlas", description="The model's prototypes and their reviews.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     with connect(given) as client:
         if given.command == "review":
-            request = ReviewRequest(verdict=given.verdict, comment=given.comment)
+            request = asked(ReviewRequest, verdict=given.verdict, comment=given.comment)
             said = client.review(given.concept, given.index, request)
             print(f"{said.concept} {said.index}: {said.verdict}, on record as entry {said.record.number}")
             return

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csr.errors import ConfigError
-from serving.client import Box, InteractionRequest
-from serving.commands.connection import add_server, connect
+from serving.client import InteractionRequest
+from serving.commands.connection import add_server, asked, connect
 from serving.schemas import InteractionAnswer, Prediction, StudyAnswer
 
 _BATCH = 16
@@ -26,8 +26,10 @@ def predict(arguments: Sequence[str]) -> None:
     add_server(parser)
     given = parser.parse_args(arguments)
     for file in given.files:
-        if not file.is_file():
-            raise ConfigError(f"{file}: is no file")
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
     with connect(given) as client:
         for start in range(0, len(given.files), _BATCH):
             files = given.files[start : start + _BATCH]
@@ -39,7 +41,7 @@ def interact(arguments: Sequence[str]) -> None:
     """``csr interact DIGEST``.
 
     Raises:
-        CSRError: the server refuses.
+        CSRError: what is given is no interaction, or the server refuses it.
     """
     parser = argparse.ArgumentParser(prog="csr interact", description="Corrects a prediction and says what changed.")
     parser.add_argument("digest", help="of the study, as `csr predict` prints it")
@@ -52,7 +54,7 @@ def interact(arguments: Sequence[str]) -> None:
     add_server(parser)
     given = parser.parse_args(arguments)
     boxes = [_box(each, "positive") for each in given.attend] + [_box(each, "negative") for each in given.ignore]
-    request = InteractionRequest(boxes=boxes, rejected=given.reject, alpha=given.alpha)
+    request = asked(InteractionRequest, boxes=boxes, rejected=given.reject, alpha=given.alpha)
     with connect(given) as client:
         answer = client.interact(given.digest, request)
     print(answer.model_dump_json() if given.json else _changed(answer))
@@ -68,9 +70,8 @@ def _corners(text: str) -> tuple[float, ...]:
     return values
 
 
-def _box(corners: tuple[float, ...], kind: str) -> Box:
-    x_min, y_min, x_max, y_max = corners
-    return Box.model_validate({"x_min": x_min, "y_min": y_min, "x_max": x_max, "y_max": y_max, "kind": kind})
+def _box(corners: tuple[float, ...], kind: str) -> dict[str, object]:
+    return dict(zip(("x_min", "y_min", "x_max", "y_max"), corners, strict=True), kind=kind)
 
 
 def _described(study: StudyAnswer) -> str:

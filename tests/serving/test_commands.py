@@ -82,9 +82,27 @@ def test_what_a_server_refuses_is_one_sentence(served: Service, bundle: Bundle, 
     (folder / "notes.txt").write_text("hello")
     assert "not a PNG" in str(run("predict", "notes.txt"))
     assert "unknown_study" in str(run("interact", "0" * 64))
-    assert "nothing.png: is no file" in str(run("predict", "nothing.png"))
+    assert run("predict", "nothing.png") == "csr: nothing.png: cannot be read (No such file or directory)"
+    assert run("predict", str(folder)) == f"csr: {folder}: cannot be read (Is a directory)"
     assert run("interact", "0" * 64, "--attend", "1,2,3") == 2
     assert run("interact", "0" * 64, "--attend", "a,b,c,d") == 2
+    number = "Input should be a finite number"
+    assert run("interact", "0" * 64, "--ignore", "1,2,nan,4") == f"csr: boxes.0.x_max: {number}"
+    assert "alpha: Input should be less than or equal to 1" in str(run("interact", "0" * 64, "--alpha", "7"))
+    assert "comment: String should have at most" in str(
+        run("atlas", "review", "mass", "1", "prune", "--comment", "a" * 2000)
+    )
+
+
+@pytest.mark.parametrize("content", [b" ", "ключ".encode(), b"two\nlines", b"\xff\xfe"])
+def test_a_file_without_a_key(folder: Path, content: bytes) -> None:
+    (folder / "key").write_bytes(content)
+    assert "key: holds no API key" in str(run("status", "--key-file", "key"))
+
+
+def test_what_is_no_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSR_API_KEY", "csr_key")
+    assert "--url: 'http://[::bad' is no address" in str(run("status", "--url", "http://[::bad"))
 
 
 def test_the_ledger_is_verified_from_the_command_line(
