@@ -204,11 +204,11 @@ def test_roles_of_a_claim(
 
 def test_what_was_verified_is_remembered(provider: Provider, tmp_path: Path) -> None:
     tokens = TokenVerifier(provider.config(tmp_path, leeway_s=0))
-    token = provider.token(exp=time.time() + 1.2)
+    token = provider.token(exp=time.time() + 3)
     assert tokens.recall(token) is None
     assert tokens.verify(token) == tokens.recall(token)
     assert tokens.recall(provider.token(sub="john")) is None
-    time.sleep(1.3)
+    time.sleep(3.1)
     assert tokens.recall(token) is None, "not longer than the token is valid"
     assert code(tokens, token) == "token_expired"
 
@@ -281,9 +281,9 @@ def test_a_provider_that_redirects_is_not_followed(provider: Provider, tmp_path:
 
 
 def test_a_provider_that_hangs_stops_nobody_who_has_a_key(provider: Provider, tmp_path: Path, clock: Clock) -> None:
-    tokens = TokenVerifier(provider.config(tmp_path, timeout_s=0.5))
+    tokens = TokenVerifier(provider.config(tmp_path, timeout_s=1.5))
     assert tokens.verify(provider.token())
-    provider.delay_s = 1.0
+    provider.delay_s = 3.0
     clock.now += FRESH_S + 1
     with ThreadPoolExecutor(2) as threads:
         started = time.perf_counter()
@@ -292,9 +292,9 @@ def test_a_provider_that_hangs_stops_nobody_who_has_a_key(provider: Provider, tm
             time.sleep(0.01)
         second_started = time.perf_counter()
         assert tokens.verify(provider.token())
-        assert time.perf_counter() - second_started < 0.3
+        assert time.perf_counter() - second_started < 1
         assert first.result()
-        assert time.perf_counter() - started < 0.95, "the time limit counts"
+        assert time.perf_counter() - started < 2.9, "the time limit counts"
 
 
 def test_keys_from_a_file(provider: Provider, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_nothing_at_the_address_is_said_at_once(engines: Engines) -> None:
     start = time.monotonic()
     with pytest.raises(EngineUnavailableError, match=r"Triton at 127\.0\.0\.1:9 does not answer"):
         engines(url="127.0.0.1:9")
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < TIMEOUT_S / 2
 
 
 def test_a_server_that_computes_something_else_is_refused(
@@ -153,7 +153,7 @@ def test_a_killed_server_is_said_at_once_and_found_again(
             start = time.monotonic()
             with pytest.raises(EngineUnavailableError, match="does not answer"):
                 engine.encode(images)
-            assert time.monotonic() - start < 1
+            assert time.monotonic() - start < TIMEOUT_S / 2
         with pytest.raises(NotReadyError, match="does not answer"):
             engine.ready()
     finally:
@@ -269,7 +269,7 @@ def test_a_server_that_hangs_costs_no_thread_more_than_the_timeout(
             waits = list(pool.map(wait, range(16)))
     finally:
         server.resume()
-    assert min(waits) > 0.9 and max(waits) < 2
+    assert min(waits) > 0.9 and max(waits) < 4  # one after the other they would wait 16
     np.testing.assert_array_equal(until_it_answers(engine, images, 5), before)
 
 
