@@ -7,6 +7,7 @@ need not know the server's commands or the pipeline's. Whatever a person can men
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -30,8 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"csr: unknown command {given[0]!r}; {hint}commands: {listed}")
     try:
         status = commands[given[0]].load()(given[1:])
+        sys.stdout.flush()
     except CSRError as error:
         sys.exit(f"csr: {error}")
+    except BrokenPipeError:  # as with `| head`; Python would complain of it once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     if status:
         sys.exit(status)
 

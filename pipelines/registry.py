@@ -193,8 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.command == "list":
         print(*listing(client), sep="\n")
     elif given.command == "history":
-        for move in history(client):
-            print(f"{move.source or 'none'} → {move.target}  {move.reason}  ({move.by})")
+        moves = [f"{move.source or 'none'} → {move.target}  {move.reason}  ({move.by})" for move in history(client)]
+        print(*moves or [f"{CHAMPION} has never moved"], sep="\n")
     elif given.command == "challenge":
         challenge(client, None if given.version == "none" else given.version)
         print(f"{CHALLENGER}: {given.version}")

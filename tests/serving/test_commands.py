@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -103,6 +105,12 @@ def test_a_file_without_a_key(folder: Path, content: bytes) -> None:
 def test_what_is_no_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CSR_API_KEY", "csr_key")
     assert "--url: 'http://[::bad' is no address" in str(run("status", "--url", "http://[::bad"))
+
+
+def test_a_reader_of_the_output_may_leave(served: Service) -> None:
+    command = f"{sys.executable} -m csr atlas list | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.stderr, done.returncode) == ("", 1)
 
 
 def test_the_ledger_is_verified_from_the_command_line(
