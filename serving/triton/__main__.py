@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backend", choices=get_args(Backend), default="onnxruntime", help="default: %(default)s")
     parser.add_argument("--model-version", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each model; default: %(default)s")
+    parser.add_argument("--instances", type=int, default=1, help="of each model, at once; default: %(default)s")
     server = parser.add_mutually_exclusive_group()
     server.add_argument("--load", metavar="HOST:PORT", help="then load it into the server with this gRPC endpoint")
     server.add_argument("--unload", metavar="HOST:PORT", help="only unload the models from this server")
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{chosen.unload}: unloaded")
             return
         bundle, version = Bundle.open(chosen.bundle), chosen.model_version
-        build_repository(bundle, chosen.repository, version, chosen.backend, chosen.threads)
+        build_repository(bundle, chosen.repository, version, chosen.backend, chosen.threads, chosen.instances)
         print(f"{chosen.repository}: version {version} is bundle {bundle.digest[:12]}, {chosen.backend} form")
         if chosen.load:
             load_models(chosen.load, version)

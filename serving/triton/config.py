@@ -34,13 +34,14 @@ BUNDLE_KEY = "bundle_"
 VERSIONS_LOADED = 2  # the champion and the one before: replicas that switch, or roll back, never meet a gap
 
 
-def encoder_config(about: Manifest, backend: Backend, threads: int = 1) -> ModelConfig:
+def encoder_config(about: Manifest, backend: Backend, threads: int = 1, instances: int = 1) -> ModelConfig:
     """``image`` uint8 C×S×S → ``patches`` float32 D'×h×w, each with a batch axis in front.
 
     Args:
         about: the bundle's manifest.
         backend: see the module's docstring.
         threads: ONNX Runtime's intra-op threads on a CPU.
+        instances: how many run at once on a CPU, or on each GPU.
     """
     config = _config(ENCODER, backend, threads)
     _tensors(config.input, about, ["image"])
@@ -51,13 +52,13 @@ def encoder_config(about: Manifest, backend: Backend, threads: int = 1) -> Model
         # The backend reads this key, marked deprecated, last: without it EXHAUSTIVE overrides the value given under
         # execution_accelerators. 1 is HEURISTIC; exhaustive search costs seconds at each new batch size.
         config.parameters["cudnn_conv_algo_search"].string_value = "1"
-    else:
-        config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_CPU)
+    here = triton.ModelInstanceGroup.KIND_AUTO if backend == "onnxruntime" else triton.ModelInstanceGroup.KIND_CPU
+    config.instance_group.add(count=instances, kind=here)
     _warm_up(config)
     return config
 
 
-def reasoner_config(about: Manifest, backend: Backend, threads: int = 1) -> ModelConfig:
+def reasoner_config(about: Manifest, backend: Backend, threads: int = 1, instances: int = 1) -> ModelConfig:
     """Patches and an interaction → every output of the reasoner.
 
     ``absent_weight`` is a scalar a study: B×1 in requests, since Triton knows no empty shape, and B in the graph.
@@ -67,7 +68,7 @@ def reasoner_config(about: Manifest, backend: Backend, threads: int = 1) -> Mode
     config.input[-1].reshape.SetInParent()
     _tensors(config.output, about, REASONER_OUTPUTS)
     # Microseconds: neither worth a copy to a GPU nor worth waiting for others.
-    config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_CPU)
+    config.instance_group.add(count=instances, kind=triton.ModelInstanceGroup.KIND_CPU)
     _warm_up(config)
     return config
 

@@ -48,7 +48,9 @@ _DRAFT = ".partial"
 _MODEL_PY = Path(__file__).with_name("python_model.py")
 
 
-def build_repository(bundle: Bundle, path: Path, version: int, backend: Backend, threads: int = 1) -> None:
+def build_repository(
+    bundle: Bundle, path: Path, version: int, backend: Backend, threads: int = 1, instances: int = 1
+) -> None:
     """Adds a version of both models, and moves the ensemble to it if none is newer: all or, on any error, nothing.
     Adding it again changes nothing.
 
@@ -58,15 +60,16 @@ def build_repository(bundle: Bundle, path: Path, version: int, backend: Backend,
         version: from 1, for example the version of the registered model.
         backend: ``onnxruntime`` (NVIDIA's image) or ``python`` (any server; CPU only).
         threads: ONNX Runtime's intra-op threads on a CPU.
+        instances: of each model, that run at once: on a CPU, one for each of its cores that it may take whole.
 
     Raises:
         BundleError: a graph is missing or not the one that the manifest names.
         ConfigError: the version is taken by another bundle, or other versions have other shapes or another backend.
     """
-    if version < 1 or threads < 1:
-        raise ConfigError(f"version {version}, threads {threads}: both count from 1")
+    if min(version, threads, instances) < 1:
+        raise ConfigError(f"version {version}, threads {threads}, instances {instances}: all count from 1")
     graphs = {ENCODER: _graph(bundle, "encoder.onnx"), REASONER: _graph(bundle, "reasoner.onnx")}
-    made = [make(bundle.manifest, backend, threads) for make in (encoder_config, reasoner_config)]
+    made = [make(bundle.manifest, backend, threads, instances) for make in (encoder_config, reasoner_config)]
     configs = {each.name: each for each in made if _record(path / each.name, each, version, bundle.digest)}
     ensemble = _ensemble(path / ENSEMBLE, bundle, made[0])
     if not configs and ensemble is None:

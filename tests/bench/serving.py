@@ -199,13 +199,13 @@ class Round:
 
 def throughput(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
     """Images encoded a second, by everything that can encode, in alternating rounds."""
-    repository = folder / "throughput"
-    build_repository(bundle, repository, 1, "python")
+    repository, cores = folder / "throughput", os.cpu_count() or 1
+    build_repository(bundle, repository, 1, "python", instances=cores)
     images = np.repeat(bundle.golden()["image"][:1], BATCH, axis=0)
     png = (bundle.path / "samples" / bundle.samples()[0]["file"]).read_bytes()
     bare = OrtEngine(bundle)
     uploads = itertools.count()
-    clients = (os.cpu_count() or 1) * CLIENTS_A_CORE
+    clients = cores * CLIENTS_A_CORE
     rounds: dict[str, list[Round]] = {}
     with triton_server(repository, [ENCODER, REASONER], folder / "throughput.log") as triton:
         shared = TritonEngine(bundle, triton.grpc, 1)
@@ -229,8 +229,9 @@ def throughput(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
     lines = [
         f"## Encoding, {clients} clients",
         "",
-        f"Batches of {BATCH} (uploads: one image each, each another), one intra-op thread a call. Clients take their "
-        "processor time from the same cores; the last two columns say how much.",
+        f"Batches of {BATCH} (uploads: one image each, each another), one intra-op thread a call; Triton has its "
+        f"Python backend with {cores} instances. Clients take their processor time from the same cores; the last two "
+        "columns say how much.",
         "",
         "| | images a second | of the bare loop | processor time an image | its clients' |",
         "|---|---|---|---|---|",

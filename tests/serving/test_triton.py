@@ -28,6 +28,7 @@ from csr.interaction import Interaction, RegionBox
 from csr.runtime import BundleRunner
 from serving.triton import ENCODER, ENSEMBLE, MAX_BATCH, REASONER, build_repository, load_models
 from serving.triton.__main__ import main
+from tests.bench.servers import family
 from tests.serving.triton_server import TritonError, TritonServer, triton_server
 
 TOLERANCE = 1e-4
@@ -208,8 +209,11 @@ def test_refusals_leave_the_repository_as_it_was(tiny_run, tmp_path: Path):
         build_repository(wider, repository, 2, "python")
     with pytest.raises(ConfigError, match="other shapes, options or backend"):
         build_repository(other, repository, 2, "onnxruntime")
-    with pytest.raises(ConfigError, match="count from 1"):
-        build_repository(other, repository, 0, "python")
+    with pytest.raises(ConfigError, match="other shapes, options or backend"):
+        build_repository(other, repository, 2, "python", instances=2)
+    for wrong in ({"version": 0}, {"threads": 0}, {"instances": 0}):
+        with pytest.raises(ConfigError, match="count from 1"):
+            build_repository(other, repository, **{"version": 2, "backend": "python", **wrong})
     assert tree(repository) == before
 
 
@@ -403,6 +407,19 @@ def test_requests_that_arrive_together_are_batched_and_get_their_own_answers(
     for part, answer in zip(parts, answers, strict=True):
         np.testing.assert_allclose(answer.as_numpy("patches"), runner.encode(part), rtol=0, atol=TOLERANCE)
     assert after.execution_count - before.execution_count < len(parts)
+
+
+def test_several_instances_run_at_once_and_answer_as_one_does(tiny_run, runner: BundleRunner, tmp_path: Path):
+    build_repository(tiny_run.bundle, tmp_path / "repository", 1, "python", instances=2)
+    images = np.ascontiguousarray(tiny_run.data.images[:32])
+    with triton_server(tmp_path / "repository", [*MODELS, ENSEMBLE], tmp_path / "log") as several:
+        stubs = [title for _, title in family(several.pid) if b"triton_python_backend_stub" in title]
+        assert len(stubs) == 2 * len(MODELS)
+        ask = Asker(triton_grpc, several.grpc)
+        with ThreadPoolExecutor(8) as pool:
+            parts = np.split(images, 16)
+            answers = list(pool.map(lambda part: ask(ENCODER, {"image": part})["patches"], parts))
+    np.testing.assert_allclose(np.concatenate(answers), runner.encode(images), rtol=0, atol=TOLERANCE)
 
 
 def test_a_wrong_request_is_refused_and_the_next_one_answered(tiny_run, ask: Asker):
