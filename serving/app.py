@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = _config(options)
         if config.model.bundle is not None:
             Bundle.open(config.model.bundle)  # what cannot be served is said now, not in a replica's log
-        _require_free(config.http.host, config.http.port)
+        _require_free(config)
         _prepare_store(config)
         if problem := set_environment(config):
             print(f"HAProxy is not used ({problem}); Ray's Python proxy is, about 8 ms slower", file=sys.stderr)
@@ -89,15 +89,20 @@ def _config(options: Options) -> ServerConfig:
     return parse_config(content, str(options.config or "command line"))
 
 
-def _require_free(host: str, port: int) -> None:
+def _require_free(config: ServerConfig) -> None:
     """Raises:
-    OSError: nothing can listen there.
+    OSError: nothing can listen at a port that the configuration names.
     """
-    try:
-        socket.create_server((host, port)).close()
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot listen on {host}:{port} ({reason}); choose another with --port") from None
+    host = config.http.host
+    with contextlib.ExitStack() as held:  # each is taken while the next is tried: they must differ
+        for port, another in ((config.http.port, "with --port"), (config.grpc.port, "as grpc.port")):
+            if port is None:
+                continue
+            try:
+                held.enter_context(socket.create_server((host, port)))
+            except (OSError, OverflowError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise OSError(f"cannot listen on {host}:{port} ({reason}); choose another {another}") from None
 
 
 def _prepare_store(config: ServerConfig) -> None:

