@@ -46,7 +46,7 @@ _PORTS = (
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
 _RANGES = ("RAY_SERVE_DIRECT_INGRESS_{}_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_{}_GRPC_PORT")  # of the replicas
-_RANGE = 100
+_RANGE = 200
 
 
 def set_environment(config: ServerConfig) -> str | None:
@@ -67,14 +67,20 @@ def set_environment(config: ServerConfig) -> str | None:
     problem = "it cannot end TLS" if config.http.tls else _haproxy_problem()
     if os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "0" if problem else "1") == "1":
         problem = None
-    for name in _PORTS:
-        os.environ.setdefault(name, str(free_port()))
-    for name in _RANGES:
-        least, most = name.format("MIN"), name.format("MAX")
-        if not {least, most} & set(os.environ):
-            first = free_port(_RANGE)
-            os.environ.update({least: str(first), most: str(first + _RANGE - 1)})
+    _set_ports({config.http.port, config.grpc.port})
     return problem
+
+
+def _set_ports(taken: set[int | None]) -> None:
+    count = len(_PORTS) + len(_RANGES) * _RANGE
+    while taken & set(range(first := free_port(count), first + count)):
+        pass
+    for port, name in enumerate(_PORTS, first):
+        os.environ.setdefault(name, str(port))
+    for least, name in zip(range(first + len(_PORTS), first + count, _RANGE), _RANGES, strict=True):
+        ends = {name.format("MIN"): str(least), name.format("MAX"): str(least + _RANGE - 1)}
+        if not ends.keys() & os.environ.keys():
+            os.environ.update(ends)
 
 
 def _haproxy_problem() -> str | None:
