@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,6 +25,7 @@ from csr.errors import ConfigError
 from serving.client import Box, Client, ClientError, InteractionRequest
 from serving.cluster import free_port
 from serving.config import parse_config
+from tests.bench.servers import ray_serve
 from tests.serving.conftest import altered_copy, png
 from tests.serving.oip.conftest import expected, inputs, reasoner_inputs, runner
 from tests.serving.oip.test_protocol import PROTOCOLS, Arrays, check_conversation, converse, tensors
@@ -59,16 +59,17 @@ def command(bundle: Path, port: int, *more: str) -> list[str]:
     return [sys.executable, "-m", "serving.app", "--bundle", str(bundle), "--port", str(port), *more]
 
 
-@contextmanager
-def started(bundle: Bundle, folder: Path, replicas: int) -> Iterator[Server]:
-    """By HTTP and gRPC."""
+@pytest.fixture(scope="module")
+def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two replicas, by HTTP and gRPC."""
+    folder = tmp_path_factory.mktemp("serve")
     log = folder / "log"
     port, grpc_port = free_port(), free_port()
     config = {
         "model": {"bundle": str(bundle.path)},
         "http": {"port": port},
         "grpc": {"port": grpc_port},
-        "replicas": {"least": replicas, "most": replicas, "cpus": 0.5, "ongoing": 4},
+        "replicas": {"least": 2, "most": 2, "cpus": 0.5, "ongoing": 4},
     }
     (folder / "serving.yaml").write_text(yaml.safe_dump(config))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -90,13 +91,6 @@ def started(bundle: Bundle, folder: Path, replicas: int) -> Iterator[Server]:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-@pytest.fixture(scope="module")
-def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two replicas."""
-    with started(bundle, tmp_path_factory.mktemp("serve"), 2) as running:
-        yield running
 
 
 def test_the_server_listens(server: Server) -> None:
@@ -139,7 +133,7 @@ def test_more_uploads_at_once_than_threads(server: Server) -> None:
 
 def test_two_servers_on_one_machine_answer_their_own_clients(server: Server, bundle: Bundle, tmp_path: Path) -> None:
     """Each knows its own keys alone, so whoever is answered by the other is refused."""
-    with started(bundle, tmp_path, 1) as second:
+    with ray_serve(bundle.path, tmp_path) as second:
         for each in (server, second):
             with Client(each.url, each.key) as client:
                 assert {client.models().models[0].digest for _ in range(8)} == {bundle.digest}

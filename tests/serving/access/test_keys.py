@@ -187,10 +187,12 @@ def test_a_database_that_hangs_is_waited_for_once(
         raise StoreError("the store does not answer")
 
     monkeypatch.setattr(database, "read", hang)
+    started = time.monotonic()
     with ThreadPoolExecutor(8) as threads:
         waiting = [threads.submit(keys.find, WRONG) for _ in range(8)]
     assert all(isinstance(one.exception(), StoreError) for one in waiting)
     assert len(attempts) == 1
+    assert time.monotonic() - started < 2  # one after the other they would wait 4
 
 
 def test_a_database_that_is_back_is_asked_again(
