@@ -73,7 +73,7 @@ bench-prepare: $(READY) ## stage prepare beside bare decoding, and its memory by
 
 test-faults: $(READY) triton ## the long part of the tests: kills replicas, Triton, the database and the server under load
 	@python -m pytest -s tests/serving/faults -m faults
-	CSR_FUZZ_EXAMPLES=400 python -m pytest tests/serving/test_fuzz.py --timeout 3600
+	CSR_FUZZ_EXAMPLES=400 python -m pytest tests/serving/interfaces/test_fuzz.py --timeout 3600
 
 bench-serving: $(READY) triton ## the server beside a bare echo, bare ONNX Runtime and Triton; writes reports/serving.md
 	@python -m tests.bench.serving

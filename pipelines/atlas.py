@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from csr.atlas import build_atlas
-from csr.bundle import write_atlas
-from csr.datasets.prepared import PreparedSet
-from csr.drafts import draft_folder
+from csr.bundle.atlas import build_atlas
+from csr.bundle.format import write_atlas
+from csr.data.atomic_folder import atomic_folder
+from csr.data.prepared import PreparedSet
 from csr.training import head, prototypes
 from csr.training.features import FeatureCache
 from pipelines.params import Params
@@ -21,7 +21,7 @@ def atlas(params: Params) -> None:
     model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
     reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
     built = build_atlas(data, cache, model, reasoner)
-    with draft_folder(ATLAS) as folder:
+    with atomic_folder(ATLAS) as folder:
         write_atlas(folder, built.entries, built.crops)
     used = sum(entry.usage > 0 for entry in built.entries)
     log_metrics("atlas", {"entries": len(built.entries), "used": used})

@@ -31,10 +31,10 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, RLELossless, generate_uid
 from scipy.ndimage import gaussian_filter
 
-from csr.datasets.problems import Problems
-from csr.datasets.raw import prepare_raw
-from csr.datasets.splits import SplitShares
-from csr.datasets.table import read_table
+from csr.data.problems import Problems
+from csr.data.raw import prepare_raw
+from csr.data.sources.table import read_table
+from csr.data.splits import SplitShares
 from pipelines.stage import cores
 
 ROUNDS = 5

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import torch
 
-from csr.datasets.prepared import PreparedSet
-from csr.drafts import draft_folder
+from csr.data.atomic_folder import atomic_folder
+from csr.data.prepared import PreparedSet
+from csr.training.callbacks import Callbacks, State
 from csr.training.concepts import ConceptTrainingConfig, to_checkpoint, train_concepts
-from csr.training.reporter import Reporter, State
 from pipelines.figures import write_curves
 from pipelines.params import Params
 from pipelines.stage import CONCEPTS, PREPARED, REPORTS, run_stage
 from pipelines.training import train
 
 
-def fit(prepared: str, config: ConceptTrainingConfig, reporter: Reporter) -> State:
+def fit(prepared: str, config: ConceptTrainingConfig, callbacks: Callbacks) -> State:
     """What one worker runs."""
     data = PreparedSet.open(Path(prepared))
-    return to_checkpoint(train_concepts(data, config, reporter), data.collection.concepts)
+    return to_checkpoint(train_concepts(data, config, callbacks), data.collection.concepts)
 
 
 def concepts(params: Params) -> None:
@@ -28,7 +28,7 @@ def concepts(params: Params) -> None:
     function = partial(fit, str(PREPARED.resolve()), params.concepts)
     inputs = [PreparedSet.open(PREPARED).digest()]
     checkpoint, history = train("concepts", function, params.concepts, inputs, params.train)
-    with draft_folder(CONCEPTS) as folder:
+    with atomic_folder(CONCEPTS) as folder:
         torch.save(checkpoint, folder / "model.pt")
     write_curves("concepts", history, REPORTS / "curves")
 

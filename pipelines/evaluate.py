@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from csr.calibration import risk_coverage
-from csr.datasets.prepared import PreparedSet
-from csr.evaluation import Predictions, judge, pointing_by_concept, predict, rounded
+from csr.data.prepared import PreparedSet
+from csr.evaluation.calibration import risk_coverage
+from csr.evaluation.evaluate import Predictions, evaluate_predictions, pointing_by_concept, rounded
 from csr.network.reasoner import Reasoner
 from csr.training import head, prototypes
 from csr.training.features import FeatureCache
+from csr.training.prediction import predict
 from pipelines.figures import write_confusion, write_montage, write_operating_points, write_risk_coverage
 from pipelines.params import Params
 from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
@@ -27,7 +28,7 @@ def evaluate(params: Params) -> None:
     model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
     reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
     predictions = predict(data.collection, cache, model, reasoner, data.side)
-    report = judge(data.collection, predictions, data.side)
+    report = evaluate_predictions(data.collection, predictions, data.side)
 
     plots = REPORTS / "plots"
     plots.mkdir(parents=True, exist_ok=True)

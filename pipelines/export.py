@@ -7,10 +7,10 @@ import json
 import numpy as np
 import torch
 
-from csr.assemble import Provenance, write_bundle
-from csr.atlas import Atlas
-from csr.bundle import read_atlas
-from csr.datasets.prepared import PreparedSet
+from csr.bundle.atlas import Atlas
+from csr.bundle.format import read_atlas
+from csr.bundle.writing import Provenance, write_bundle
+from csr.data.prepared import PreparedSet
 from csr.network.csr import CSR, Encoder
 from csr.training import concepts, head, prototypes
 from csr.training.features import FeatureCache

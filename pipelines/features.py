@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from csr.datasets.prepared import PreparedSet
-from csr.drafts import draft_folder
+from csr.data.atomic_folder import atomic_folder
+from csr.data.prepared import PreparedSet
 from csr.training.concepts import from_checkpoint
 from csr.training.features import compute_features
 from pipelines.params import Params
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, run_stage
-from pipelines.training import CHECKPOINTS, LocalReporter
+from pipelines.training import CHECKPOINTS, LocalCallbacks
 
 
 def features(params: Params) -> None:
     """Writes the feature cache to ``build/features``."""
     model = from_checkpoint(torch.load(CONCEPTS / "model.pt", weights_only=True))
-    with draft_folder(FEATURES) as folder:
-        compute_features(model, PreparedSet.open(PREPARED), folder, LocalReporter("features", CHECKPOINTS))
+    with atomic_folder(FEATURES) as folder:
+        compute_features(model, PreparedSet.open(PREPARED), folder, LocalCallbacks("features", CHECKPOINTS))
 
 
 if __name__ == "__main__":

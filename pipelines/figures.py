@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from csr.calibration import RiskCoverage
-from csr.datasets.prepared import PreparedSet
-from csr.metrics import class_f1, map_peaks, mean_auroc
+from csr.data.prepared import PreparedSet
+from csr.evaluation.calibration import RiskCoverage
+from csr.evaluation.metrics import class_f1, map_peaks, mean_auroc
 from csr.training.selection import CountCurve
 from pipelines.tracking import log_file
 

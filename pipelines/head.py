@@ -8,26 +8,26 @@ from pathlib import Path
 
 import torch
 
-from csr.bundle import file_digest
-from csr.datasets.prepared import PreparedSet
-from csr.drafts import draft_folder
-from csr.training.calibration import calibrate
+from csr.bundle.format import file_digest
+from csr.data.atomic_folder import atomic_folder
+from csr.data.prepared import PreparedSet
+from csr.interaction.alpha import calibrate
+from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, to_checkpoint, train_head
 from csr.training.prototypes import from_checkpoint
-from csr.training.reporter import Reporter, State
 from pipelines.figures import write_curves
 from pipelines.params import Params
 from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.training import train
 
 
-def fit(prepared: str, features: str, prototypes: State, config: HeadConfig, reporter: Reporter) -> State:
+def fit(prepared: str, features: str, prototypes: State, config: HeadConfig, callbacks: Callbacks) -> State:
     """What the worker runs."""
     data = PreparedSet.open(Path(prepared))
     cache = FeatureCache.open(Path(features))
     model = from_checkpoint(prototypes)
-    reasoner = train_head(data.collection, cache, model, config, reporter)
+    reasoner = train_head(data.collection, cache, model, config, callbacks)
     calibrate(data.collection, cache, model, reasoner, data.side)
     return to_checkpoint(reasoner, config)
 
@@ -39,7 +39,7 @@ def head(params: Params) -> None:
     function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), state, params.head)
     where = replace(params.train, workers=min(params.train.workers, 1))
     checkpoint, history = train("head", function, params.head, [file_digest(file)], where)
-    with draft_folder(HEAD) as folder:
+    with atomic_folder(HEAD) as folder:
         torch.save(checkpoint, folder / "model.pt")
     write_curves("head", history, REPORTS / "curves")
 

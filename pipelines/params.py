@@ -14,16 +14,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from csr.assemble import ExportConfig
-from csr.datasets.leaks import NEAR
-from csr.datasets.phantom.plan import PhantomConfig
-from csr.datasets.tasks import TaskChoice
-from csr.datasets.tbx11k import TBX11KConfig
-from csr.datasets.vindr_cxr import VinDrConfig
+from csr.bundle.writing import ExportConfig
+from csr.data.leaks import NEAR
+from csr.data.phantom.plan import PhantomConfig
+from csr.data.records import Task
+from csr.data.sources.tbx11k import TBX11KConfig
+from csr.data.sources.vindr_cxr import VinDrConfig
+from csr.data.tasks import TaskChoice
+from csr.data.text_concepts import TextConceptConfig
 from csr.errors import ConfigError
 from csr.presets import PRESETS, Preset
-from csr.records import Task
-from csr.text_concepts import TextConceptConfig
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
@@ -47,7 +47,7 @@ class DataParams:
             prepared set lists them.
         near_bits: two images of different splits whose perceptual hashes differ in at most so many of 256 bits are
             taken for the same picture, which the stage refuses; -1 compares pixels only.
-        task, concepts, targets, merge: what is learned from a real set's labels; see `csr.datasets.tasks.TaskChoice`.
+        task, concepts, targets, merge: what is learned from a real set's labels; see `csr.data.tasks.TaskChoice`.
         tbx11k, vindr_cxr: what these data sets leave to their user.
         text_concepts: labels for concepts of a real set that an image-text encoder knows by name; null for none.
     """

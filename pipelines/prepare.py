@@ -9,18 +9,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from csr.datasets.decoded import DecodedImages
-from csr.datasets.phantom import generate
-from csr.datasets.prepared import PreparedSet
-from csr.datasets.problems import Problems
-from csr.datasets.raw import prepare_raw
-from csr.datasets.report import data_sections
-from csr.datasets.shards import Images
-from csr.datasets.sources import SourceOptions, read_source
-from csr.datasets.splits import SplitShares
-from csr.pages import to_html
-from csr.records import Collection
-from csr.text_concepts import TextConceptConfig, concept_directions, concept_scores, fill_labels, load_encoder
+from csr.data.decoded import DecodedImages
+from csr.data.html_report import to_html
+from csr.data.phantom import generate
+from csr.data.prepared import PreparedSet
+from csr.data.problems import Problems
+from csr.data.raw import prepare_raw
+from csr.data.records import Collection
+from csr.data.report import data_sections
+from csr.data.shards import Images
+from csr.data.sources.read import SourceOptions, read_source
+from csr.data.splits import SplitShares
+from csr.data.text_concepts import TextConceptConfig, concept_directions, concept_scores, fill_labels, load_encoder
 from pipelines.params import DataParams, Params
 from pipelines.stage import PREPARED, REPORTS, cores, run_stage
 from pipelines.tracking import STATE, log_metrics, log_table, log_tag

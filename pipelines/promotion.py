@@ -10,13 +10,13 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from csr.bundle import Bundle
-from csr.datasets.prepared import PreparedSet
+from csr.bundle.format import Bundle
+from csr.bundle.runtime import BundleRunner
+from csr.data.prepared import PreparedSet
 from csr.errors import BundleError, ConfigError
-from csr.evaluation import Predictions, judge
-from csr.interaction import Interaction
-from csr.metrics import map_peaks
-from csr.runtime import BundleRunner
+from csr.evaluation.evaluate import Predictions, evaluate_predictions
+from csr.evaluation.metrics import map_peaks
+from csr.interaction.corrections import Interaction
 
 GATES_FILE = Path("infra/promotion.yaml")
 
@@ -70,7 +70,7 @@ def judge_bundle(bundle: Bundle, data: PreparedSet, threads: int = 1) -> tuple[d
     """Judges an exported bundle on the prepared test split, through ONNX Runtime as serving runs it.
 
     Returns:
-        The report of `csr.evaluation.judge`, and the golden case's error on this machine.
+        The report of `csr.evaluation.evaluate.evaluate_predictions`, and the golden case's error on this machine.
 
     Raises:
         BundleError: the bundle's task or input is not the data set's.
@@ -97,7 +97,7 @@ def judge_bundle(bundle: Bundle, data: PreparedSet, threads: int = 1) -> tuple[d
         concepts.append(answer["concept_probabilities"])
         peaks.append(map_peaks(answer["concept_maps"], data.side))
     predictions = Predictions(rows, np.concatenate(probabilities), np.concatenate(concepts), np.concatenate(peaks))
-    return judge(collection, predictions, data.side), runner.golden_error()
+    return evaluate_predictions(collection, predictions, data.side), runner.golden_error()
 
 
 def apply_gates(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from csr.bundle import file_digest
-from csr.datasets.prepared import PreparedSet
-from csr.drafts import draft_folder
+from csr.bundle.format import file_digest
+from csr.data.atomic_folder import atomic_folder
+from csr.data.prepared import PreparedSet
+from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.prototypes import PrototypeConfig, from_checkpoint, to_checkpoint, train_prototypes
-from csr.training.reporter import Reporter, State
 from csr.training.selection import CountCurve, count_curve, pilot
 from pipelines.figures import write_count_curve, write_curves
 from pipelines.params import Params, TrainParams
@@ -22,10 +22,10 @@ from pipelines.tracking import log_metrics
 from pipelines.training import train
 
 
-def fit(prepared: str, features: str, config: PrototypeConfig, reporter: Reporter) -> State:
+def fit(prepared: str, features: str, config: PrototypeConfig, callbacks: Callbacks) -> State:
     """What one worker runs."""
     collection = PreparedSet.open(Path(prepared)).collection
-    return to_checkpoint(train_prototypes(collection, FeatureCache.open(Path(features)), config, reporter))
+    return to_checkpoint(train_prototypes(collection, FeatureCache.open(Path(features)), config, callbacks))
 
 
 def prototypes(params: Params) -> None:
@@ -40,7 +40,7 @@ def prototypes(params: Params) -> None:
         curve = _curve(state)
         config = replace(config, per_concept=curve.enough)
     checkpoint, history = _train("prototypes", config, params.train)
-    with draft_folder(PROTOTYPES) as folder:
+    with atomic_folder(PROTOTYPES) as folder:
         torch.save(checkpoint, folder / "model.pt")
     write_curves("prototypes", history, REPORTS / "curves")
     write_count_curve(curve or _curve(checkpoint), PreparedSet.open(PREPARED).collection.concepts, REPORTS / "curves")

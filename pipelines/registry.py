@@ -24,12 +24,12 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from csr.bundle import Bundle
+from csr.bundle.format import Bundle
 from csr.errors import BundleError, CSRError
 from pipelines.tracking import MODEL_NAME, connect, experiment_id
 
 CHAMPION = "champion"
-CHALLENGER = "challenger"  # serving may let it answer too, see `serving.models.Challenge`
+CHALLENGER = "challenger"  # serving may let it answer too, see `serving.models.in_service.Challenge`
 PROMOTIONS = "csr-promotions"
 _DIGEST = "bundle.digest"
 

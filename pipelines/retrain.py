@@ -17,8 +17,8 @@ from typing import Literal
 
 from mlflow.tracking import MlflowClient
 
-from csr.bundle import Bundle
-from csr.datasets.prepared import PreparedSet
+from csr.bundle.format import Bundle
+from csr.data.prepared import PreparedSet
 from csr.errors import CSRError
 from pipelines.promotion import Verdict, apply_gates, judge_bundle, load_gates
 from pipelines.registry import champion, fetch, move_champion, register

@@ -23,7 +23,7 @@ from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from csr.bundle import file_digest
+from csr.bundle.format import file_digest
 from csr.errors import ConfigError
 from pipelines.params import Params, flatten
 

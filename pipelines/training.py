@@ -27,7 +27,7 @@ from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
 from csr.errors import CSRError, TrainingError
-from csr.training.reporter import Item, Reporter, State
+from csr.training.callbacks import Callbacks, Item, State
 from csr.training.runtime import rank
 from pipelines.params import TrainParams, flatten
 from pipelines.stage import cores
@@ -36,10 +36,10 @@ from pipelines.tracking import STATE, connect, log_metrics
 CHECKPOINTS = STATE / "checkpoints"
 CHECKPOINT_FILE = "state.pt"
 
-TrainingFunction = Callable[[Reporter], State]
+TrainingFunction = Callable[[Callbacks], State]
 
 
-class LocalReporter:
+class LocalCallbacks:
     """Reports to MLflow's active run and the terminal, from rank 0; the last checkpoint lies in ``folder``."""
 
     def __init__(self, stage: str, folder: Path) -> None:
@@ -80,7 +80,7 @@ class LocalReporter:
         return content["state"]
 
 
-class RayReporter(LocalReporter):
+class RayCallbacks(LocalCallbacks):
     """The same on Ray's workers: Ray Train keeps the checkpoints, wherever the cluster's storage is."""
 
     def __init__(self, stage: str) -> None:
@@ -110,7 +110,7 @@ def train(
 
     Args:
         stage: names the run, its metrics and its checkpoints.
-        function: picklable; takes a reporter, returns a checkpoint (on rank 0).
+        function: picklable; takes a callbacks, returns a checkpoint (on rank 0).
         config: the stage's dataclass; with ``inputs``, digests of what the stage reads, it identifies the run.
         params: where to run.
 
@@ -170,11 +170,11 @@ def _train_worker(settings: dict[str, Any]) -> Any:
         connect()
         mlflow.start_run(run_id=settings["run_id"])
     stage, folder = settings["stage"], settings["folder"]
-    reporter = LocalReporter(stage, Path(folder)) if folder else RayReporter(stage)
-    checkpoint = settings["function"](reporter)
+    callbacks = LocalCallbacks(stage, Path(folder)) if folder else RayCallbacks(stage)
+    checkpoint = settings["function"](callbacks)
     answer = io.BytesIO()
     if rank() == 0:
-        torch.save({"checkpoint": checkpoint, "history": reporter.history}, answer)
+        torch.save({"checkpoint": checkpoint, "history": callbacks.history}, answer)
     return answer.getvalue()
 
 

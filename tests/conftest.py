@@ -22,13 +22,13 @@ for variable, value in {
 class TinyRun:
     """Everything that stages 1 to 3 and the export made from a phantom of 64-pixel images."""
 
-    data: object  # csr.datasets.prepared.PreparedSet
+    data: object  # csr.data.prepared.PreparedSet
     cache: object  # csr.training.features.FeatureCache
     concept_model: object
     prototype_model: object
     reasoner: object
     csr: object  # csr.network.csr.CSR
-    bundle: object  # csr.bundle.Bundle
+    bundle: object  # csr.bundle.format.Bundle
     parity: float
     folder: Path
 
@@ -36,31 +36,31 @@ class TinyRun:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A run of all stages: 8 concepts more than noise is not expected of it, but every number in it is computed."""
-    from csr.assemble import ExportConfig, Provenance, write_bundle
-    from csr.atlas import build_atlas
-    from csr.datasets.phantom import PhantomConfig, generate
-    from csr.datasets.prepared import PreparedSet
+    from csr.bundle.atlas import build_atlas
+    from csr.bundle.writing import ExportConfig, Provenance, write_bundle
+    from csr.data.phantom import PhantomConfig, generate
+    from csr.data.prepared import PreparedSet
     from csr.network.concept_model import ConceptModelConfig
     from csr.network.csr import CSR, Encoder
-    from csr.training.calibration import calibrate_temperature
+    from csr.training.callbacks import SilentCallbacks
     from csr.training.concepts import ConceptTrainingConfig, train_concepts
     from csr.training.features import FeatureCache, compute_features
     from csr.training.head import HeadConfig, train_head
     from csr.training.prototypes import PrototypeConfig, train_prototypes
-    from csr.training.reporter import SilentReporter
+    from csr.training.temperature import calibrate_temperature
 
     folder = tmp_path_factory.mktemp("tiny")
     generate(PhantomConfig(train=160, val=60, test=60, contrast=2.0), 64, folder / "prepared")
     data = PreparedSet.open(folder / "prepared")
-    reporter = SilentReporter()
+    callbacks = SilentCallbacks()
     stage1 = ConceptTrainingConfig(model=ConceptModelConfig("regnetx_002"), epochs=1, precision="float32")
-    concept_model = train_concepts(data, stage1, reporter)
+    concept_model = train_concepts(data, stage1, callbacks)
     (folder / "features").mkdir()
-    compute_features(concept_model, data, folder / "features", reporter)
+    compute_features(concept_model, data, folder / "features", callbacks)
     cache = FeatureCache.open(folder / "features")
     stage2 = PrototypeConfig(per_concept=3, width=32, epochs=2)
-    prototype_model = train_prototypes(data.collection, cache, stage2, reporter)
-    reasoner = train_head(data.collection, cache, prototype_model, HeadConfig(epochs=5), reporter)
+    prototype_model = train_prototypes(data.collection, cache, stage2, callbacks)
+    reasoner = train_head(data.collection, cache, prototype_model, HeadConfig(epochs=5), callbacks)
     calibrate_temperature(data.collection, cache, prototype_model, reasoner)
     atlas = build_atlas(data, cache, prototype_model, reasoner)
     csr = CSR(Encoder(concept_model, prototype_model.projector), reasoner)
@@ -79,14 +79,14 @@ def multilabel_bundle(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactor
 
     import numpy as np
 
-    from csr.assemble import ExportConfig, Provenance, write_bundle
-    from csr.atlas import build_atlas
-    from csr.datasets.phantom.plan import RULE_THRESHOLD, RULE_WEIGHTS
-    from csr.datasets.prepared import PreparedSet
+    from csr.bundle.atlas import build_atlas
+    from csr.bundle.writing import ExportConfig, Provenance, write_bundle
+    from csr.data.phantom.plan import RULE_THRESHOLD, RULE_WEIGHTS
+    from csr.data.prepared import PreparedSet
     from csr.network.csr import CSR
-    from csr.training.calibration import calibrate_temperature
+    from csr.training.callbacks import SilentCallbacks
     from csr.training.head import HeadConfig, train_head
-    from csr.training.reporter import SilentReporter
+    from csr.training.temperature import calibrate_temperature
 
     given: PreparedSet = tiny_run.data  # type: ignore[assignment]
     diseases = tuple(RULE_WEIGHTS.index)
@@ -98,7 +98,7 @@ def multilabel_bundle(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactor
     collection = replace(given.collection, classes=diseases, studies=studies, task="multilabel")
     data = replace(given, collection=collection)
     head = HeadConfig(epochs=5)
-    reasoner = train_head(collection, tiny_run.cache, tiny_run.prototype_model, head, SilentReporter())
+    reasoner = train_head(collection, tiny_run.cache, tiny_run.prototype_model, head, SilentCallbacks())
     calibrate_temperature(collection, tiny_run.cache, tiny_run.prototype_model, reasoner)
     atlas = build_atlas(data, tiny_run.cache, tiny_run.prototype_model, reasoner)
     origin = Provenance("robust", given.digest(), "test", {"iid": {"macro_f1": 0.5}})

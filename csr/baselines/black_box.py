@@ -1,7 +1,7 @@
 """The black box: the same backbone, global average pooling and one linear layer, trained by cross-entropy alone.
 
-It is the foundation ``classes``: a concept model with one map a class whose average-pooled maps are the class logits,
-since pooling and a 1×1 convolution commute.
+It is the shared backbone ``classes``: a concept model with one map a class whose average-pooled maps are the class
+logits, since pooling and a 1×1 convolution commute.
 
 Pointing-game map: Grad-CAM (Selvaraju et al. 2017) of the predicted class, the same for every concept. After global
 average pooling and one linear layer the gradient of logit t with respect to feature d is W_td/(hw) in every cell, so
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csr.baselines.protocol import Answer, Setting, System, train_on_images
+from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.concept_model import ConceptModel
 from csr.training.alignment import align
 from csr.training.concepts import channel_statistics
@@ -41,23 +41,23 @@ class BlackBox(System):
         return Answer(logits.softmax(-1), None, repeated, logits.new_zeros(len(logits)))
 
 
-def train_black_box(setting: Setting) -> BlackBox:
-    """Trains the foundation ``classes``."""
-    seed_everything(setting.config.seed)
-    model = ConceptModel(replace(setting.config.model, pooling="average"), setting.data.channels, setting.classes)
-    model.backbone.set_normalisation(*channel_statistics(setting.data, setting.data.collection.rows("train")))
-    system = BlackBox(model, setting.concepts)
+def train_black_box(context: ExperimentContext) -> BlackBox:
+    """Trains the shared backbone ``classes``."""
+    seed_everything(context.config.seed)
+    model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.classes)
+    model.backbone.set_normalisation(*channel_statistics(context.data, context.data.collection.rows("train")))
+    system = BlackBox(model, context.concepts)
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         _, logits = model(images)
-        return {"class": F.cross_entropy(logits.float(), setting.class_labels(rows))}
+        return {"class": F.cross_entropy(logits.float(), context.class_labels(rows))}
 
-    train_on_images(setting, "black_box", system, terms)
-    align(model, setting.data, np.eye(setting.classes)[setting.data.collection.truth()])
+    train_on_images(context, "black_box", system, terms)
+    align(model, context.data, np.eye(context.classes)[context.data.collection.truth()])
     return system
 
 
-def black_box(setting: Setting) -> BlackBox:
-    """The foundation ``classes`` itself."""
-    assert setting.foundation is not None
-    return BlackBox(setting.foundation.model, setting.concepts).to(device()).eval()
+def black_box(context: ExperimentContext) -> BlackBox:
+    """The shared backbone ``classes`` itself."""
+    assert context.shared_backbone is not None
+    return BlackBox(context.shared_backbone.model, context.concepts).to(device()).eval()

@@ -6,9 +6,9 @@
     sequential    first the concept model, then f on its predicted logits ℓ
     independent   first the concept model, then f on the true c ∈ {0, 1}; an image is judged by f(σ(ℓ))
 
-The foundation of the last two decides how ℓ is pooled: ``concepts_average`` is the paper's, ``concepts_lse`` makes the
-CBM on CSR's robust stage 1. Joint pools by the average. Concepts that nobody labelled are left out of the BCE; where
-the independent f needs a value of them, it gets the predicted probability.
+The shared backbone of the last two decides how ℓ is pooled: ``concepts_average`` is the paper's, ``concepts_lse`` makes
+the CBM on CSR's robust stage 1. Joint pools by the average. Concepts that nobody labelled are left out of the BCE;
+where the independent f needs a value of them, it gets the predicted probability.
 
 f is fitted to convergence by `fit_last_layer` (the official code: by SGD), its strength of regularisation chosen on
 ``val`` with the inputs that it meets in use, predictions in both cases. The official code weighs the BCE of rare
@@ -32,12 +32,12 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, Setting, System, TrainedBackbone, train_on_images
-from csr.losses import masked_bce
-from csr.metrics import macro_f1
+from csr.baselines.protocol import Answer, ExperimentContext, System, TrainedBackbone, train_on_images
+from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, pool_maps
 from csr.training.alignment import align
 from csr.training.concepts import channel_statistics, image_batches
+from csr.training.losses import masked_bce
 from csr.training.runtime import device, seed_everything
 
 CONCEPT_WEIGHT = 1.0
@@ -103,66 +103,66 @@ class CBM(System):
         return Answer(logits.softmax(-1), concepts, maps, concepts.new_full((len(concepts),), concepts.shape[1]))
 
 
-def joint_cbm(setting: Setting) -> CBM:
+def joint_cbm(context: ExperimentContext) -> CBM:
     """Trains concepts and classes together."""
-    seed_everything(setting.config.seed)
-    train = setting.data.collection.rows("train")
-    model = ConceptModel(replace(setting.config.model, pooling="average"), setting.data.channels, setting.concepts)
-    model.backbone.set_normalisation(*channel_statistics(setting.data, train))
-    system = CBM(model, setting.classes)
+    seed_everything(context.config.seed)
+    train = context.data.collection.rows("train")
+    model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.concepts)
+    model.backbone.set_normalisation(*channel_statistics(context.data, train))
+    system = CBM(model, context.classes)
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         _, concepts, logits = system(images)
-        bce = masked_bce(concepts, setting.concept_labels(rows)) * setting.concepts
+        bce = masked_bce(concepts, context.concept_labels(rows)) * context.concepts
         return {
-            "class": F.cross_entropy(logits.float(), setting.class_labels(rows)),
+            "class": F.cross_entropy(logits.float(), context.class_labels(rows)),
             "concept": CONCEPT_WEIGHT * bce,
         }
 
-    train_on_images(setting, "cbm_joint", system, terms)
-    align(model, setting.data, setting.data.collection.concept_labels())
+    train_on_images(context, "cbm_joint", system, terms)
+    align(model, context.data, context.data.collection.concept_labels())
     with torch.no_grad():
-        system.set_levels(torch.cat([model(images)[1] for _, images in image_batches(setting.data, train, 64)]))
+        system.set_levels(torch.cat([model(images)[1] for _, images in image_batches(context.data, train, 64)]))
     return system
 
 
-def sequential_cbm(setting: Setting) -> CBM:
-    """Fits the linear layer to the logits that the foundation's concept model predicts for the training images."""
-    foundation, (train, val) = _frozen(setting)
-    logits = concept_logits(foundation, train)
-    system = CBM(foundation.model, setting.classes)
-    system.head = fit_last_layer(setting, logits, concept_logits(foundation, val))
+def sequential_cbm(context: ExperimentContext) -> CBM:
+    """Fits the linear layer to the logits that the shared backbone's concept model predicts for the training images."""
+    shared, (train, val) = _frozen(context)
+    logits = concept_logits(shared, train)
+    system = CBM(shared.model, context.classes)
+    system.head = fit_last_layer(context, logits, concept_logits(shared, val))
     system.set_levels(logits)
     return system.to(device()).eval()
 
 
-def independent_cbm(setting: Setting) -> CBM:
+def independent_cbm(context: ExperimentContext) -> CBM:
     """Fits the linear layer to the true concepts of the training images."""
-    foundation, (train, val) = _frozen(setting)
-    predicted = concept_logits(foundation, train).sigmoid()
-    truth = setting.concept_labels(train)
-    system = CBM(foundation.model, setting.classes, "probabilities")
+    shared, (train, val) = _frozen(context)
+    predicted = concept_logits(shared, train).sigmoid()
+    truth = context.concept_labels(train)
+    system = CBM(shared.model, context.classes, "probabilities")
     system.head = fit_last_layer(
-        setting, torch.where(truth.isnan(), predicted, truth), concept_logits(foundation, val).sigmoid()
+        context, torch.where(truth.isnan(), predicted, truth), concept_logits(shared, val).sigmoid()
     )
     return system.to(device()).eval()
 
 
-def _frozen(setting: Setting) -> tuple[TrainedBackbone, tuple[np.ndarray, np.ndarray]]:
-    assert setting.foundation is not None
-    collection = setting.data.collection
-    return setting.foundation, (collection.rows("train"), collection.rows("val"))
+def _frozen(context: ExperimentContext) -> tuple[TrainedBackbone, tuple[np.ndarray, np.ndarray]]:
+    assert context.shared_backbone is not None
+    collection = context.data.collection
+    return context.shared_backbone, (collection.rows("train"), collection.rows("val"))
 
 
-def concept_logits(foundation: TrainedBackbone, rows: np.ndarray) -> Tensor:
+def concept_logits(shared: TrainedBackbone, rows: np.ndarray) -> Tensor:
     """ℓ n×K of rows, from the cached maps."""
     chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-    maps = (torch.from_numpy(foundation.cache.cam[chunk]).to(device()) for chunk in chunks)
-    return torch.cat([pool_maps(part, foundation.model.config) for part in maps])
+    maps = (torch.from_numpy(shared.cache.cam[chunk]).to(device()) for chunk in chunks)
+    return torch.cat([pool_maps(part, shared.model.config) for part in maps])
 
 
 def fit_last_layer(
-    setting: Setting,
+    context: ExperimentContext,
     train_inputs: Tensor,
     val_inputs: Tensor,
     l1_ratio: float = 0.0,
@@ -181,18 +181,18 @@ def fit_last_layer(
         l1_ratio: α; 0 is plain L2.
         given: z n×T of the splits, logits that the layer adds to; none by default.
     """
-    collection = setting.data.collection
+    collection = context.data.collection
     classes, train, val = collection.truth(), collection.rows("train"), collection.rows("val")
     raw, val_raw = train_inputs.double().cpu(), val_inputs.double().cpu()
     mean, std = raw.mean(0), raw.std(0, correction=0)
     std = torch.where(std > 1e-8, std, torch.ones_like(std))  # an input that never changes
-    train_given, val_given = given or (torch.zeros(len(part), setting.classes) for part in (raw, val_raw))
+    train_given, val_given = given or (torch.zeros(len(part), context.classes) for part in (raw, val_raw))
     best, best_rank = None, (-np.inf, -np.inf)
     for strength in STRENGTHS:
         weight, bias = solve_elastic_net(
             ((raw - mean) / std).numpy(), classes[train], train_given.double().cpu().numpy(), strength, l1_ratio
         )
-        layer = nn.Linear(raw.shape[1], setting.classes)
+        layer = nn.Linear(raw.shape[1], context.classes)
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(weight) / std)
             layer.bias.copy_(torch.from_numpy(bias) - (torch.from_numpy(weight) / std) @ mean)

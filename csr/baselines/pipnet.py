@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, Setting, System, train_on_images
+from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.training.augmentation import window
 from csr.training.concepts import image_batches
@@ -119,11 +119,11 @@ def tanh_loss(scores: Tensor) -> Tensor:
     return -torch.log(torch.tanh(scores.sum(0)) + 1e-8).mean()
 
 
-def pipnet(setting: Setting) -> PIPNet:
+def pipnet(context: ExperimentContext) -> PIPNet:
     """Pretrains prototypes, trains the head on them, then trains everything."""
-    config, train = setting.config, setting.data.collection.rows("train")
+    config, train = context.config, context.data.collection.rows("train")
     seed_everything(config.seed)
-    system = PIPNet(setting.build_backbone(), setting.classes, setting.concepts)
+    system = PIPNet(context.build_backbone(), context.classes, context.concepts)
     pretraining = round(PRETRAINING * config.epochs)
     head_rates = {"head.": HEAD_RATE / config.learning_rate}
     moved = replace(config.augment, contrast=0.0, brightness=0.0)
@@ -142,7 +142,7 @@ def pipnet(setting: Setting) -> PIPNet:
 
     def head_terms(rows: np.ndarray, scores: Tensor) -> dict[str, Tensor]:
         system.head.shrink()
-        return {"class": CLASS_WEIGHT * F.cross_entropy(system.head(scores), setting.class_labels(rows))}
+        return {"class": CLASS_WEIGHT * F.cross_entropy(system.head(scores), context.class_labels(rows))}
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         aligned, spread, scores = two_views(images)
@@ -153,26 +153,26 @@ def pipnet(setting: Setting) -> PIPNet:
         }
 
     train_on_images(
-        setting, "pipnet_pretraining", system, pretraining_terms, epochs=pretraining, augment=moved, validate=False
+        context, "pipnet_pretraining", system, pretraining_terms, epochs=pretraining, augment=moved, validate=False
     )
-    scores = train_scores(system, setting)
+    scores = train_scores(system, context)
 
     def frozen_terms(chosen: np.ndarray) -> dict[str, Tensor]:
         return head_terms(chosen, scores[np.searchsorted(train, chosen)])
 
     task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates)
-    fit(task, replace(config, epochs=HEAD_EPOCHS), setting.reporter)
+    fit(task, replace(config, epochs=HEAD_EPOCHS), context.callbacks)
 
     rest = config.epochs - pretraining
-    train_on_images(setting, "pipnet", system, terms, epochs=rest, augment=moved, rates=head_rates)
-    system.head.prune((train_scores(system, setting) > FIRES).any(0))
+    train_on_images(context, "pipnet", system, terms, epochs=rest, augment=moved, rates=head_rates)
+    system.head.prune((train_scores(system, context) > FIRES).any(0))
     system.prototypes = int(system.head.relevant().sum())
     return system
 
 
 @torch.no_grad()
-def train_scores(system: PIPNet, setting: Setting) -> Tensor:
+def train_scores(system: PIPNet, context: ExperimentContext) -> Tensor:
     """Scores n×D of the unaugmented training images."""
     system.eval()
-    rows = setting.data.collection.rows("train")
-    return torch.cat([system(images)[1] for _, images in image_batches(setting.data, rows, 64)])
+    rows = context.data.collection.rows("train")
+    return torch.cat([system(images)[1] for _, images in image_batches(context.data, rows, 64)])

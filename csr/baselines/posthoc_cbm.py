@@ -1,6 +1,6 @@
 """Post-hoc concept bottleneck models (Yuksekgonul et al. 2022, arXiv 2205.15480, section 2): PCBM and PCBM-h.
 
-On the frozen features f of a trained black box (foundation ``classes``), f̄ = their average over space:
+On the frozen features f of a trained black box (shared backbone ``classes``), f̄ = their average over space:
 
     concept activation vector    c_k, φ_k = linear SVM between images with and without concept k
     concept score                s_k = (⟨c_k, f̄⟩ + φ_k) / ‖c_k‖, the signed distance from the SVM's plane
@@ -29,8 +29,8 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from csr.baselines.cbm import fit_last_layer
-from csr.baselines.protocol import Answer, Setting, System, TrainedBackbone
-from csr.metrics import mean_auroc
+from csr.baselines.protocol import Answer, ExperimentContext, System, TrainedBackbone
+from csr.evaluation.metrics import mean_auroc
 from csr.network.backbone import Backbone
 from csr.training.runtime import device
 
@@ -76,38 +76,41 @@ class PosthocCBM(System):
         return Answer(logits.softmax(-1), scores, maps, used.expand(len(images)))
 
 
-def posthoc_cbm(setting: Setting) -> PosthocCBM:
-    """PCBM on the foundation ``classes``."""
-    assert setting.foundation is not None
-    collection = setting.data.collection
+def posthoc_cbm(context: ExperimentContext) -> PosthocCBM:
+    """PCBM on the shared backbone ``classes``."""
+    assert context.shared_backbone is not None
+    collection = context.data.collection
     train, val = collection.rows("train"), collection.rows("val")
-    features, val_features = pooled_features(setting.foundation, train), pooled_features(setting.foundation, val)
+    features, val_features = (
+        pooled_features(context.shared_backbone, train),
+        pooled_features(context.shared_backbone, val),
+    )
     labels = collection.concept_labels()
     banks = [concept_bank(features, labels[train], strength) for strength in SVM_STRENGTHS]
     vectors, offsets = max(
         banks, key=lambda bank: np.nan_to_num(mean_auroc(labels[val], val_features @ bank[0].T + bank[1]))
     )
     scores, val_scores = (torch.from_numpy(part @ vectors.T + offsets) for part in (features, val_features))
-    head = fit_last_layer(setting, scores, val_scores, L1_RATIO)
-    backbone = setting.foundation.model.backbone
+    head = fit_last_layer(context, scores, val_scores, L1_RATIO)
+    backbone = context.shared_backbone.model.backbone
     return PosthocCBM(backbone, torch.from_numpy(vectors), torch.from_numpy(offsets), head).to(device()).eval()
 
 
-def hybrid_posthoc_cbm(setting: Setting) -> PosthocCBM:
-    """PCBM-h on the foundation ``classes``: the residual is fitted to what PCBM leaves."""
-    assert setting.foundation is not None
-    system = posthoc_cbm(setting)
-    splits = (setting.data.collection.rows(split) for split in ("train", "val"))
-    features, val_features = (torch.from_numpy(pooled_features(setting.foundation, rows)) for rows in splits)
+def hybrid_posthoc_cbm(context: ExperimentContext) -> PosthocCBM:
+    """PCBM-h on the shared backbone ``classes``: the residual is fitted to what PCBM leaves."""
+    assert context.shared_backbone is not None
+    system = posthoc_cbm(context)
+    splits = (context.data.collection.rows(split) for split in ("train", "val"))
+    features, val_features = (torch.from_numpy(pooled_features(context.shared_backbone, rows)) for rows in splits)
     given = _sparse_logits(system, features), _sparse_logits(system, val_features)
-    system.residual = fit_last_layer(setting, features, val_features, given=given)
+    system.residual = fit_last_layer(context, features, val_features, given=given)
     return system.to(device()).eval()
 
 
-def pooled_features(foundation: TrainedBackbone, rows: np.ndarray) -> np.ndarray:
+def pooled_features(shared: TrainedBackbone, rows: np.ndarray) -> np.ndarray:
     """f̄ n×D float32 of rows, from the cached features."""
     chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-    return np.concatenate([foundation.cache.features[chunk].astype(np.float32).mean((2, 3)) for chunk in chunks])
+    return np.concatenate([shared.cache.features[chunk].astype(np.float32).mean((2, 3)) for chunk in chunks])
 
 
 def concept_bank(features: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:

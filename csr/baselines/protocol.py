@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csr.datasets.prepared import PreparedSet
+from csr.data.prepared import PreparedSet
 from csr.errors import DataError
-from csr.evaluation import Predictions
-from csr.metrics import macro_f1, map_peaks
+from csr.evaluation.evaluate import Predictions
+from csr.evaluation.metrics import macro_f1, map_peaks
 from csr.network.backbone import Backbone
 from csr.network.concept_model import ConceptModel
 from csr.training.augmentation import Findings, augment
+from csr.training.callbacks import Callbacks
 from csr.training.concepts import ConceptTrainingConfig, channel_statistics, image_batches, load_images
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
-from csr.training.reporter import Reporter
 from csr.training.runtime import autocast, device
 
-Foundation = Literal["concepts_lse", "concepts_average", "concepts_coarse", "classes"]
+SharedBackbone = Literal["concepts_lse", "concepts_average", "concepts_coarse", "classes"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class System(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """A foundation that several systems share: trained once, frozen, its features cached.
+    """A backbone that several systems share: trained once, frozen, its features cached.
 
     Args:
         model: the concept model; that of ``classes`` has one map a class.
@@ -69,20 +69,21 @@ class TrainedBackbone:
 
 
 @dataclass(frozen=True)
-class Setting:
+class ExperimentContext:
     """What every system is given alike.
 
     Args:
         data: the prepared set. Splits ``train`` and ``val`` are for training and choosing; ``test`` is not touched.
         config: backbone, augmentation, epochs, optimiser and seed.
-        reporter: told of every epoch.
-        foundation: the trained backbone that the system rests on or starts from, if it does not train all of its own.
+        callbacks: told of every epoch.
+        shared_backbone: the trained backbone that the system rests on or starts from, if it does not train all of its
+            own.
     """
 
     data: PreparedSet
     config: ConceptTrainingConfig
-    reporter: Reporter
-    foundation: TrainedBackbone | None = None
+    callbacks: Callbacks
+    shared_backbone: TrainedBackbone | None = None
 
     def __post_init__(self) -> None:
         if self.data.collection.task != "multiclass":
@@ -100,13 +101,14 @@ class Setting:
         return len(self.data.collection.classes)
 
     def build_backbone(self) -> Backbone:
-        """A backbone to train: a copy of the foundation's, or an untrained one with the training images' normalisation.
+        """A backbone to train: a copy of the shared backbone's, or an untrained one with the training images'
+        normalisation.
 
         Prototypes are published on pretrained backbones, and from random weights their losses do not get off the
         ground within any budget that others need; the black box's backbone stands in for one that is pretrained.
         """
-        if self.foundation is not None:
-            return copy.deepcopy(self.foundation.model.backbone).requires_grad_(True)
+        if self.shared_backbone is not None:
+            return copy.deepcopy(self.shared_backbone.model.backbone).requires_grad_(True)
         backbone = Backbone(self.config.model, self.data.channels)
         backbone.set_normalisation(*channel_statistics(self.data, self.data.collection.rows("train")))
         return backbone
@@ -120,11 +122,11 @@ class Setting:
         return torch.from_numpy(self.data.collection.concept_labels()[rows]).to(device())
 
 
-Baseline = Callable[[Setting], System]
+Baseline = Callable[[ExperimentContext], System]
 
 
 def train_on_images(
-    setting: Setting,
+    context: ExperimentContext,
     name: str,
     system: System,
     terms: Callable[[np.ndarray, Tensor], Mapping[str, Tensor]],
@@ -146,13 +148,13 @@ def train_on_images(
 
     Parameters that do not require a gradient stay as they are.
     """
-    collection = setting.data.collection
-    findings = Findings(collection, setting.data.side)
-    phase = replace(setting.config, epochs=setting.config.epochs if epochs is None else epochs, **budget)
+    collection = context.data.collection
+    findings = Findings(collection, context.data.side)
+    phase = replace(context.config, epochs=context.config.epochs if epochs is None else epochs, **budget)
     system.to(device()).to(memory_format=torch.channels_last)
 
     def batch_terms(rows: np.ndarray) -> Mapping[str, Tensor]:
-        images = augment(load_images(setting.data, rows, device()), phase.augment, findings, rows)
+        images = augment(load_images(context.data, rows, device()), phase.augment, findings, rows)
         with autocast(phase.precision):
             return terms(rows, images)
 
@@ -160,11 +162,11 @@ def train_on_images(
         if not validate:
             return {}
         val = collection.rows("val")
-        predicted = predict(system, setting.data, val).probabilities.argmax(1)
+        predicted = predict(system, context.data, val).probabilities.argmax(1)
         return {"val_macro_f1": macro_f1(collection.truth()[val], predicted, len(collection.classes))}
 
     task = Task(name, system, collection.rows("train"), batch_terms, after_epoch, phase.warmup, rates or {})
-    fit(task, phase, setting.reporter)
+    fit(task, phase, context.callbacks)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, Setting, System, train_on_images
+from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.training.concepts import image_batches
 from csr.training.runtime import seed_everything
@@ -124,13 +124,13 @@ class ProtoPNet(System):
         return Answer(logits.softmax(-1), None, repeated, logits.new_full((len(images),), self.prototypes))
 
 
-def protopnet(setting: Setting) -> ProtoPNet:
+def protopnet(context: ExperimentContext) -> ProtoPNet:
     """Trains, pushes, prunes and tunes the last layer."""
-    seed_everything(setting.config.seed)
-    system = ProtoPNet(setting.build_backbone(), setting.classes, setting.concepts)
+    seed_everything(context.config.seed)
+    system = ProtoPNet(context.build_backbone(), context.classes, context.concepts)
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
-        labels = setting.class_labels(rows)
+        labels = context.class_labels(rows)
         nearest, logits = system(images)
         cluster, separation = cluster_and_separation(nearest, labels, system.owners)
         return {
@@ -139,14 +139,14 @@ def protopnet(setting: Setting) -> ProtoPNet:
             "separation": -SEPARATION_WEIGHT * separation,
         }
 
-    own_class = ~other_classes(system.owners, setting.classes).T
-    left = warm_up(setting, "protopnet", system, system.backbone, terms)
+    own_class = ~other_classes(system.owners, context.classes).T
+    left = warm_up(context, "protopnet", system, system.backbone, terms)
     for part in np.array_split(np.arange(left), ROUNDS):
-        rates = {"backbone.": BACKBONE_RATE} if setting.foundation else {}
-        train_on_images(setting, "protopnet_joint", system, terms, epochs=len(part), rates=rates)
-        pushed = nearest_patches(system.encode, system.prototype_vectors.data, own_class, setting)
+        rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
+        train_on_images(context, "protopnet_joint", system, terms, epochs=len(part), rates=rates)
+        pushed = nearest_patches(system.encode, system.prototype_vectors.data, own_class, context)
         system.prototype_vectors.data = pushed
-        distances, labels = training_distances(system, setting)
+        distances, labels = training_distances(system, context)
         tune_last_layer(system.last_layer, log_similarity(distances), labels, system.owners)
     kept = worth_keeping(distances, labels, system.owners)
     system.keep(kept)
@@ -221,17 +221,17 @@ def worth_keeping(distances: Tensor, labels: Tensor, owners: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def training_distances(system: ProtoPNet, setting: Setting) -> tuple[Tensor, Tensor]:
+def training_distances(system: ProtoPNet, context: ExperimentContext) -> tuple[Tensor, Tensor]:
     """N×P smallest squared distances of the un-augmented training images, and their classes N."""
-    rows = setting.data.collection.rows("train")
+    rows = context.data.collection.rows("train")
     system.eval()
-    found = [system.distances(images).amin((2, 3)) for _, images in image_batches(setting.data, rows, 64)]
-    return torch.cat(found), setting.class_labels(rows)
+    found = [system.distances(images).amin((2, 3)) for _, images in image_batches(context.data, rows, 64)]
+    return torch.cat(found), context.class_labels(rows)
 
 
 @torch.no_grad()
 def nearest_patches(
-    encode: Callable[[Tensor], Tensor], prototypes: Tensor, allowed: Tensor, setting: Setting
+    encode: Callable[[Tensor], Tensor], prototypes: Tensor, allowed: Tensor, context: ExperimentContext
 ) -> Tensor:
     """For each prototype the nearest latent patch of the un-augmented training images of its allowed classes: P×D.
 
@@ -243,10 +243,10 @@ def nearest_patches(
     found = prototypes.clone()
     smallest = prototypes.new_full((len(prototypes),), torch.inf)
     each = torch.arange(len(prototypes), device=prototypes.device)
-    for rows, images in image_batches(setting.data, setting.data.collection.rows("train"), 64):
+    for rows, images in image_batches(context.data, context.data.collection.rows("train"), 64):
         patches = encode(images)
         distances, cells = squared_distances(patches, prototypes).flatten(2).min(2)  # B×P
-        distances[~allowed[:, setting.class_labels(rows)].T] = torch.inf
+        distances[~allowed[:, context.class_labels(rows)].T] = torch.inf
         distance, image = distances.min(0)  # P
         nearer = distance < smallest
         smallest = torch.where(nearer, distance, smallest)
@@ -256,16 +256,16 @@ def nearest_patches(
 
 
 def warm_up(
-    setting: Setting,
+    context: ExperimentContext,
     name: str,
     system: System,
     backbone: Backbone,
     terms: Callable[[np.ndarray, Tensor], Mapping[str, Tensor]],
 ) -> int:
     """Trains all but the backbone for a tenth of the epochs, at least one, and returns how many epochs are left."""
-    epochs = setting.config.epochs
+    epochs = context.config.epochs
     spent = min(max(1, epochs // 10), epochs - 1)
     backbone.requires_grad_(False)
-    train_on_images(setting, f"{name}_warm_up", system, terms, epochs=spent)
+    train_on_images(context, f"{name}_warm_up", system, terms, epochs=spent)
     backbone.requires_grad_(True)
     return epochs - spent

@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, Setting, System, train_on_images
+from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.baselines.protopnet import (
     BACKBONE_RATE,
     log_similarity,
@@ -169,17 +169,17 @@ def sharpness_at(progress: float) -> float:
     return min(SHARPEST, max(1.0, SHARPEST * progress**0.5))
 
 
-def protopool(setting: Setting) -> ProtoPool:
+def protopool(context: ExperimentContext) -> ProtoPool:
     """Trains everything but the last layer, pushes, tunes the last layer."""
-    config, train = setting.config, setting.data.collection.rows("train")
+    config, train = context.config, context.data.collection.rows("train")
     seed_everything(config.seed)
-    system = ProtoPool(setting.build_backbone(), setting.classes, setting.concepts)
+    system = ProtoPool(context.build_backbone(), context.classes, context.concepts)
     annealing = ANNEALING * config.epochs * count_batches(len(train), config.batch_size)
     steps = itertools.count()
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         system.sharpness = sharpness_at(next(steps) / annealing)
-        labels, assignment = setting.class_labels(rows), system.assignment()
+        labels, assignment = context.class_labels(rows), system.assignment()
         distances = system.distances(images)
         held = F.one_hot(assignment.argmax(-1), len(system.pool)).amax(1)[labels] > 0
         cluster, separation = cluster_and_separation(distances.amin((2, 3)), held)
@@ -191,15 +191,15 @@ def protopool(setting: Setting) -> ProtoPool:
             "orthogonality": orthogonality(assignment),
         }
 
-    left = warm_up(setting, "protopool", system, system.backbone, terms)
-    rates = {"backbone.": BACKBONE_RATE} if setting.foundation else {}
-    train_on_images(setting, "protopool_joint", system, terms, epochs=left, rates=rates)
+    left = warm_up(context, "protopool", system, system.backbone, terms)
+    rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
+    train_on_images(context, "protopool_joint", system, terms, epochs=left, rates=rates)
     system.eval()
     assignment = system.assignment()
-    system.pool.data = nearest_patches(system.patches, system.pool.data, assignment.amax(1).T > 0, setting)
+    system.pool.data = nearest_patches(system.patches, system.pool.data, assignment.amax(1).T > 0, context)
     with torch.no_grad():
-        focal = [focal_similarity(system.distances(images)) for _, images in image_batches(setting.data, train, 64)]
+        focal = [focal_similarity(system.distances(images)) for _, images in image_batches(context.data, train, 64)]
     slots = system.slots(torch.cat(focal), assignment)
-    tune_last_layer(system.last_layer, slots, setting.class_labels(train), system.owners)
+    tune_last_layer(system.last_layer, slots, context.class_labels(train), system.owners)
     system.prototypes = len(system.used())
     return system

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, Setting, System, train_on_images
+from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.baselines.protopnet import nearest_patches, squared_distances, warm_up
 from csr.network.backbone import Backbone
 from csr.training.runtime import count_batches, seed_everything
@@ -127,26 +127,26 @@ class LeafLearner:
         self.seen += 1
 
 
-def prototree(setting: Setting) -> ProtoTree:
+def prototree(context: ExperimentContext) -> ProtoTree:
     """Trains, prunes and projects."""
-    seed_everything(setting.config.seed)
-    system = ProtoTree(setting.build_backbone(), setting.classes, setting.concepts)
-    rows = setting.data.collection.rows("train")
-    learner = LeafLearner(system, count_batches(len(rows), setting.config.batch_size))
+    seed_everything(context.config.seed)
+    system = ProtoTree(context.build_backbone(), context.classes, context.concepts)
+    rows = context.data.collection.rows("train")
+    learner = LeafLearner(system, count_batches(len(rows), context.config.batch_size))
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
-        labels = setting.class_labels(rows)
+        labels = context.class_labels(rows)
         paths, mixture = system(images)
         learner.update(paths, mixture, labels)
         return {"class": F.nll_loss(mixture, labels)}
 
-    left = warm_up(setting, "prototree", system, system.backbone, terms)
-    rates = {"backbone.": BACKBONE_RATE} if setting.foundation else {}
-    train_on_images(setting, "prototree_joint", system, terms, epochs=left, rates=rates)
+    left = warm_up(context, "prototree", system, system.backbone, terms)
+    rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
+    train_on_images(context, "prototree_joint", system, terms, epochs=left, rates=rates)
 
     system.prune()
     allowed = reachable_classes(system.turns, system.leaves)
-    system.prototype_vectors.data = nearest_patches(system.encode, system.prototype_vectors.data, allowed, setting)
+    system.prototype_vectors.data = nearest_patches(system.encode, system.prototype_vectors.data, allowed, context)
     return system
 
 

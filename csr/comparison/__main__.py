@@ -20,23 +20,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from csr.baselines.protocol import Setting
+from csr.baselines.protocol import ExperimentContext
 from csr.comparison.csr_system import Recipe
-from csr.comparison.foundations import open_foundation, train_foundation
-from csr.comparison.report import OURS, Runs, main_sections
-from csr.comparison.systems import Entry, load_predictions, run_system, save_predictions, systems
-from csr.datasets.phantom.generate import generate
-from csr.datasets.phantom.plan import PhantomConfig
-from csr.datasets.prepared import PreparedSet
+from csr.comparison.report import OURS, main_sections
+from csr.comparison.runs import read_runs, save_predictions
+from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
+from csr.comparison.systems import Entry, run_system, systems
+from csr.data.html_report import to_html, to_markdown
+from csr.data.phantom.generate import generate
+from csr.data.phantom.plan import PhantomConfig
+from csr.data.prepared import PreparedSet
 from csr.errors import ConfigError, CSRError
-from csr.evaluation import rounded
+from csr.evaluation.evaluate import rounded
 from csr.network.concept_model import ConceptModelConfig
-from csr.pages import to_html, to_markdown
 from csr.presets import PRESETS
+from csr.training.callbacks import SilentCallbacks, State
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
-from csr.training.reporter import SilentReporter, State
 
 # options that every run of a folder shares; systems and seeds may be added
 SHARED = ("train", "val", "test", "side", "backbone", "epochs", "batch_size", "learning_rate")
@@ -88,24 +89,24 @@ def compare(given: argparse.Namespace) -> None:
             learning_rate=given.learning_rate,
             seed=seed,
         )
-        setting = Setting(data, config, _Progress())
-        for foundation in dict.fromkeys(entry.foundation for entry in chosen.values()):
-            own = {name: entry for name, entry in chosen.items() if entry.foundation == foundation}
+        context = ExperimentContext(data, config, _Progress())
+        for kind in dict.fromkeys(entry.shared_backbone for entry in chosen.values()):
+            own = {name: entry for name, entry in chosen.items() if entry.shared_backbone == kind}
             open_names = [name for name in own if not (given.out / f"{name}-{seed}.json").is_file()]
             if not open_names:
                 continue
             with tempfile.TemporaryDirectory(dir=given.out) as folder:
                 seconds = 0.0
-                resting = setting
-                if foundation is not None:
-                    _say(f"seed {seed}: {foundation}")
-                    train_foundation(foundation, setting, Path(folder))
-                    trained, seconds = open_foundation(Path(folder))
-                    resting = replace(setting, foundation=trained)
+                resting = context
+                if kind is not None:
+                    _say(f"seed {seed}: {kind}")
+                    train_shared_backbone(kind, context, Path(folder))
+                    trained, seconds = open_shared_backbone(Path(folder))
+                    resting = replace(context, shared_backbone=trained)
                 for name in open_names:
                     _say(f"seed {seed}: {name}")
                     _, result = run_system(own[name], resting, seconds)
-                    save_predictions(result, given.out / f"{name}-{seed}.npz")
+                    save_predictions(given.out / f"{name}-{seed}.npz", result.validation, result.test)
                     report = {"system": name, "title": own[name].title, "seed": seed, **result.about, **result.report}
                     (given.out / f"{name}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")
     runs = {name: read_runs(given.out, given.out, name, given.seeds) for name in chosen}
@@ -118,19 +119,7 @@ def compare(given: argparse.Namespace) -> None:
     (given.out / "comparison.html").write_text(to_html(title, sections))
 
 
-def read_runs(reports: Path, predictions: Path, name: str, seeds: list[int]) -> Runs:
-    """All seeds of one system from the files that a comparison wrote."""
-    contents = [json.loads((reports / f"{name}-{seed}.json").read_text()) for seed in seeds]
-    files = [predictions / f"{name}-{seed}.npz" for seed in seeds]
-    return Runs(
-        title=contents[0]["title"],
-        reports=contents,
-        validation=[load_predictions(file, "validation") for file in files],
-        test=[load_predictions(file, "test") for file in files],
-    )
-
-
-class _Progress(SilentReporter):
+class _Progress(SilentCallbacks):
     """Prints an epoch a line."""
 
     def epoch(self, metrics: Mapping[str, float], state: Callable[[], State]) -> None:

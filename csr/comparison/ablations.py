@@ -1,6 +1,6 @@
 """What each ingredient of the robust preset is worth: it is taken out, alone, and the rest trained again.
 
-A variant says which foundation it rests on and which keys of stages 2 and 3 differ from the recipe.
+A variant says which shared backbone it rests on and which keys of stages 2 and 3 differ from the recipe.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from csr.baselines.protocol import Foundation
+from csr.baselines.protocol import SharedBackbone
 from csr.comparison.csr_system import Recipe
 
 
@@ -19,12 +19,12 @@ class Variant:
 
     Args:
         title: what differs.
-        foundation: stage 1 that it rests on.
+        shared_backbone: stage 1 that it rests on.
         prototypes, head: keys of `PrototypeConfig` and `HeadConfig` that differ.
     """
 
     title: str
-    foundation: Foundation = "concepts_lse"
+    shared_backbone: SharedBackbone = "concepts_lse"
     prototypes: Mapping[str, Any] = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=dict)
 

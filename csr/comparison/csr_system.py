@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from csr.baselines.protocol import Answer, Setting, System
+from csr.baselines.protocol import Answer, ExperimentContext, System
+from csr.interaction.alpha import calibrate
 from csr.network.csr import CSR, Encoder
-from csr.training.calibration import calibrate
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, PrototypeModel, train_prototypes
 from csr.training.runtime import device
@@ -45,12 +45,12 @@ class CSRSystem(System):
         )
 
 
-def train_csr(setting: Setting, recipe: Recipe) -> CSRSystem:
-    """Trains stages 2 and 3 on the setting's foundation."""
-    assert setting.foundation is not None
-    foundation, collection, seed = setting.foundation, setting.data.collection, setting.config.seed
+def train_csr(context: ExperimentContext, recipe: Recipe) -> CSRSystem:
+    """Trains stages 2 and 3 on the context's shared backbone."""
+    assert context.shared_backbone is not None
+    shared, collection, seed = context.shared_backbone, context.data.collection, context.config.seed
     stage2_config, head_config = replace(recipe.prototypes, seed=seed), replace(recipe.head, seed=seed)
-    stage2 = train_prototypes(collection, foundation.cache, stage2_config, setting.reporter)
-    reasoner = train_head(collection, foundation.cache, stage2, head_config, setting.reporter)
-    calibrate(collection, foundation.cache, stage2, reasoner, setting.data.side)
-    return CSRSystem(CSR(Encoder(foundation.model, stage2.projector), reasoner), stage2).to(device()).eval()
+    stage2 = train_prototypes(collection, shared.cache, stage2_config, context.callbacks)
+    reasoner = train_head(collection, shared.cache, stage2, head_config, context.callbacks)
+    calibrate(collection, shared.cache, stage2, reasoner, context.data.side)
+    return CSRSystem(CSR(Encoder(shared.model, stage2.projector), reasoner), stage2).to(device()).eval()

@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from csr.bootstrap import Difference, paired_bootstrap, paired_ratio_bootstrap
-from csr.calibration import apply_temperature, expected_calibration_error, fit_temperature, risk_coverage
 from csr.comparison.published import PUBLISHED
+from csr.comparison.runs import Runs
+from csr.data.html_report import Section, Table
+from csr.data.records import Collection
 from csr.errors import DataError
-from csr.evaluation import Predictions
-from csr.leakage import leakage
-from csr.metrics import inside
-from csr.pages import Section, Table
-from csr.records import Collection
+from csr.evaluation.bootstrap import Difference, paired_bootstrap, paired_ratio_bootstrap
+from csr.evaluation.calibration import apply_temperature, expected_calibration_error, fit_temperature, risk_coverage
+from csr.evaluation.evaluate import Predictions
+from csr.evaluation.leakage import leakage
+from csr.evaluation.metrics import inside
 
 OURS = "csr_robust"
 KEPT = 0.8  # coverage at which the abstain table is read
-
-
-@dataclass(frozen=True)
-class Runs:
-    """All seeds of one system, in the order of the seeds.
-
-    Args:
-        title: name in tables.
-        reports: one a seed: ``seed``, parts, ``prototypes, explanations, parameters, seconds``.
-        validation, test: predictions, one a seed.
-        latency: median seconds of one answer, if it was measured.
-    """
-
-    title: str
-    reports: Sequence[Mapping[str, Any]]
-    validation: Sequence[Predictions]
-    test: Sequence[Predictions]
-    latency: float | None = None
 
 
 def main_sections(collection: Collection, runs: Mapping[str, Runs]) -> list[Section]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ from csr.baselines.black_box import black_box
 from csr.baselines.cbm import independent_cbm, joint_cbm, sequential_cbm
 from csr.baselines.pipnet import pipnet
 from csr.baselines.posthoc_cbm import hybrid_posthoc_cbm, posthoc_cbm
-from csr.baselines.protocol import Foundation, Setting, System, predict
+from csr.baselines.protocol import ExperimentContext, SharedBackbone, System, predict
 from csr.baselines.protopnet import protopnet
 from csr.baselines.protopool import protopool
 from csr.baselines.prototree import prototree
 from csr.comparison.csr_system import Recipe, train_csr
-from csr.evaluation import Predictions, judge
+from csr.evaluation.evaluate import Predictions, evaluate_predictions
 
 # Prototype systems start from the trained black box and train on for half the budget: one and a half times what every
 # other system gets.
@@ -35,13 +34,14 @@ class Entry:
     Args:
         title: name in tables.
         train: trains it.
-        foundation: what it rests on or starts from; None: it trains all of itself.
-        epochs: its own epochs of images as a share of the budget, beside the foundation's, which are the whole budget.
+        shared_backbone: what it rests on or starts from; None: it trains all of itself.
+        epochs: its own epochs of images as a share of the budget, beside the shared backbone's, which are the whole
+            budget.
     """
 
     title: str
-    train: Callable[[Setting], System]
-    foundation: Foundation | None = None
+    train: Callable[[ExperimentContext], System]
+    shared_backbone: SharedBackbone | None = None
     epochs: float = 1.0
 
 
@@ -71,7 +71,7 @@ class Result:
     Args:
         about: ``prototypes, explanations`` (mean a test prediction), ``parameters, seconds``.
         validation, test: its predictions on the splits.
-        report: of the test parts; see `csr.evaluation.judge`.
+        report: of the test parts; see `csr.evaluation.evaluate.evaluate_predictions`.
     """
 
     about: dict[str, Any]
@@ -80,19 +80,19 @@ class Result:
     report: dict[str, dict[str, Any]]
 
 
-def run_system(entry: Entry, setting: Setting, foundation_seconds: float = 0.0) -> tuple[System, Result]:
+def run_system(entry: Entry, context: ExperimentContext, shared_seconds: float = 0.0) -> tuple[System, Result]:
     """Trains one system and judges it.
 
     Args:
-        foundation_seconds: what training the foundation took; counted as part of the system's own time.
+        shared_seconds: what training the shared backbone took; counted as part of the system's own time.
     """
-    collection, config = setting.data.collection, setting.config
-    own = replace(setting, config=replace(config, epochs=max(2, round(entry.epochs * config.epochs))))
+    collection, config = context.data.collection, context.config
+    own = replace(context, config=replace(config, epochs=max(2, round(entry.epochs * config.epochs))))
     start = time.perf_counter()
     system = entry.train(own)
-    seconds = time.perf_counter() - start + foundation_seconds
-    validation = predict(system, setting.data, collection.rows("val"))
-    test = predict(system, setting.data, collection.rows("test"))
+    seconds = time.perf_counter() - start + shared_seconds
+    validation = predict(system, context.data, collection.rows("val"))
+    test = predict(system, context.data, collection.rows("test"))
     assert test.explanations is not None
     about = {
         "prototypes": system.prototypes,
@@ -100,28 +100,7 @@ def run_system(entry: Entry, setting: Setting, foundation_seconds: float = 0.0) 
         "parameters": sum(parameter.numel() for parameter in system.parameters()),
         "seconds": seconds,
     }
-    return system, Result(about, validation, test, judge(collection, test, setting.data.side))
-
-
-_ARRAYS = ("rows", "probabilities", "concepts", "peaks", "explanations")
-
-
-def save_predictions(result: Result, file: Path) -> None:
-    """Writes the predictions of both splits as ``.npz``, for the report's bootstrap and calibration."""
-    arrays = {}
-    for split, predictions in (("validation", result.validation), ("test", result.test)):
-        for name in _ARRAYS:
-            value = getattr(predictions, name)
-            if value is not None:
-                arrays[f"{split}_{name}"] = value if name == "rows" else value.astype(np.float32)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(file, **arrays)
-
-
-def load_predictions(file: Path, split: str) -> Predictions:
-    """The predictions of ``validation`` or ``test`` that `save_predictions` wrote."""
-    with np.load(file) as arrays:
-        return Predictions(*(arrays.get(f"{split}_{name}") for name in _ARRAYS))
+    return system, Result(about, validation, test, evaluate_predictions(collection, test, context.data.side))
 
 
 @torch.no_grad()

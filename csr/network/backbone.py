@@ -73,11 +73,11 @@ class Backbone(nn.Module):
         self.config = config
         self.body = _build_body(config, channels)
         widths: list[int] = self.body.feature_info.channels()
-        self.sight = measure_sight(self.body, channels, config.stride)
-        self.drift = (0, 0)  # pixels right and down of their middle that cells look, after training
+        self.cell_offset = measure_cell_offset(self.body, channels, config.stride)
+        self.map_shift = (0, 0)  # pixels right and down of their middle that cells look, after training
         self.width = config.width if config.context else widths[0]
         if config.context:
-            if self.sight > 0:
+            if self.cell_offset > 0:
                 raise ConfigError(
                     f"concepts.context: cells of {config.backbone} look down and right of their pixels (TensorFlow's "
                     "SAME padding); merging two levels of such a backbone is not supported, set it to null"
@@ -98,13 +98,13 @@ class Backbone(nn.Module):
         self.std.copy_(std)
 
     def get_extra_state(self) -> Tensor:
-        """``sight`` and ``drift`` travel with the weights: a measurement must not be made twice."""
-        return torch.tensor([self.sight, *self.drift])
+        """``cell_offset`` and ``map_shift`` travel with the weights: a measurement must not be made twice."""
+        return torch.tensor([self.cell_offset, *self.map_shift])
 
     def set_extra_state(self, state: Tensor) -> None:
         """The inverse of `get_extra_state`."""
-        self.sight, *drift = (int(value) for value in state)
-        self.drift = (drift[0], drift[1])
+        self.cell_offset, *map_shift = (int(value) for value in state)
+        self.map_shift = (map_shift[0], map_shift[1])
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 B×C×H×W → standardised float32."""
@@ -116,10 +116,10 @@ class Backbone(nn.Module):
         if images.shape[-1] % deepest or images.shape[-2] % deepest:
             height, width = images.shape[-2:]
             raise ConfigError(f"data.side: {height}×{width} is not a multiple of the deepest stride {deepest}")
-        normal, half = _moved(self.normalise(images), *self.drift), self.config.stride // 2
-        if self.sight < 0:
+        normal, half = _moved(self.normalise(images), *self.map_shift), self.config.stride // 2
+        if self.cell_offset < 0:
             return self._features(F.pad(normal, (half, 0, half, 0)))[..., 1:, 1:]
-        if self.sight > 0:
+        if self.cell_offset > 0:
             return self._features(F.pad(normal, (half, half, half, half)))[..., :-1, :-1]
         return self._features(normal)
 
@@ -130,7 +130,7 @@ class Backbone(nn.Module):
         fine = self.fine(levels[0])
         # cells that look at the upper left corner of their pixels coincide at the corners, others at the edges
         enlarged = F.interpolate(
-            self.deep(levels[1]), size=fine.shape[-2:], mode="bilinear", align_corners=self.sight < 0
+            self.deep(levels[1]), size=fine.shape[-2:], mode="bilinear", align_corners=self.cell_offset < 0
         )
         return self.merge(fine + enlarged)
 
@@ -143,7 +143,7 @@ def _moved(images: Tensor, right: int, down: int) -> Tensor:
     return reflected[..., top : top + height, left : left + width]
 
 
-def measure_sight(body: nn.Module, channels: int, stride: int) -> int:
+def measure_cell_offset(body: nn.Module, channels: int, stride: int) -> int:
     """Where cells of the finest level look: −1 at their upper left corner, 0 at their middle, 1 at their lower right.
 
     Measured as the centre of mass of |∂f(middle cell)/∂x|², which is near one of the three whatever the weights are.

@@ -8,12 +8,12 @@
     logit_t = b_t + Σ_km W_t,km · (s_km − mean_km) / std_km
     p_t = softmax_t(logit / τ), or sigmoid(logit_t / τ) where a study can have several classes
 
-Interaction exists here and nowhere else; `csr.export` writes this module as ``reasoner.onnx``. A is the importance map
-of `csr.interaction`, one for all concepts; a_km is the absent score, the median over training images that lack concept
-k. Floor ``zero`` is the letter of the paper, but for the clipping, without which a smaller weight could raise a score;
-it pushes the scores of whatever lies outside a box below anything that the head saw in training. Floor ``absent`` takes
-away only the evidence beyond what an image without the concept typically shows, so a concept that is weighted away
-scores as if absent, exactly as a rejected one does.
+Interaction exists here and nowhere else; `csr.bundle.onnx_export` writes this module as ``reasoner.onnx``. A is the
+importance map of `csr.interaction.corrections`, one for all concepts; a_km is the absent score, the median over
+training images that lack concept k. Floor ``zero`` is the letter of the paper, but for the clipping, without which a
+smaller weight could raise a score; it pushes the scores of whatever lies outside a box below anything that the head saw
+in training. Floor ``absent`` takes away only the evidence beyond what an image without the concept typically shows, so
+a concept that is weighted away scores as if absent, exactly as a rejected one does.
 
 With ``clip`` the head is trained on clipped scores, so drawing a box changes nothing but what the box says; without it
 and with floor ``zero`` (the letter of the paper) the first box also moves every negative score to 0.
@@ -86,8 +86,8 @@ class Reasoner(nn.Module):
         self.register_buffer("absent_scores", torch.zeros(concepts, per_concept))
         self.register_buffer("concept_scale", torch.ones(concepts))
         self.register_buffer("concept_shift", torch.zeros(concepts))
-        self.register_buffer("alpha", torch.full((concepts,), DEFAULT_ALPHA))  # see csr.training.alpha
-        self.register_buffer("temperature", torch.tensor(1.0))  # see csr.training.calibration
+        self.register_buffer("alpha", torch.full((concepts,), DEFAULT_ALPHA))  # see csr.interaction.alpha
+        self.register_buffer("temperature", torch.tensor(1.0))  # see csr.training.temperature
         self.head = nn.Linear(concepts * per_concept, classes)
 
     def maps(self, patches: Tensor, importance: Tensor | None = None) -> Tensor:
@@ -115,13 +115,13 @@ class Reasoner(nn.Module):
         Pruned prototypes score as if absent; rejected ones (``prototype_mask`` 0) score ``absent_weight`` (B: 0 zero,
         1 absent) times their absent score.
         """
-        scores = self.bury(maps.flatten(3).amax(-1))
+        scores = self.mask_pruned(maps.flatten(3).amax(-1))
         if prototype_mask is None:
             return scores
         rejected = self.absent_scores if absent_weight is None else absent_weight[:, None, None] * self.absent_scores
         return prototype_mask * scores + (1 - prototype_mask) * rejected
 
-    def bury(self, scores: Tensor) -> Tensor:
+    def mask_pruned(self, scores: Tensor) -> Tensor:
         """s B×K×M → the same, with pruned prototypes scoring as if absent."""
         return self.alive * scores + (1 - self.alive) * self.absent_scores
 

@@ -2,12 +2,12 @@
 
 Stage 1's loss pools the maps over space, so it is the same wherever in a map the evidence stands: nothing keeps a cell
 looking at the pixels that it is drawn over, and random weights end a few pixels to one side, a direction and distance
-of the seed's own. On a map of stride 8 such a drift of 7 pixels moves every maximum off a finding of 12: on the
+of the seed's own. On a map of stride 8 such a map_shift of 7 pixels moves every maximum off a finding of 12: on the
 phantom's validation split it cost up to 14 points of the pointing game, and most of its variation between seeds.
 
-The drift can be seen without any box: the gradient of a concept's peak with respect to the image says which pixels the
-peak rests on (Simonyan et al. 2014, arXiv 1312.6034, section 3). Its median offset from the middle of the peak's cell
-is the drift, and `csr.network.backbone.Backbone` moves images by it.
+The map_shift can be seen without any box: the gradient of a concept's peak with respect to the image says which pixels
+the peak rests on (Simonyan et al. 2014, arXiv 1312.6034, section 3). Its median offset from the middle of the peak's
+cell is the map_shift, and `csr.network.backbone.Backbone` moves images by it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csr.datasets.prepared import PreparedSet
+from csr.data.prepared import PreparedSet
 from csr.network.concept_model import ConceptModel
 from csr.training.runtime import device
 
@@ -24,13 +24,13 @@ EXAMPLES = 24  # training images a concept
 
 
 def align(model: ConceptModel, data: PreparedSet, labels: np.ndarray) -> None:
-    """Measures the drift of a trained model and sets ``model.backbone.drift``; see `measure_drift`."""
-    model.backbone.drift = (0, 0)
-    model.backbone.drift = measure_drift(model, data, labels)
+    """Measures the map_shift of a trained model and sets ``model.backbone.map_shift``; see `measure_map_shift`."""
+    model.backbone.map_shift = (0, 0)
+    model.backbone.map_shift = measure_map_shift(model, data, labels)
 
 
-def measure_drift(model: ConceptModel, data: PreparedSet, labels: np.ndarray) -> tuple[int, int]:
-    """How many pixels right (x) and down (y) of their middle cells look, beyond ``model.backbone.drift``.
+def measure_map_shift(model: ConceptModel, data: PreparedSet, labels: np.ndarray) -> tuple[int, int]:
+    """How many pixels right (x) and down (y) of their middle cells look, beyond ``model.backbone.map_shift``.
 
     The median over |∂ peak / ∂ pixel|², each image's summing to 1, of `EXAMPLES` evenly spaced training images of each
     concept.
@@ -46,14 +46,14 @@ def measure_drift(model: ConceptModel, data: PreparedSet, labels: np.ndarray) ->
         chosen = np.unique(present[np.linspace(0, len(present) - 1, min(EXAMPLES, len(present))).astype(int)])
         if len(chosen):
             images = torch.from_numpy(np.ascontiguousarray(data.images[chosen])).to(device())
-            energy, middles = _sight(model, images, k)
+            energy, middles = _peak_energy(model, images, k)
             for weight, (x, y) in zip(energy, middles, strict=True):
                 across[data.side - x : 2 * data.side - x] += weight.sum(0)
                 down[data.side - y : 2 * data.side - y] += weight.sum(1)
     return round(_median(across)), round(_median(down))
 
 
-def _sight(model: ConceptModel, images: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _peak_energy(model: ConceptModel, images: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """|∂ peak of map k / ∂ pixel|² B×S×S, each summing to 1, and the middles B×2 (x, y) of the peaks' cells."""
     with torch.enable_grad():
         pixels = images.float().requires_grad_(True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csr.records import Collection
+from csr.data.records import Collection
 
 KEPT = 0.5  # share of a finding's boxes that must stay in the picture
 REDRAWS = 10

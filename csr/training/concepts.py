@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csr.datasets.prepared import PreparedSet
-from csr.losses import masked_bce
-from csr.metrics import mean_auroc
+from csr.data.prepared import PreparedSet
+from csr.evaluation.metrics import mean_auroc
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.alignment import align
 from csr.training.augmentation import AugmentConfig, Findings, augment
+from csr.training.callbacks import Callbacks, State
 from csr.training.loop import Task, fit
-from csr.training.reporter import Reporter, State
+from csr.training.losses import masked_bce
 from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
 
 
@@ -39,7 +39,7 @@ class ConceptTrainingConfig:
     seed: int = 0
 
 
-def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, reporter: Reporter) -> ConceptModel:
+def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: Callbacks) -> ConceptModel:
     """Trains on split ``train`` and reports loss and mean concept AUROC on ``val`` each epoch, then aligns the maps.
 
     The last epoch's weights are the result, so nothing is selected on ``val``.
@@ -66,7 +66,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, reporter: R
     def after_epoch(epoch: int) -> dict[str, float]:
         return validate(model, data, val)
 
-    fit(Task("concepts", model, train, terms, after_epoch, config.warmup), config, reporter)
+    fit(Task("concepts", model, train, terms, after_epoch, config.warmup), config, callbacks)
     align(model, data, labels.numpy())
     return model
 

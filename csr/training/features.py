@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csr.datasets.prepared import PreparedSet
+from csr.data.prepared import PreparedSet
 from csr.errors import DataError
 from csr.network.concept_model import ConceptModel
+from csr.training.callbacks import Callbacks
 from csr.training.concepts import image_batches
-from csr.training.reporter import Reporter
 from csr.training.runtime import device
 
 
@@ -42,14 +42,14 @@ class FeatureCache:
 
 @torch.no_grad()
 def compute_features(
-    model: ConceptModel, data: PreparedSet, path: Path, reporter: Reporter, batch_size: int = 64
+    model: ConceptModel, data: PreparedSet, path: Path, callbacks: Callbacks, batch_size: int = 64
 ) -> None:
     """Runs the backbone over all images and writes the cache to ``path`` (an existing, empty folder)."""
     model = model.eval().to(device()).to(memory_format=torch.channels_last)
     rows = np.arange(len(data.images))
     features = cam = None
     total = -(-len(rows) // batch_size)
-    for chosen, images in reporter.track(image_batches(data, rows, batch_size), total, "features"):
+    for chosen, images in callbacks.track(image_batches(data, rows, batch_size), total, "features"):
         values = model.features(images)
         maps = model.maps(values)
         if features is None or cam is None:

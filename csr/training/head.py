@@ -13,14 +13,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from csr.losses import class_loss
-from csr.metrics import decide, macro_f1, mean_auroc
+from csr.data.records import Collection, check_concept_labels
+from csr.evaluation.metrics import decide, macro_f1, mean_auroc
 from csr.network.reasoner import Floor, Reasoner, concept_evidence
-from csr.records import Collection, check_concept_labels
+from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
+from csr.training.losses import class_loss
 from csr.training.prototypes import PrototypeModel, all_positive_vectors, usage
-from csr.training.reporter import Reporter, State
 from csr.training.runtime import device, seed_everything
 
 
@@ -57,7 +57,7 @@ def train_head(
     cache: FeatureCache,
     model: PrototypeModel,
     config: HeadConfig,
-    reporter: Reporter,
+    callbacks: Callbacks,
     alive: Tensor | None = None,
 ) -> Reasoner:
     """Builds the reasoner from stage 2's prototypes and trains its head on split ``train``.
@@ -93,13 +93,13 @@ def train_head(
     if (
         not reasoner.alive.all()
     ):  # what is pruned scores as if absent: the first statistics know that, the second fit it
-        train_scores, val_scores = reasoner.bury(train_scores), reasoner.bury(val_scores)
+        train_scores, val_scores = reasoner.mask_pruned(train_scores), reasoner.mask_pruned(val_scores)
         _set_statistics(reasoner, train_scores, concept_labels[train])
     torch.nn.init.zeros_(reasoner.head.weight)
     torch.nn.init.zeros_(reasoner.head.bias)
     if not collection.classes:
         evidence = concept_evidence(val_scores, reasoner.alive).cpu().numpy()
-        reporter.epoch(
+        callbacks.epoch(
             {"epoch": 0, "val_concept_auroc": mean_auroc(concept_labels[val], evidence)}, reasoner.state_dict
         )
         return reasoner
@@ -117,7 +117,7 @@ def train_head(
         f1 = macro_f1(own.cpu().numpy(), predicted, len(collection.classes))
         return {"val_loss": float(class_loss(logits, own)), "val_macro_f1": f1}
 
-    fit(Task("head", reasoner, train, terms, after_epoch), config, reporter)
+    fit(Task("head", reasoner, train, terms, after_epoch), config, callbacks)
     _silence_pruned(reasoner)
     return reasoner
 

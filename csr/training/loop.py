@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csr.training.reporter import Reporter, State
+from csr.training.callbacks import Callbacks, State
 from csr.training.runtime import average, batches, check_finite, count_batches, seed_everything
 
 
-class Budget(Protocol):
+class OptimizerConfig(Protocol):
     """What every stage's configuration has."""
 
     @property
@@ -40,7 +40,7 @@ class Task:
         terms: batch of rows → the loss terms, already weighted; their sum is minimised.
         after_epoch: epoch → numbers to report beside the mean of each term.
         warmup: share of steps of a one-cycle schedule's rise; 0 decays from the start by a cosine.
-        rates: prefix of parameter names → factor on the budget's learning rate; the first prefix that fits counts.
+        rates: prefix of parameter names → factor on the learning rate; the first prefix that fits counts.
     """
 
     stage: str
@@ -52,38 +52,38 @@ class Task:
     rates: Mapping[str, float] = field(default_factory=dict)
 
 
-def fit(task: Task, budget: Budget, reporter: Reporter) -> None:
-    """Trains in place, from the reporter's checkpoint if it has one, and reports each epoch.
+def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
+    """Trains in place, from the callbacks' checkpoint if they have one, and reports each epoch.
 
     Random numbers are seeded anew each epoch, so a resumed run continues as the uninterrupted one would have.
 
     Raises:
         TrainingError: the loss became NaN or infinite.
     """
-    steps = count_batches(len(task.rows), budget.batch_size)
-    groups = _parameter_groups(task, budget.learning_rate)
-    optimiser = torch.optim.AdamW(groups, weight_decay=budget.weight_decay, fused=True)
+    steps = count_batches(len(task.rows), config.batch_size)
+    groups = _parameter_groups(task, config.learning_rate)
+    optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     schedule: torch.optim.lr_scheduler.LRScheduler
-    if task.warmup * steps * budget.epochs > 1:  # too short a run has no step to warm up in
+    if task.warmup * steps * config.epochs > 1:  # too short a run has no step to warm up in
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, [group["lr"] for group in groups], total_steps=steps * budget.epochs, pct_start=task.warmup
+            optimiser, [group["lr"] for group in groups], total_steps=steps * config.epochs, pct_start=task.warmup
         )
     else:
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * budget.epochs)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * config.epochs)
 
     first = 0
-    if (state := reporter.resume()) is not None:
+    if (state := callbacks.resume()) is not None:
         task.model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         first = state["epoch"] + 1
 
-    for epoch in range(first, budget.epochs):
-        seed_everything(budget.seed * 1000 + epoch)
+    for epoch in range(first, config.epochs):
+        seed_everything(config.seed * 1000 + epoch)
         task.model.train()
         totals: dict[str, float] = {}
-        chosen = batches(task.rows, budget.batch_size, budget.seed, epoch)
-        for rows in reporter.track(chosen, steps, f"{task.stage} {epoch + 1}/{budget.epochs}"):
+        chosen = batches(task.rows, config.batch_size, config.seed, epoch)
+        for rows in callbacks.track(chosen, steps, f"{task.stage} {epoch + 1}/{config.epochs}"):
             terms = task.terms(rows)
             loss = torch.stack(list(terms.values())).sum()
             check_finite(loss, task.stage, epoch)
@@ -105,7 +105,7 @@ def fit(task: Task, budget: Budget, reporter: Reporter) -> None:
                 "schedule": schedule.state_dict(),
             }
 
-        reporter.epoch(metrics, snapshot)
+        callbacks.epoch(metrics, snapshot)
     task.model.eval()
 
 

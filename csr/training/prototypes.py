@@ -1,8 +1,8 @@
 """Stage 2: trains the projector and the prototypes on cached features (CSR, section 3.2).
 
 To the letter, the loss sees only local concept vectors of (image, concept) pairs whose label is 1. The terms beyond the
-paper, each with a weight that is 0 in the ``paper`` preset, also show P the patches: `csr.losses.absence` (images that
-lack the concept) and `csr.losses.agreement` (where the concept is).
+paper, each with a weight that is 0 in the ``paper`` preset, also show P the patches: `csr.training.losses.absence`
+(images that lack the concept) and `csr.training.losses.agreement` (where the concept is).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csr.data.records import Collection, check_concept_labels
 from csr.errors import ConfigError
-from csr.losses import Margin, absence, agreement, prototype_contrastive, soft_similarity
 from csr.network.projector import Projector
 from csr.network.prototypes import Prototypes, local_concept_vectors
-from csr.records import Collection, check_concept_labels
+from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
-from csr.training.reporter import Reporter, State
+from csr.training.losses import Margin, absence, agreement, prototype_contrastive, soft_similarity
 from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
 
 
@@ -109,7 +109,7 @@ def positive_vectors(features: Tensor, cam: Tensor, labels: Tensor) -> tuple[Ten
 
 
 def train_prototypes(
-    collection: Collection, cache: FeatureCache, config: PrototypeConfig, reporter: Reporter
+    collection: Collection, cache: FeatureCache, config: PrototypeConfig, callbacks: Callbacks
 ) -> PrototypeModel:
     """Trains on split ``train`` and reports, on ``val``, the loss and the diagnostics of `diagnose` each epoch.
 
@@ -140,7 +140,7 @@ def train_prototypes(
         reseeded = _reseed(model, vectors, concept) if config.reseed and epoch < config.epochs - 2 else 0
         return {"reseeded": reseeded, **diagnose(model, *all_positive_vectors(cache, labels, val, place))}
 
-    fit(Task("prototypes", model, train, terms, after_epoch), config, reporter)
+    fit(Task("prototypes", model, train, terms, after_epoch), config, callbacks)
     return model
 
 

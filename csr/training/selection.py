@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from csr.data.records import Collection
 from csr.errors import DataError
-from csr.records import Collection
 from csr.training.features import FeatureCache
 from csr.training.prototypes import PrototypeConfig, PrototypeModel, all_positive_vectors
 from csr.training.runtime import device

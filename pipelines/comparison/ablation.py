@@ -12,24 +12,24 @@ from typing import Any
 from csr.baselines.protocol import predict
 from csr.comparison.ablations import VARIANTS
 from csr.comparison.csr_system import train_csr
-from csr.comparison.foundations import open_foundation
-from csr.evaluation import judge, rounded
-from pipelines.comparison.common import FOUNDATIONS_FOLDER, command_line, comparison_run, make_setting, recipes
+from csr.comparison.shared_backbones import open_shared_backbone
+from csr.evaluation.evaluate import evaluate_predictions, rounded
+from pipelines.comparison.common import SHARED_BACKBONES_FOLDER, command_line, comparison_run, make_context, recipes
 from pipelines.params import Params
 
 
 def run(name: str, seed: int, params: Params) -> None:
     """Writes ``<folder>/ablation/<variant>-<seed>.json``."""
-    variant, setting = VARIANTS[name], make_setting(params, seed, name)
+    variant, context = VARIANTS[name], make_context(params, seed, name)
     with comparison_run("ablation", name, seed, params):
-        foundation, _ = open_foundation(FOUNDATIONS_FOLDER / f"{variant.foundation}-{seed}")
-        own = replace(setting, foundation=foundation)
+        shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{variant.shared_backbone}-{seed}")
+        own = replace(context, shared_backbone=shared)
         system = train_csr(own, variant.recipe(recipes()["robust"]))
         collection = own.data.collection
         report: dict[str, Any] = {}
         for split in ("val", "test"):
             predictions = predict(system, own.data, collection.rows(split))
-            report |= judge(collection, predictions, own.data.side)
+            report |= evaluate_predictions(collection, predictions, own.data.side)
     folder = params.comparison.folder / "ablation"
     folder.mkdir(parents=True, exist_ok=True)
     about = {"variant": name, "title": variant.title, "seed": seed}

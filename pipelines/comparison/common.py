@@ -13,22 +13,22 @@ import mlflow
 import torch
 import yaml
 
-from csr.baselines.protocol import Setting
+from csr.baselines.protocol import ExperimentContext
 from csr.comparison.csr_system import Recipe
-from csr.datasets.prepared import PreparedSet
+from csr.data.prepared import PreparedSet
 from csr.errors import CSRError
-from csr.training.reporter import SilentReporter, State
+from csr.training.callbacks import SilentCallbacks, State
 from pipelines.params import PARAMS_FILE, Params, flatten, load_params, parse_params
 from pipelines.stage import PREPARED
 from pipelines.tracking import connect, log_metrics, revision
 
 BUILD = Path("build/comparison")
-FOUNDATIONS_FOLDER = BUILD / "foundations"
+SHARED_BACKBONES_FOLDER = BUILD / "shared_backbones"
 PREDICTIONS_FOLDER = BUILD / "predictions"
 SYSTEMS_FOLDER = BUILD / "systems"
 
 
-class ComparisonReporter(SilentReporter):
+class ComparisonCallbacks(SilentCallbacks):
     """Logs each epoch to MLflow's active run. Keeps no checkpoint: a system of several phases starts anew."""
 
     def __init__(self, stage: str) -> None:
@@ -53,12 +53,12 @@ def recipes() -> dict[str, Recipe]:
     return found
 
 
-def make_setting(params: Params, seed: int, name: str) -> Setting:
-    """The setting that all systems of a seed share."""
+def make_context(params: Params, seed: int, name: str) -> ExperimentContext:
+    """The context that all systems of a seed share."""
     if params.train.threads:
         torch.set_num_threads(params.train.threads)
     config = replace(params.concepts, seed=seed)
-    return Setting(PreparedSet.open(PREPARED), config, ComparisonReporter(name))
+    return ExperimentContext(PreparedSet.open(PREPARED), config, ComparisonCallbacks(name))
 
 
 @contextmanager

@@ -3,8 +3,8 @@
     python -m pipelines.comparison.fan_out [STAGE ...]
 
 Without stages all of `pipelines/comparison/dvc.yaml` is reproduced, level by level, since a system waits for its
-foundation. Each task is one ``dvc repro --single-item``, so what has not changed is not repeated and the result is the
-same as that of a plain ``dvc repro``. ``RAY_ADDRESS`` names a cluster, whose nodes must share this folder.
+shared_backbone. Each task is one ``dvc repro --single-item``, so what has not changed is not repeated and the result is
+the same as that of a plain ``dvc repro``. ``RAY_ADDRESS`` names a cluster, whose nodes must share this folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.tracking import connect
 
 FILE = "pipelines/comparison/dvc.yaml"
 LEVELS = (
-    ("foundation", "whole", "missing_labels"),
+    ("shared_backbone", "whole", "missing_labels"),
     ("csr", "resting"),
     ("ablation", "interventions", "refinement"),
     ("report",),

@@ -1,4 +1,4 @@
-"""Stage ``interventions``: what simulated readers' interactions do to CSR, for one seed.
+"""Stage ``interventions``: what simulated clinicians' interactions do to CSR, for one seed.
 
 python -m pipelines.comparison.interventions {csr_robust,csr_paper} SEED
 """
@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import torch
 
-from csr.comparison.foundations import open_foundation
+from csr.comparison.shared_backbones import open_shared_backbone
 from csr.comparison.systems import systems
-from csr.interventions import InterventionConfig, intervention_curves
+from csr.interaction.curves import InterventionConfig, intervention_curves
 from pipelines.comparison.common import (
-    FOUNDATIONS_FOLDER,
+    SHARED_BACKBONES_FOLDER,
     SYSTEMS_FOLDER,
     command_line,
     comparison_run,
-    make_setting,
+    make_context,
     recipes,
 )
 from pipelines.params import Params
@@ -32,17 +32,17 @@ KINDS = {
 
 def run(name: str, seed: int, params: Params) -> None:
     """Writes ``<folder>/interventions/<name>-<seed>.csv``."""
-    foundation_kind = systems(recipes())[name].foundation
-    setting = make_setting(params, seed, name)
+    shared_kind = systems(recipes())[name].shared_backbone
+    context = make_context(params, seed, name)
     with comparison_run("interventions", name, seed, params):
-        foundation, _ = open_foundation(FOUNDATIONS_FOLDER / f"{foundation_kind}-{seed}")
+        shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{shared_kind}-{seed}")
         system = torch.load(SYSTEMS_FOLDER / f"{name}-{seed}.pt", weights_only=False)
         table = intervention_curves(
-            setting.data.collection,
-            foundation.cache,
+            context.data.collection,
+            shared.cache,
             system.stage2,
             system.network.reasoner,
-            setting.data.side,
+            context.data.side,
             replace(KINDS[name], seed=seed),
         )
     folder = params.comparison.folder / "interventions"

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from csr.baselines.protocol import predict
-from csr.comparison.foundations import open_foundation, train_foundation
+from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
 from csr.comparison.systems import systems
-from csr.datasets.missing import hide_concept_labels
-from csr.evaluation import judge, rounded
-from pipelines.comparison.common import BUILD, command_line, comparison_run, make_setting, recipes
+from csr.data.missing import hide_concept_labels
+from csr.evaluation.evaluate import evaluate_predictions, rounded
+from pipelines.comparison.common import BUILD, command_line, comparison_run, make_context, recipes
 from pipelines.params import Params
 
 HIDDEN = ("50", "90")  # percent
@@ -27,20 +27,20 @@ SYSTEMS = ("csr_robust", "cbm_shared")  # the systems that rest on the robust st
 
 def run(hidden: str, seed: int, params: Params) -> None:
     """Writes ``<folder>/missing_labels/<percent>-<seed>.json``."""
-    setting, entries = make_setting(params, seed, f"missing_{hidden}"), systems(recipes())
-    whole = setting.data.collection
+    context, entries = make_context(params, seed, f"missing_{hidden}"), systems(recipes())
+    whole = context.data.collection
     partly = replace(
-        setting, data=replace(setting.data, collection=hide_concept_labels(whole, int(hidden) / 100, seed))
+        context, data=replace(context.data, collection=hide_concept_labels(whole, int(hidden) / 100, seed))
     )
     report: dict[str, Any] = {"hidden": int(hidden), "seed": seed}
     BUILD.mkdir(parents=True, exist_ok=True)
     with comparison_run("missing_labels", hidden, seed, params), tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        train_foundation("concepts_lse", partly, Path(folder))
-        foundation, _ = open_foundation(Path(folder))
+        train_shared_backbone("concepts_lse", partly, Path(folder))
+        shared, _ = open_shared_backbone(Path(folder))
         for name in SYSTEMS:
-            system = entries[name].train(replace(partly, foundation=foundation))
-            predictions = predict(system, setting.data, whole.rows("test"))
-            report[name] = judge(whole, predictions, setting.data.side)
+            system = entries[name].train(replace(partly, shared_backbone=shared))
+            predictions = predict(system, context.data, whole.rows("test"))
+            report[name] = evaluate_predictions(whole, predictions, context.data.side)
     out = params.comparison.folder / "missing_labels"
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{hidden}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")

@@ -11,16 +11,17 @@ from dataclasses import replace
 import torch
 
 from csr.comparison.csr_system import CSRSystem
-from csr.comparison.foundations import open_foundation
+from csr.comparison.shared_backbones import open_shared_backbone
 from csr.comparison.systems import systems
-from csr.evaluation import judge, predict, rounded
-from csr.refinement import prune, retrain_head, review
+from csr.evaluation.evaluate import evaluate_predictions, rounded
+from csr.interaction.review import prune, retrain_head, review
+from csr.training.prediction import predict
 from pipelines.comparison.common import (
-    FOUNDATIONS_FOLDER,
+    SHARED_BACKBONES_FOLDER,
     SYSTEMS_FOLDER,
     command_line,
     comparison_run,
-    make_setting,
+    make_context,
     recipes,
 )
 from pipelines.params import Params
@@ -31,21 +32,21 @@ PRESET_OF = {"csr_robust": "robust", "csr_paper": "paper"}
 def run(name: str, seed: int, params: Params) -> None:
     """Writes ``<folder>/refinement/<name>-<seed>.json`` and the reviewer's verdicts beside it as CSV."""
     every = recipes()
-    setting = make_setting(params, seed, name)
+    context = make_context(params, seed, name)
     with comparison_run("refinement", name, seed, params):
-        foundation, _ = open_foundation(FOUNDATIONS_FOLDER / f"{systems(every)[name].foundation}-{seed}")
+        shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{systems(every)[name].shared_backbone}-{seed}")
         system: CSRSystem = torch.load(SYSTEMS_FOLDER / f"{name}-{seed}.pt", weights_only=False)
-        data, cache, stage2, reasoner = setting.data, foundation.cache, system.stage2, system.network.reasoner
+        data, cache, stage2, reasoner = context.data, shared.cache, system.stage2, system.network.reasoner
         verdicts = review(data, cache, stage2, reasoner)
         masked = prune(reasoner, verdicts)
         head = replace(every[PRESET_OF[name]].head, seed=seed)
-        retrained = retrain_head(data, cache, stage2, masked, head, setting.reporter)
+        retrained = retrain_head(data, cache, stage2, masked, head, context.callbacks)
         report = {}
         for kind, each in (("before", reasoner), ("masked", masked), ("retrained", retrained)):
             predictions = predict(data.collection, cache, stage2, each, data.side)
             report[kind] = {
                 "prototypes": int(each.alive.sum()),
-                **judge(data.collection, predictions, data.side),
+                **evaluate_predictions(data.collection, predictions, data.side),
             }
     folder = params.comparison.folder / "refinement"
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,12 +17,12 @@ import matplotlib
 import pandas as pd
 import torch
 
-from csr.comparison.__main__ import read_runs
-from csr.comparison.report import OURS, Runs, main_sections, spread
+from csr.comparison.report import OURS, main_sections, spread
+from csr.comparison.runs import Runs, read_runs
 from csr.comparison.systems import WARM_START_EPOCHS, encode_latency, systems
-from csr.datasets.prepared import PreparedSet
+from csr.data.html_report import Section, Table, to_html, to_markdown
+from csr.data.prepared import PreparedSet
 from csr.errors import CSRError, DataError
-from csr.pages import Section, Table, to_html, to_markdown
 from csr.training.concepts import load_images
 from csr.training.runtime import device
 from pipelines.comparison import missing_labels
@@ -85,7 +85,7 @@ def _setting_section(params: Params, data: PreparedSet) -> Section:
         "Last layers are fitted on frozen scores in addition. Prototype systems start from the trained black box and "
         f"train on for {WARM_START_EPOCHS:g} times as many epochs. Nothing was tuned on a test split."
     )
-    return Section("Setting", (text,))
+    return Section("ExperimentContext", (text,))
 
 
 def _ablation_section(folder: Path, seeds: list[int]) -> list[Section]:
@@ -273,7 +273,7 @@ def _refinement_section(folder: Path, seeds: list[int]) -> list[Section]:
     columns = ("preset", "prototypes", *(f"{name}, {part}" for part in parts for name in ("F1", "pointing")))
     note = (
         "A simulated reviewer looks at ten crops of each prototype and prunes it if fewer than half show its concept "
-        "(csr/refinement.py). The reviewer does not know that there is a shortcut. The paper: pointing game 60.9 → "
+        "(csr/interaction/review.py), not knowing that there is a shortcut. The paper: pointing game 60.9 → "
         "79.5 at −0.4 F1 on TBX11K."
     )
     return [Section("Atlas refinement", (note,), (Table("", columns, rows),))]

@@ -10,16 +10,17 @@ from dataclasses import replace
 
 import torch
 
-from csr.comparison.foundations import open_foundation
-from csr.comparison.systems import run_system, save_predictions, systems
-from csr.evaluation import rounded
+from csr.comparison.runs import save_predictions
+from csr.comparison.shared_backbones import open_shared_backbone
+from csr.comparison.systems import run_system, systems
+from csr.evaluation.evaluate import rounded
 from pipelines.comparison.common import (
-    FOUNDATIONS_FOLDER,
     PREDICTIONS_FOLDER,
+    SHARED_BACKBONES_FOLDER,
     SYSTEMS_FOLDER,
     command_line,
     comparison_run,
-    make_setting,
+    make_context,
     recipes,
 )
 from pipelines.params import Params
@@ -30,17 +31,17 @@ def run(name: str, seed: int, params: Params) -> None:
     """Writes the report, the predictions and the trained system, and logs an MLflow run."""
     entry = systems(recipes())[name]
     with comparison_run("system", name, seed, params):
-        setting, seconds = make_setting(params, seed, name), 0.0
-        if entry.foundation:
-            foundation, seconds = open_foundation(FOUNDATIONS_FOLDER / f"{entry.foundation}-{seed}")
-            setting = replace(setting, foundation=foundation)
-        system, result = run_system(entry, setting, seconds)
+        context, seconds = make_context(params, seed, name), 0.0
+        if entry.shared_backbone:
+            shared, seconds = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{entry.shared_backbone}-{seed}")
+            context = replace(context, shared_backbone=shared)
+        system, result = run_system(entry, context, seconds)
         for part, numbers in result.report.items():
             flat = {key: value for key, value in numbers.items() if isinstance(value, float)}
             flat |= {f"pointing_{key}": value for key, value in numbers["pointing_game"].items() if value is not None}
             log_metrics(part, flat)
         log_metrics("system", result.about)
-    save_predictions(result, PREDICTIONS_FOLDER / f"{name}-{seed}.npz")
+    save_predictions(PREDICTIONS_FOLDER / f"{name}-{seed}.npz", result.validation, result.test)
     SYSTEMS_FOLDER.mkdir(parents=True, exist_ok=True)
     torch.save(system.cpu(), SYSTEMS_FOLDER / f"{name}-{seed}.pt")
     folder = params.comparison.folder

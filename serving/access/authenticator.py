@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 
 from serving.access.credentials import Credential, read_credential, require_same_site
 from serving.access.keys import PREFIX, KeyStore
@@ -18,9 +19,11 @@ from serving.access.oidc import TokenVerifier
 from serving.access.rates import Rates
 from serving.access.roles import Actor, Role
 from serving.errors import ForbiddenError, UnauthenticatedError
+from serving.store.entries import Caller
 
 UNKNOWN_ADDRESS = "unknown"
 _THREADS = 4
+asking: ContextVar[Caller] = ContextVar("csr_asking")  # who is being answered, set by whoever let the request in
 _logger = logging.getLogger(__name__)
 
 

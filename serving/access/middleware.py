@@ -12,12 +12,11 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.access.authenticator import UNKNOWN_ADDRESS, Authenticator
+from serving.access.authenticator import UNKNOWN_ADDRESS, Authenticator, asking
+from serving.access.refusals import refusal
 from serving.access.roles import Actor, Role
 from serving.access.rules import READS, RULES, Rule, needed_role
 from serving.errors import ServingError, UnauthenticatedError
-from serving.inference import asking
-from serving.refusals import refusal
 from serving.store.entries import Caller
 from serving.telemetry.logs import current_request_id, note_key
 

@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from csr.errors import ConfigError
 from serving.access.jwks import SigningKeys, read_address, read_file
 from serving.access.roles import Actor, Role
+from serving.access.secrets import read_secret
 from serving.errors import ForbiddenError, TokenError
-from serving.secrets import read_secret
 
 REMEMBERED = 1024
 REMEMBERED_S = 5.0

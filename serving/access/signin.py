@@ -16,8 +16,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from serving.access.authenticator import Authenticator
 from serving.access.credentials import SESSION_COOKIE, require_same_site
 from serving.access.middleware import SIGN_IN, client_address
+from serving.access.refusals import refusal_headers
 from serving.errors import ServingError, StoreError, UnauthenticatedError
-from serving.refusals import refusal_headers
 
 SESSION_S = 12 * 3600  # a long shift
 MAX_KEY = 3500  # characters; browsers drop cookies over 4096 bytes without a word

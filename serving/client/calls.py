@@ -14,7 +14,7 @@ import httpx2 as httpx
 from pydantic import BaseModel, ValidationError
 
 from csr.errors import CSRError
-from serving.schemas import (
+from serving.interfaces.schemas import (
     AtlasAnswer,
     InteractionAnswer,
     InteractionRequest,

@@ -11,7 +11,7 @@ import httpx2 as httpx
 
 from serving.client import calls
 from serving.client.calls import TIMEOUT, Call, File
-from serving.schemas import (
+from serving.interfaces.schemas import (
     AtlasAnswer,
     InteractionAnswer,
     InteractionRequest,

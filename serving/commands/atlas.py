@@ -8,7 +8,7 @@ from typing import get_args
 
 from serving.client import ReviewRequest
 from serving.commands.connection import add_server, asked, connect
-from serving.schemas import Verdict
+from serving.interfaces.schemas import Verdict
 
 
 def main(arguments: Sequence[str]) -> None:

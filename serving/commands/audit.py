@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csr.errors import ConfigError
-from serving.config import StoreConfig, load_config
+from serving.deploy.config import StoreConfig, load_config
 from serving.store import Store
 from serving.store.entries import Receipt
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from csr.errors import ConfigError
 from serving.client import Client
-from serving.config import ADMIN_KEY
+from serving.deploy.config import ADMIN_KEY
 
 _URL = "http://127.0.0.1:8000"
 T = TypeVar("T", bound=BaseModel)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from serving.access.keys import KeyStore
 from serving.access.roles import Role
-from serving.config import StoreConfig, load_config
+from serving.deploy.config import StoreConfig, load_config
 from serving.errors import UnknownKeyError
 from serving.store.database import Database
 

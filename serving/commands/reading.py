@@ -9,7 +9,7 @@ from pathlib import Path
 from csr.errors import ConfigError
 from serving.client import InteractionRequest
 from serving.commands.connection import add_server, asked, connect
-from serving.schemas import InteractionAnswer, Prediction, StudyAnswer
+from serving.interfaces.schemas import InteractionAnswer, Prediction, StudyAnswer
 
 _BATCH = 16
 

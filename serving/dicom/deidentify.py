@@ -24,8 +24,8 @@ from pydantic import ConfigDict, TypeAdapter
 from pydicom.dataelem import RawDataElement
 from pydicom.uid import UID
 
+from csr.data.images import check_inflated
 from csr.errors import ConfigError, ImageError
-from csr.images import check_inflated
 from serving.dicom.terms import BODY_PARTS, LATERALITIES, MODALITIES, PHOTOMETRIC, SEXES, VIEWS
 from serving.errors import BurnedInAnnotationError, IncompleteDicomError, UnreadableImageError
 

@@ -3,8 +3,8 @@
 One measurement group for the model's word as a whole (does it abstain?), one a class, one a concept, one a box of the
 reader. A concept with a peak is a planar region (TID 1410) of one point, a box one of a closed polyline, the others are
 measurements of the whole image (TID 1501). Coordinates are in pixels of the image, (0, 0) is the upper left corner of
-the upper left pixel, as in `serving.schemas`. The storage class is Comprehensive SR: all coordinates are 2D, and more
-archives know it than Comprehensive 3D SR.
+the upper left pixel, as in `serving.interfaces.schemas`. The storage class is Comprehensive SR: all coordinates are 2D,
+and more archives know it than Comprehensive 3D SR.
 
 Concepts and classes have no public codes. Their private ones (scheme ``99CSR``) are derived from their names alone, so
 they are the same for every bundle that uses the name.

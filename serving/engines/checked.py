@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from csr.bundle import INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
-from csr.interaction import Interaction, interaction_tensors
-from csr.runtime import tensor_shapes
+from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
+from csr.bundle.runtime import tensor_shapes
+from csr.interaction.corrections import Interaction, interaction_tensors
 from serving.errors import EngineUnavailableError, InvalidTensorError
 
 _REASONER_INPUTS = ("patches", *INTERACTION_INPUTS)

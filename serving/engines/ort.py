@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from csr.bundle import Bundle
+from csr.bundle.format import Bundle
+from csr.bundle.runtime import GOLDEN_TOLERANCE, BundleRunner
 from csr.errors import BundleError
-from csr.runtime import GOLDEN_TOLERANCE, BundleRunner
 from serving.engines.checked import CheckedEngine
 from serving.errors import NotReadyError
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from csr.interaction import Interaction
+from csr.interaction.corrections import Interaction
 
 
 class Engine(Protocol):
@@ -24,7 +24,7 @@ class Engine(Protocol):
     def reason(
         self, patches: np.ndarray, interactions: Sequence[Interaction], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Patches and one interaction each → `csr.bundle.REASONER_OUTPUTS`, or those of them that are named.
+        """Patches and one interaction each → `csr.bundle.format.REASONER_OUTPUTS`, or those of them that are named.
 
         Args:
             patches: float32 B×D'×h×w.
@@ -32,7 +32,7 @@ class Engine(Protocol):
             outputs: leave out ``similarity_maps``, by far the largest, where nobody looks at single prototypes.
 
         Raises:
-            csr.interaction.InteractionError: a box outside the image or an unknown concept.
+            csr.interaction.corrections.InteractionError: a box outside the image or an unknown concept.
         """
 
     def run_reasoner(

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from PIL import Image
 from sqlalchemy.dialects import postgresql, sqlite
 
-from csr.images import Placement
+from csr.data.images import Placement
 from serving.errors import UnknownStudyError
-from serving.schemas import Order, Progress
+from serving.interfaces.schemas import Order, Progress
 from serving.store.database import Database, now
 from serving.store.schema import assessment, ledger, study
 
@@ -24,7 +24,7 @@ class StoredStudy:
     """A study before anything was computed.
 
     Args:
-        digest: `csr.images.pixel_digest` of the canvas.
+        digest: `csr.data.images.pixel_digest` of the canvas.
         canvas: C×S×S uint8.
         placement: where the uploaded image lies on it; of the last upload, if several had these pixels.
         source: the allowed attributes of a DICOM file, as JSON; None for other files.
@@ -44,9 +44,9 @@ class Assessment:
         study, bundle: digests.
         version: of the bundle, in the registry.
         top: the most probable class.
-        margin: `csr.interaction.decision_margin`.
-        expected_effect: see `serving.worklist.expected_effect`.
-        asks_for_help, abstains: see `csr.bundle.Manifest`.
+        margin: `csr.interaction.corrections.decision_margin`.
+        expected_effect: see `serving.core.worklist.expected_effect`.
+        asks_for_help, abstains: see `csr.bundle.format.Manifest`.
     """
 
     study: str

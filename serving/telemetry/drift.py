@@ -2,7 +2,8 @@
 
     PSI_k = Σ_i (a_i − e_i) · ln(a_i / e_i)
 
-over the bins i of the training images' concept probabilities (`csr.bundle.ConceptReference`), with e_i their share of
+over the bins i of the training images' concept probabilities (`csr.bundle.format.ConceptReference`), with e_i their
+share of
 the training images and a_i their share of the last studies: the population stability index (Siddiqi, *Credit Risk
 Scorecards*, 2006), which is Jeffreys' divergence of the two. By his rule of thumb a concept below 0.1 is stable and one
 above 0.25 has changed.
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from csr.bundle import ConceptReference
+from csr.bundle.format import ConceptReference
 
 WINDOW = 1000
 LEAST = 200
@@ -35,7 +36,7 @@ class ConceptDrift:
     """The drift of the last studies. Thread-safe; a study costs O(K) time, the window N·K bytes.
 
     Args:
-        references: of K concepts, `csr.bundle.Bundle.reference`.
+        references: of K concepts, `csr.bundle.format.Bundle.reference`.
         window: N, how many studies count, the last ones. least: how many there must be for a value.
     """
 

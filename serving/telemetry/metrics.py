@@ -26,7 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from csr.errors import ConfigError
 from serving.errors import ServingError
-from serving.schemas import InteractionRequest
+from serving.interfaces.schemas import InteractionRequest
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 DIGEST_CHARACTERS = 12  # of a digest, wherever telemetry names one

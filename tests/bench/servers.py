@@ -15,7 +15,7 @@ from typing import Any
 import httpx2 as httpx
 import yaml
 
-from serving.cluster import free_port
+from serving.deploy.cluster import free_port
 
 START_S = 120.0
 ECHO = """
@@ -53,7 +53,8 @@ class Serving:
 
 @contextmanager
 def ray_serve(bundle: Path, folder: Path, count: int = 1, **sections: dict[str, Any]) -> Iterator[Serving]:
-    """Our server by ``python -m serving.app``; its limits are out of the way of one client that asks all the time.
+    """Our server by ``python -m serving.deploy.app``; its limits are out of the way of one client that asks all the
+    time.
 
     Args:
         bundle: to serve.
@@ -73,7 +74,7 @@ def ray_serve(bundle: Path, folder: Path, count: int = 1, **sections: dict[str, 
     config = config | {name: config.get(name, {}) | section for name, section in sections.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "serving.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "serving.app", "--config", "serving.yaml"]
+    command = [sys.executable, "-m", "serving.deploy.app", "--config", "serving.yaml"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -27,13 +27,13 @@ import numpy as np
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
-from csr.bundle import Bundle
-from csr.interaction import Interaction, RegionBox
+from csr.bundle.format import Bundle
+from csr.interaction.corrections import Interaction, RegionBox
 from serving.engines import OrtEngine, TritonEngine
-from serving.triton import ENCODER, REASONER, build_repository
+from serving.engines.triton import ENCODER, REASONER, build_repository
 from tests.bench.servers import Serving, echo, family, processor_s, ray_serve, resident_mb
-from tests.serving.oip.test_protocol import Key, tensors
-from tests.serving.triton_server import triton_server
+from tests.serving.engines.triton.server import triton_server
+from tests.serving.interfaces.oip.test_protocol import Key, tensors
 
 ROUNDS, REQUESTS, REST_S = 7, 200, 0.005
 BATCH, ENCODE_S, ENCODE_ROUNDS = 8, 5.0, 5

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from csr.datasets.prepared import PreparedSet, PreparedWriter
+from csr.data.prepared import PreparedSet, PreparedWriter
+from csr.data.records import BOX_COLUMNS, Collection
 from csr.network.reasoner import Floor, Reasoner
-from csr.records import BOX_COLUMNS, Collection
 from csr.training.features import FeatureCache
 
 CONCEPTS = ("round", "streak", "haze")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from csr.records import BOX_COLUMNS, Collection
+from csr.data.records import BOX_COLUMNS, Collection
 
 SHAPES = ("square", "ring", "cross")
 WORDS = ("picture", "of", "and", "nothing", *SHAPES)

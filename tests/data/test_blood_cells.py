@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csr.datasets.prepared import PreparedSet
-from csr.datasets.problems import Problems
-from csr.datasets.quality import quality_warnings
-from csr.datasets.raw import prepare_raw
-from csr.datasets.splits import SplitShares
-from csr.datasets.table import read_table
+from csr.data.prepared import PreparedSet
+from csr.data.problems import Problems
+from csr.data.quality import quality_warnings
+from csr.data.raw import prepare_raw
+from csr.data.sources.table import read_table
+from csr.data.splits import SplitShares
 
 NAMED = os.environ.get("CSR_SHARED_DATA")
 FOLDER = Path(NAMED or Path(__file__).parents[3] / "shared" / "data") / "blood_cells"

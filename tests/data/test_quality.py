@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from csr.datasets.prepared import PreparedSet
-from csr.datasets.quality import quality_warnings
-from csr.records import BOX_COLUMNS, Collection
+from csr.data.prepared import PreparedSet
+from csr.data.quality import quality_warnings
+from csr.data.records import BOX_COLUMNS, Collection
 
 SIDE = 32
 COUNTS = {"train": 300, "val": 100, "test": 150}

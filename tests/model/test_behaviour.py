@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from csr.assemble import ExportConfig
-from csr.bundle import MANIFEST, REASONER_OUTPUTS, Bundle
+from csr.bundle.format import MANIFEST, REASONER_OUTPUTS, Bundle
+from csr.bundle.runtime import GOLDEN_TOLERANCE, BundleRunner
+from csr.bundle.writing import ExportConfig
+from csr.data.images import decode, fit
 from csr.errors import BundleError
-from csr.images import decode, fit
-from csr.interaction import Interaction, InteractionError, RegionBox, importance_map
-from csr.runtime import GOLDEN_TOLERANCE, BundleRunner
+from csr.interaction.corrections import Interaction, InteractionError, RegionBox, importance_map
 
 CASES = settings(deadline=None, max_examples=40)
 NOTHING = Interaction()

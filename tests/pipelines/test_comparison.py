@@ -26,16 +26,16 @@ from dvc.stage import PipelineStage
 from mlflow.entities import Run
 
 from csr.comparison.ablations import VARIANTS
-from csr.comparison.foundations import FOUNDATIONS
+from csr.comparison.shared_backbones import SHARED_BACKBONES
 from csr.comparison.systems import Entry, systems
 from pipelines.comparison import (
     ablation,
     common,
-    foundation,
     interventions,
     missing_labels,
     refinement,
     report,
+    shared_backbone,
     system,
 )
 from pipelines.params import load_params
@@ -123,9 +123,9 @@ def test_every_system_is_in_one_matrix_with_the_foundation_it_rests_on(
     found = commands(stages, "system")
     assert set(found) == expected(list(entries))
     for (name, seed), stage in found.items():
-        kind = entries[name].foundation
+        kind = entries[name].shared_backbone
         own = [each for each in files(stage) if each.startswith("build/")]
-        assert own == ([f"build/comparison/foundations/{kind}-{seed}"] if kind else [])
+        assert own == ([f"build/comparison/shared_backbones/{kind}-{seed}"] if kind else [])
         assert outputs(stage) == {
             f"build/comparison/predictions/{name}-{seed}.npz",
             f"build/comparison/systems/{name}-{seed}.pt",
@@ -134,10 +134,10 @@ def test_every_system_is_in_one_matrix_with_the_foundation_it_rests_on(
 
 
 def test_every_foundation_is_trained_with_every_seed(stages: list[PipelineStage]) -> None:
-    found = commands(stages, "foundation")
-    assert set(found) == expected(list(FOUNDATIONS))
+    found = commands(stages, "shared_backbone")
+    assert set(found) == expected(list(SHARED_BACKBONES))
     for (kind, seed), stage in found.items():
-        assert outputs(stage) == {f"build/comparison/foundations/{kind}-{seed}"}
+        assert outputs(stage) == {f"build/comparison/shared_backbones/{kind}-{seed}"}
 
 
 def test_every_variant_is_in_the_ablation_with_the_foundation_it_rests_on(stages: list[PipelineStage]) -> None:
@@ -145,7 +145,7 @@ def test_every_variant_is_in_the_ablation_with_the_foundation_it_rests_on(stages
     assert set(found) == expected(list(VARIANTS))
     for (name, seed), stage in found.items():
         own = [each for each in files(stage) if each.startswith("build/")]
-        assert own == [f"build/comparison/foundations/{VARIANTS[name].foundation}-{seed}"]
+        assert own == [f"build/comparison/shared_backbones/{VARIANTS[name].shared_backbone}-{seed}"]
         assert outputs(stage) == {f"reports/comparison/ablation/{name}-{seed}.json"}
 
 
@@ -157,7 +157,7 @@ def test_both_presets_are_corrected_and_refined(
     assert set(found) == expected(["csr_robust", "csr_paper"])
     for (name, seed), stage in found.items():
         assert {each for each in files(stage) if each.startswith("build/")} == {
-            f"build/comparison/foundations/{entries[name].foundation}-{seed}",
+            f"build/comparison/shared_backbones/{entries[name].shared_backbone}-{seed}",
             f"build/comparison/systems/{name}-{seed}.pt",
         }
         assert outputs(stage) == {f"reports/comparison/{program}/{name}-{seed}.{ending}" for ending in endings}
@@ -183,7 +183,7 @@ def test_a_new_seed_or_folder_changes_nothing_that_has_run(stages: list[Pipeline
     assert {stage.name for stage in stages if "comparison" in parameters(stage)} == {"report"}
     for stage in stages:
         kind = stage.name.partition("@")[0]
-        needed = {"foundation": {"concepts"}, "ablation": {"prototypes", "head"}, "refinement": {"head"}}
+        needed = {"shared_backbone": {"concepts"}, "ablation": {"prototypes", "head"}, "refinement": {"head"}}
         assert parameters(stage) >= needed.get(kind, set())
         if kind == "csr":
             assert parameters(stage) >= {"concepts", "prototypes", "head"}
@@ -193,7 +193,7 @@ def test_a_new_seed_or_folder_changes_nothing_that_has_run(stages: list[Pipeline
 
 def test_tuning_csr_does_not_repeat_its_rivals(stages: list[PipelineStage]) -> None:
     for stage in stages:
-        if stage.name.partition("@")[0] in ("foundation", "resting", "whole"):
+        if stage.name.partition("@")[0] in ("shared_backbone", "resting", "whole"):
             assert not parameters(stage) & {"prototypes", "head"}
             assert not {"csr/training/head.py", "csr/training/prototypes.py"} & set(files(stage))
 
@@ -226,7 +226,7 @@ def test_a_system_depends_on_the_code_that_trains_it(stages: list[PipelineStage]
 
 
 @pytest.mark.parametrize(
-    "program", ["foundation", "system", "ablation", "missing_labels", "interventions", "refinement"]
+    "program", ["shared_backbone", "system", "ablation", "missing_labels", "interventions", "refinement"]
 )
 def test_every_command_line_is_one_that_the_program_takes(
     stages: list[PipelineStage], program: str, monkeypatch: pytest.MonkeyPatch
@@ -254,7 +254,7 @@ def test_every_command_line_is_one_that_the_program_takes(
 # what the stages do
 
 DONE = {
-    "foundation": ["concepts_lse", "classes"],
+    "shared_backbone": ["concepts_lse", "classes"],
     "system": ["csr_robust", "cbm_shared", "black_box"],
     "ablation": ["robust", "no_absence"],
     "missing_labels": ["50", "90"],
@@ -275,7 +275,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         params = load_params()
-        for stage in (foundation, system, ablation, missing_labels, interventions, refinement):
+        for stage in (shared_backbone, system, ablation, missing_labels, interventions, refinement):
             for name in DONE[stage.__name__.rpartition(".")[2]]:
                 stage.run(name, 0, params)
         report.main()
@@ -319,7 +319,7 @@ def test_every_stage_has_a_run_of_its_own_in_mlflow(workplace: Path) -> None:
     assert logged_robust["test.pointing_pair"] == pytest.approx(robust["test"]["pointing_game"]["pair"], abs=1e-6)
     assert logged_robust["system.prototypes"] == 3 * 2
     assert "csr_robust.train_contrastive" in logged_robust and "csr_robust.val_macro_f1" in logged_robust
-    assert "concepts_lse.val_auroc" in by_name["foundation", "concepts_lse"]
+    assert "concepts_lse.val_auroc" in by_name["shared_backbone", "concepts_lse"]
 
 
 def test_the_variant_without_changes_is_csr_itself(workplace: Path) -> None:
@@ -397,7 +397,7 @@ def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
     text = (workplace / "reports/comparison.md").read_text()
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert headings == [
-        "Setting",
+        "ExperimentContext",
         "Test part: test",
         "Cost",
         "Calibration and abstaining",
@@ -447,9 +447,9 @@ def test_a_report_covers_systems_that_have_run_with_every_seed(
 @pytest.mark.parametrize(
     ("program", "name", "missing"),
     [
-        ("system", "cbm_sequential", "foundations/concepts_average-0/model.pt"),
-        ("ablation", "coarse_maps", "foundations/concepts_coarse-0/model.pt"),
-        ("refinement", "csr_paper", "foundations/concepts_average-0/model.pt"),
+        ("system", "cbm_sequential", "shared_backbones/concepts_average-0/model.pt"),
+        ("ablation", "coarse_maps", "shared_backbones/concepts_coarse-0/model.pt"),
+        ("refinement", "csr_paper", "shared_backbones/concepts_average-0/model.pt"),
     ],
 )
 def test_a_stage_without_its_foundation_ends_with_one_sentence_and_a_failed_run(
@@ -462,7 +462,7 @@ def test_a_stage_without_its_foundation_ends_with_one_sentence_and_a_failed_run(
     before = set((workplace / "reports").rglob("*"))
     with pytest.raises(SystemExit) as caught:
         common.command_line(program, [name], module.run)
-    expected = f"{program} {name}: build/comparison/{missing}: missing; train this foundation first"
+    expected = f"{program} {name}: build/comparison/{missing}: missing; train this shared backbone first"
     assert str(caught.value.code) == expected
     assert set((workplace / "reports").rglob("*")) == before
     found = logged(workplace)

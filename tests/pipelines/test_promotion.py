@@ -57,12 +57,13 @@ def test_the_shipped_gates_load_and_an_unknown_key_does_not(tmp_path: Path) -> N
 
 
 def test_a_bundle_is_judged_as_torch_judges_it(tiny_run: TinyRun) -> None:
-    from csr.evaluation import judge, predict
+    from csr.evaluation.evaluate import evaluate_predictions
+    from csr.training.prediction import predict
 
     run = tiny_run
     report, golden = judge_bundle(run.bundle, run.data)
     predictions = predict(run.data.collection, run.cache, run.prototype_model, run.reasoner, run.data.side)
-    expected = judge(run.data.collection, predictions, run.data.side)
+    expected = evaluate_predictions(run.data.collection, predictions, run.data.side)
     assert golden < 1e-3
     assert set(report) == {"iid", "shifted"}
     for part in report:  # the cache holds features in float16, the bundle computes them in float32

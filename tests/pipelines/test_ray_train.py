@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from csr.errors import TrainingError
-from csr.training.reporter import Reporter, State
+from csr.training.callbacks import Callbacks, State
 from csr.training.runtime import world_size
 from pipelines.concepts import fit
 from pipelines.params import TrainParams
@@ -30,9 +30,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connect()
 
 
-def crash_once(marker: str, prepared: str, config: object, reporter: Reporter) -> State:
+def crash_once(marker: str, prepared: str, config: object, callbacks: Callbacks) -> State:
     """Dies like a lost node at the end of the second epoch, once; by then Ray holds the first one's checkpoint."""
-    original = reporter.epoch
+    original = callbacks.epoch
 
     def epoch(metrics: dict, state: object) -> None:
         if metrics["epoch"] == 1 and not Path(marker).exists():
@@ -41,8 +41,8 @@ def crash_once(marker: str, prepared: str, config: object, reporter: Reporter) -
             os._exit(1)
         original(metrics, state)
 
-    reporter.epoch = epoch  # type: ignore[method-assign]
-    state = fit(prepared, config, reporter)
+    callbacks.epoch = epoch  # type: ignore[method-assign]
+    state = fit(prepared, config, callbacks)
     return state | {"world_size": world_size()}
 
 
@@ -65,7 +65,7 @@ def test_two_workers_train_survive_a_crash_and_log_one_run(tiny_run: TinyRun, st
     assert steps == [0, 1, 2]
 
 
-def fail(reporter: Reporter) -> State:
+def fail(callbacks: Callbacks) -> State:
     raise TrainingError("concepts: the loss became nan in epoch 0; lower concepts.learning_rate")
 
 

@@ -14,8 +14,8 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from csr.bundle import Bundle
-from csr.runtime import BundleRunner
+from csr.bundle.format import Bundle
+from csr.bundle.runtime import BundleRunner
 from pipelines.stage import run_stage
 from tests.pipelines.conftest import Project
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from csr.bundle import Bundle
-from csr.runtime import BundleRunner
+from csr.bundle.format import Bundle
+from csr.bundle.runtime import BundleRunner
 from tests.pipelines.conftest import SMALL, Project, copy_project
 
 SIDE = 64

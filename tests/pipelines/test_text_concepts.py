@@ -15,9 +15,9 @@ import yaml
 from dvc.utils.hydra import apply_overrides
 from PIL import Image
 
-from csr.datasets.prepared import PreparedSet
+from csr.data.prepared import PreparedSet
+from csr.data.records import Collection
 from csr.errors import ConfigError
-from csr.records import Collection
 from pipelines.overlay import merged, overlay_settings
 from pipelines.params import load_params, parse_params
 from pipelines.prepare import prepare

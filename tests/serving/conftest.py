@@ -11,17 +11,17 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from csr.bundle import Bundle
-from csr.interaction import Interaction
+from csr.bundle.format import Bundle
+from csr.interaction.corrections import Interaction
 from serving.access.roles import Role
-from serving.config import parse_config
-from serving.dataplane import DataPlane
+from serving.core.dataplane import DataPlane
+from serving.core.intake import Upload
+from serving.deploy.config import parse_config
+from serving.deploy.service import Service, engine_maker
 from serving.engines import Engine, OrtEngine
-from serving.intake import Upload
-from serving.models import Model
-from serving.rest.app import create_server
-from serving.schemas import InteractionAnswer, InteractionRequest, StudyAnswer
-from serving.service import Service, engine_maker
+from serving.interfaces.rest.app import create_server
+from serving.interfaces.schemas import InteractionAnswer, InteractionRequest, StudyAnswer
+from serving.models.in_service import Model
 from serving.store.entries import Caller
 from serving.telemetry import Telemetry
 

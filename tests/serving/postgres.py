@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.cluster import free_port
+from serving.deploy.cluster import free_port
 
 START_S = 30.0
 

@@ -24,8 +24,8 @@ from serving.client import (
     ServerUnreachableError,
     calls,
 )
-from serving.rest.app import create_server
-from serving.service import Service
+from serving.deploy.service import Service
+from serving.interfaces.rest.app import create_server
 
 URL = "http://csr.test"
 Run = Callable[..., Any]

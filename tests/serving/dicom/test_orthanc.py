@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage, generate_uid
 
-from csr.images import decode
+from csr.data.images import decode
 from serving.dicom.capture import secondary_capture
 from serving.dicom.deidentify import deidentify
 from serving.dicom.node_config import NodeConfig, Secret

@@ -10,13 +10,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from csr.bundle import REASONER_OUTPUTS, Bundle
-from csr.interaction import Interaction, InteractionError, RegionBox
-from csr.runtime import BundleRunner, tensor_shapes
-from serving.engines import Engine, OrtEngine, TritonEngine, triton_client
+from csr.bundle.format import REASONER_OUTPUTS, Bundle
+from csr.bundle.runtime import BundleRunner, tensor_shapes
+from csr.interaction.corrections import Interaction, InteractionError, RegionBox
+from serving.engines import Engine, OrtEngine, TritonEngine
+from serving.engines.triton import ENCODER, MAX_BATCH, REASONER, build_repository, client
 from serving.errors import EngineUnavailableError, InvalidTensorError, NotReadyError
-from serving.triton import ENCODER, MAX_BATCH, REASONER, build_repository
-from tests.serving.triton_server import TritonServer, triton_server
+from tests.serving.engines.triton.server import TritonServer, triton_server
 
 TOLERANCE = 1e-4
 TENSORS = ("importance", "prototype_mask", "absent_weight")
@@ -39,7 +39,7 @@ def engine(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Engine]:
         address = request.getfixturevalue("server").grpc
         shared = request.param.endswith("memory")
         if shared:  # the tiny run's tensors are small: let every one of them take that way
-            request.getfixturevalue("monkeypatch").setattr(triton_client, "SHARED_FROM", 1)
+            request.getfixturevalue("monkeypatch").setattr(client, "SHARED_FROM", 1)
         made = TritonEngine(bundle, address, 1, shared_memory=shared)
         assert made.shares_memory is shared
     yield made

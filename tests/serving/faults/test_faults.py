@@ -18,15 +18,15 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 
-from csr.bundle import Bundle
+from csr.bundle.format import Bundle
 from serving.client import Client, InteractionRequest
-from serving.triton import ENCODER, REASONER, build_repository
+from serving.engines.triton import ENCODER, REASONER, build_repository
 from tests.bench.servers import Serving, ray_serve
 from tests.serving.conftest import png
+from tests.serving.engines.triton.server import TritonServer
 from tests.serving.faults.load import Heard, check_ledger, readers, status, wait_for
+from tests.serving.models.test_follower import another
 from tests.serving.postgres import postgres
-from tests.serving.test_rollout import another
-from tests.serving.triton_server import TritonServer
 
 pytestmark = pytest.mark.faults
 READERS = 16

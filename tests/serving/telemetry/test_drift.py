@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from csr.assemble import concept_references
-from csr.bundle import Bundle, ConceptReference
+from csr.bundle.format import Bundle, ConceptReference
+from csr.bundle.writing import concept_references
 from serving.telemetry.drift import ALARM, LEAST, WINDOW, ConceptDrift
 
 REFERENCES = [

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from csr.errors import ConfigError
-from csr.interaction import Interaction, RegionBox
+from csr.interaction.corrections import Interaction, RegionBox
 from serving.errors import UnknownStudyError
 from serving.telemetry.metrics import FOLDER_VARIABLE, Metrics, forget_process, prepare_folder, render
 from tests.serving.telemetry.samples import Samples, parse, read, value
@@ -171,7 +171,7 @@ def test_a_folder_that_comes_too_late_is_refused(monkeypatch: pytest.MonkeyPatch
 WRITER = """
 import os, sys
 from prometheus_client import CollectorRegistry
-from csr.interaction import Interaction
+from csr.interaction.corrections import Interaction
 from serving.telemetry.metrics import Metrics
 share = int(sys.argv[1])
 metrics = Metrics(CollectorRegistry())

@@ -1,0 +1,263 @@
+"""The bundle: the only thing that passes from training to serving. Torch-free to read.
+
+A folder:
+
+- ``encoder.onnx``    image uint8 B×C×S×S → patches float32 B×D'×h×w (normalisation, backbone and projector inside)
+- ``reasoner.onnx``   patches, importance B×h×w, prototype_mask B×K×M, absent_weight B → the outputs of
+  `csr.network.reasoner.Reasoning`
+- ``atlas.json``, ``crops.npy``   what each prototype looks like (`csr.bundle.atlas`); crops uint8 S×C×c×c, one a source
+- ``reference.json``  how probable each concept was on the training images, to measure drift against
+- ``golden.npz``      an input, an interaction and the expected outputs: a server that fails it must not say ready
+- ``samples/``        a few test images as PNG with ``samples.json``, to try the page with
+- ``manifest.json``   everything a server must know, and the SHA-256 of every other file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from csr.errors import BundleError
+
+FORMAT = 4
+MANIFEST = "manifest.json"
+INTERACTION_INPUTS = ("importance", "prototype_mask", "absent_weight")  # of the reasoner, after ``patches``
+REASONER_OUTPUTS = (
+    "similarity_maps",
+    "concept_maps",
+    "scores",
+    "concept_probabilities",
+    "contributions",
+    "logits",
+    "probabilities",
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a server must know about a bundle.
+
+    Args:
+        format: version of the bundle's layout.
+        preset: ``paper`` or ``robust``.
+        task: ``multiclass``, one class a study, or ``multilabel``, any number of them.
+        concepts, classes: names, in the order of every K- and T-sized axis.
+        channels, side: the encoder's input, C×S×S.
+        height, width: the maps' size in cells.
+        per_concept, patch_width: M and D'.
+        alpha: default weight outside positive boxes, or ``calibrated``: each concept's own, which the reasoner carries.
+        rejection: default replacement of rejected scores.
+        ask_margin: a prediction asks for help when its margin is below it
+            (`csr.interaction.corrections.decision_margin`).
+        abstain_below: the model abstains where its confidence is below it: its largest class probability, or, if the
+            task is ``multilabel``, the smallest of max(p, 1 − p); None: it always answers.
+        backbone: timm's name.
+        data, data_digest: the data set's name and the digest of its prepared form.
+        code_revision: git revision of the code that exported it, with ``-dirty`` if it had local changes.
+        metrics: the evaluation's results, one entry a test part.
+        files: SHA-256 of every file but this one.
+    """
+
+    format: int
+    preset: str
+    task: Literal["multiclass", "multilabel"]
+    concepts: tuple[str, ...]
+    classes: tuple[str, ...]
+    channels: int
+    side: int
+    height: int
+    width: int
+    per_concept: int
+    patch_width: int
+    alpha: float | Literal["calibrated"]
+    rejection: str
+    ask_margin: float
+    abstain_below: float | None
+    backbone: str
+    data: str
+    data_digest: str
+    code_revision: str
+    metrics: dict[str, Any]
+    files: dict[str, str]
+
+    @property
+    def default_alpha(self) -> float | None:
+        """``alpha`` as `csr.interaction.corrections.Interaction` takes it."""
+        return None if self.alpha == "calibrated" else self.alpha
+
+
+@dataclass(frozen=True)
+class AtlasSource:
+    """A training study that shows what a prototype stands for.
+
+    Args:
+        study_id: which.
+        box: the neighbourhood shown as a crop, pixels of the prepared image (x_min, y_min, x_max, y_max).
+        similarity: the inner product of the prototype and the study's projected concept vector.
+    """
+
+    study_id: str
+    box: tuple[float, float, float, float]
+    similarity: float
+
+
+@dataclass(frozen=True)
+class AtlasEntry:
+    """One prototype: the training studies it resembles most, and what it does.
+
+    Args:
+        concept, index: which prototype.
+        sources: those of largest similarity, the largest first: I(p) of the paper, and a few more, since one image
+            leaves open what in it is meant. Fewer where fewer training studies show the concept.
+        usage: share of the concept's training vectors for which the prototype is the nearest of its concept.
+        reliance: the head's use of it: mean |W_t,km·(s − mean)/std| over training images and classes, as a share of
+            the whole head's.
+        weights: W_t,km by class, in standardised units.
+        alive: False once it is pruned.
+    """
+
+    concept: str
+    index: int
+    sources: tuple[AtlasSource, ...]
+    usage: float
+    reliance: float
+    weights: dict[str, float]
+    alive: bool = True
+
+
+@dataclass(frozen=True)
+class ConceptReference:
+    """How a concept's probability was spread over the training images.
+
+    Args:
+        concept: its name.
+        edges: ascending; bin i is edges[i − 1] < p ≤ edges[i], the first and the last bin are open.
+        shares: of the training images, one a bin; each is above 0 and their sum is 1.
+    """
+
+    concept: str
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Opens a bundle and verifies every file's digest.
+
+        Raises:
+            BundleError: a file is missing, altered or unlisted, or the format is another.
+        """
+        file = path / MANIFEST
+        try:
+            content = json.loads(file.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise BundleError(
+                f"{file}: missing; {path} is not a bundle (run dvc repro, or name another folder)"
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise BundleError(f"{file}: is not JSON ({error})") from None
+        manifest = _read_manifest(file, content)
+        _verify(path, manifest)
+        return cls(path, manifest)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, and so of everything in the bundle."""
+        return file_digest(self.path / MANIFEST)
+
+    def atlas(self) -> list[AtlasEntry]:
+        """The atlas, concept by concept."""
+        return read_atlas(self.path)
+
+    def reference(self) -> list[ConceptReference]:
+        """The training images' concept probabilities without interaction, in the order of the manifest's concepts."""
+        rows = json.loads((self.path / "reference.json").read_text())
+        return [ConceptReference(row["concept"], tuple(row["edges"]), tuple(row["shares"])) for row in rows]
+
+    def crops(self) -> np.ndarray:
+        """S×C×c×c uint8: of every source of every entry, in the order of `atlas`."""
+        return np.load(self.path / "crops.npy", mmap_mode="r")
+
+    def golden(self) -> dict[str, np.ndarray]:
+        """``image, importance, prototype_mask, absent_weight`` and ``expected_<output>`` of the golden case."""
+        with np.load(self.path / "golden.npz") as arrays:
+            return dict(arrays)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The sample images: ``study_id, file, diagnosis, concepts, boxes``."""
+        return json.loads((self.path / "samples" / "samples.json").read_text())
+
+
+def write_atlas(folder: Path, entries: Sequence[AtlasEntry], crops: np.ndarray) -> None:
+    """Writes ``atlas.json`` and ``crops.npy``; see the module's docstring."""
+    rows = [asdict(entry) for entry in entries]
+    (folder / "atlas.json").write_text(json.dumps(rows, indent=1) + "\n")
+    np.save(folder / "crops.npy", crops)
+
+
+def read_atlas(folder: Path) -> list[AtlasEntry]:
+    """The entries that `write_atlas` wrote."""
+    rows = json.loads((folder / "atlas.json").read_text())
+    return [AtlasEntry(**(row | {"sources": tuple(map(_source, row["sources"]))})) for row in rows]
+
+
+def _source(row: dict[str, Any]) -> AtlasSource:
+    return AtlasSource(**(row | {"box": tuple(row["box"])}))
+
+
+def write_reference(folder: Path, references: Sequence[ConceptReference]) -> None:
+    """Writes ``reference.json``; see the module's docstring."""
+    rows = [asdict(reference) for reference in references]
+    (folder / "reference.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+def _read_manifest(file: Path, content: Any) -> Manifest:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise BundleError(f"{file}: format is {found!r}, this version reads {FORMAT}; export the bundle again")
+    missing = [field.name for field in fields(Manifest) if field.name not in content]
+    if missing:
+        raise BundleError(f"{file}: key {missing[0]!r} is missing; export the bundle again")
+    for key, kind, word in (("files", dict, "an object"), ("concepts", list, "a list"), ("classes", list, "a list")):
+        if not isinstance(content[key], kind):
+            raise BundleError(f"{file}: key {key!r} must be {word}; export the bundle again")
+    known = {field.name: content[field.name] for field in fields(Manifest)}
+    return Manifest(**(known | {"concepts": tuple(known["concepts"]), "classes": tuple(known["classes"])}))
+
+
+def _verify(path: Path, manifest: Manifest) -> None:
+    present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {MANIFEST}
+    for name, expected in manifest.files.items():
+        if name not in present:
+            raise BundleError(f"{path / name}: missing; the bundle is incomplete")
+        if file_digest(path / name) != expected:
+            raise BundleError(f"{path / name}: digest differs from the manifest's; the file was altered after export")
+    if extra := sorted(present - set(manifest.files)):
+        raise BundleError(f"{path / extra[0]}: is not listed in the manifest; remove it or export the bundle again")
+
+
+def write_manifest(path: Path, **known: Any) -> Manifest:
+    """Completes ``known`` with format and digests of the files in ``path`` and writes ``manifest.json``."""
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    manifest = Manifest(format=FORMAT, files={name: file_digest(path / name) for name in names}, **known)
+    (path / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,99 @@
+"""Exports a trained CSR to the two ONNX graphs of a bundle and measures that they compute the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS
+from csr.errors import BundleError
+from csr.network.csr import CSR
+from csr.network.reasoner import Reasoner, Reasoning
+
+_BATCH = torch.export.Dim("batch", min=1, max=4096)
+
+
+class _NamedReasoner(nn.Module):
+    """The reasoner with all four inputs, as the graph has them."""
+
+    def __init__(self, reasoner: Reasoner) -> None:
+        super().__init__()
+        self.reasoner = reasoner
+
+    def forward(
+        self, patches: Tensor, importance: Tensor, prototype_mask: Tensor, absent_weight: Tensor
+    ) -> tuple[Tensor, ...]:
+        answer: Reasoning = self.reasoner(patches, importance, prototype_mask, absent_weight)
+        return tuple(answer)
+
+
+def export_graphs(model: CSR, images: Tensor, folder: Path) -> None:
+    """Writes ``encoder.onnx`` and ``reasoner.onnx`` with a free batch axis.
+
+    Args:
+        model: trained, on the CPU.
+        images: uint8 B×C×S×S, at least two, to trace with.
+        folder: where to write.
+    """
+    model = model.eval().cpu().to(memory_format=torch.contiguous_format)
+    with torch.no_grad():
+        patches = model.encoder(images)
+    batch, _, height, width = patches.shape
+    ones = torch.ones(batch, *model.reasoner.alive.shape)
+    example = (patches, torch.full((batch, height, width), 0.5), ones, torch.ones(batch))
+    _export(model.encoder, (images,), ["image"], ["patches"], folder / "encoder.onnx")
+    inputs = ["patches", *INTERACTION_INPUTS]
+    _export(_NamedReasoner(model.reasoner), example, inputs, list(REASONER_OUTPUTS), folder / "reasoner.onnx")
+
+
+def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], file: Path) -> None:
+    torch.onnx.export(
+        module.eval(),
+        example,
+        str(file),
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_shapes=tuple({0: _BATCH} for _ in example),
+        dynamo=True,
+        external_data=False,
+        optimize=True,
+        verbose=False,
+    )
+
+
+@torch.no_grad()
+def measure_parity(model: CSR, images: Tensor, tensors: dict[str, np.ndarray], folder: Path) -> float:
+    """Largest |Δlogit| between torch and ONNX Runtime over images, each without and with an interaction.
+
+    Args:
+        model: the exported model, on the CPU.
+        images: uint8 B×C×S×S real test images.
+        tensors: ``importance``, ``prototype_mask`` and ``absent_weight`` of one interaction an image.
+        folder: with the two graphs.
+    """
+    encoder = ort.InferenceSession(str(folder / "encoder.onnx"), providers=["CPUExecutionProvider"])
+    reasoner = ort.InferenceSession(str(folder / "reasoner.onnx"), providers=["CPUExecutionProvider"])
+    neutral = {name: np.ones_like(value) for name, value in tensors.items()}
+    gap = 0.0
+    for start in range(0, len(images), 16):
+        part = slice(start, start + 16)
+        patches = model.encoder(images[part])
+        (graph_patches,) = encoder.run(["patches"], {"image": images[part].numpy()})
+        for each in (neutral, tensors):
+            chosen = {name: value[part] for name, value in each.items()}
+            expected = model.reasoner(patches, *(torch.from_numpy(value) for value in chosen.values())).logits.numpy()
+            (logits,) = reasoner.run(["logits"], {"patches": graph_patches, **chosen})
+            gap = max(gap, float(np.abs(logits - expected).max()))
+    return gap
+
+
+def require_parity(gap: float, tolerance: float) -> None:
+    """Raises:
+    BundleError: the exported graphs do not compute what the trained model does.
+    """
+    if not gap <= tolerance:
+        raise BundleError(f"export: |Δlogit| between torch and ONNX Runtime is {gap:.2e}, above {tolerance:.0e}")

@@ -1,0 +1,237 @@
+"""Puts a bundle together from trained parts: graphs, atlas, drift reference, golden case, samples, manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from csr.bundle.atlas import Atlas
+from csr.bundle.format import REASONER_OUTPUTS, Bundle, ConceptReference, write_atlas, write_manifest, write_reference
+from csr.bundle.onnx_export import export_graphs, measure_parity, require_parity
+from csr.data.atomic_folder import atomic_folder
+from csr.data.images import to_png
+from csr.data.prepared import PreparedSet
+from csr.data.records import BOX_COLUMNS
+from csr.errors import ConfigError, DataError
+from csr.evaluation.calibration import abstain_threshold, risk_coverage
+from csr.interaction.corrections import Interaction, RegionBox, importance_map, prototype_mask
+from csr.network.csr import CSR
+from csr.network.reasoner import DEFAULT_ALPHA
+from csr.training.features import FeatureCache
+
+REFERENCE_BINS = 10
+_DECIMALS = 4  # of a probability: what is beyond them differs between torch and ONNX Runtime, and says nothing
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a bundle comes from; see `csr.bundle.format.Manifest`."""
+
+    preset: str
+    data_digest: str
+    code_revision: str
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What a bundle carries beside its graphs.
+
+    Args:
+        alpha, rejection, ask_margin: the serving defaults written to the manifest; alpha is a number in [0, 1] or
+            ``calibrated``, each concept's own (`csr.interaction.alpha`).
+        abstain_risk: the share of wrong answers in (0, 1) that is tolerated on split ``val``: the model then abstains
+            from the studies it is least sure of, as few as that takes (`csr.evaluation.calibration.abstain_threshold`).
+            None: it never abstains; the default, since those who act on the answers must say how many may be wrong.
+        parity_images: how many test images parity is measured on. tolerance: the largest allowed |Δlogit|.
+        samples: how many test images to pack, spread over the classes.
+    """
+
+    alpha: float | Literal["calibrated"] = "calibrated"
+    rejection: str = "absent"
+    ask_margin: float = 0.3
+    abstain_risk: float | None = None
+    parity_images: int = 64
+    tolerance: float = 1e-4
+    samples: int = 10
+
+    def __post_init__(self) -> None:
+        if self.alpha != "calibrated" and not 0 <= self.alpha <= 1:
+            raise ValueError(f"export.alpha: {self.alpha} is neither in 0..1 nor 'calibrated'")
+        if self.abstain_risk is not None and not 0 < self.abstain_risk < 1:
+            raise ValueError(f"export.abstain_risk: {self.abstain_risk} is neither between 0 and 1 nor null")
+
+
+def write_bundle(
+    path: Path,
+    data: PreparedSet,
+    cache: FeatureCache,
+    model: CSR,
+    atlas: Atlas,
+    config: ExportConfig,
+    origin: Provenance,
+) -> tuple[Bundle, float]:
+    """Writes the bundle to ``path``, whole or not at all.
+
+    Args:
+        cache: the backbone's features of every study, of the same backbone as the model's.
+
+    Returns:
+        The opened bundle and the measured parity, max |Δlogit| over real test images with and without an interaction.
+
+    Raises:
+        BundleError: parity is above ``config.tolerance``; nothing is written.
+        ConfigError: no threshold brings the errors on ``val`` down to ``config.abstain_risk``; nothing is written.
+        DataError: the data set has concepts only, so the model says nothing that could be served.
+    """
+    if data.collection.task == "concepts":
+        raise DataError(
+            f"export: {data.collection.name!r} has concepts and no classes (data.task), and a bundle serves a "
+            "diagnosis; the stages up to evaluate and atlas are all there is for such a set"
+        )
+    model = model.cpu().eval()
+    abstain_below = None if config.abstain_risk is None else _abstain_below(data, model, config.abstain_risk)
+    test = data.collection.rows("test")
+    chosen = test[np.linspace(0, len(test) - 1, min(config.parity_images, len(test))).astype(int)]
+    images = torch.from_numpy(np.ascontiguousarray(data.images[chosen]))
+    with torch.no_grad():
+        height, width = model.encoder(images[:1]).shape[-2:]
+    tensors = _interactions(data, model, len(chosen), (height, width))
+    with atomic_folder(path) as draft:
+        export_graphs(model, images[:2], draft)
+        gap = measure_parity(model, images, tensors, draft)
+        require_parity(gap, config.tolerance)
+        _write_golden(draft / "golden.npz", model, images[:2], {name: value[:2] for name, value in tensors.items()})
+        write_atlas(draft, atlas.entries, atlas.crops)
+        probabilities = _concept_probabilities(model, cache, data.collection.rows("train"))
+        write_reference(draft, concept_references(data.collection.concepts, probabilities))
+        _write_samples(draft / "samples", data, config.samples)
+        write_manifest(
+            draft,
+            preset=origin.preset,
+            task=data.collection.task,
+            concepts=data.collection.concepts,
+            classes=data.collection.classes,
+            channels=data.channels,
+            side=data.side,
+            height=height,
+            width=width,
+            per_concept=model.reasoner.alive.shape[1],
+            patch_width=model.reasoner.prototypes.shape[2],
+            alpha=config.alpha,
+            rejection=config.rejection,
+            ask_margin=config.ask_margin,
+            abstain_below=abstain_below,
+            backbone=model.encoder.concept_model.config.backbone,
+            data=data.collection.name,
+            data_digest=origin.data_digest,
+            code_revision=origin.code_revision,
+            metrics=origin.metrics,
+        )
+    return Bundle.open(path), gap
+
+
+def concept_references(concepts: Sequence[str], probabilities: np.ndarray) -> list[ConceptReference]:
+    """Bins each concept's probabilities at their own deciles, or at fewer places where many images share one value.
+
+    A clipped score gives a tenth of all images and more the very same probability. An edge at that value would leave
+    it to rounding on which side they fall, so edges lie half-way to the next value that an image has.
+
+    Args:
+        concepts: K names.
+        probabilities: N×K in [0, 1].
+    """
+    references = []
+    for name, column in zip(concepts, probabilities.T.astype(np.float64).round(_DECIMALS), strict=True):
+        deciles = np.quantile(column, np.arange(1, REFERENCE_BINS) / REFERENCE_BINS, method="inverted_cdf")
+        values, below = np.unique(column), np.unique(deciles)
+        place = values.searchsorted(below[below < values[-1]])  # above the largest value no bin would hold anything
+        edges = ((values[place] + values[place + 1]) / 2).round(_DECIMALS + 1)
+        counts = np.bincount(edges.searchsorted(column), minlength=len(edges) + 1)
+        references.append(ConceptReference(name, tuple(edges.tolist()), tuple((counts / len(column)).tolist())))
+    return references
+
+
+@torch.no_grad()
+def _concept_probabilities(model: CSR, cache: FeatureCache, rows: np.ndarray) -> np.ndarray:
+    """N×K of the given rows without interaction, from the cached features: what the exported reasoner gives."""
+    pieces = []
+    for start in range(0, len(rows), 64):
+        features, _ = cache.batch(rows[start : start + 64], torch.device("cpu"))
+        patches = model.encoder.projector.project_maps(features)
+        pieces.append(model.reasoner(patches).concept_probabilities)
+    return torch.cat(pieces).numpy()
+
+
+@torch.no_grad()
+def _abstain_below(data: PreparedSet, model: CSR, risk: float) -> float:
+    """The confidence from which on at most a share ``risk`` of the answers on split ``val`` is wrong."""
+    rows = data.collection.rows("val")
+    pieces = [
+        model(torch.from_numpy(np.ascontiguousarray(data.images[rows[start : start + 16]]))).probabilities
+        for start in range(0, len(rows), 16)
+    ]
+    truth, probabilities = data.collection.truth()[rows], torch.cat(pieces).numpy()
+    threshold = abstain_threshold(truth, probabilities, risk)
+    if np.isfinite(threshold):
+        return threshold
+    least = risk_coverage(truth, probabilities).risk.min()
+    raise ConfigError(
+        f"export.abstain_risk: {risk} is out of reach: on the {len(rows)} studies of split 'val' no threshold leaves a "
+        f"smaller share of wrong answers than {least:.3f}; allow more, or set null to never abstain"
+    )
+
+
+def _interactions(data: PreparedSet, model: CSR, count: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """One fixed interaction an image: a positive box that wanders, a negative one, one rejected concept."""
+    concepts, per_concept = model.reasoner.alive.shape
+    side = float(data.side)
+    importance, masks = [], []
+    for index in range(count):
+        shift = side * 0.5 * index / count
+        boxes = (
+            RegionBox(shift, shift, shift + side / 3, shift + side / 2, "positive"),
+            RegionBox(0, 0, side / 4, side / 4, "negative"),
+        )
+        rejected = (data.collection.concepts[index % concepts],)
+        alpha = None if index % 2 else DEFAULT_ALPHA  # each concept's own, or one number for all
+        interaction = Interaction(boxes, rejected, alpha=alpha)
+        importance.append(importance_map(interaction, data.side, *size))
+        masks.append(prototype_mask(rejected, data.collection.concepts, per_concept))
+    weight = np.arange(count, dtype=np.float32) % 2
+    return {"importance": np.stack(importance), "prototype_mask": np.stack(masks), "absent_weight": weight}
+
+
+@torch.no_grad()
+def _write_golden(file: Path, model: CSR, images: torch.Tensor, tensors: dict[str, np.ndarray]) -> None:
+    answer = model.reasoner(model.encoder(images), *(torch.from_numpy(value) for value in tensors.values()))
+    expected = {f"expected_{name}": getattr(answer, name).numpy() for name in REASONER_OUTPUTS}
+    del expected["expected_similarity_maps"]  # the concept maps stand for them at an M-th of the size
+    arrays: dict[str, Any] = {"image": images.numpy(), **tensors, **expected}
+    np.savez_compressed(file, **arrays)
+
+
+def _write_samples(folder: Path, data: PreparedSet, count: int) -> None:
+    folder.mkdir()
+    studies = data.collection.studies
+    rows: list[dict[str, Any]] = []
+    test = data.collection.rows("test")
+    by_class = [test[has] for has in (data.collection.class_indicators()[test] == 1).T]
+    for turn in range(count):
+        own = by_class[turn % len(by_class)]
+        row = int(own[(turn // len(by_class)) % len(own)])
+        study = str(studies["study_id"].iat[row])
+        file = f"{len(rows):02d}.png"
+        (folder / file).write_bytes(to_png(data.images[row]))
+        boxes = data.collection.boxes
+        present = [name for name in data.collection.concepts if studies[f"concept:{name}"].iat[row] == 1]
+        own_boxes = boxes.loc[boxes["study_id"] == study, list(BOX_COLUMNS[1:])].values.tolist()
+        diagnosis = data.collection.diagnosis(row)
+        rows.append({"study_id": study, "file": file, "diagnosis": diagnosis, "concepts": present, "boxes": own_boxes})
+    (folder / "samples.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,0 +1,52 @@
+"""Concept labels hidden on purpose, to study how training copes with labels that are partly missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from csr.data.records import CONCEPT_PREFIX, Collection, check_concept_labels
+from csr.errors import ConfigError
+
+
+def hide_concept_labels(collection: Collection, share: float, seed: int) -> Collection:
+    """Hides known concept labels of split ``train`` completely at random (MCAR; Rubin 1976).
+
+    Every concept keeps one study that shows it and one that lacks it, drawn at random, so that it can still be learned.
+    Boxes of hidden labels go too: a reader who did not judge a finding did not outline it. Splits ``val`` and ``test``
+    stay as they are, to judge on. With the same seed, what a smaller share hides a larger one hides too.
+
+    Args:
+        share: of the known labels that are hidden, in [0, 1]; as many as the kept ones allow.
+        seed: of the draw.
+
+    Returns:
+        A new collection whose hidden labels are NaN; the given one is unchanged.
+
+    Raises:
+        ConfigError: the share is outside [0, 1].
+        DataError: a concept is known to be present, or to be absent, in no study of split ``train``.
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"share of concept labels to hide: {share} is outside 0..1")
+    check_concept_labels(collection, collection.name)
+    rng = np.random.default_rng(seed)
+    rows, labels = collection.rows("train"), collection.concept_labels()
+    known = ~np.isnan(labels[rows])
+    free = known.copy()
+    for k, own in enumerate(labels[rows].T):
+        for value in (1, 0):
+            free[rng.choice(np.flatnonzero(own == value)), k] = False
+    candidates = rng.permutation(np.argwhere(free))
+    hidden = np.zeros(labels.shape, bool)
+    positions, concepts = candidates[: round(share * known.sum())].T
+    hidden[rows[positions], concepts] = True
+
+    studies, keep = collection.studies.copy(), np.ones(len(collection.boxes), bool)
+    for k, name in enumerate(collection.concepts):
+        column = CONCEPT_PREFIX + name
+        studies[column] = studies[column].where(~hidden[:, k])
+        without = set(studies["study_id"][hidden[:, k]])
+        keep &= ~((collection.boxes["concept"] == name) & collection.boxes["study_id"].isin(without)).to_numpy()
+    return replace(collection, studies=studies, boxes=collection.boxes[keep])

@@ -1,0 +1,159 @@
+"""How sure is a difference between two systems? Paired bootstrap over studies and seeds.
+
+Two things vary when a comparison is repeated: which studies are in the test set, and the seed a system was trained
+with. Every draw resamples both with replacement, the same studies and the same seeds for both systems, and averages the
+measure over the drawn seeds. Intervals are 95 % percentile intervals (Efron and Tibshirani 1993, chapter 13; paired for
+macro F1 as in Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation").
+
+Few seeds say little about seeds: resampling S of them understates their variance by the factor (S − 1)/S, and with one
+seed the interval is about the studies alone. Studies count as independent; several studies of one patient are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+# Draws computed at a time: bounds the memory to BLOCK × N weights.
+BLOCK = 250
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measure on the studies as they are, mean over the seeds, and its 95 % percentile interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Difference(Interval):
+    """The interval of ours − theirs; that it excludes 0 is what one calls a significant difference."""
+
+
+def bootstrap_interval(
+    truth: np.ndarray, predicted: np.ndarray, classes: int, draws: int = 2000, seed: int = 0
+) -> Interval:
+    """The macro F1 of one system (`csr.evaluation.metrics.macro_f1`).
+
+    Args:
+        truth: N class indices.
+        predicted: S×N class indices that the system predicts, one row a seed.
+        classes: number of classes T.
+        draws: number of bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    _check_shapes(truth, predicted)
+    return Interval(*_interval(lambda weights: _macro_f1(truth, predicted, classes, weights), truth.size, draws, seed))
+
+
+def paired_bootstrap(
+    truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray, classes: int, draws: int = 2000, seed: int = 0
+) -> Difference:
+    """The difference of two systems' macro F1 (`csr.evaluation.metrics.macro_f1`).
+
+    Args:
+        truth: N class indices.
+        ours: S×N class indices that our system predicts; row s is the run with the s-th seed.
+        theirs: the same of their system, trained with the same seeds in the same order.
+        classes: number of classes T; one neither present nor predicted in a resample counts 0 there.
+        draws: number of bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    _check_shapes(truth, ours, theirs)
+
+    def gain(weights: np.ndarray) -> np.ndarray:
+        return _macro_f1(truth, ours, classes, weights) - _macro_f1(truth, theirs, classes, weights)
+
+    return Difference(*_interval(gain, truth.size, draws, seed))
+
+
+def paired_mean_bootstrap(ours: np.ndarray, theirs: np.ndarray, draws: int = 2000, seed: int = 0) -> Difference:
+    """The difference of two systems' means over studies, such as the pointing game counted per image.
+
+    Args:
+        ours: S×N values, NaN where a study has none (no concept with a box); such studies are left out.
+        theirs: the same of their system, NaN at the same places.
+        draws: number of bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: the shapes do not fit, or a study has a value in one run and none in another.
+    """
+    _check_shapes(ours[0], ours, theirs)
+    known = ~np.isnan(ours)
+    if not ((known == known[:1]).all() and np.array_equal(known, ~np.isnan(theirs))):
+        raise ValueError("a study must have a value in every run of both systems or in none")
+    return paired_ratio_bootstrap(np.nan_to_num(ours), np.nan_to_num(theirs), known[0], draws, seed)
+
+
+def paired_ratio_bootstrap(
+    ours_hits: np.ndarray, theirs_hits: np.ndarray, counts: np.ndarray, draws: int = 2000, seed: int = 0
+) -> Difference:
+    """The difference of two systems' ratios Σ hits / Σ counts, such as the pointing game counted per pair.
+
+    Pairs of one image are not independent; here the study is resampled with all its pairs, as a cluster.
+
+    Args:
+        ours_hits: S×N hits of each study.
+        theirs_hits: the same of their system.
+        counts: N pairs of each study; studies without a pair are left out. If none is left, all numbers are NaN.
+        draws: number of bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    _check_shapes(counts, ours_hits, theirs_hits)
+    judged = counts > 0
+    if not judged.any():
+        return Difference(float("nan"), float("nan"), float("nan"))
+    gains = np.asarray(ours_hits, np.float64)[:, judged] - np.asarray(theirs_hits, np.float64)[:, judged]
+    sizes = counts[judged].astype(np.float64)
+    return Difference(*_interval(lambda w: (w @ gains.T) / (w @ sizes)[:, None], sizes.size, draws, seed))
+
+
+def _check_shapes(studies: np.ndarray, *systems: np.ndarray) -> None:
+    shapes = {system.shape for system in systems}
+    if len(shapes) > 1 or systems[0].ndim != 2 or systems[0].shape[1:] != studies.shape:
+        raise ValueError(f"each system needs one row a seed, one column a study: shapes {shapes} for {studies.shape}")
+
+
+def _interval(
+    measure: Callable[[np.ndarray], np.ndarray], studies: int, draws: int, seed: int
+) -> tuple[float, float, float]:
+    """Mean, low and high of a measure that takes b×N study weights and gives b×S values, one a resample and seed."""
+    observed = measure(np.ones((1, studies)))
+    seeds = observed.shape[1]
+    rng = np.random.default_rng(seed)
+    values = []
+    for start in range(0, draws, BLOCK):
+        size = min(BLOCK, draws - start)
+        by_seed = measure(_resampled(rng, size, studies))
+        values.append((by_seed * _resampled(rng, size, seeds)).mean(1))
+    low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
+    return float(observed.mean()), float(low), float(high)
+
+
+def _resampled(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
+    """draws×size: how often each of ``size`` units is in a resample with replacement; rows sum to ``size``."""
+    chosen = rng.integers(size, size=(draws, size)) + size * np.arange(draws)[:, None]
+    return np.bincount(chosen.ravel(), minlength=draws * size).reshape(draws, size).astype(np.float64)
+
+
+def _macro_f1(truth: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
+    """b×S macro F1 from b×N study weights: F1_t = 2·hits_t / (present_t + predicted_t), 0 where that is 0/0."""
+    present = (truth[:, None] == np.arange(classes)).astype(np.float64)
+    claimed = (predicted[..., None] == np.arange(classes)).astype(np.float64)
+    hits = weights @ (claimed * present)  # S×b×T
+    total = weights @ claimed + weights @ present
+    f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
+    return f1.mean(-1).T

@@ -1,0 +1,67 @@
+"""What a bundle has to show: its atlas with the crops, and its samples.
+
+Read whole when the bundle is opened: one that is replaced on disk later must not mix with the one that answers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from csr.bundle.format import AtlasEntry, Bundle
+from csr.data.images import to_png
+from serving.errors import UnknownConceptError, UnknownItemError
+from serving.interfaces.schemas import Sample
+
+
+class BundleAtlas:
+    """Immutable, so any thread may read it."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.entries: list[AtlasEntry] = bundle.atlas()
+        self.samples: list[Sample] = []
+        self._concepts = bundle.manifest.concepts
+        self._prototypes = {(entry.concept, entry.index) for entry in self.entries}
+        shown = ((each.concept, each.index, rank) for each in self.entries for rank in range(len(each.sources)))
+        self._rows = {key: row for row, key in enumerate(shown)}
+        self._crops = np.array(bundle.crops())
+        self._files: list[bytes] = []
+        for index, row in enumerate(bundle.samples()):
+            known = {name: row[name] for name in ("study_id", "diagnosis", "concepts", "boxes")}
+            self.samples.append(Sample(index=index, **known))
+            self._files.append((bundle.path / "samples" / row["file"]).read_bytes())
+
+    def check_concept(self, name: str) -> None:
+        """Raises:
+        UnknownConceptError: the model has no such concept.
+        """
+        if name not in self._concepts:
+            raise UnknownConceptError(f"unknown concept {name!r}; this model knows {', '.join(self._concepts)}")
+
+    def check_prototype(self, concept: str, index: int) -> None:
+        """Raises:
+        UnknownConceptError, UnknownItemError: the model has no such concept, or the concept no such prototype.
+        """
+        self.check_concept(concept)
+        if (concept, index) not in self._prototypes:
+            raise UnknownItemError(f"{concept} has no prototype {index}")
+
+    def crop(self, concept: str, index: int, rank: int) -> bytes:
+        """What a prototype looks like in one of its sources, as PNG.
+
+        Raises:
+            UnknownConceptError, UnknownItemError: no such concept, no such prototype of it, or no such source.
+        """
+        self.check_prototype(concept, index)
+        if (concept, index, rank) not in self._rows:
+            raise UnknownItemError(f"prototype {index} of {concept} has no source {rank}; they count from 0")
+        return to_png(self._crops[self._rows[concept, index, rank]])
+
+    def sample(self, index: int) -> bytes:
+        """A sample's PNG.
+
+        Raises:
+            UnknownItemError: no such sample.
+        """
+        if not 0 <= index < len(self._files):
+            raise UnknownItemError(f"no sample {index}; this bundle has {len(self._files)}")
+        return self._files[index]

@@ -1,0 +1,313 @@
+"""The data plane: everything the server can do with a study, without a protocol. Adapters translate and nothing more.
+
+Concurrency: every method may be called from any number of threads and blocks until it is done, so adapters call it
+off their event loops. A study is encoded once a replica: uploads of the same pixels wait for the first. An interaction
+carries its whole state and is a pure function of it and the encoded study; any replica can answer, since one that does
+not hold the study takes its pixels from the store and encodes them again. What is predicted for somebody is in the
+ledger before it is returned.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from weakref import WeakValueDictionary
+
+import numpy as np
+import sqlalchemy as sa
+
+from csr.data.images import Placement, to_png
+from serving.core.explain import compare
+from serving.core.frames import image_part
+from serving.core.intake import Intake, Upload
+from serving.core.overlays import overlay_png
+from serving.core.reasoning import encoded_study, reason
+from serving.core.recording import interaction_entry, prediction_entry, record
+from serving.core.study_cache import EncodedStudy, StudyCache
+from serving.core.timing import Timing
+from serving.core.worklist import expected_effect
+from serving.errors import FrameError, OtherInputError, StoreError
+from serving.interfaces.schemas import Frame, ImageSize, InteractionAnswer, InteractionRequest, MapsAnswer, StudyAnswer
+from serving.models.in_service import Model, ServedModels
+from serving.models.shadow import Shadow
+from serving.store import Store
+from serving.store.entries import Caller, Entry, Receipt
+from serving.store.studies import Assessment, StoredStudy, load_study, save_assessment, save_study, study_row
+from serving.telemetry import Telemetry
+
+_DRIFT_EVERY = 10  # studies
+
+
+class DataPlane:
+    """Serves the models in service.
+
+    Args:
+        models: what is in service.
+        store: where studies and the ledger are kept.
+        intake: reads uploads.
+        shadow: lets a challenger answer beside the champion.
+        telemetry: is told what happens.
+        cache_bytes: budget of the encoded studies held in memory.
+    """
+
+    def __init__(
+        self,
+        models: ServedModels,
+        store: Store,
+        intake: Intake,
+        shadow: Shadow,
+        telemetry: Telemetry,
+        cache_bytes: int,
+    ) -> None:
+        self.models = models
+        self.store = store
+        self._intake = intake
+        self._shadow = shadow
+        self._telemetry = telemetry
+        self._studies = StudyCache(cache_bytes)
+        self._encoding: WeakValueDictionary[tuple[str, str], threading.Lock] = WeakValueDictionary()
+        self._encoding_guard = threading.Lock()
+
+    def add_studies(self, uploads: Sequence[Upload], caller: Caller) -> list[StudyAnswer]:
+        """Decodes, encodes (unless these pixels are held already), predicts, keeps and records: all files, or none.
+
+        Raises:
+            UnsupportedImageError, UnreadableImageError, BatchError: see `serving.core.intake.Intake.read`.
+            StoreError: nothing was kept.
+            NotReadyError: no model is in service.
+        """
+        timing = Timing(self._telemetry)
+        about = self.models.champion.manifest
+        stored = self._intake.read(uploads, about.channels, about.side)
+        timing.lap("decode")
+        encoded: list[tuple[Model, EncodedStudy]] = []
+        assessments: list[Assessment] = []
+        for each in stored:
+            model = self.models.for_study(each.digest)
+            study, assessment = self._encoded(model, each, timing)
+            encoded.append((model, study))
+            assessments.extend([assessment] if assessment else [])
+
+        rows = [study_row(each) for each in stored]
+
+        def keep(connection: sa.Connection) -> None:
+            for row in rows:
+                save_study(connection, row)
+            for assessment in assessments:
+                save_assessment(connection, assessment)
+
+        return self._answer(encoded, caller, timing, keep)
+
+    def predict(self, digest: str, caller: Caller) -> StudyAnswer:
+        """The prediction without interaction, again.
+
+        Raises:
+            UnknownStudyError: no study of this digest was added.
+            OtherInputError: it was, for a model that looks at images of another size.
+            StoreError, NotReadyError: see `add_studies`.
+        """
+        timing = Timing(self._telemetry)
+        return self._answer([self._study(digest, timing)], caller, timing)[0]
+
+    def interact(self, digest: str, request: InteractionRequest, caller: Caller) -> InteractionAnswer:
+        """Applies an interaction to a study, and says what changed. Reasons once.
+
+        Args:
+            digest: the study's address.
+            request: the whole state, boxes in pixels of the uploaded image.
+            caller: who asks.
+
+        Raises:
+            FrameError: the study's image has another size than the one that the boxes were drawn on.
+            InvalidInteractionError: a box outside the image, or an unknown concept.
+            UnknownStudyError, OtherInputError, StoreError, NotReadyError: see `predict`.
+        """
+        timing = Timing(self._telemetry)
+        model, study = self._study(digest, timing, request.image)
+        outputs = reason(model, study, request)
+        timing.lap("reason")
+        before = study.prediction
+        after = model.explainer.predict(outputs, study.placement, request.rejected, before.map_limit)
+        changes = compare(before, after)
+        timing.lap("explain")
+        entry = interaction_entry(caller, model, digest, request, before, after, timing)
+        receipt = self._record([entry], timing)[0]
+        self._telemetry.metrics.interacted(request, flipped=before.found != after.found)
+        self._shadow.ask(study, request, after, caller)
+        return InteractionAnswer(
+            digest=digest,
+            model=model.ref,
+            before=before,
+            after=after,
+            changes=changes,
+            record=record(receipt),
+            timings_ms=timing.milliseconds,
+        )
+
+    def maps(self, digest: str, request: InteractionRequest | None = None) -> MapsAnswer:
+        """All similarity maps as numbers, with or without an interaction.
+
+        Raises:
+            FrameError, InvalidInteractionError, UnknownStudyError, OtherInputError, StoreError: see `interact`.
+        """
+        timing = Timing(self._telemetry)
+        model, study = self._study(digest, timing, request.image if request else None)
+        maps = study.maps if request is None else reason(model, study, request)["concept_maps"][0]
+        timing.lap("reason")
+        place = study.placement
+        return MapsAnswer(
+            digest=digest,
+            model=model.ref,
+            concepts=list(model.manifest.concepts),
+            frame=Frame(side=model.manifest.side, scale=place.scale, left=place.left, top=place.top),
+            limit=study.prediction.map_limit,
+            maps=np.round(maps.astype(np.float64), 4).tolist(),
+            timings_ms=timing.milliseconds,
+        )
+
+    def overlay(self, digest: str, concept: str, request: InteractionRequest | None, timing: Timing) -> bytes:
+        """A concept's similarity map as a transparent PNG that covers the study's image.
+
+        Raises:
+            UnknownConceptError: no such concept.
+            FrameError, InvalidInteractionError, UnknownStudyError, OtherInputError, StoreError: see `interact`.
+        """
+        model, study = self._study(digest, timing, request.image if request else None)
+        model.atlas.check_concept(concept)
+        maps = study.maps if request is None else reason(model, study, request)["concept_maps"][0]
+        timing.lap("reason")
+        enlarged = model.explainer.upsampler.enlarge(maps[model.manifest.concepts.index(concept)])
+        png = overlay_png(image_part(enlarged, study.placement), study.prediction.map_limit)
+        timing.lap("draw")
+        return png
+
+    def size(self, digest: str, timing: Timing) -> ImageSize:
+        """Of the uploaded image, in whose pixels boxes and peaks are.
+
+        Raises:
+            UnknownStudyError, OtherInputError, StoreError: see `predict`.
+        """
+        return _size(self._study(digest, timing)[1].placement)
+
+    def image(self, digest: str, timing: Timing) -> bytes:
+        """The study as the network saw it, without margins, as PNG.
+
+        Raises:
+            UnknownStudyError, OtherInputError, StoreError: see `predict`.
+        """
+        _, study = self._study(digest, timing)
+        png = to_png(image_part(study.canvas, study.placement))
+        timing.lap("draw")
+        return png
+
+    def _encoded(self, model: Model, stored: StoredStudy, timing: Timing) -> tuple[EncodedStudy, Assessment | None]:
+        """From the cache if it is there; the assessment is None unless the study was encoded now."""
+        with self._turn(model.digest, stored.digest):
+            timing.lap("wait")
+            held = self._studies.get(model.digest, stored.digest)
+            self._telemetry.metrics.cache_lookup(held is not None)
+            if held is not None and held.placement == stored.placement:
+                return held, None
+            patches = None if held is None else held.patches
+            study, outputs = encoded_study(model, stored.digest, stored.canvas, stored.placement, timing, patches)
+            self._studies.put(study)
+            self._telemetry.metrics.cache_size(len(self._studies), self._studies.nbytes)
+        if held is not None:
+            return study, None
+        self._note_drift(model, outputs)
+        assessment = _assessment(model, study, outputs)
+        timing.lap("assess")
+        return study, assessment
+
+    def _answer(
+        self,
+        encoded: Sequence[tuple[Model, EncodedStudy]],
+        caller: Caller,
+        timing: Timing,
+        keep: Callable[[sa.Connection], None] | None = None,
+    ) -> list[StudyAnswer]:
+        entries = [
+            prediction_entry(caller, model, study.digest, _size(study.placement), study.prediction, timing)
+            for model, study in encoded
+        ]
+        receipts = self._record(entries, timing, keep)
+        for model, study in encoded:
+            said = study.prediction
+            self._telemetry.metrics.predicted(model.version, said.top, said.abstains, said.asks_for_help)
+            self._shadow.ask(study, None, said, caller)
+        return [
+            StudyAnswer(
+                digest=study.digest,
+                image=_size(study.placement),
+                model=model.ref,
+                prediction=study.prediction,
+                record=record(receipt),
+                timings_ms=timing.milliseconds,
+            )
+            for (model, study), receipt in zip(encoded, receipts, strict=True)
+        ]
+
+    def _record(
+        self, entries: Sequence[Entry], timing: Timing, keep: Callable[[sa.Connection], None] | None = None
+    ) -> list[Receipt]:
+        try:
+            receipts = self.store.ledger.append(entries, keep)
+        except StoreError:
+            self._telemetry.metrics.ledger_failed()
+            raise
+        self._telemetry.metrics.ledger_appended(timing.lap("record"))
+        return receipts
+
+    def _note_drift(self, model: Model, outputs: dict[str, np.ndarray]) -> None:
+        model.drift.add(outputs["concept_probabilities"][0])
+        if model.drift.studies % _DRIFT_EVERY == 0:
+            self._telemetry.metrics.concept_drift(model.drift.values())
+
+    def _turn(self, bundle: str, digest: str) -> AbstractContextManager[object]:
+        """A lock of this study; it vanishes with the last thread that holds or awaits it."""
+        with self._encoding_guard:
+            return self._encoding.setdefault((bundle, digest), threading.Lock())
+
+    def _study(self, digest: str, timing: Timing, drawn_on: ImageSize | None = None) -> tuple[Model, EncodedStudy]:
+        model = self.models.for_study(digest)
+        study = self._studies.get(model.digest, digest)
+        if study is not None:
+            self._telemetry.metrics.cache_lookup(True)
+        if study is None or (drawn_on is not None and drawn_on != _size(study.placement)):
+            # Another replica may have seen a later upload.
+            stored = load_study(self.store.database, digest)
+            timing.lap("load")
+            if stored.canvas.shape != model.canvas_shape:
+                raise OtherInputError(
+                    f"the study was added for a model that looks at {stored.canvas.shape[-1]} pixels, this one looks "
+                    f"at {model.manifest.side}; upload it again"
+                )
+            study, assessment = self._encoded(model, stored, timing)
+            if assessment is not None:
+                with self.store.database.write() as connection:
+                    save_assessment(connection, assessment)
+        if drawn_on is not None and drawn_on != (known := _size(study.placement)):
+            raise FrameError(
+                f"image: is {drawn_on.width}×{drawn_on.height} here, but the study was last uploaded as "
+                f"{known.width}×{known.height}; upload yours again"
+            )
+        return model, study
+
+
+def _assessment(model: Model, study: EncodedStudy, outputs: dict[str, np.ndarray]) -> Assessment:
+    said = study.prediction
+    return Assessment(
+        study=study.digest,
+        bundle=model.digest,
+        version=model.version,
+        top=said.top,
+        margin=said.margin,
+        expected_effect=expected_effect(model.engine, model.manifest, study.patches, outputs),
+        asks_for_help=said.asks_for_help,
+        abstains=said.abstains,
+    )
+
+
+def _size(placement: Placement) -> ImageSize:
+    return ImageSize(width=placement.width, height=placement.height)

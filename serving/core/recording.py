@@ -1,0 +1,139 @@
+"""What the data plane writes into the ledger, and what is read back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from serving.core.timing import Timing
+from serving.interfaces.schemas import (
+    ImageSize,
+    InteractionAnswer,
+    InteractionRequest,
+    ModelChange,
+    Prediction,
+    Record,
+    ReviewAnswer,
+    ReviewRequest,
+)
+from serving.interfaces.schemas.dicom import SendRequest
+from serving.models.in_service import Model, Role
+from serving.store.entries import Caller, Entry, Receipt
+from serving.store.ledger import Ledger
+
+
+def prediction_entry(
+    caller: Caller, model: Model, digest: str, image: ImageSize, prediction: Prediction, timing: Timing
+) -> Entry:
+    """A prediction without interaction that was shown to somebody."""
+    request = {"image": image.model_dump()}
+    return _entry("prediction", caller, model, digest, request, None, prediction, timing)
+
+
+def interaction_entry(
+    caller: Caller,
+    model: Model,
+    digest: str,
+    request: InteractionRequest,
+    before: Prediction,
+    after: Prediction,
+    timing: Timing,
+) -> Entry:
+    """A correction, whole, so that it can be replayed on another model."""
+    return _entry("interaction", caller, model, digest, request.model_dump(), before, after, timing)
+
+
+def shadow_entry(
+    caller: Caller, model: Model, digest: str, request: dict[str, Any], champion: Prediction, own: Prediction
+) -> Entry:
+    """What a challenger would have answered: ``before`` is the champion's answer, ``after`` its own."""
+    return _entry("shadow", caller, model, digest, request, champion, own, None)
+
+
+def _entry(
+    kind: Any,
+    caller: Caller,
+    model: Model,
+    digest: str,
+    request: dict[str, Any],
+    before: Prediction | None,
+    after: Prediction,
+    timing: Timing | None,
+) -> Entry:
+    body = {
+        "version": model.version,
+        "request": request,
+        "before": None if before is None else _summary(before),
+        "after": _summary(after),
+        "latency_ms": None if timing is None else timing.total,
+    }
+    return Entry(kind, caller, model.digest, body, digest)
+
+
+def _summary(prediction: Prediction) -> dict[str, Any]:
+    return {
+        "found": prediction.found,
+        "top": prediction.top,
+        "margin": prediction.margin,
+        "abstains": prediction.abstains,
+        "classes": {each.name: each.probability for each in prediction.classes},
+        "concepts": {each.name: each.probability for each in prediction.concepts},
+    }
+
+
+def record(receipt: Receipt) -> Record:
+    """A receipt as answers show it."""
+    return Record(number=receipt.number, hash=receipt.hash)
+
+
+def review_entry(caller: Caller, model: Model, concept: str, index: int, review: ReviewRequest) -> Entry:
+    """A reviewer's word on a prototype."""
+    request = {"concept": concept, "index": index, **review.model_dump()}
+    return Entry("review", caller, model.digest, {"version": model.version, "request": request})
+
+
+def reviews(ledger: Ledger, bundle: str) -> Iterator[ReviewAnswer]:
+    """The last word on each prototype of a bundle, in the order in which they were first reviewed."""
+    last: dict[tuple[str, int], ReviewAnswer] = {}
+    for row in ledger.entries("review"):
+        if row["bundle"] == bundle:
+            said = row["body"]["request"]
+            last[said["concept"], said["index"]] = ReviewAnswer(
+                bundle=bundle, reviewer=row["actor"], at=row["at"], record=_record(row), **said
+            )
+    yield from last.values()
+
+
+def document_entry(
+    caller: Caller, answer: InteractionAnswer, request: SendRequest, original: str, documents: list[str]
+) -> Entry:
+    """Documents that an archive took. ``original`` is the image's salted UID: the real one stays out of the ledger."""
+    about = {"node": request.node, "original": original, "interaction": answer.record.number}
+    body = {"version": answer.model.version, "request": about, "documents": documents}
+    return Entry("document", caller, answer.model.digest, body, answer.digest)
+
+
+def change_entry(role: Role, digest: str, version: str, previous: str, after: int) -> Entry:
+    """A change of what is in service, which all replicas report and which is put on record once.
+
+    Args:
+        role: that changes.
+        digest, version: of the bundle; empty where a trial ended.
+        previous: the digest of the bundle before it.
+        after: the number of the entry that put that into service.
+    """
+    caller = Caller("system", "", f"{role} {digest} after {after}")
+    request = {"role": role, "version": version, "previous_digest": previous}
+    return Entry("model", caller, digest, {"request": request})
+
+
+def changes(ledger: Ledger) -> list[ModelChange]:
+    """All changes of what is in service, oldest first."""
+    return [
+        ModelChange(at=row["at"], digest=row["bundle"], record=_record(row), **row["body"]["request"])
+        for row in ledger.entries("model")
+    ]
+
+
+def _record(row: dict[str, Any]) -> Record:
+    return Record(number=row["number"], hash=row["hash"])

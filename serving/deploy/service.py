@@ -1,0 +1,154 @@
+"""Everything that one replica serves with, opened from its configuration and closed as one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from csr.bundle.format import Bundle
+from serving.access.authenticator import Authenticator
+from serving.access.keys import KeyStore
+from serving.access.oidc import TokenVerifier
+from serving.access.rates import Rates
+from serving.access.secrets import read_secret
+from serving.core.catalogue import Catalogue
+from serving.core.dataplane import DataPlane
+from serving.core.intake import Intake
+from serving.deploy.config import (
+    AccessConfig,
+    ChallengerConfig,
+    EngineConfig,
+    HTTPConfig,
+    ModelConfig,
+    ServerConfig,
+)
+from serving.dicom.exchange import Documents, identify
+from serving.dicom.nodes import Node
+from serving.engines import Engine, OrtEngine, TritonEngine
+from serving.errors import ServingError
+from serving.interfaces.oip import ServedVersions
+from serving.interfaces.oip.inference import AuditedInference
+from serving.models.follower import Follower, MakeEngine, Watch
+from serving.models.in_service import ServedModels
+from serving.models.shadow import Shadow
+from serving.models.sources import AliasSource, FolderSource, Source
+from serving.store import Store
+from serving.telemetry import Telemetry
+
+_LOCAL_REGISTRY = "sqlite:///mlflow.db"
+
+
+@dataclass(frozen=True)
+class Service:
+    """What adapters are given."""
+
+    models: ServedModels
+    store: Store
+    plane: DataPlane
+    catalogue: Catalogue
+    documents: Documents
+    telemetry: Telemetry
+    limits: HTTPConfig
+    authenticator: Authenticator
+    keys: KeyStore
+    shadow: Shadow
+    watch: Watch
+
+    @classmethod
+    def open(cls, config: ServerConfig, telemetry: Telemetry, make: MakeEngine) -> Service:
+        """Opens the store and puts into service what should be; a model that is refused is no error here, the service
+        is just not ready.
+
+        Args:
+            config: of the deployment.
+            telemetry: of this process.
+            make: makes engines; `engine_maker`, or something around what that makes.
+
+        Raises:
+            StoreError, ConfigError: it cannot be opened.
+        """
+        store = Store.open(config.store.address, read_secret(config.store.ledger_key_file))
+        keys = KeyStore(store.database)
+        models = ServedModels()
+        followers = [Follower("champion", _source(config.model, config.model), make, models, store, telemetry)]
+        if (trial := config.challenger) is not None:
+            source = _source(trial, config.model)
+            followers.append(Follower("challenger", source, make, models, store, telemetry, (trial.mode, trial.share)))
+        watch = Watch(followers, config.model.registry.poll_s)
+        watch.start()
+        shadow = Shadow(models, store.ledger, telemetry)
+        salt = read_secret(config.dicom.salt_file)
+        plane = DataPlane(models, store, Intake(identify(salt)), shadow, telemetry, config.cache_mb << 20)
+        nodes = {name: Node(name, each) for name, each in config.dicom.nodes.items()}
+        return cls(
+            models=models,
+            store=store,
+            plane=plane,
+            catalogue=Catalogue(models, store, telemetry),
+            documents=Documents(plane, nodes, salt, telemetry),
+            telemetry=telemetry,
+            limits=config.http,
+            authenticator=_authenticator(config.access, keys),
+            keys=keys,
+            shadow=shadow,
+            watch=watch,
+        )
+
+    def inference(self) -> AuditedInference:
+        """The models for one request that brings tensors, as they are now; the champion is the default version.
+
+        Raises:
+            NotReadyError: no model is in service.
+        """
+        champion = self.models.champion
+        # The champion last: it is the one if a challenger has the same version.
+        served = [*(model for role, model in self.models.in_service() if role == "challenger"), champion]
+        return AuditedInference(
+            ServedVersions({model.version: model for model in served}, champion.version), self.store.ledger
+        )
+
+    def check_ready(self) -> None:
+        """Raises:
+        NotReadyError: no model is in service, or its engine cannot answer.
+        StoreError: the store does not answer.
+        """
+        try:
+            self.models.champion.engine.ready()
+            self.store.database.check()
+        except ServingError:
+            self.telemetry.metrics.ready(False)
+            raise
+        self.telemetry.metrics.ready(True)
+
+    def close(self) -> None:
+        """Finishes what waits."""
+        self.watch.close()
+        self.shadow.close()
+        self.authenticator.close()
+        self.store.database.close()
+        self.telemetry.tracing.close()
+
+
+def engine_maker(config: EngineConfig) -> MakeEngine:
+    """Makes the engine that the configuration names."""
+
+    def make(bundle: Bundle, version: str) -> Engine:
+        if config.kind == "triton":
+            return TritonEngine(bundle, config.url, int(version), config.timeout_s)
+        return OrtEngine(bundle, config.threads, config.device)
+
+    return make
+
+
+def _authenticator(config: AccessConfig, keys: KeyStore) -> Authenticator:
+    tokens = TokenVerifier(config.oidc) if config.oidc else None
+    return Authenticator(keys, tokens, Rates(config.rates))
+
+
+def _source(which: ModelConfig | ChallengerConfig, model: ModelConfig) -> Source:
+    if which.bundle is not None:
+        return FolderSource(which.bundle, which.version)
+    assert which.alias is not None
+    registry = model.registry
+    uri = registry.uri or os.environ.get("MLFLOW_TRACKING_URI") or _LOCAL_REGISTRY
+    return AliasSource(uri, registry.name, which.alias, registry.folder)

@@ -1,0 +1,219 @@
+"""DICOM in and out of the data plane: images from archives, reports and pictures back to them.
+
+A study knows its image by salted UIDs only. A document that is downloaded is written under that pseudonym. One that is
+sent to an archive is written under the real patient: whoever sends it names the original, its header is fetched for
+this one purpose, and it must be the image that the study came from, which its salted UID proves.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from time import perf_counter
+from typing import TypeVar
+
+import pydicom
+
+from serving.core.dataplane import DataPlane
+from serving.core.intake import Upload
+from serving.core.pictures import picture
+from serving.core.recording import document_entry, record
+from serving.core.timing import Timing
+from serving.dicom import DicomSource, deidentify, pseudonymous_uid
+from serving.dicom.capture import secondary_capture
+from serving.dicom.identity import Algorithm
+from serving.dicom.nodes import Node, Query
+from serving.dicom.report import ClassProbability, Finding, ReaderBox, Reading, structured_report
+from serving.errors import DicomContextError, NodeError, NoSourceError, UnknownNodeError
+from serving.interfaces.schemas import InteractionAnswer, InteractionRequest, StudyAnswer
+from serving.interfaces.schemas.dicom import (
+    FetchRequest,
+    FoundInstance,
+    InstanceRef,
+    SearchAnswer,
+    SendAnswer,
+    SendRequest,
+)
+from serving.store.entries import Caller
+from serving.store.studies import load_study
+from serving.telemetry import Telemetry
+from serving.telemetry.metrics import DicomOperation
+
+T = TypeVar("T")
+_PSEUDONYM = 63  # characters that a report has for one
+
+
+class Documents:
+    """Thread-safe; every method blocks, see `serving.core.dataplane`.
+
+    Args:
+        plane: predicts, and keeps studies.
+        nodes: archives by name.
+        salt: of pseudonyms.
+        telemetry: is told of calls to archives.
+    """
+
+    def __init__(self, plane: DataPlane, nodes: Mapping[str, Node], salt: bytes, telemetry: Telemetry) -> None:
+        self._plane = plane
+        self._nodes = nodes
+        self._salt = salt
+        self._telemetry = telemetry
+
+    @property
+    def nodes(self) -> list[str]:
+        """The archives' names."""
+        return sorted(self._nodes)
+
+    def search(self, node: str, query: Query, limit: int, offset: int) -> SearchAnswer:
+        """Images in an archive.
+
+        Raises:
+            UnknownNodeError: the configuration names no such archive.
+            InvalidDicomQueryError, NodeError: see `serving.dicom.nodes.Node.search`.
+        """
+        timing = Timing(self._telemetry)
+        archive = self._node(node)
+        found = self._timed("search", lambda: archive.search("instances", query, limit, offset))
+        timing.lap("read")
+        return SearchAnswer(instances=[_found(each) for each in found], timings_ms=timing.milliseconds)
+
+    def fetch(self, request: FetchRequest, caller: Caller) -> StudyAnswer:
+        """Adds an image from an archive as a study.
+
+        Raises:
+            UnknownNodeError, UnknownInstanceError, NodeError: it cannot be had.
+            As `serving.core.dataplane.DataPlane.add_studies`: it cannot be used.
+        """
+        archive, at = self._node(request.node), request.instance
+        data = self._timed("retrieve", lambda: archive.retrieve(at.study_uid, at.series_uid, at.instance_uid))
+        return self._plane.add_studies([Upload(data, "the archive's image")], caller)[0]
+
+    def report(self, digest: str, request: InteractionRequest, caller: Caller) -> bytes:
+        """A structured report (TID 1500) under the study's pseudonym.
+
+        Raises:
+            NoSourceError: the study was no DICOM image.
+            As `serving.core.dataplane.DataPlane.interact`.
+        """
+        source = self._source(digest)
+        answer = self._plane.interact(digest, request, caller)
+        return structured_report(source, _reading(answer, request, caller), _algorithm(answer), _now())
+
+    def capture(self, digest: str, concept: str, request: InteractionRequest, caller: Caller) -> bytes:
+        """A Secondary Capture of a concept's map over the image, under the study's pseudonym.
+
+        Raises:
+            UnknownConceptError, NoSourceError: no such concept; the study was no DICOM image.
+            As `serving.core.dataplane.DataPlane.interact`.
+        """
+        source = self._source(digest)
+        answer = self._plane.interact(digest, request, caller)
+        return self._capture(source, answer, concept, request)
+
+    def send(self, digest: str, request: SendRequest, caller: Caller) -> SendAnswer:
+        """Files a report and pictures beside the original image, under its patient and study.
+
+        Raises:
+            DicomContextError: the study came from another image.
+            UnknownNodeError, UnknownInstanceError, NodeError, NodeStoreError: the archive refused.
+            As `report` and `capture`.
+        """
+        timing = Timing(self._telemetry)
+        archive, source = self._node(request.node), self._source(digest)
+        context = self._original(archive, source, request.original)
+        timing.lap("read")
+        answer = self._plane.interact(digest, request.interaction, caller)
+        reading, algorithm = _reading(answer, request.interaction, caller), _algorithm(answer)
+        files = [structured_report(source, reading, algorithm, _now(), context)]
+        files += [self._capture(source, answer, each, request.interaction, context) for each in request.pictures]
+        timing.lap("draw")
+        self._timed("store", lambda: archive.store(files))
+        uids = [str(pydicom.dcmread(io.BytesIO(each), stop_before_pixels=True).SOPInstanceUID) for each in files]
+        entry = document_entry(caller, answer, request, source.instance_uid, uids)
+        receipt = self._plane.store.ledger.append([entry])[0]
+        timing.lap("record")
+        return SendAnswer(instance_uids=uids, record=record(receipt), timings_ms=timing.milliseconds)
+
+    def _capture(
+        self,
+        source: DicomSource,
+        answer: InteractionAnswer,
+        concept: str,
+        request: InteractionRequest,
+        context: pydicom.Dataset | None = None,
+    ) -> bytes:
+        timing = Timing(self._telemetry)
+        image = self._plane.image(answer.digest, timing)
+        overlay = self._plane.overlay(answer.digest, concept, request, timing)
+        size = self._plane.size(answer.digest, timing)
+        drawn = picture(image, overlay, request.boxes, size)
+        said = f"Similarity to {concept}, {answer.after.top}; version {answer.model.version}"
+        return secondary_capture(source, drawn, said, _algorithm(answer), _now(), context)
+
+    def _source(self, digest: str) -> DicomSource:
+        source = load_study(self._plane.store.database, digest).source
+        if source is None:
+            raise NoSourceError("the study was not added as a DICOM image, so no DICOM document can be about it")
+        return DicomSource.from_json(source)
+
+    def _original(self, archive: Node, source: DicomSource, at: InstanceRef) -> pydicom.Dataset:
+        if pseudonymous_uid(at.instance_uid, self._salt) != source.instance_uid:
+            raise DicomContextError("original: is not the image that the study came from")
+        return self._timed("retrieve", lambda: archive.header(at.study_uid, at.series_uid, at.instance_uid))
+
+    def _node(self, name: str) -> Node:
+        if name not in self._nodes:
+            raise UnknownNodeError(f"node: {name!r} is none of {', '.join(self.nodes) or 'none'}")
+        return self._nodes[name]
+
+    def _timed(self, operation: DicomOperation, call: Callable[[], T]) -> T:
+        started = perf_counter()
+        try:
+            return call()
+        except NodeError:
+            self._telemetry.metrics.dicom_failed(operation)
+            raise
+        finally:
+            self._telemetry.metrics.dicom(operation, perf_counter() - started)
+
+
+def identify(salt: bytes) -> Callable[[bytes], str | None]:
+    """What is kept of an upload's attributes, as `serving.core.intake.Intake` takes it."""
+
+    def kept(data: bytes) -> str | None:
+        source = deidentify(data, salt)
+        return None if source is None else source.to_json()
+
+    return kept
+
+
+def _found(instance: pydicom.Dataset) -> FoundInstance:
+    names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality", "StudyDate")
+    study, series, own, modality, date = (str(instance.get(name, "")) for name in names)
+    return FoundInstance(study_uid=study, series_uid=series, instance_uid=own, modality=modality, study_date=date)
+
+
+def _algorithm(answer: InteractionAnswer) -> Algorithm:
+    return Algorithm(answer.model.version, answer.model.digest)
+
+
+def _reading(answer: InteractionAnswer, request: InteractionRequest, caller: Caller) -> Reading:
+    said = answer.after
+    return Reading(
+        findings=tuple(
+            Finding(each.name, each.probability, each.rejected, (each.peak.x, each.peak.y) if each.peak else None)
+            for each in said.concepts
+        ),
+        classes=tuple(ClassProbability(each.name, each.probability, each.name in said.found) for each in said.classes),
+        boxes=tuple(
+            ReaderBox(box.x_min, box.y_min, box.x_max, box.y_max, "attend" if box.kind == "positive" else "ignore")
+            for box in request.boxes
+        ),
+        abstains=said.abstains,
+        reader=caller.actor.replace(":", ".")[:_PSEUDONYM],
+    )
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()

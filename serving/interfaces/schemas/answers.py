@@ -1,0 +1,192 @@
+"""Answers: what the server says."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from csr.bundle.format import AtlasEntry, Manifest
+from serving.errors import ServingError
+from serving.interfaces.schemas.base import Answer
+from serving.interfaces.schemas.prediction import Changes, Prediction
+from serving.interfaces.schemas.requests import ImageSize, Verdict
+
+Timings = dict[str, float]
+
+
+class ModelRef(Answer):
+    """Which bundle answered: its digest, and its version in the registry."""
+
+    version: str
+    digest: str
+
+
+class Record(Answer):
+    """The entry of the audit ledger that says so; it was durable before this answer left."""
+
+    number: int
+    hash: str
+
+
+class StudyAnswer(Answer):
+    """A study and the prediction without interaction. ``image``: the frame that boxes and peaks are in."""
+
+    digest: str
+    image: ImageSize
+    model: ModelRef
+    prediction: Prediction
+    record: Record
+    timings_ms: Timings
+
+
+class StudiesAnswer(Answer):
+    """Several studies, in the order of their files."""
+
+    studies: list[StudyAnswer]
+
+
+class InteractionAnswer(Answer):
+    """A study before and after an interaction."""
+
+    digest: str
+    model: ModelRef
+    before: Prediction
+    after: Prediction
+    changes: Changes
+    record: Record
+    timings_ms: Timings
+
+
+class Frame(Answer):
+    """How the square canvas that maps cover lies to the image: canvas = scale · image + (left, top), in pixels."""
+
+    side: int
+    scale: float
+    left: float
+    top: float
+
+
+class MapsAnswer(Answer):
+    """Similarity maps as numbers: K×h×w, in the order of ``concepts``, cells of the canvas from its upper left."""
+
+    digest: str
+    model: ModelRef
+    concepts: list[str]
+    frame: Frame
+    limit: float
+    maps: list[list[list[float]]]
+    timings_ms: Timings
+
+
+class AtlasAnswer(Answer):
+    """The atlas of the champion, concept by concept."""
+
+    entries: list[AtlasEntry]
+    timings_ms: Timings
+
+
+class ReviewAnswer(Answer):
+    """The last word on one prototype of a bundle."""
+
+    bundle: str
+    concept: str
+    index: int
+    verdict: Verdict
+    comment: str
+    reviewer: str
+    at: str
+    record: Record
+
+
+class ReviewsAnswer(Answer):
+    """The last word on each prototype of a bundle that anybody reviewed."""
+
+    reviews: list[ReviewAnswer]
+    timings_ms: Timings
+
+
+class WorklistItem(Answer):
+    """A study that waits for a reader; see `csr.interaction.corrections.decision_margin` and
+    `serving.core.worklist`."""
+
+    digest: str
+    model: ModelRef
+    top: str
+    margin: float
+    expected_effect: float
+    asks_for_help: bool
+    abstains: bool
+    assessed_at: str
+    interactions: int
+    last_interaction_at: str | None
+
+
+class WorklistAnswer(Answer):
+    """A page of the worklist; ``next_offset`` is None on the last one."""
+
+    items: list[WorklistItem]
+    next_offset: int | None
+    timings_ms: Timings
+
+
+class ServedModel(Answer):
+    """A bundle in service."""
+
+    role: Literal["champion", "challenger"]
+    version: str
+    digest: str
+    since: str
+    manifest: Manifest
+
+
+class ModelChange(Answer):
+    """A change of what this server answers with."""
+
+    at: str
+    role: Literal["champion", "challenger"]
+    version: str
+    digest: str
+    previous_digest: str
+    record: Record
+
+
+class ModelsAnswer(Answer):
+    """What is in service, what was refused lately and why, and all changes, oldest first."""
+
+    models: list[ServedModel]
+    refused: dict[str, str]
+    history: list[ModelChange]
+    timings_ms: Timings
+
+
+class Sample(Answer):
+    """A study to try the page with; ``diagnosis`` names its true classes, for people, and boxes are (concept, x_min,
+    y_min, x_max, y_max) in pixels of its image."""
+
+    index: int
+    study_id: str
+    diagnosis: str
+    concepts: list[str]
+    boxes: list[tuple[str, float, float, float, float]]
+
+
+class Health(Answer):
+    """A health check that passed."""
+
+    status: Literal["live", "ready"]
+
+
+class ErrorDetail(Answer):
+    """``code`` is stable and for programs, ``message`` one sentence for people."""
+
+    code: str
+    message: str
+
+
+class ErrorBody(Answer):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+    @classmethod
+    def of(cls, error: ServingError) -> ErrorBody:
+        return cls(error=ErrorDetail(code=error.code, message=str(error)))

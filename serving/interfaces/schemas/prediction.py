@@ -1,0 +1,108 @@
+"""A prediction, and what an interaction changes in it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from serving.interfaces.schemas.base import Answer
+
+Task = Literal["multiclass", "multilabel"]
+
+
+class ClassScore(Answer):
+    """One class; ``bias`` and the concepts' contributions sum to ``logit``."""
+
+    name: str
+    probability: float
+    logit: float
+    bias: float
+
+
+class Peak(Answer):
+    """Where a concept's map is largest, in pixels of the uploaded image, and the similarity there."""
+
+    x: float
+    y: float
+    similarity: float
+
+
+class Exemplar(Answer):
+    """A training study that shows what speaks for a concept in this one: source ``rank`` (0 is the nearest) of
+    prototype ``index``, whose similarity to this study is ``score``."""
+
+    index: int
+    rank: int
+    score: float
+    study_id: str
+    usage: float
+    reliance: float
+
+
+class ConceptFinding(Answer):
+    """One concept in one study. ``peak`` and ``exemplars`` are empty where nothing speaks for it (rejected, pruned)."""
+
+    name: str
+    probability: float
+    rejected: bool
+    contributions: dict[str, float]
+    peak: Peak | None
+    exemplars: list[Exemplar]
+
+
+class Prediction(Answer):
+    """What the model says about a study, with or without an interaction.
+
+    ``task`` is the bundle's. ``found`` are the classes that the model says the study has, most probable first: ``top``,
+    the most probable one, if a study has one class; else those with a probability from a half on, which may be none.
+    ``margin`` is `csr.interaction.corrections.decision_margin`; ``asks_for_help``: it is below
+    `csr.bundle.format.Manifest.ask_margin`. ``map_limit`` is the similarity that overlays draw at full strength: the
+    largest of the study without interaction, so that pictures compare. ``abstains``: the model is not sure enough to
+    answer (`csr.bundle.format.Manifest.abstain_below`); the rest is still what it would say.
+    """
+
+    task: Task
+    found: list[str]
+    top: str
+    margin: float
+    asks_for_help: bool
+    abstains: bool
+    classes: list[ClassScore]
+    concepts: list[ConceptFinding]
+    map_limit: float
+
+
+class ClassChange(Answer):
+    """How a class's probability moved."""
+
+    name: str
+    before: float
+    after: float
+    delta: float
+
+
+class ConceptChange(Answer):
+    """How a concept's part moved; for ``effect``, which says how much that can move probabilities, see
+    `serving.core.explain`."""
+
+    name: str
+    cause: Literal["rejected", "region", "none"]
+    effect: float
+    probability_delta: float
+    contribution_deltas: dict[str, float]
+
+
+class Changes(Answer):
+    """What an interaction did, classes in the model's order and concepts by effect, largest first.
+
+    ``found_before`` and ``found_after`` are the predictions' ``found``: where a study can have several classes, a
+    decision changed if one of them is in one of the two only.
+    """
+
+    found_before: list[str]
+    found_after: list[str]
+    top_before: str
+    top_after: str
+    top_changed: bool
+    summary: str
+    classes: list[ClassChange]
+    concepts: list[ConceptChange]

@@ -1,0 +1,71 @@
+"""The black box: its map is Grad-CAM, written down in closed form, and it learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from csr.baselines.black_box import BlackBox, black_box, train_black_box
+from csr.baselines.protocol import ExperimentContext, TrainedBackbone, predict
+from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.training.augmentation import AugmentConfig
+from csr.training.callbacks import SilentCallbacks
+from csr.training.concepts import ConceptTrainingConfig
+from csr.training.features import FeatureCache
+from tests.csr.synthetic import make_collection, make_prepared
+
+NET = ConceptModelConfig("test_convnext", stride=8, context=16, width=16, pooling="lse")
+STILL = AugmentConfig(rotate=0, shift=0, scale=0, brightness=0, contrast=0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_prepared(tmp_path_factory.mktemp("data") / "prepared", make_collection())
+
+
+def test_the_map_is_grad_cam_of_the_predicted_class_up_to_the_number_of_cells():
+    """Selvaraju et al. 2017, eq. 1 and 2, with the gradients taken by autograd."""
+    torch.manual_seed(0)
+    model = ConceptModel(ConceptModelConfig("test_convnext", stride=8, context=None, pooling="average"), 1, 4).eval()
+    system = BlackBox(model, concepts=3).eval()
+    images = torch.randint(0, 255, (6, 1, 32, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        answer = system.answer(images)
+    features = model.features(images).detach().requires_grad_()
+    logits = model.to_maps(features).mean((2, 3))
+    predicted = logits.argmax(1)
+    (gradient,) = torch.autograd.grad(logits.gather(1, predicted[:, None]).sum(), features)
+    weights = gradient.mean((2, 3))
+    gradcam = torch.einsum("bd,bdhw->bhw", weights, features).relu()
+    assert gradcam.amax((1, 2)).min() > 0
+    for concept in range(3):
+        np.testing.assert_allclose(answer.maps[:, concept], 4 * 6 * gradcam.detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(answer.probabilities, logits.softmax(-1).detach(), atol=1e-6)
+    assert answer.concepts is None
+    assert answer.explanations.tolist() == [0] * 6
+
+
+def test_the_foundation_is_trained_by_class_labels_and_pools_by_the_average(data):
+    config = ConceptTrainingConfig(
+        model=NET, augment=STILL, epochs=12, batch_size=8, learning_rate=4e-3, precision="float32"
+    )
+    own = ExperimentContext(data, config, SilentCallbacks())
+    system = train_black_box(own)
+    history = own.callbacks.history
+    assert set(history[0]) == {"epoch", "train_class", "val_macro_f1"}
+    assert history[-1]["train_class"] < 0.5 * history[0]["train_class"]
+    assert history[-1]["val_macro_f1"] > 0.8
+    assert system.model.config.pooling == "average"
+    assert system.model.to_maps.out_channels == 3
+    train = data.images[data.collection.rows("train")] / 255
+    assert float(system.model.backbone.mean) == pytest.approx(train.mean(), abs=1e-5)
+
+    empty = FeatureCache(np.zeros((0, 1, 1, 1), np.float16), np.zeros((0, 1, 1, 1), np.float32))
+    again = black_box(ExperimentContext(data, config, SilentCallbacks(), TrainedBackbone(system.model, empty)))
+    rows = data.collection.rows("test")
+    first, second = predict(system, data, rows), predict(again, data, rows)
+    np.testing.assert_array_equal(first.probabilities, second.probabilities)
+    assert second.concepts is None
+    assert second.peaks.shape == (len(rows), 3, 2)
+    np.testing.assert_array_equal(second.explanations, 0)

@@ -1,0 +1,232 @@
+"""The exported graphs compute what torch computes, for every batch size and interaction, and a gap is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+
+from csr.bundle.atlas import Atlas
+from csr.bundle.format import REASONER_OUTPUTS
+from csr.bundle.onnx_export import export_graphs, measure_parity, require_parity
+from csr.bundle.runtime import BundleRunner
+from csr.bundle.writing import ExportConfig, Provenance, write_bundle
+from csr.data.prepared import PreparedSet
+from csr.errors import BundleError, ConfigError
+from csr.interaction.corrections import Interaction
+from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.network.csr import CSR, Encoder
+from csr.network.projector import Projector
+from csr.network.reasoner import Floor
+from csr.training.features import FeatureCache
+from tests.csr.synthetic import make_collection, make_prepared, make_reasoner
+
+INPUTS = ("importance", "prototype_mask", "absent_weight")
+
+
+def make_csr(seed: int, floor: Floor = "zero") -> CSR:
+    """Random weights, pruned prototypes, and the letter of the paper's reasoner: the harder one to export."""
+    torch.manual_seed(seed)
+    concept_model = ConceptModel(ConceptModelConfig("test_resnet", stride=8), 1, 3)
+    concept_model.backbone.set_normalisation(torch.tensor([0.4]), torch.tensor([0.2]))
+    concept_model.backbone.map_shift = (-2, 3)  # as training leaves it
+    for module in concept_model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics of a trained network are not 0 and 1
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    projector = Projector(concept_model.backbone.width, 5, 2)
+    projector.set_standardisation(
+        torch.randn(concept_model.backbone.width), torch.rand(concept_model.backbone.width) + 0.5
+    )
+    return CSR(Encoder(concept_model, projector), make_reasoner(seed, clip=False, pruned=2, floor=floor)).eval()
+
+
+@pytest.fixture(scope="module", params=["zero", "absent"])
+def exported(tmp_path_factory, request) -> SimpleNamespace:
+    folder, model = tmp_path_factory.mktemp("graphs"), make_csr(0, request.param)
+    export_graphs(model, torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8), folder)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    encoder, reasoner = (
+        ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+        for name in ("encoder.onnx", "reasoner.onnx")
+    )
+    return SimpleNamespace(model=model, folder=folder, encoder=encoder, reasoner=reasoner)
+
+
+def images_of(seed: int, batch: int) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(seed).integers(0, 256, (batch, 1, 32, 32), dtype=np.uint8))
+
+
+def interaction_of(seed: int, batch: int) -> dict[str, np.ndarray]:
+    """Every second image is left alone: a batch mixes studies with and without an interaction."""
+    rng = np.random.default_rng([seed, 5])
+    importance = rng.choice([-1.0, 0.0, 0.2, 1.0], (batch, 4, 4))
+    importance[::2] = 1
+    mask = np.repeat(rng.integers(0, 2, (batch, 3, 1)), 4, axis=2)
+    values = (importance, mask, rng.integers(0, 2, batch))
+    return {name: value.astype(np.float32) for name, value in zip(INPUTS, values, strict=True)}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 33])
+def test_both_graphs_take_any_batch_size_and_agree_with_torch(exported, batch):
+    images, tensors = images_of(batch, batch), interaction_of(batch, batch)
+    with torch.no_grad():
+        patches = exported.model.encoder(images)
+        answer = exported.model.reasoner(patches, *(torch.tensor(value) for value in tensors.values()))
+    (own,) = exported.encoder.run(None, {"image": images.numpy()})
+    np.testing.assert_allclose(own, patches, atol=1e-4)
+    for name, value in zip(REASONER_OUTPUTS, exported.reasoner.run(None, {"patches": own, **tensors}), strict=True):
+        np.testing.assert_allclose(value, getattr(answer, name), atol=2e-3, rtol=1e-3, err_msg=name)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_the_reasoner_graph_agrees_with_torch_for_any_patches_and_interaction(exported, seed, batch):
+    rng = np.random.default_rng(seed)
+    patches = rng.standard_normal((batch, 5, 4, 4)).astype(np.float32)
+    patches /= np.linalg.norm(patches, axis=1, keepdims=True)
+    tensors = interaction_of(seed, batch)
+    with torch.no_grad():
+        answer = exported.model.reasoner(torch.tensor(patches), *(torch.tensor(value) for value in tensors.values()))
+    for name, value in zip(REASONER_OUTPUTS, exported.reasoner.run(None, {"patches": patches, **tensors}), strict=True):
+        np.testing.assert_allclose(value, getattr(answer, name), atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def test_the_graphs_name_their_inputs_and_outputs_as_the_bundle_says(exported):
+    assert [each.name for each in exported.encoder.get_inputs()] == ["image"]
+    assert [each.name for each in exported.encoder.get_outputs()] == ["patches"]
+    assert [each.name for each in exported.reasoner.get_inputs()] == ["patches", *INPUTS]
+    assert tuple(each.name for each in exported.reasoner.get_outputs()) == REASONER_OUTPUTS
+    assert exported.encoder.get_inputs()[0].type == "tensor(uint8)"
+
+
+def test_the_graphs_are_self_contained(exported):
+    assert sorted(path.name for path in exported.folder.iterdir()) == ["encoder.onnx", "reasoner.onnx"]
+
+
+def test_parity_of_an_exported_model_is_small_and_grows_with_the_gap_between_the_two(exported):
+    images, tensors = images_of(0, 20), interaction_of(0, 20)
+    assert measure_parity(exported.model, images, tensors, exported.folder) < 1e-3
+    bias = exported.model.reasoner.head.bias
+    with torch.no_grad():
+        bias[1] += 0.5
+        try:
+            gap = measure_parity(exported.model, images, tensors, exported.folder)
+        finally:
+            bias[1] -= 0.5
+    assert gap == pytest.approx(0.5, abs=1e-2)
+
+
+def test_parity_looks_at_every_image_and_at_interactions_too(exported):
+    """A gap in the absent scores shows only where a concept is rejected: here in the last image of 20."""
+    images = images_of(0, 20)
+    tensors = {"importance": np.ones((20, 4, 4)), "prototype_mask": np.ones((20, 3, 4)), "absent_weight": np.ones(20)}
+    tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
+    tensors["prototype_mask"][19] = 0
+    alive = exported.model.reasoner.alive > 0
+    absent = exported.model.reasoner.absent_scores
+    before = measure_parity(exported.model, images, tensors, exported.folder)
+    with torch.no_grad():
+        absent[alive] += 1
+        try:
+            after = measure_parity(exported.model, images, tensors, exported.folder)
+        finally:
+            absent[alive] -= 1
+    assert before < 1e-3 < 0.1 < after
+
+
+@pytest.mark.parametrize("gap", [2e-4, 1.0, float("nan"), float("inf")])
+def test_a_gap_above_the_tolerance_is_refused(gap):
+    with pytest.raises(BundleError, match="export"):
+        require_parity(gap, 1e-4)
+    require_parity(1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
+def test_a_default_alpha_that_no_interaction_could_have_is_refused(alpha):
+    with pytest.raises(ValueError, match="is neither in 0"):
+        ExportConfig(alpha=alpha)
+
+
+@pytest.mark.parametrize("risk", [0.0, 1.0, -0.1, float("nan")])
+def test_a_tolerated_risk_that_says_nothing_is_refused(risk):
+    with pytest.raises(ValueError, match=r"export\.abstain_risk: .* is neither between 0 and 1 nor null"):
+        ExportConfig(abstain_risk=risk)
+
+
+def data_on_which_it_is_right(model: CSR, right: list[int], folder: Path) -> tuple[PreparedSet, np.ndarray]:
+    """A set on whose validation studies the model is right in those places, the surest first, and wrong in all others.
+
+    Returns:
+        The set, and the model's confidences on these studies, descending.
+    """
+    data = make_prepared(folder, make_collection(12, 40, 9))
+    rows = data.collection.rows("val")
+    with torch.no_grad():
+        probabilities = model(torch.from_numpy(data.images[rows])).probabilities.numpy()
+    surest = probabilities.max(1).argsort()[::-1]
+    label = (probabilities.argmax(1) + 1) % 3
+    label[surest[right]] -= 1
+    studies = data.collection.studies.copy()
+    studies.loc[rows, "label"] = np.array(data.collection.classes)[label]
+    return replace(data, collection=replace(data.collection, studies=studies)), probabilities.max(1)[surest]
+
+
+def cache_of(data: PreparedSet, model: CSR) -> FeatureCache:
+    """What stage ``features`` keeps of the model's backbone."""
+    with torch.no_grad():
+        features = model.encoder.concept_model.features(torch.from_numpy(np.ascontiguousarray(data.images[:])))
+    return FeatureCache(features.numpy().astype(np.float16), np.zeros((len(features), 0), np.float32))
+
+
+ORIGIN = Provenance("paper", "0", "test", {})
+NO_ATLAS = Atlas([], np.zeros((0,)))
+
+
+def test_a_bundle_carries_calibrated_probabilities_and_the_threshold_of_the_tolerated_risk(tmp_path):
+    model = make_csr(1)
+    data, confidence = data_on_which_it_is_right(model, list(range(20)), tmp_path / "prepared")
+    config = ExportConfig(abstain_risk=0.2, tolerance=1e-2)
+    bundle, _ = write_bundle(tmp_path / "bundle", data, cache_of(data, model), model, NO_ATLAS, config, ORIGIN)
+    # 5 of 25 answers are wrong, and 6 of 26 would be too many.
+    assert confidence[25] < bundle.manifest.abstain_below == confidence[24]
+
+    runner = BundleRunner(bundle)
+    answer = runner.reason(runner.encode(data.images[data.collection.rows("val")]), [Interaction()] * 40)
+    temperature = float(model.reasoner.temperature)
+    assert abs(temperature - 1) > 0.2
+    np.testing.assert_allclose(answer["probabilities"], softmax(answer["logits"] / temperature, axis=1), atol=1e-6)
+    np.testing.assert_allclose(np.sort(answer["probabilities"].max(1))[::-1], confidence, atol=1e-4)
+
+
+def test_a_risk_that_no_threshold_reaches_is_refused_with_the_least_that_one_does(tmp_path):
+    model = make_csr(1)
+    data, _ = data_on_which_it_is_right(model, [2], tmp_path / "prepared")
+    message = r"export\.abstain_risk: 0\.05 is out of reach: on the 40 studies of split 'val' .* than 0\.667"
+    with pytest.raises(ConfigError, match=message):
+        write_bundle(
+            tmp_path / "bundle", data, cache_of(data, model), model, NO_ATLAS, ExportConfig(abstain_risk=0.05), ORIGIN
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared"]
+
+
+def test_a_bundle_that_fails_parity_is_not_written_and_the_previous_one_stays(tmp_path, monkeypatch):
+    data, model = make_prepared(tmp_path / "prepared", make_collection()), make_csr(1)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "previous").write_text("kept")
+    monkeypatch.setattr("csr.bundle.writing.export_graphs", lambda *_: None)
+    monkeypatch.setattr("csr.bundle.writing.measure_parity", lambda *_: 0.01)
+    origin = Provenance("paper", data.digest(), "test", {})
+    with pytest.raises(BundleError, match="Δlogit"):
+        write_bundle(tmp_path / "bundle", data, cache_of(data, model), model, NO_ATLAS, ExportConfig(), origin)
+    assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["previous"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "prepared"]

@@ -1,0 +1,347 @@
+"""The comparison: its registry, how runs are kept, what systems cost, and all of it in one call."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from csr.baselines.protocol import Answer, ExperimentContext, SharedBackbone, System, predict
+from csr.comparison import __main__ as command
+from csr.comparison.ablations import VARIANTS
+from csr.comparison.csr_system import Recipe
+from csr.comparison.report import (
+    OURS,
+)
+from csr.comparison.runs import load_predictions, save_predictions
+from csr.comparison.shared_backbones import (
+    SHARED_BACKBONES,
+    open_shared_backbone,
+    shared_backbone_context,
+    train_shared_backbone,
+)
+from csr.comparison.systems import Result, encode_latency, run_system, systems
+from csr.errors import DataError
+from csr.evaluation.evaluate import Predictions, evaluate_predictions
+from csr.network.concept_model import ConceptModelConfig
+from csr.presets import PRESETS
+from csr.training.callbacks import SilentCallbacks
+from csr.training.concepts import ConceptTrainingConfig
+from csr.training.head import HeadConfig
+from csr.training.prototypes import PrototypeConfig
+from tests.csr.synthetic import CLASSES, CONCEPTS, SIDE, make_collection, make_prepared
+
+ROBUST = Recipe(PrototypeConfig(per_concept=2, width=8, epochs=1), HeadConfig(epochs=2))
+PAPER = Recipe(PrototypeConfig(per_concept=7, width=8, epochs=1), HeadConfig(epochs=2, clip=False, floor="zero"))
+ENTRIES = systems({"robust": ROBUST, "paper": PAPER})
+NET = ConceptModelConfig("test_convnext", stride=8, context=16, width=16)
+
+
+# the registry
+
+
+def test_every_system_of_the_comparison_is_there_with_what_it_rests_on():
+    """The rivals are those of CSR's paper, the black box, and the CBM on the same stage 1."""
+    shared_backbones = {name: entry.shared_backbone for name, entry in ENTRIES.items()}
+    assert shared_backbones["csr_robust"] == shared_backbones["cbm_shared"] == "concepts_lse"
+    assert shared_backbones["csr_paper"] == "concepts_average"
+    assert shared_backbones["cbm_sequential"] == shared_backbones["cbm_independent"] == "concepts_average"
+    assert shared_backbones["cbm_joint"] is None
+    from_the_black_box = {"posthoc_cbm", "posthoc_cbm_hybrid", "protopnet", "protopool", "prototree", "pipnet"}
+    assert {name for name, each in shared_backbones.items() if each == "classes"} == from_the_black_box | {"black_box"}
+    assert set(shared_backbones.values()) <= {None, *SHARED_BACKBONES}
+    assert len({entry.title for entry in ENTRIES.values()}) == len(ENTRIES) == 13
+    assert next(iter(ENTRIES)) == OURS
+
+
+def test_foundations_differ_in_what_their_names_say():
+    assert get_args(SharedBackbone) == SHARED_BACKBONES
+    unread = SimpleNamespace(collection=make_collection())
+    own = ExperimentContext(unread, ConceptTrainingConfig(model=NET), SilentCallbacks())  # type: ignore[arg-type]
+    models = {kind: shared_backbone_context(kind, own).config.model for kind in SHARED_BACKBONES if kind != "classes"}
+    for preset, kind in (("robust", "concepts_lse"), ("paper", "concepts_average")):
+        assert models[kind] == replace(NET, **PRESETS[preset]["concepts.model"])
+    assert models["concepts_lse"].pooling == "lse" and models["concepts_average"].pooling == "average"
+    assert models["concepts_coarse"] == replace(models["concepts_lse"], stride=16, context=None)
+
+
+def test_an_ablation_takes_out_one_ingredient_and_leaves_the_rest():
+    preset = PRESETS["robust"]
+    robust = Recipe(PrototypeConfig(**preset["prototypes"]), HeadConfig(**preset["head"]))
+    plain = asdict(robust)
+    assert VARIANTS["robust"].recipe(robust) == robust and VARIANTS["robust"].shared_backbone == "concepts_lse"
+    seen = [("concepts_lse", plain)]
+    for variant in list(VARIANTS.values())[1:]:
+        changed = asdict(variant.recipe(robust))
+        for stage, keys in (("prototypes", variant.prototypes), ("head", variant.head)):
+            differing = {key for key, value in plain[stage].items() if changed[stage][key] != value}
+            assert differing == set(keys)
+        seen.append((variant.shared_backbone, changed))
+        assert variant.shared_backbone in SHARED_BACKBONES and variant.shared_backbone != "classes"
+    assert all(each not in seen[:index] for index, each in enumerate(seen))
+    assert len({variant.title for variant in VARIANTS.values()}) == len(VARIANTS)
+
+
+# predictions on disk
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_predictions_come_back_as_they_were(tmp_path, bare):
+    rng = np.random.default_rng(0)
+
+    def made(rows: list[int]) -> Predictions:
+        n = len(rows)
+        concepts, peaks = (None, None) if bare else (rng.random((n, 3)), 32 * rng.random((n, 3, 2)))
+        return Predictions(np.array(rows), rng.random((n, 4)), concepts, peaks, rng.integers(0, 9, n))
+
+    result = Result({}, validation=made([5, 2]), test=made([7, 9, 8]), report={})
+    save_predictions(tmp_path / "deep/a.npz", result.validation, result.test)
+    for split in ("validation", "test"):
+        expected, found = getattr(result, split), load_predictions(tmp_path / "deep/a.npz", split)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        assert found.rows.dtype.kind == "i"
+        for name in ("probabilities", "concepts", "peaks", "explanations"):
+            if bare and name in ("concepts", "peaks"):
+                assert getattr(found, name) is None
+            else:
+                np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-6)
+
+
+# latency
+
+
+class Slow(System):
+    """Notes its calls, and takes as many seconds as it is told."""
+
+    def __init__(self, name: str, log: list[str], clock: list[float], seconds: list[float]) -> None:
+        super().__init__()
+        self.name, self.log, self.clock, self.seconds = name, log, clock, seconds
+
+    def answer(self, images):
+        assert not self.training and not torch.is_grad_enabled()
+        self.log.append(self.name)
+        self.clock[0] += self.seconds[(len(self.log) - 1) // 2 % len(self.seconds)]
+        return Answer(images, None, None, images)
+
+
+def test_every_systems_latency_is_the_median_of_answers_taken_in_turns(monkeypatch):
+    log: list[str] = []
+    clock = [0.0]
+    monkeypatch.setattr("csr.comparison.systems.time.perf_counter", lambda: clock[0])
+    members = {"a": Slow("a", log, clock, [9, 1, 2, 1]), "b": Slow("b", log, clock, [0, 3, 3, 50])}
+    assert encode_latency(members, torch.zeros(1), rounds=3) == pytest.approx({"a": 1, "b": 3})
+    assert log == ["a", "b"] * 4  # one to warm up
+
+
+# shared_backbones and systems on a tiny set
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory) -> ExperimentContext:
+    data = make_prepared(tmp_path_factory.mktemp("data") / "prepared", make_collection())
+    config = ConceptTrainingConfig(model=NET, epochs=2, batch_size=8, seed=3, precision="float32")
+    return ExperimentContext(data, config, SilentCallbacks())
+
+
+@pytest.fixture(scope="module")
+def shared_backbones(context, tmp_path_factory) -> Path:
+    """A folder of all shared_backbones."""
+    folder = tmp_path_factory.mktemp("shared_backbones")
+    for kind in SHARED_BACKBONES:
+        (folder / kind).mkdir()
+        train_shared_backbone(kind, context, folder / kind)
+    return folder
+
+
+@pytest.mark.parametrize("kind", SHARED_BACKBONES)
+def test_a_foundation_comes_back_with_its_features_and_the_time_it_took(context, shared_backbones, kind):
+    trained, seconds = open_shared_backbone(shared_backbones / kind)
+    about = json.loads((shared_backbones / kind / "about.json").read_text())
+    assert seconds == about["seconds"] > 0
+    assert about["parameters"] == sum(parameter.numel() for parameter in trained.model.parameters())
+    cells = SIDE // (16 if kind == "concepts_coarse" else 8)
+    data = context.data
+    assert trained.cache.cam.shape == (len(data.images), 3, cells, cells)
+    rows = np.array([0, 41, 67])
+    with torch.no_grad():
+        features = trained.model.features(torch.from_numpy(data.images[rows]))
+        maps = trained.model.maps(features)
+    np.testing.assert_allclose(trained.cache.features[rows], features, atol=2e-3, rtol=2e-3)
+    np.testing.assert_allclose(trained.cache.cam[rows], maps, atol=1e-4, rtol=1e-4)
+    assert trained.model.config.pooling == ("lse" if kind in ("concepts_lse", "concepts_coarse") else "average")
+    names = torch.load(shared_backbones / kind / "model.pt", weights_only=True)["concepts"]
+    assert tuple(names) == (CLASSES if kind == "classes" else CONCEPTS)
+
+
+@pytest.mark.parametrize("missing", ["model.pt", "about.json", "features.npy", "cam.npy"])
+def test_an_incomplete_foundation_is_named(shared_backbones, tmp_path, missing):
+    for file in (shared_backbones / "classes").iterdir():
+        if file.name != missing:
+            (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(DataError, match=missing):
+        open_shared_backbone(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def robust(context, shared_backbones) -> tuple[System, Result]:
+    trained, _ = open_shared_backbone(shared_backbones / "concepts_lse")
+    return run_system(ENTRIES["csr_robust"], replace(context, shared_backbone=trained), shared_seconds=1000.0)
+
+
+def test_csr_is_judged_with_all_its_prototypes_and_one_explanation_a_concept(robust):
+    system, result = robust
+    assert result.about["prototypes"] == system.prototypes == 3 * 2
+    assert result.about["explanations"] == 3
+    assert 1000 < result.about["seconds"] < 1100
+    assert result.about["parameters"] == sum(parameter.numel() for parameter in system.parameters())
+    assert not any(module.training for module in system.modules())
+
+
+def test_a_result_holds_both_splits_and_the_report_of_the_test_parts(robust, context):
+    system, result = robust
+    collection = context.data.collection
+    for split, found in (("val", result.validation), ("test", result.test)):
+        np.testing.assert_array_equal(found.rows, collection.rows(split))
+        again = predict(system, context.data, collection.rows(split))
+        np.testing.assert_array_equal(found.probabilities, again.probabilities)
+        np.testing.assert_array_equal(found.peaks, again.peaks)
+    assert result.report == evaluate_predictions(collection, result.test, SIDE)
+    assert list(result.report) == ["test"]
+
+
+def test_a_recipe_and_the_settings_seed_reach_csr(context, shared_backbones):
+    trained, _ = open_shared_backbone(shared_backbones / "concepts_average")
+    own = replace(context, shared_backbone=trained)
+    paper, result = run_system(ENTRIES["csr_paper"], own)
+    assert result.about["prototypes"] == 3 * 7
+    assert not paper.network.reasoner.clip and paper.network.reasoner.floor == "zero"
+    assert paper.stage2.config.seed == 3
+    _, other = run_system(ENTRIES["csr_paper"], replace(own, config=replace(context.config, seed=4)))
+    assert not np.array_equal(result.test.probabilities, other.test.probabilities)
+
+
+def test_a_system_trains_for_its_share_of_the_budget(context):
+    seen = []
+
+    class Nothing(System):
+        def answer(self, images):
+            n = len(images)
+            return Answer(torch.full((n, 3), 1 / 3), None, None, torch.zeros(n))
+
+    def train(own: ExperimentContext) -> System:
+        seen.append(own.config.epochs)
+        return Nothing()
+
+    own = replace(context, config=replace(context.config, epochs=8))
+    for share in (1.0, 0.5):
+        _, result = run_system(replace(ENTRIES["black_box"], train=train, epochs=share), own)
+    assert seen == [8, 4]
+    assert result.about["prototypes"] == result.about["parameters"] == 0
+
+
+# everything in one call
+
+SYSTEMS = ["csr_robust", "black_box", "cbm_shared"]
+SIZE = (
+    "--train 48 --val 24 --test 24 --side 64 --backbone test_convnext --epochs 1 --batch-size 8 --workers 1 --seeds 0"
+)
+STRANGERS = ("ray", "mlflow", "dvc", "fastapi", "pydantic", "onnx", "pipelines", "serving")
+PROGRAM = f"""
+import runpy, sys
+runpy.run_module("csr.comparison", run_name="__main__", alter_sys=True)
+found = sorted({{name.partition(".")[0] for name in sys.modules}} & set({STRANGERS!r}))
+print("strangers:", found)
+"""
+
+
+def call(out: Path, *more: str) -> None:
+    """``python -m csr.comparison`` in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["comparison", str(out), *SIZE.split(), *more])
+        command.main()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> tuple[Path, str]:
+    """The folder that a process of its own filled with three systems, and what it printed."""
+    out = tmp_path_factory.mktemp("compared")
+    arguments = [str(out), *SIZE.split(), "--systems", *SYSTEMS]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done.stdout
+
+
+def test_one_call_writes_the_report_and_every_run(compared):
+    out, _ = compared
+    left = {"prepared", "settings.json", "comparison.md", "comparison.html"}
+    assert {file.name for file in out.iterdir()} == left | {f"{n}-0.{end}" for n in SYSTEMS for end in ("json", "npz")}
+    markdown, page = (out / "comparison.md").read_text(), (out / "comparison.html").read_text()
+    for name in SYSTEMS:
+        report = json.loads((out / f"{name}-0.json").read_text())
+        assert (report["system"], report["seed"], report["title"]) == (name, 0, ENTRIES[name].title)
+        assert set(report) >= {"iid", "shifted", "prototypes", "explanations", "parameters", "seconds"}
+        assert report["seconds"] > 0 and report["parameters"] > 10_000
+        assert f"{report['iid']['macro_f1']:.3f}" in markdown
+        assert markdown.count(f"| {report['title']} |") >= 5 and report["title"].partition("'")[0] in page
+    assert 10 <= json.loads((out / "csr_robust-0.json").read_text())["prototypes"] <= 10 * 5  # without unused ones
+    assert "Comparison: 48 images, 64², test_convnext" in markdown
+
+
+def test_it_imports_none_of_the_pipelines_or_servers_frameworks(compared):
+    assert compared[1].splitlines()[-1] == "strangers: []"
+
+
+def test_a_stopped_comparison_goes_on_and_trains_what_is_left(compared, capsys):
+    """Here all other systems, which thereby run on the phantom once each."""
+    out, _ = compared
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("*-0.*")}
+    call(out)
+    printed = capsys.readouterr().out
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
+    assert "drawing" not in printed and "seed 0: concepts_lse" not in printed
+    for name, entry in ENTRIES.items():
+        assert (f"seed 0: {name}\n" in printed) == (name not in SYSTEMS)
+        assert f"| {entry.title} |" in (out / "comparison.md").read_text()
+        report = json.loads((out / f"{name}-0.json").read_text())
+        assert 0 <= report["iid"]["macro_f1"] <= 1 and 0 <= report["shifted"]["pointing_game"]["pair"] <= 1
+        assert (report["iid"]["concept_auroc"] is not None) == (name.startswith(("csr", "cbm", "posthoc")))
+    call(out)
+    assert "seed 0" not in capsys.readouterr().out
+
+
+def test_a_folder_holds_one_comparison(compared):
+    out, _ = compared
+    before = {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    with pytest.raises(SystemExit) as caught:
+        call(out, "--train", "50", "--systems", "pipnet")
+    message = str(caught.value.code)
+    assert message.startswith("comparison: ") and "settings.json: the runs here have train 48, not 50" in message
+    assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
+
+
+def test_a_missing_split_or_an_unknown_system_ends_with_a_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        call(tmp_path / "small", "--val", "2")
+    assert str(caught.value.code).startswith("comparison: ") and "no study in split 'val'" in str(caught.value)
+    with pytest.raises(SystemExit):
+        call(tmp_path / "unknown", "--systems", "csr_rebust")
+    assert "invalid choice: 'csr_rebust'" in capsys.readouterr().err
+    assert not (tmp_path / "unknown").exists()
+
+
+def test_without_our_system_there_is_nothing_to_set_the_others_against(compared, capsys):
+    out, _ = compared
+    before = (out / "comparison.md").stat().st_mtime_ns
+    call(out, "--systems", "black_box")
+    assert "no report" in capsys.readouterr().out
+    assert (out / "comparison.md").stat().st_mtime_ns == before

@@ -1,0 +1,238 @@
+"""ExperimentContext systems against each other: differences with their intervals, and the sections of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from csr.comparison.published import PUBLISHED
+from csr.comparison.report import (
+    OURS,
+    f1_difference,
+    interval,
+    main_sections,
+    pointing_difference,
+    published_section,
+    spread,
+)
+from csr.comparison.runs import Runs
+from csr.data.html_report import Section
+from csr.data.records import Collection
+from csr.errors import DataError
+from csr.evaluation.evaluate import Predictions, evaluate_predictions
+from tests.csr.synthetic import CLASSES, CONCEPTS, SIDE, make_collection
+
+
+def two_parts(seed: int = 0) -> Collection:
+    """Sixty test studies in two parts, all classes and boxes in both."""
+    collection = make_collection(train=30, val=30, test=60, seed=seed)
+    studies = collection.studies.copy()
+    test = np.flatnonzero(studies["split"] == "test")
+    studies.loc[test[:30], "part"], studies.loc[test[30:], "part"] = "iid", "shifted"
+    return replace(collection, studies=studies)
+
+
+COLLECTION = two_parts()
+TRUTH, BOXES = COLLECTION.truth(), COLLECTION.boxes_by_pair()
+CONFIDENCE = 0.9
+
+
+def predictions(rows: np.ndarray, wrong: np.ndarray, missed: np.ndarray) -> Predictions:
+    """90 % sure of the true class, or of the next one in ``wrong`` rows; points at boxes, or off them in ``missed``."""
+    claimed = (TRUTH[rows] + np.isin(rows, wrong)) % len(CLASSES)
+    probabilities = np.full((len(rows), len(CLASSES)), (1 - CONFIDENCE) / (len(CLASSES) - 1))
+    probabilities[np.arange(len(rows)), claimed] = CONFIDENCE
+    peaks = np.full((len(rows), len(CONCEPTS), 2), SIDE - 1.0)
+    for i, row in enumerate(rows):
+        for k in range(len(CONCEPTS)):
+            if (int(row), k) in BOXES and row not in missed:
+                peaks[i, k] = BOXES[int(row), k][0].reshape(2, 2).mean(0)
+    labels = COLLECTION.concept_labels()[rows]
+    return Predictions(rows, probabilities, labels, peaks, np.full(len(rows), 3))
+
+
+def runs(
+    wrong: Callable[[int], np.ndarray],
+    missed: Callable[[int], np.ndarray] = lambda seed: np.array([]),
+    title: str = "system",
+    seeds: tuple[int, ...] = (0, 1, 2),
+    bare: bool = False,
+    latency: float | None = None,
+) -> Runs:
+    """A system's runs; which rows each seed gets wrong and misses."""
+    test, validation, reports = [], [], []
+    for seed in seeds:
+        answers = {split: predictions(COLLECTION.rows(split), wrong(seed), missed(seed)) for split in ("val", "test")}
+        if bare:
+            answers = {split: replace(each, concepts=None, peaks=None) for split, each in answers.items()}
+        validation.append(answers["val"])
+        test.append(answers["test"])
+        about = {"prototypes": 4, "explanations": 3.0, "parameters": 1234, "seconds": 10.0 + seed}
+        reports.append({"seed": seed, **about, **evaluate_predictions(COLLECTION, test[-1], SIDE)})
+    return Runs(title, reports, validation, test, latency)
+
+
+def none(seed: int) -> np.ndarray:
+    return np.array([])
+
+
+def everything(seed: int) -> np.ndarray:
+    return np.arange(len(TRUTH))
+
+
+def first_of_each_part(count: int) -> Callable[[int], np.ndarray]:
+    """As many studies of each test part, more with each seed."""
+
+    def rows(seed: int) -> np.ndarray:
+        return np.concatenate([COLLECTION.rows("test", part)[: count + 3 * seed] for part in ("iid", "shifted")])
+
+    return rows
+
+
+def test_differences_are_ours_minus_theirs_and_bootstrapped_over_studies_and_seeds():
+    right, some, nothing = runs(none), runs(first_of_each_part(6)), runs(everything)
+    certain = f1_difference(COLLECTION, right, nothing, "iid")
+    assert (certain.mean, certain.low, certain.high) == (1, 1, 1)
+    assert f1_difference(COLLECTION, right, right, "iid").mean == 0
+    gain = f1_difference(COLLECTION, right, some, "iid")
+    expected = np.mean([1 - report["iid"]["macro_f1"] for report in some.reports])
+    assert gain.mean == pytest.approx(expected, abs=1e-6) and 0.1 < expected < 0.6
+    assert 0 < gain.low < gain.mean < gain.high < 1
+    loss = f1_difference(COLLECTION, some, right, "iid")
+    assert (loss.mean, loss.low, loss.high) == pytest.approx((-gain.mean, -gain.high, -gain.low))
+
+
+def test_pointing_is_compared_by_pairs_in_the_part_that_is_asked_for():
+    shifted = COLLECTION.rows("test", "shifted")
+    ours, theirs = runs(none), runs(none, missed=lambda seed: shifted[: 10 + seed])
+    assert pointing_difference(COLLECTION, ours, theirs, "iid").mean == 0
+    gain = pointing_difference(COLLECTION, ours, theirs, "shifted")
+    pairs = np.array([sum((int(row), k) in BOXES for k in range(3)) for row in shifted])
+    expected = np.mean([pairs[: 10 + seed].sum() / pairs.sum() for seed in range(3)])
+    assert gain.mean == pytest.approx(expected)
+    assert 0 < gain.low < gain.mean < gain.high
+    assert pointing_difference(COLLECTION, ours, runs(none, bare=True), "iid") is None
+    assert pointing_difference(replace(COLLECTION, boxes=COLLECTION.boxes[:0]), ours, theirs, "iid") is None
+
+
+def table_of(sections: list[Section], title: str, index: int = 0) -> dict[str, dict[str, str]]:
+    """A section's table as system → column → cell."""
+    (section,) = (each for each in sections if each.title == title)
+    table = section.tables[index]
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+
+
+@pytest.fixture(scope="module")
+def sections() -> list[Section]:
+    """CSR is right everywhere, the black box nowhere and without a map, a third in between."""
+    return main_sections(
+        COLLECTION,
+        {
+            OURS: runs(none, title="CSR", latency=0.004),
+            "middling": runs(first_of_each_part(6), first_of_each_part(9), title="middling"),
+            "black_box": runs(everything, title="black box", bare=True, latency=0.002),
+        },
+    )
+
+
+def test_the_report_has_a_section_a_part_and_one_for_each_other_question(sections):
+    assert [section.title for section in sections] == [
+        "Test part: iid",
+        "Test part: shifted",
+        "Cost",
+        "Calibration and abstaining",
+        "Leakage",
+        "What the paper reports",
+    ]
+
+
+def test_a_part_shows_every_system_beside_ours(sections):
+    table = table_of(sections, "Test part: iid")
+    ours, middling, black = table["CSR"], table["middling"], table["black box"]
+    assert ours["macro F1"] == ours["AUROC"] == ours["concept AUROC"] == ours["pointing, pair"] == "1.000 ± 0.000"
+    assert ours["Δ F1"] == ours["Δ pointing"] == ""
+    assert (ours["prototypes"], ours["explanations"]) == ("4", "3.0")
+    assert black["macro F1"] == "0.000 ± 0.000" and black["Δ F1"] == "+1.000 [+1.000, +1.000]"
+    for column in ("concept AUROC", "pointing, pair", "pointing, image", "Δ pointing"):
+        assert black[column] == "–"
+    f1 = [report["iid"]["macro_f1"] for report in runs(first_of_each_part(6)).reports]
+    assert middling["macro F1"] == f"{np.mean(f1):.3f} ± {np.std(f1, ddof=1):.3f}"
+    for column in ("Δ F1", "Δ pointing"):
+        mean, low, high = (float(value) for value in middling[column].translate(str.maketrans("[],", "   ")).split())
+        assert 0 < low <= mean <= high
+    note = sections[0].paragraphs[0]
+    pairs = sum((int(row), k) in BOXES for row in COLLECTION.rows("test", "iid") for k in range(3))
+    assert "30 studies, seeds 0, 1, 2" in note and f"over {pairs} (image, concept) pairs" in note
+
+
+def test_cost_sets_latency_against_the_black_box_where_it_was_measured(sections):
+    table = table_of(sections, "Cost")
+    assert list(table["CSR"].values()) == ["CSR", "11 ± 1", "1,234", "4.0", "2.00"]
+    assert list(table["middling"].values())[3:] == ["–", "–"]
+    assert list(table["black box"].values())[3:] == ["2.0", "1.00"]
+
+
+def test_calibration_and_abstaining_are_judged_part_by_part(sections):
+    """A system that is 90 % sure and always right is 0.1 off, one that is always wrong 0.9."""
+    (section,) = (each for each in sections if each.title == "Calibration and abstaining")
+    assert [table.title for table in section.tables] == ["iid", "shifted"]
+    for index in range(2):
+        table = table_of(sections, section.title, index)
+        assert table["CSR"]["ECE"] == "0.100 ± 0.000" and table["black box"]["ECE"] == "0.900 ± 0.000"
+        assert table["CSR"]["ECE, calibrated"] == table["CSR"]["AURC"] == "0.000 ± 0.000"
+        assert table["CSR"]["error at 80%"] == "0.000 ± 0.000"
+        assert table["black box"]["error at 80%"] == table["black box"]["AURC"] == "1.000 ± 0.000"
+        assert float(table["CSR"]["temperature"].split()[0]) < 1 < float(table["black box"]["temperature"].split()[0])
+        assert table["middling"]["temperature"] == table["CSR"]["temperature"]  # it errs on test studies alone
+        assert table["middling"]["ECE"] != table["CSR"]["ECE"]
+
+
+def test_leakage_is_told_of_systems_with_concept_scores(sections):
+    table = table_of(sections, "Leakage")
+    assert list(table) == ["CSR", "middling"]
+    assert set(list(table["CSR"].values())[1:]) == {"0.000 ± 0.000"}  # scores that are the labels
+
+
+def test_systems_with_other_seeds_or_studies_are_refused():
+    ours = runs(none, title="CSR")
+    other = runs(none, title="late", seeds=(1, 0, 2))
+    with pytest.raises(DataError, match=r"late has seeds \[1, 0, 2\], CSR \[0, 1, 2\]"):
+        main_sections(COLLECTION, {OURS: ours, "late": other})
+    with pytest.raises(DataError, match="short has seeds"):
+        main_sections(COLLECTION, {OURS: ours, "short": runs(none, title="short", seeds=(0, 1))})
+    moved = [replace(test, rows=test.rows[::-1]) for test in ours.test]
+    with pytest.raises(DataError, match="elsewhere and CSR were judged on different studies"):
+        main_sections(COLLECTION, {OURS: ours, "there": replace(ours, title="elsewhere", test=moved)})
+
+
+def test_numbers_are_printed_as_mean_and_deviation_or_as_nothing():
+    assert spread([0.1, 0.2, 0.6]) == "0.300 ± 0.265"
+    assert spread([0.25]) == "0.250"
+    assert spread([1200.4, None, float("nan")], 0) == "1200"
+    assert spread([None, float("nan")]) == spread([]) == "–"
+    assert interval(None) == "–"
+    assert interval(f1_difference(COLLECTION, runs(everything), runs(none), "iid")) == "-1.000 [-1.000, -1.000]"
+
+
+# what the paper prints
+
+
+def test_the_published_numbers_are_the_papers():
+    """arXiv 2503.06873: macro F1 on TBX11K, VinDr-CXR, ISIC-2017; prototypes, explanations and pointing on TBX11K."""
+    printed = """
+        CBM, joint           88.6  50.1  45.5  –     14    55.1
+        ProtoPNet            94.1  –     38.5  3000  3000  8.8
+        ProtoPool            –     –     31.0  –     –     –
+        ProtoTree            –     –     66.1  –     –     7.8
+        PIP-Net              94.0  45.1  69.9  768   158   19.5
+        CSR                  94.4  54.6  71.5  1400  14    60.9
+        CSR, atlas refined   94.0  –     –     –     –     79.5
+    """
+    expected = [line.strip().rsplit(maxsplit=6) for line in printed.strip().splitlines()]
+    (table,) = published_section().tables
+    assert [list(row) for row in table.rows] == expected
+    assert len(table.columns) == 7 and len(PUBLISHED) == 7

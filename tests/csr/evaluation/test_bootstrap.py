@@ -1,0 +1,196 @@
+"""Bootstrap intervals against enumerated resamples, binomial quantiles and cases in which only one source varies."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from csr.evaluation.bootstrap import (
+    Difference,
+    bootstrap_interval,
+    paired_bootstrap,
+    paired_mean_bootstrap,
+    paired_ratio_bootstrap,
+)
+from csr.evaluation.metrics import macro_f1
+
+SEEDS = st.integers(0, 10_000)
+CASES = settings(deadline=None, max_examples=40)
+CLASSES = 3
+
+
+def runs(seed: int, seeds: int = 3, studies: int = 60, accuracy: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and S×N predictions that are right with the given probability and random otherwise."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, CLASSES, studies)
+    guess = rng.integers(0, CLASSES, (seeds, studies))
+    return truth, np.where(rng.random((seeds, studies)) < accuracy, truth, guess)
+
+
+def f1_by_hand(truth, predicted):
+    values = []
+    for c in range(CLASSES):
+        hit = sum(t == c == p for t, p in zip(truth, predicted, strict=True))
+        total = list(truth).count(c) + list(predicted).count(c)
+        values.append(2 * hit / total if total else 0.0)
+    return sum(values) / CLASSES
+
+
+def enumerated(measure, studies: int, seeds: int) -> np.ndarray:
+    """The measure of every equally likely resample: measure(rows, s) averaged over every choice of seeds."""
+    values = []
+    for rows in product(range(studies), repeat=studies):
+        by_seed = [measure(list(rows), s) for s in range(seeds)]
+        values += [np.mean([by_seed[s] for s in chosen]) for chosen in product(range(seeds), repeat=seeds)]
+    return np.array(values)
+
+
+def assert_interval(result, values: np.ndarray, slack: float = 0.004) -> None:
+    """The bounds are 2.5 and 97.5 % quantiles of the values, give or take the error of 20 000 draws."""
+    low, high = np.quantile(values, [0.025 - slack, 0.975 - slack]), np.quantile(values, [0.025 + slack, 0.975 + slack])
+    assert low[0] - 1e-9 <= result.low <= high[0] + 1e-9
+    assert low[1] - 1e-9 <= result.high <= high[1] + 1e-9
+
+
+# macro F1
+
+
+@CASES
+@given(SEEDS, st.integers(1, 4), st.integers(CLASSES, 7))
+def test_the_centre_is_the_macro_f1_of_metrics_exactly(seed, seeds, classes):
+    truth, predicted = runs(seed, seeds, studies=9)  # few studies and more classes: some are absent
+    expected = np.mean([macro_f1(truth, row, classes) for row in predicted])
+    one_draw = bootstrap_interval(truth, predicted, classes, draws=1)
+    assert one_draw.mean == pytest.approx(expected, abs=1e-15)
+    assert one_draw.low == one_draw.high
+
+
+def test_the_interval_of_one_system_is_that_of_all_enumerated_resamples():
+    truth = np.array([0, 1, 2, 1])
+    predicted = np.array([[0, 1, 1, 1], [2, 1, 2, 0]])
+    values = enumerated(lambda rows, s: f1_by_hand(truth[rows], predicted[s][rows]), 4, 2)
+    assert_interval(bootstrap_interval(truth, predicted, CLASSES, draws=20_000), values)
+
+
+def test_the_interval_of_a_difference_pairs_studies_and_seeds_as_all_enumerated_resamples_do():
+    truth = np.array([0, 1, 2, 1])
+    ours, theirs = np.array([[0, 1, 1, 1], [2, 1, 2, 0]]), np.array([[0, 1, 1, 0], [0, 2, 2, 2]])
+    values = enumerated(
+        lambda rows, s: f1_by_hand(truth[rows], ours[s][rows]) - f1_by_hand(truth[rows], theirs[s][rows]), 4, 2
+    )
+    result = paired_bootstrap(truth, ours, theirs, CLASSES, draws=20_000)
+    assert isinstance(result, Difference)
+    assert_interval(result, values)
+
+
+@CASES
+@given(SEEDS)
+def test_swapping_the_systems_turns_the_interval_round(seed):
+    truth, ours = runs(seed)
+    theirs = runs(seed + 1)[1]
+    there, back = (paired_bootstrap(truth, *pair, CLASSES, draws=50) for pair in ((ours, theirs), (theirs, ours)))
+    np.testing.assert_allclose([there.mean, there.low, there.high], [-back.mean, -back.high, -back.low], atol=1e-12)
+
+
+def test_a_system_differs_from_itself_by_nothing_though_each_alone_is_uncertain():
+    truth, ours = runs(0)
+    same = paired_bootstrap(truth, ours, ours, CLASSES)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    alone = bootstrap_interval(truth, ours, CLASSES)
+    assert alone.low < alone.mean - 0.03 < alone.mean + 0.03 < alone.high
+
+
+def test_seeds_are_paired_too():
+    truth, ours = runs(1, seeds=2)
+    ours[1] = (truth + 1) % CLASSES  # one good run, one that is never right
+    swapped = paired_bootstrap(truth, ours, ours[::-1], CLASSES)
+    assert swapped.mean == 0
+    assert swapped.low < -0.5 < 0.5 < swapped.high
+
+
+def test_a_clear_gain_is_found_and_the_same_draws_give_the_same_numbers():
+    truth, theirs = runs(2, studies=300, accuracy=0.5)
+    ours = np.where(np.random.default_rng(3).random(theirs.shape) < 0.5, truth, theirs)
+    gain = paired_bootstrap(truth, ours, theirs, CLASSES)
+    assert 0.1 < gain.low < gain.mean < gain.high
+    assert gain == paired_bootstrap(truth, ours, theirs, CLASSES)
+    other = paired_bootstrap(truth, ours, theirs, CLASSES, seed=1)
+    assert gain.mean == other.mean
+    assert gain.low != other.low
+    assert gain.low == pytest.approx(other.low, abs=0.01)
+
+
+# means and ratios
+
+
+def test_with_one_seed_the_interval_of_a_mean_is_the_binomial_one():
+    hits = np.repeat([1.0, 0.0], [140, 60])
+    result = paired_mean_bootstrap(hits[None], np.zeros((1, 200)), draws=20_000)
+    assert result.mean == pytest.approx(0.7)
+    np.testing.assert_allclose([result.low, result.high], binom.ppf([0.025, 0.975], 200, 0.7) / 200, atol=1 / 200)
+
+
+def test_seeds_alone_vary_the_mean_when_all_studies_are_alike():
+    ours = np.array([[0.0], [1.0]]).repeat(50, axis=1)
+    result = paired_mean_bootstrap(ours, np.zeros((2, 50)))
+    # Two seeds drawn twice: both the bad one with probability 1/4, both the good one with 1/4.
+    assert (result.low, result.mean, result.high) == (0, 0.5, 1)
+
+
+def test_studies_without_a_value_are_left_out():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.random((2, 3, 30))
+    known = rng.random(30) < 0.6
+    holes = np.where(known, 0, np.nan)
+    some, all_known = paired_mean_bootstrap(ours + holes, theirs + holes), (ours[:, known], theirs[:, known])
+    assert some == paired_mean_bootstrap(*all_known)
+    assert some.mean == pytest.approx((all_known[0] - all_known[1]).mean())
+
+
+def test_a_ratio_resamples_studies_with_all_their_pairs():
+    counts = np.array([1, 0, 4, 2, 1])
+    ours, theirs = np.array([[1, 0, 4, 0, 1], [0, 0, 2, 2, 0]]), np.array([[0, 0, 1, 1, 1], [1, 0, 0, 2, 0]])
+    result = paired_ratio_bootstrap(ours, theirs, counts, draws=20_000)
+    assert result.mean == pytest.approx(((6 - 3) / 8 + (4 - 3) / 8) / 2)
+    judged = [0, 2, 3, 4]
+
+    def gain(rows: list[int], s: int) -> float:
+        chosen = [judged[row] for row in rows]
+        return (ours[s, chosen].sum() - theirs[s, chosen].sum()) / counts[chosen].sum()
+
+    assert_interval(result, enumerated(gain, 4, 2))
+
+
+def test_clusters_make_the_interval_wider_than_pairs_that_are_taken_for_independent():
+    rng = np.random.default_rng(0)
+    hit = rng.random(60) < 0.5  # a study's five pairs hit or miss together
+    clustered = paired_ratio_bootstrap(5.0 * hit[None], np.zeros((1, 60)), np.full(60, 5))
+    flat = np.repeat(hit, 5).astype(float)[None]
+    independent = paired_mean_bootstrap(flat, np.zeros_like(flat))
+    assert clustered.mean == pytest.approx(independent.mean)
+    assert clustered.high - clustered.low == pytest.approx(math.sqrt(5) * (independent.high - independent.low), rel=0.1)
+
+
+def test_nothing_to_judge_gives_no_number():
+    result = paired_ratio_bootstrap(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros(3))
+    assert all(math.isnan(value) for value in (result.mean, result.low, result.high))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    truth, ours = runs(0)
+    with pytest.raises(ValueError, match="one row a seed"):
+        paired_bootstrap(truth, ours, ours[:2], CLASSES)
+    with pytest.raises(ValueError, match="one row a seed"):
+        bootstrap_interval(truth, ours[0], CLASSES)
+    with pytest.raises(ValueError, match="one row a seed"):
+        paired_ratio_bootstrap(ours, ours, np.ones(5))
+    holes = ours.astype(float)
+    holes[1, 4] = np.nan
+    with pytest.raises(ValueError, match="every run"):
+        paired_mean_bootstrap(holes, holes)

