@@ -40,11 +40,13 @@ class Problems:
 
     def __init__(self) -> None:
         self.found: list[Problem] = []
+        self._known: set[Problem] = set()
 
     def add(self, where: str, reason: str, *, skippable: bool = True) -> None:
         """Adds one problem; the same one is not added twice."""
         problem = Problem(where, reason, skippable)
-        if problem not in self.found:
+        if problem not in self._known:
+            self._known.add(problem)
             self.found.append(problem)
 
     def add_rows(self, table: pd.DataFrame, wrong: pd.Series | np.ndarray, reason: str, column: str) -> None:
