@@ -2,8 +2,10 @@
 
     I(p_km) = argmax over training images with label k = 1 of ⟨p_km, v'_k⟩      (CSR, section 3.2; printed as argmin)
 
-The prototype is not replaced by that vector. Beside I(p) an entry names the next nearest studies. Usage and reliance
-are shown side by side because they say different things: a prototype that seldom wins can decide much.
+The prototype is not replaced by that vector. Beside I(p) an entry names the next nearest studies. Usage (the share of
+the concept's training vectors that a live prototype wins among the live ones, `csr.training.prototypes.usage`) and
+reliance are shown side by side because they say different things: a prototype that seldom wins can decide much. Of a
+pruned prototype both are 0, while its sources stay: they show what was pruned.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from csr.data.prepared import PreparedSet
 from csr.network.reasoner import Reasoner
 from csr.training.features import FeatureCache
 from csr.training.head import all_scores
-from csr.training.prototypes import PrototypeModel, positive_vectors
+from csr.training.prototypes import PrototypeModel, all_positive_vectors, positive_vectors, usage
 from csr.training.runtime import device
 
 SOURCES = 3  # training studies that an entry names
@@ -40,15 +42,17 @@ def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, r
     place = device()
     model, reasoner = model.to(place), reasoner.to(place)
     rows = data.collection.rows("train")
-    nearest, similarity, usage = _nearest(data, cache, model, rows)
+    nearest, similarity = _nearest(data, cache, model, rows)
+    vectors, concept = all_positive_vectors(cache, torch.from_numpy(data.collection.concept_labels()), rows, place)
+    won = usage(model, vectors, concept, reasoner.alive)
     reliance = _reliance(reasoner, all_scores(reasoner, model, cache, rows))
-    concepts, per_concept = usage.shape
+    concepts, per_concept = won.shape
     weights = reasoner.head.weight.reshape(-1, concepts, per_concept).cpu().numpy()
     crop_side = min(data.side, max(8, round(CROP_CELLS * data.side / cache.features.shape[-1])))
 
     entries: list[AtlasEntry] = []
     crops: list[np.ndarray] = []
-    for k, concept in enumerate(data.collection.concepts):
+    for k, name in enumerate(data.collection.concepts):
         for m in range(per_concept):
             sources = []
             for row, value in zip(nearest[k, m].tolist(), similarity[k, m].tolist(), strict=True):
@@ -63,12 +67,12 @@ def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, r
                 sources.append(AtlasSource(data.collection.studies["study_id"].iat[row], box, value))
             entries.append(
                 AtlasEntry(
-                    concept=concept,
+                    concept=name,
                     index=m,
                     sources=tuple(sources),
-                    usage=float(usage[k, m]),
+                    usage=float(won[k, m]),
                     reliance=float(reliance[k, m]),
-                    weights={name: float(weights[t, k, m]) for t, name in enumerate(data.collection.classes)},
+                    weights={each: float(weights[t, k, m]) for t, each in enumerate(data.collection.classes)},
                     alive=bool(reasoner.alive[k, m] > 0),
                 )
             )
@@ -77,15 +81,13 @@ def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, r
 
 def _nearest(
     data: PreparedSet, cache: FeatureCache, model: PrototypeModel, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """K×M×`SOURCES` rows, the nearest first and `_NOBODY` where there are no more; their similarities; and K×M, the
-    share of the concept's vectors that each prototype wins."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """K×M×`SOURCES` rows, the nearest first and `_NOBODY` where there are no more; and their similarities."""
     unit = model.prototypes.unit()
     concepts, per_concept, _ = unit.shape
     labels = torch.from_numpy(data.collection.concept_labels())
     best = np.full((concepts, per_concept, SOURCES), -np.inf)
     nearest = np.full((concepts, per_concept, SOURCES), _NOBODY)
-    wins = np.zeros((concepts, per_concept))
     for start in range(0, len(rows), 256):
         chosen = rows[start : start + 256]
         features, cam = cache.batch(chosen, unit.device)
@@ -101,8 +103,7 @@ def _nearest(
             whose = np.concatenate([nearest[k], np.tile(owner[own], (per_concept, 1))], 1)
             order = np.argsort(-similar, axis=1, kind="stable")[:, :SOURCES]
             best[k], nearest[k] = np.take_along_axis(similar, order, 1), np.take_along_axis(whose, order, 1)
-            wins[k] += np.bincount(inner[own].argmax(1), minlength=per_concept)
-    return nearest, best, wins / wins.sum(1, keepdims=True).clip(1)
+    return nearest, best
 
 
 def _reliance(reasoner: Reasoner, scores: torch.Tensor) -> np.ndarray:

@@ -41,8 +41,8 @@ def review(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, reason
 
     Returns:
         One row a prototype: ``concept, prototype, crops`` (how many were seen), ``shown`` (share that shows the
-        concept, NaN if no training image has a box of it), ``usage`` (share of the training images with a box of the
-        concept in which it is the most similar one) and ``prune``.
+        concept, NaN if no training image has a box of it), ``wins`` (share of the training images with a box of the
+        concept in which it is the most similar live one; 0 once pruned) and ``prune``.
     """
     collection = data.collection
     boxes, cell = collection.boxes_by_pair(), data.side / cache.features.shape[-1]
@@ -50,27 +50,27 @@ def review(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, reason
     rows = np.array(
         [row for row in collection.rows("train") if any((int(row), k) in boxes for k in range(labels.shape[1]))]
     )
-    scores = _scores(cache, model, reasoner, rows)
+    scores, alive = _scores(cache, model, reasoner, rows), reasoner.alive.cpu().numpy() > 0
     # of each prototype, the images with its concept that it resembles most: K×M lists of positions in rows
     nearest = []
     for k in range(len(collection.concepts)):
         own = np.array([i for i, row in enumerate(rows) if (int(row), k) in boxes], np.int64)
-        usage = np.bincount(scores[own, k].argmax(1), minlength=scores.shape[2]) / max(1, len(own))
+        live = np.where(alive[k], scores[own, k], -np.inf)
+        wins = alive[k] * np.bincount(live.argmax(1), minlength=scores.shape[2]) / max(1, len(own))
         ranks = np.argsort(-scores[own, k], axis=0, kind="stable")[:CROPS]
-        nearest += [(k, m, own[ranks[:, m]], usage[m]) for m in range(scores.shape[2])]
+        nearest += [(k, m, own[ranks[:, m]], wins[m]) for m in range(scores.shape[2])]
     wanted = {(i, k, m) for k, m, positions, _ in nearest for i in positions.tolist()}
     peaks = _peaks(data, cache, model, reasoner, rows, wanted)
     verdicts = []
-    for k, m, positions, usage in nearest:
-        verdict = {"concept": collection.concepts[k], "prototype": m, "crops": 0, "shown": np.nan, "usage": np.nan}
+    for k, m, positions, won in nearest:
+        verdict = {"concept": collection.concepts[k], "prototype": m, "crops": 0, "shown": np.nan, "wins": np.nan}
         if len(positions):
             seen = [inside(peaks[i, k, m], _grown(boxes[int(rows[i]), k], cell / 2)) for i in positions.tolist()]
-            verdict |= {"crops": len(positions), "shown": float(np.mean(seen)), "usage": float(usage)}
+            verdict |= {"crops": len(positions), "shown": float(np.mean(seen)), "wins": float(won)}
         verdicts.append(verdict)
     table = pd.DataFrame(verdicts)
-    alive = reasoner.alive.flatten().cpu().numpy() > 0
-    table["prune"] = (table["shown"] < SHOWN) | ~alive
-    for _, group in table[alive].groupby("concept", sort=False):
+    table["prune"] = (table["shown"] < SHOWN) | ~alive.ravel()
+    for _, group in table[alive.ravel()].groupby("concept", sort=False):
         if group["prune"].all():
             table.loc[group["shown"].idxmax(), "prune"] = False
     return table

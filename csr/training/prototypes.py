@@ -191,8 +191,9 @@ def _reseed(model: PrototypeModel, vectors: Tensor, concept: Tensor) -> int:
 @torch.no_grad()
 def usage(model: PrototypeModel, vectors: Tensor, concept: Tensor, alive: Tensor) -> Tensor:
     """K×M, the share of a concept's local concept vectors (n×D, of concepts n) that each of its prototypes wins: is
-    nearest to of those that are alive (K×M, not 0). 0 where a concept has no vector."""
-    return _shares_won(_similarities(model, vectors).where(alive > 0, -2.0), concept)
+    nearest to of those that are alive (K×M, not 0). The live ones of a concept sum to 1, pruned ones have 0, and all of
+    them where a concept has no vector."""
+    return _shares_won(_similarities(model, vectors).where(alive > 0, -2.0), concept) * (alive > 0)
 
 
 @torch.no_grad()

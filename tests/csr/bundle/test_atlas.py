@@ -107,6 +107,24 @@ def test_usage_is_the_share_of_the_concepts_vectors_that_the_prototype_wins(atla
         assert sum(own) == pytest.approx(1)
 
 
+def test_live_prototypes_share_the_usage_of_pruned_ones(parts, inner):
+    data, cache, model, reasoner = parts
+    before = reasoner.alive.clone()
+    busiest = {k: int(np.bincount([v.argmax() for _, v in inner[k]], minlength=M).argmax()) for k in range(3)}
+    reasoner.alive[1, busiest[1]] = 0  # its vectors are won by others
+    reasoner.alive[2] = 0  # nobody is left to win any
+    try:
+        entries = build_atlas(data, cache, model, reasoner).entries
+    finally:
+        reasoner.alive.copy_(before)
+    used = np.array([entry.usage for entry in entries]).reshape(3, M)
+    assert used.sum(1) == pytest.approx([1, 1, 0])
+    assert used[1, busiest[1]] == 0
+    live = [m for m in range(M) if m != busiest[1]]
+    wins = np.bincount([live[values[live].argmax()] for _, values in inner[1]], minlength=M)
+    np.testing.assert_allclose(used[1], wins / wins.sum(), atol=1.5 / len(inner[1]))
+
+
 def test_reliance_is_the_share_of_mean_absolute_contributions(atlas, parts):
     data, cache, model, reasoner = parts
     rows = data.collection.rows("train")

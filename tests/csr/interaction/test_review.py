@@ -102,7 +102,7 @@ def test_a_prototype_that_peaks_on_findings_is_kept_and_one_that_peaks_elsewhere
     assert table["crops"].tolist() == [3, 3, 2, 2]
     assert table["shown"].tolist() == [1, 0, 1, 1]
     assert table["prune"].tolist() == [False, True, False, False]
-    assert table["usage"].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 1])
+    assert table["wins"].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 1])
 
 
 @pytest.mark.parametrize(("hits", "pruned"), [(CROPS // 2, False), (CROPS // 2 - 1, True)])
@@ -167,7 +167,9 @@ def test_what_an_earlier_review_pruned_stays_pruned_and_cannot_stand_for_its_con
     """A0 would be kept on sight; it is gone, so A1 has to stay."""
     data, cache, model, reasoner = make_run([study_of_a((0.9, FINDING), (0.8, MARKER))])
     reasoner.alive[0, 0] = 0
-    assert review(data, cache, model, reasoner)["prune"].tolist() == [True, False, False, False]
+    table = review(data, cache, model, reasoner)
+    assert table["prune"].tolist() == [True, False, False, False]
+    assert table["wins"].tolist()[:2] == [0, 1]
     reasoner.alive[0, 0] = 1
     assert review(data, cache, model, reasoner)["prune"].tolist() == [False, True, False, False]
 
@@ -179,7 +181,7 @@ def test_only_training_boxes_are_looked_at_and_a_concept_without_any_is_never_pr
     table = verdicts([study_of_a((0.9, FINDING), (0.5, MARKER)), of_b, misleading, misleading])
     assert table["crops"].tolist() == [1, 1, 0, 0]
     assert table["shown"].tolist()[:2] == [1, 0]
-    assert table.loc[[B0, B1], ["shown", "usage"]].isna().all(axis=None)
+    assert table.loc[[B0, B1], ["shown", "wins"]].isna().all(axis=None)
     assert table["prune"].tolist() == [False, True, False, False]
 
 

@@ -421,6 +421,7 @@ def test_usage_is_the_share_of_its_concepts_vectors_that_a_living_prototype_wins
             alive[:, pruned] = 0
         np.testing.assert_allclose(usage(prototypes, vectors, concept, alive), won / won.sum(1, keepdims=True))
     assert not usage(prototypes, vectors[:0], concept[:0], torch.ones(3, 3)).any()
+    assert not usage(prototypes, vectors, concept, torch.zeros(3, 3)).any()
 
 
 def test_reseeding_revives_dead_prototypes_and_stops_before_the_last_two_epochs(collection, cache):
