@@ -66,6 +66,14 @@ class Collection:
         truth = self.truth()
         return np.eye(len(self.classes), dtype=np.float32)[truth] if self.task == "multiclass" else truth
 
+    def patients(self) -> np.ndarray:
+        """N names, equal for studies of one patient; a study whose patient is not known counts as one of its own."""
+        names = "study " + self.studies["study_id"].astype(object)
+        if "patient_id" in self.studies:
+            known = self.studies["patient_id"].astype(object)
+            names = ("patient " + known).where(known.notna() & (known != ""), names)
+        return names.to_numpy()
+
     def diagnosis(self, row: int) -> str:
         """The names of a study's classes, for people."""
         if self.task == "multiclass":
