@@ -105,7 +105,7 @@ class ExperimentContext:
         normalisation.
 
         Prototypes are published on pretrained backbones, and from random weights their losses do not get off the
-        ground within any budget that others need; the black box's backbone stands in for one that is pretrained.
+        ground within the epochs that others need; the black box's backbone stands in for one that is pretrained.
         """
         if self.shared_backbone is not None:
             return copy.deepcopy(self.shared_backbone.model.backbone).requires_grad_(True)
@@ -141,7 +141,7 @@ def train_on_images(
     Args:
         name: of the phase, in reports.
         terms: rows and their augmented images (uint8 B×C×S×S) → loss terms.
-        epochs: of this phase; the shared budget's by default. Phases of a system sum up to the shared budget.
+        epochs: of this phase; by default the context's, which the phases of a system sum up to.
         rates: prefix of parameter names → factor on the learning rate; see `csr.training.loop.Task`.
         validate: report macro F1 on ``val`` after each epoch.
         budget: other keys of the configuration that this phase replaces.

@@ -22,8 +22,8 @@ The authors' code is followed where the paper is silent: the hardening scales θ
 softmax's temperature 0.5 alone, so that noise dies out; rows of cosines are averaged. The paper is followed where the
 two differ: the code averages distances before taking the logarithm and measures orthogonality on θ. Cluster and
 separation take the prototypes that fill a slot, the code the K that fill most of them: the same while slots differ.
-Departures: rates are those of the shared schedule, the backbone's lower as in `csr.baselines.protopnet`, whose push and
-tuning of W are used, too; no mixup, since augmentation is shared.
+Departures: the backbone is that of the trained black box; rates are those of the shared schedule, the backbone's lower
+as in `csr.baselines.protopnet`, whose push and tuning of W are used, too; no mixup, since augmentation is shared.
 
 Pointing-game map, the same for every concept: the similarity map of the prototype that contributes most to the
 predicted class's logit. Explanations, as many for every image: the distinct prototypes that fill a slot of any class,

@@ -11,10 +11,10 @@ Leaves have no gradient. For each of an epoch's B batches (section 4, after Kont
 
     c_ℓ ← max( c_ℓ − c_ℓ^(start of epoch) / B, 0 ) + Σ_batch ( softmax(c_ℓ) ⊙ y ⊙ π_ℓ ) ⊘ ŷ
 
-The backbone is frozen at first, as in `csr.baselines.protopnet`, which says for how long and why. After the last epoch
-leaves whose largest class probability is at most τ go, and every node that then has leaves on one side only; each
-prototype left becomes the nearest latent patch of un-augmented training images, of the classes that lead in the leaves
-below its node, as the authors' program has it.
+The backbone is that of the trained black box, frozen at first and slower later, as in `csr.baselines.protopnet`. After
+the last epoch leaves whose largest class probability is at most τ go, and every node that then has leaves on one side
+only; each prototype left becomes the nearest latent patch of un-augmented training images, of the classes that lead in
+the leaves below its node, as the authors' program has it.
 
 Where the paper speaks of 200 classes or is silent: depth 5, 31 prototypes (the paper's is the depth that gives every
 class a leaf and one more, here 4; more leaves are pruned again); τ = 1/T + 0.01, which is "slightly greater than 1/T"

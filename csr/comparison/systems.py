@@ -22,8 +22,8 @@ from csr.baselines.prototree import prototree
 from csr.comparison.csr_system import Recipe, train_csr
 from csr.evaluation.evaluate import Predictions, evaluate_predictions
 
-# Prototype systems start from the trained black box and train on for half the budget: one and a half times what every
-# other system gets.
+# Prototype systems start from the trained black box and train on for half as many epochs: one and a half times what
+# every other system gets.
 WARM_START_EPOCHS = 0.5
 
 
@@ -35,8 +35,7 @@ class Entry:
         title: name in tables.
         train: trains it.
         shared_backbone: what it rests on or starts from; None: it trains all of itself.
-        epochs: its own epochs of images as a share of the budget, beside the shared backbone's, which are the whole
-            budget.
+        epochs: its own epochs of images as a share of the configured ones; the shared backbone has had all of those.
     """
 
     title: str

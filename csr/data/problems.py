@@ -1,6 +1,6 @@
 """What is wrong with a data set, gathered so that one report names all of it.
 
-Readers add what they find and go on with the rest; nothing is written before `Problems.settle` has been asked. A
+Sources add what they find and go on with the rest; nothing is written before `Problems.settle` has been asked. A
 problem that concerns single studies or rows can be skipped, one that concerns the whole set cannot.
 """
 
@@ -24,7 +24,7 @@ class Problem:
     Args:
         where: file and row, or the set.
         reason: what is wrong and what to do.
-        skippable: the reader can go on without the row, box or study.
+        skippable: the source can go on without the row, box or study.
     """
 
     where: str

@@ -1,4 +1,4 @@
-"""Studies and boxes: the tables that every reader yields, and the checks they pass before anything is written.
+"""Studies and boxes: the tables that every source yields, and the checks they pass before anything is written.
 
 ``studies``: one row an image; ``study_id, image, split, part, patient_id, site`` and a float column ``concept:<name>``
 per concept holding 1 (present), 0 (absent) or NaN (unknown). ``part`` names the test half a row belongs to (``test``

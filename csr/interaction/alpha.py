@@ -2,7 +2,7 @@
 
 The paper has one α for all concepts and no word on how it was found. A box weighs every concept: it helps where it
 takes false evidence away and harms where it takes away another finding, and how much of each depends on how well a
-concept's maps point. So a perfect reader draws boxes on the validation studies, on each finding alone and on all
+concept's maps point. So a perfect clinician draws boxes on the validation studies, on each finding alone and on all
 together, and each concept gets, of a small grid, the α with the least cross-entropy of the classes, by coordinate
 descent from 1, no weighting. A step is taken only if its gain exceeds one standard error over the studies (the
 one-standard-error rule of Breiman et al. 1984): what cannot be told from no weighting stays no weighting.

@@ -39,8 +39,8 @@ class InterventionConfig:
         modes, orders: kinds of clinicians; see `csr.interaction.clinicians`.
         rejections: what a rejected score becomes, where a mode has rejections at all.
         alpha: weight outside positive boxes; None for each concept's own.
-        margin: of the trigger: ``uncertain`` clinicians only touch studies whose `decision_margin` is below it at
-            first.
+        margin: of the trigger: ``uncertain`` clinicians only touch studies whose decision margin
+            (`csr.interaction.corrections.decision_margin`) is below it at first.
         seed: of the clinicians.
     """
 

@@ -1,4 +1,4 @@
-"""Reader of VinDr-CXR (Nguyen et al. 2022, Scientific Data 9, 429).
+"""Source: VinDr-CXR (Nguyen et al. 2022, Scientific Data 9, 429).
 
 PhysioNet's edition, 1.0.0:
 

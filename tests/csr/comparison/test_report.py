@@ -1,4 +1,4 @@
-"""ExperimentContext systems against each other: differences with their intervals, and the sections of the report."""
+"""Systems against each other: differences with their intervals, and the sections of the report."""
 
 from __future__ import annotations
 

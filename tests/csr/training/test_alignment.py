@@ -1,4 +1,4 @@
-"""Where training has moved a concept model's cell_offset: measured without boxes, and moved back."""
+"""Where training has moved a concept model's maps: measured without boxes, and moved back."""
 
 from __future__ import annotations
 
