@@ -80,7 +80,7 @@ bench-serving: $(READY) triton ## the server beside a bare echo, bare ONNX Runti
 
 lock: $(READY) ## pin all dependencies of pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/python -m pip install --quiet "uv>=0.9,<1"
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --upgrade -o requirements.lock
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --upgrade -o requirements.lock
 
 clean: ## remove what the pipeline made (not .venv, not MLflow's store)
 	@rm -rf build data/prepared .state
