@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from torch import Tensor, nn
 
 from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
+from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.augmentation import window
 from csr.training.concepts import image_batches
 from csr.training.loop import Task, fit
@@ -93,6 +95,18 @@ class PIPNet(System):
         self.backbone = backbone
         self.head = NonNegativeHead(backbone.width, classes)
         self.concepts = concepts
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": backbone_config(self.backbone),
+            "classes": len(self.head.weight),
+            "concepts": self.concepts,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PIPNet:
+        return cls(build_backbone(config["backbone"]), config["classes"], config["concepts"])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 B×C×S×S → (p B×D×h×w, scores B×D), float32."""

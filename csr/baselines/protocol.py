@@ -6,7 +6,8 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from csr.errors import DataError
 from csr.evaluation.evaluate import Predictions
 from csr.evaluation.metrics import macro_f1, map_peaks
 from csr.network.backbone import Backbone
+from csr.network.checkpoint import checkpoint, read_checkpoint, write_checkpoint
 from csr.network.concept_model import ConceptModel
 from csr.training.augmentation import Findings, augment
 from csr.training.callbacks import Callbacks
@@ -50,9 +52,42 @@ class System(nn.Module, ABC):
 
     prototypes: int = 0
 
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Plain types from which `from_config` makes a system of the same shape."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A system of that shape, whose weights are still to be loaded."""
+
     @abstractmethod
     def answer(self, images: Tensor) -> Answer:
         """uint8 B×C×S×S → its answer."""
+
+
+def save_system(system: System, file: Path) -> None:
+    """Writes a trained system: its shape and its weights."""
+    config = {"system": system.config, "prototypes": system.prototypes}
+    write_checkpoint(checkpoint("compared system", config, system.state_dict()), file)
+
+
+SomeSystem = TypeVar("SomeSystem", bound=System)
+
+
+def load_system(kind: type[SomeSystem], file: Path) -> SomeSystem:
+    """Reads what `save_system` wrote of a system of that class, on the CPU and for evaluation.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: the file holds something else or is of another format.
+    """
+    content = read_checkpoint(file, "compared system")
+    system = kind.from_config(content["config"]["system"])
+    system.load_state_dict(content["weights"])
+    system.prototypes = content["config"]["prototypes"]
+    return system.eval()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ belong to classes. Explanations: all prototypes left, as CSR's paper counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 
 from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
+from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.concepts import image_batches
 from csr.training.runtime import seed_everything
 
@@ -86,6 +88,21 @@ class ProtoPNet(System):
         other = other_classes(self.owners, classes)
         self.last_layer.weight.data.copy_(torch.where(other, OTHER_CONNECTION, OWN_CONNECTION))
         self.last_layer.requires_grad_(False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": backbone_config(self.backbone),
+            "classes": self.last_layer.out_features,
+            "concepts": self.concepts,
+            "prototypes": self.prototypes,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ProtoPNet:
+        system = cls(build_backbone(config["backbone"]), config["classes"], config["concepts"])
+        system.keep(torch.arange(system.prototypes) < config["prototypes"])
+        return system
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 B×C×S×S → latent patches z B×128×h×w."""

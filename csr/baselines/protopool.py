@@ -33,6 +33,7 @@ since after tuning all of them feed every logit. Prototypes that fill none are p
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ from csr.baselines.protopnet import (
     warm_up,
 )
 from csr.network.backbone import Backbone
+from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.concepts import image_batches
 from csr.training.runtime import count_batches, seed_everything
 
@@ -95,6 +97,21 @@ class ProtoPool(System):
         self.last_layer.weight.data.copy_(~other_classes(self.owners, classes))
         self.last_layer.requires_grad_(False)
         self.sharpness = 1.0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": backbone_config(self.backbone),
+            "classes": self.last_layer.out_features,
+            "concepts": self.concepts,
+            "pool": self.pool.shape[0],
+            "slots": self.choice.shape[1],
+            "depth": self.pool.shape[1],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ProtoPool:
+        return cls(**config | {"backbone": build_backbone(config["backbone"])})
 
     def assignment(self) -> Tensor:
         """q T×K×P: drawn while training, one-hot afterwards."""

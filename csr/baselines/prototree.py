@@ -30,6 +30,7 @@ knows one.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.baselines.protopnet import nearest_patches, squared_distances, warm_up
 from csr.network.backbone import Backbone
+from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.runtime import count_batches, seed_everything
 
 WIDTH = 256
@@ -70,6 +72,24 @@ class ProtoTree(System):
         self.register_buffer("leaves", torch.zeros(len(self.turns), classes))  # c, before the softmax
         self.prototypes = self.turns.shape[1]
         self.prototype_vectors = nn.Parameter(0.5 + 0.1 * torch.randn(self.prototypes, WIDTH))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": backbone_config(self.backbone),
+            "classes": self.leaves.shape[1],
+            "concepts": self.concepts,
+            "turns": list(self.turns.shape),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ProtoTree:
+        system = cls(build_backbone(config["backbone"]), config["classes"], config["concepts"], depth=1)
+        leaves, nodes = config["turns"]  # of the pruned tree
+        system.turns = system.turns.new_zeros(leaves, nodes)
+        system.leaves = system.leaves.new_zeros(leaves, config["classes"])
+        system.prototype_vectors = nn.Parameter(torch.zeros(nodes, WIDTH))
+        return system
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 B×C×S×S → latent patches z B×256×h×w."""

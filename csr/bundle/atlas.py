@@ -17,10 +17,12 @@ import torch
 
 from csr.bundle.format import AtlasEntry, AtlasSource
 from csr.data.prepared import PreparedSet
+from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Reasoner
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.head import all_scores
-from csr.training.prototypes import PrototypeModel, all_positive_vectors, positive_vectors, usage
+from csr.training.prototypes import all_positive_vectors, positive_vectors, usage
 from csr.training.runtime import device
 
 SOURCES = 3  # training studies that an entry names
@@ -37,29 +39,29 @@ class Atlas:
 
 
 @torch.no_grad()
-def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner) -> Atlas:
+def build_atlas(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> Atlas:
     """Finds each prototype's sources in split ``train`` and measures its usage and reliance."""
-    place = device()
-    model, reasoner = model.to(place), reasoner.to(place)
+    csr = csr.to(device())
+    reasoner = csr.reasoner
     rows = data.collection.rows("train")
-    nearest, similarity = _nearest(data, cache, model, rows)
-    vectors, concept = all_positive_vectors(cache, torch.from_numpy(data.collection.concept_labels()), rows, place)
-    won = usage(model, vectors, concept, reasoner.alive)
-    reliance = _reliance(reasoner, all_scores(reasoner, model, cache, rows))
+    nearest, similarity = _nearest(data, cache, csr.prototype_model, rows)
+    positive = all_positive_vectors(cache, torch.from_numpy(data.collection.concept_labels()), rows, csr.place)
+    won = usage(csr.prototype_model, *positive, reasoner.alive)
+    reliance = _reliance(reasoner, all_scores(reasoner, csr.prototype_model, cache, rows))
     concepts, per_concept = won.shape
     weights = reasoner.head.weight.reshape(-1, concepts, per_concept).cpu().numpy()
     crop_side = min(data.side, max(8, round(CROP_CELLS * data.side / cache.features.shape[-1])))
 
     entries: list[AtlasEntry] = []
     crops: list[np.ndarray] = []
-    for k, name in enumerate(data.collection.concepts):
+    for k, concept in enumerate(data.collection.concepts):
         for m in range(per_concept):
             sources = []
             for row, value in zip(nearest[k, m].tolist(), similarity[k, m].tolist(), strict=True):
                 if row == _NOBODY:
                     continue
-                features, _ = cache.batch(np.array([row]), place)
-                similar = reasoner.maps(model.projector.project_maps(features))[0, k, m].cpu().numpy()
+                features, _ = cache.batch(np.array([row]), csr.place)
+                similar = reasoner.maps(csr.project(features))[0, k, m].cpu().numpy()
                 left, top = _crop_corner(similar, data.side, crop_side)
                 right, bottom = left + crop_side, top + crop_side
                 crops.append(np.array(data.images[row][:, top:bottom, left:right]))
@@ -67,12 +69,12 @@ def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, r
                 sources.append(AtlasSource(data.collection.studies["study_id"].iat[row], box, value))
             entries.append(
                 AtlasEntry(
-                    concept=name,
+                    concept=concept,
                     index=m,
                     sources=tuple(sources),
                     usage=float(won[k, m]),
                     reliance=float(reliance[k, m]),
-                    weights={each: float(weights[t, k, m]) for t, each in enumerate(data.collection.classes)},
+                    weights={name: float(weights[t, k, m]) for t, name in enumerate(data.collection.classes)},
                     alive=bool(reasoner.alive[k, m] > 0),
                 )
             )

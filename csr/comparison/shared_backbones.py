@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from csr.baselines.black_box import train_black_box
 from csr.baselines.protocol import ExperimentContext, SharedBackbone, TrainedBackbone
 from csr.errors import DataError
+from csr.network.checkpoint import read_checkpoint, write_checkpoint
 from csr.network.concept_model import ConceptModel
+from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
 from csr.presets import PRESETS
-from csr.training.concepts import from_checkpoint, to_checkpoint, train_concepts
+from csr.training.concepts import train_concepts
 from csr.training.features import FeatureCache, compute_features
 
 SHARED_BACKBONES: tuple[SharedBackbone, ...] = ("concepts_lse", "concepts_average", "concepts_coarse", "classes")
@@ -39,9 +39,7 @@ def train_shared_backbone(kind: SharedBackbone, context: ExperimentContext, fold
     start = time.perf_counter()
     model = _train(kind, context)
     seconds = time.perf_counter() - start
-    collection = context.data.collection
-    names = collection.classes if kind == "classes" else collection.concepts
-    torch.save(to_checkpoint(model, names), folder / "model.pt")
+    write_checkpoint(concept_model_checkpoint(model), folder / "model.pt")
     compute_features(model, context.data, folder, context.callbacks)
     about = {"seconds": seconds, "parameters": sum(parameter.numel() for parameter in model.parameters())}
     (folder / "about.json").write_text(json.dumps(about) + "\n")
@@ -54,7 +52,7 @@ def open_shared_backbone(folder: Path) -> tuple[TrainedBackbone, float]:
         DataError: the folder is missing or incomplete.
     """
     try:
-        model = from_checkpoint(torch.load(folder / "model.pt", weights_only=True))
+        model = concept_model_from_checkpoint(read_checkpoint(folder / "model.pt", "concept model"))
         seconds = json.loads((folder / "about.json").read_text())["seconds"]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: missing; train this shared backbone first") from None
