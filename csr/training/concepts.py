@@ -96,7 +96,7 @@ def image_batches(data: PreparedSet, rows: np.ndarray, batch_size: int) -> Itera
 
 
 def channel_statistics(data: PreparedSet, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel in 0..1 units, over at most 500 evenly spaced rows."""
+    """Mean and standard deviation of each channel in 0..1 units, over evenly spaced rows, fewer than 1000."""
     sample = data.images[rows[:: max(1, len(rows) // 500)]].astype(np.float32) / 255
     return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3))).clamp_min(1e-3)
 

@@ -145,7 +145,7 @@ def train_prototypes(
 
 
 def feature_statistics(cache: FeatureCache, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and standard deviation of patches, over at most 500 evenly spaced rows."""
+    """Per-channel mean and standard deviation of patches, over evenly spaced rows, fewer than 1000."""
     sample = np.asarray(cache.features[rows[:: max(1, len(rows) // 500)]], np.float32)
     return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3)))
 
