@@ -31,8 +31,8 @@ class ConceptTrainingConfig:
     model: ConceptModelConfig = field(default_factory=ConceptModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     epochs: int = 12
-    batch_size: int = 32
-    learning_rate: float = 2e-3
+    batch_size: int = 16
+    learning_rate: float = 4e-3
     weight_decay: float = 0.02
     warmup: float = 0.15
     precision: Precision = "auto"

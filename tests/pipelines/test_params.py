@@ -12,7 +12,7 @@ import yaml
 from csr.errors import ConfigError
 from csr.presets import PRESETS
 from pipelines import overlay
-from pipelines.params import flatten, load_params, parse_params
+from pipelines.params import Params, flatten, load_params, parse_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +32,11 @@ def test_the_shipped_file_names_every_key() -> None:
         return set().union(*(keys(inner, f"{prefix}.{name}" if prefix else name) for name, inner in value.items()))
 
     assert keys(content) == set(flatten(load_params(ROOT / "params.yaml")))
+
+
+def test_the_shipped_file_holds_the_defaults_of_the_dataclasses() -> None:
+    """Whoever imports csr without params.yaml trains the same model; null keys take the preset's values."""
+    assert flatten(load_params(ROOT / "params.yaml")) == flatten(Params("robust"))
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
