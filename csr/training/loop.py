@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from csr.training.callbacks import Callbacks, State
 from csr.training.runtime import average, batches, check_finite, count_batches, seed_everything
 
+CHECK_EVERY = 50  # steps between two looks at the loss; each makes a GPU's queue run empty
+
 
 class OptimizerConfig(Protocol):
     """What every stage's configuration has."""
@@ -41,6 +43,7 @@ class Task:
         after_epoch: epoch → numbers to report beside the mean of each term.
         warmup: share of steps of a one-cycle schedule's rise; 0 decays from the start by a cosine.
         rates: prefix of parameter names → factor on the learning rate; the first prefix that fits counts.
+        section: of ``params.yaml`` that holds the configuration, for messages; the stage's own by default.
     """
 
     stage: str
@@ -50,12 +53,17 @@ class Task:
     after_epoch: Callable[[int], Mapping[str, float]]
     warmup: float = 0.0
     rates: Mapping[str, float] = field(default_factory=dict)
+    section: str = ""
 
 
 def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
     """Trains in place, from the callbacks' checkpoint if they have one, and reports each epoch.
 
     Random numbers are seeded anew each epoch, so a resumed run continues as the uninterrupted one would have.
+
+    The loss and its terms stay on the device: they are added up there in float64 and read once an epoch. Whether the
+    loss is a number is looked up every `CHECK_EVERY` steps and before the epoch is reported, so no weights that are not
+    numbers are ever validated or kept.
 
     Raises:
         TrainingError: the loss became NaN or infinite.
@@ -81,20 +89,26 @@ def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
     for epoch in range(first, config.epochs):
         seed_everything(config.seed * 1000 + epoch)
         task.model.train()
-        totals: dict[str, float] = {}
+        totals: dict[str, Tensor] = {}
+        seen: Tensor | None = None
         chosen = batches(task.rows, config.batch_size, config.seed, epoch)
-        for rows in callbacks.track(chosen, steps, f"{task.stage} {epoch + 1}/{config.epochs}"):
+        shown = callbacks.track(chosen, steps, f"{task.stage} {epoch + 1}/{config.epochs}")
+        for step, rows in enumerate(shown, 1):
             terms = task.terms(rows)
             loss = torch.stack(list(terms.values())).sum()
-            check_finite(loss, task.stage, epoch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
             schedule.step()
             for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / steps
+                totals[name] = totals.get(name, 0.0) + value.detach().double() / steps
+            # the last loss, or the first that was no number
+            seen = loss.detach() if seen is None else torch.where(seen.isfinite(), loss.detach(), seen)
+            if step % CHECK_EVERY == 0 or step == steps:
+                check_finite(seen, task.section or task.stage, epoch)
         task.model.eval()
-        metrics = {"epoch": epoch} | {f"train_{name}": average(total) for name, total in totals.items()}
+        means = average(torch.stack(list(totals.values()))).tolist()
+        metrics = {"epoch": epoch} | {f"train_{name}": mean for name, mean in zip(totals, means, strict=True)}
         metrics |= task.after_epoch(epoch)
 
         def snapshot(epoch: int = epoch) -> State:

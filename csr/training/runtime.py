@@ -64,13 +64,12 @@ def distribute(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=[place] if place.type == "cuda" else None)
 
 
-def average(value: float) -> float:
-    """Mean of a number over all processes."""
-    if world_size() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device())
-    dist.all_reduce(total)
-    return float(total) / world_size()
+def average(values: Tensor) -> Tensor:
+    """Mean of each number over all processes; a new tensor."""
+    total = values.clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total / world_size()
 
 
 def batches(rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
@@ -86,13 +85,19 @@ def count_batches(rows: int, batch_size: int) -> int:
     return max(1, (rows // world_size()) // batch_size)
 
 
-def check_finite(loss: Tensor, stage: str, epoch: int) -> None:
-    """Raises:
-    TrainingError: the loss is NaN or infinite.
+def check_finite(loss: Tensor, section: str, epoch: int) -> None:
+    """Refuses a loss that is no number; in a distributed run every process does, if the loss of any is none.
+
+    Args:
+        loss: of this process, one number.
+        section: of ``params.yaml`` that holds the learning rate.
+
+    Raises:
+        TrainingError: the loss is NaN or infinite.
     """
-    value = float(loss.detach())
+    value = float(average(loss))
     if not math.isfinite(value):
         raise TrainingError(
-            f"the loss became {value} in epoch {epoch}; lower {stage}.learning_rate, "
+            f"the loss became {value} in epoch {epoch}; lower {section}.learning_rate, "
             "or check the images and labels for extreme values"
         )
