@@ -166,7 +166,7 @@ def train_on_images(
         return {"val_macro_f1": macro_f1(collection.truth()[val], predicted, len(collection.classes))}
 
     train = collection.rows("train")
-    task = Task(name, system, train, batch_terms, after_epoch, phase.warmup, rates or {}, section="concepts")
+    task = Task(name, system, train, batch_terms, after_epoch, phase.warmup, rates or {}, "concepts", phase.precision)
     fit(task, phase, context.callbacks)
 
 

@@ -26,6 +26,7 @@ class ConceptTrainingConfig:
 
     Args:
         learning_rate: the peak of a one-cycle schedule that warms up during the first ``warmup`` share of steps.
+        precision: that the network computes in while it trains; see `csr.training.runtime.number_format`.
     """
 
     model: ConceptModelConfig = field(default_factory=ConceptModelConfig)
@@ -66,7 +67,9 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     def after_epoch(epoch: int) -> dict[str, float]:
         return validate(model, data, val)
 
-    fit(Task("concepts", model, train, terms, after_epoch, config.warmup), config, callbacks)
+    fit(
+        Task("concepts", model, train, terms, after_epoch, config.warmup, precision=config.precision), config, callbacks
+    )
     align(model, data, labels.numpy())
     return model
 

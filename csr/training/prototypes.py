@@ -140,7 +140,7 @@ def train_prototypes(
         reseeded = _reseed(model, vectors, concept) if config.reseed and epoch < config.epochs - 2 else 0
         return {"reseeded": reseeded, **diagnose(model, *all_positive_vectors(cache, labels, val, place))}
 
-    fit(Task("prototypes", model, train, terms, after_epoch), config, callbacks)
+    fit(Task("prototypes", model, train, terms, after_epoch, precision=config.precision), config, callbacks)
     return model
 
 

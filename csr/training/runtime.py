@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from csr.errors import TrainingError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def device() -> torch.device:
@@ -26,17 +26,28 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def number_format(precision: Precision) -> torch.dtype:
+    """What networks compute in while they train; weights and losses are float32 whatever it is.
+
+    ``auto`` is bfloat16 where the hardware computes in it: GPUs since Ampere, CPUs with avx512_bf16. Older GPUs (V100,
+    T4) only emulate it, slower than float32, but are fast in float16. Any other CPU is fastest in float32.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    if device().type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else torch.float32
+
+
 def autocast(precision: Precision) -> contextlib.AbstractContextManager:
-    """Mixed precision: ``auto`` is bfloat16 where the hardware computes in it (GPU, avx512_bf16), else float32."""
-    kind = device().type
-    if precision == "auto":
-        native = (
-            torch.cuda.is_bf16_supported() if kind == "cuda" else torch.cpu.get_capabilities().get("avx512_bf16", False)
-        )
-        precision = "bfloat16" if native else "float32"
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(kind, torch.bfloat16)
+    """Mixed precision in `number_format`; nothing at all if that is float32."""
+    kind = number_format(precision)
+    return contextlib.nullcontext() if kind == torch.float32 else torch.autocast(device().type, kind)
+
+
+def gradient_scaler(precision: Precision) -> torch.amp.GradScaler:
+    """Keeps gradients within the range of float16; passes everything through if `number_format` is another."""
+    return torch.amp.GradScaler(device().type, enabled=number_format(precision) == torch.float16)
 
 
 def seed_everything(seed: int) -> None:

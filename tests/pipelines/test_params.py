@@ -61,6 +61,10 @@ def test_null_takes_the_presets_value_and_a_value_overrides_it(preset: str) -> N
         ({"preset": "robust", "concepts": {"epochs": "many"}}, "concepts.epochs"),
         ({"preset": "robust", "data": {"channels": 2}}, "data.channels"),
         (
+            {"preset": "robust", "concepts": {"precision": "half"}},
+            "concepts.precision: Input should be 'auto', 'float32', 'bfloat16' or 'float16', got 'half'",
+        ),
+        (
             {"preset": "robust", "prototypes": {"per_concept": "many"}},
             "prototypes.per_concept: Input should be a valid integer, unable to parse string as an integer "
             "or Input should be 'auto', got 'many'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from csr.errors import TrainingError
+from csr.training import runtime
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.loop import CHECK_EVERY, Task, fit
@@ -79,3 +81,69 @@ def test_the_loss_is_not_read_step_by_step(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(Tensor, name, lambda self, of=original: reads.append(1) or of(self))
     run(lambda step, value: value.square())
     assert len(reads) == 2 * (3 + 1)
+
+
+# float16
+
+
+class Halved(SilentCallbacks):
+    """Keeps the last checkpoint."""
+
+    def epoch(self, metrics, state):
+        super().epoch(metrics, state)
+        self.state = state()
+
+
+def in_half(factor: float) -> tuple[list[float], Halved]:
+    """Trains a number on factor² times what it lacks of 1, in float16; its values before each step, and its reports."""
+    model, callbacks, values = Number(), Halved(), []
+
+    def terms(rows: np.ndarray) -> dict[str, Tensor]:
+        values.append(model.value.item())
+        return {"own": ((model.value.half() - 1) * factor * factor).float()}
+
+    task = Task("number", model, np.arange(STEPS), terms, lambda epoch: {}, precision="float16")
+    fit(task, CONFIG, callbacks)
+    return values, callbacks
+
+
+@pytest.mark.filterwarnings("error")
+def test_steps_whose_gradients_overflow_float16_are_skipped_until_the_scale_fits_and_the_schedule_goes_on() -> None:
+    """8 × 65536, the first scale, is beyond 65504, and so it is until the fourth halving."""
+    values, callbacks = in_half(8**0.5)
+    assert values[:5] == [1] * 5
+    assert all(later < earlier for earlier, later in itertools.pairwise(values[4:]))
+    assert callbacks.state["scaler"]["scale"] == 65536 / 2**4
+    assert callbacks.state["schedule"]["last_epoch"] == 2 * STEPS
+
+
+def test_gradients_that_outgrow_float16_at_any_sensible_scale_end_the_run_by_naming_the_key() -> None:
+    with pytest.raises(TrainingError, match=r"gradients outgrew float16 in epoch 0.*set number\.precision to float32"):
+        in_half(300)
+
+
+def test_in_other_formats_nothing_is_scaled_or_skipped() -> None:
+    model, callbacks = Number(), Halved()
+    terms = lambda rows: {"own": model.value * 1e30}  # noqa: E731
+    fit(Task("number", model, np.arange(STEPS), terms, lambda epoch: {}, precision="bfloat16"), CONFIG, callbacks)
+    assert callbacks.state["scaler"] == {}
+    assert model.value < 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "native", "expected"),
+    [
+        ("cuda", True, torch.bfloat16),
+        ("cuda", False, torch.float16),  # a V100 or T4, which only emulates bfloat16
+        ("cpu", True, torch.bfloat16),
+        ("cpu", False, torch.float32),
+    ],
+)
+def test_auto_is_the_format_that_the_hardware_computes_in(kind, native, expected, monkeypatch) -> None:
+    monkeypatch.setattr(runtime, "device", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    assert runtime.number_format("auto") == expected
+    assert runtime.number_format("float32") == torch.float32
+    assert runtime.number_format("float16") == torch.float16
+    assert runtime.number_format("bfloat16") == torch.bfloat16
