@@ -50,7 +50,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     generate(PhantomConfig(train=160, val=60, test=60, contrast=2.0), 64, folder / "prepared")
     data = PreparedSet.open(folder / "prepared")
     callbacks = SilentCallbacks()
-    stage1 = ConceptTrainingConfig(model=ConceptModelConfig("regnetx_002"), epochs=1, precision="float32")
+    stage1 = ConceptTrainingConfig(
+        ConceptModelConfig("regnetx_002"), epochs=1, batch_size=32, learning_rate=2e-3, precision="float32"
+    )
     concept_model = train_concepts(data, stage1, callbacks)
     (folder / "features").mkdir()
     compute_features(concept_model, data, folder / "features", callbacks)

@@ -175,7 +175,7 @@ def pipnet(context: ExperimentContext) -> PIPNet:
     def frozen_terms(chosen: np.ndarray) -> dict[str, Tensor]:
         return head_terms(chosen, scores[np.searchsorted(train, chosen)])
 
-    task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates)
+    task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates, "concepts")
     fit(task, replace(config, epochs=HEAD_EPOCHS), context.callbacks)
 
     rest = config.epochs - pretraining

@@ -200,7 +200,8 @@ def train_on_images(
         predicted = predict(system, context.data, val).probabilities.argmax(1)
         return {"val_macro_f1": macro_f1(collection.truth()[val], predicted, len(collection.classes))}
 
-    task = Task(name, system, collection.rows("train"), batch_terms, after_epoch, phase.warmup, rates or {})
+    train = collection.rows("train")
+    task = Task(name, system, train, batch_terms, after_epoch, phase.warmup, rates or {}, "concepts", phase.precision)
     fit(task, phase, context.callbacks)
 
 

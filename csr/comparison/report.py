@@ -156,8 +156,9 @@ def _cost_section(runs: Mapping[str, Runs]) -> Section:
             )
         )
     note = (
-        "Training seconds include the shared backbone that a system rests on. Latency is the median of one whole "
-        "answer to one image, the systems measured in turns; the ratio is to the black box."
+        "Training seconds include the shared backbone that a system rests on and the computing of its features. "
+        "Latency is the median of one whole answer to one image, the systems measured in turns and in one memory "
+        "format (channels last); the ratio is to the black box."
     )
     columns = ("system", "training, s", "parameters", "latency, ms", "ratio")
     return Section("Cost", (note,), (Table("", columns, rows),))

@@ -5,7 +5,8 @@
     concepts_coarse    the robust stage 1 on one level of stride 16, for the ablation
     classes            the black box
 
-A folder: ``model.pt``, ``features.npy``, ``cam.npy`` and ``about.json`` (seconds of training, trained parameters).
+A folder: ``model.pt``, ``features.npy``, ``cam.npy`` and ``about.json`` (seconds of training and of computing the
+features, trained parameters).
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ def train_shared_backbone(kind: SharedBackbone, context: ExperimentContext, fold
     """Trains a shared backbone and writes it to ``folder``, an existing and empty one."""
     start = time.perf_counter()
     model = _train(kind, context)
-    seconds = time.perf_counter() - start
     write_checkpoint(concept_model_checkpoint(model), folder / "model.pt")
     compute_features(model, context.data, folder, context.callbacks)
+    seconds = time.perf_counter() - start
     about = {"seconds": seconds, "parameters": sum(parameter.numel() for parameter in model.parameters())}
     (folder / "about.json").write_text(json.dumps(about) + "\n")
 
 
 def open_shared_backbone(folder: Path) -> tuple[TrainedBackbone, float]:
-    """A shared backbone and the seconds that its training took.
+    """A shared backbone and the seconds that its training and its features took.
 
     Raises:
         DataError: the folder is missing or incomplete.

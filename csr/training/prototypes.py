@@ -143,12 +143,12 @@ def train_prototypes(
         reseeded = _reseed(model, vectors, concept) if config.reseed and epoch < config.epochs - 2 else 0
         return {"reseeded": reseeded, **diagnose(model, *all_positive_vectors(cache, labels, val, place))}
 
-    fit(Task("prototypes", objective, train, terms, after_epoch), config, callbacks)
+    fit(Task("prototypes", objective, train, terms, after_epoch, precision=config.precision), config, callbacks)
     return model
 
 
 def feature_statistics(cache: FeatureCache, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and standard deviation of patches, over at most 500 evenly spaced rows."""
+    """Per-channel mean and standard deviation of patches, over evenly spaced rows, fewer than 1000."""
     sample = np.asarray(cache.features[rows[:: max(1, len(rows) // 500)]], np.float32)
     return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3)))
 

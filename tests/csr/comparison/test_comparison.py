@@ -13,9 +13,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from csr.baselines.protocol import Answer, ExperimentContext, SharedBackbone, System, predict
 from csr.comparison import __main__ as command
+from csr.comparison import shared_backbones as shared
 from csr.comparison.ablations import VARIANTS
 from csr.comparison.csr_system import Recipe
 from csr.comparison.report import (
@@ -139,8 +141,29 @@ def test_every_systems_latency_is_the_median_of_answers_taken_in_turns(monkeypat
     clock = [0.0]
     monkeypatch.setattr("csr.comparison.systems.time.perf_counter", lambda: clock[0])
     members = {"a": Slow("a", log, clock, [9, 1, 2, 1]), "b": Slow("b", log, clock, [0, 3, 3, 50])}
-    assert encode_latency(members, torch.zeros(1), rounds=3) == pytest.approx({"a": 1, "b": 3})
+    assert encode_latency(members, torch.zeros(1, 1, 8, 8), rounds=3) == pytest.approx({"a": 1, "b": 3})
     assert log == ["a", "b"] * 4  # one to warm up
+
+
+class Layout(System):
+    """One convolution; notes how its weights and the image lie in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+        self.seen: list[tuple[bool, bool]] = []
+
+    def answer(self, images):
+        tensors = (self.layer.weight, images)
+        self.seen.append(tuple(each.is_contiguous(memory_format=torch.channels_last) for each in tensors))
+        return Answer(self.layer(images), None, None, images)
+
+
+def test_latency_is_taken_in_one_memory_format_however_a_system_came_to_be():
+    trained, reloaded = Layout().to(memory_format=torch.channels_last), Layout()
+    reloaded.load_state_dict({name: value.contiguous() for name, value in trained.state_dict().items()})
+    encode_latency({"trained": trained, "reloaded": reloaded}, torch.zeros(1, 3, 8, 8), rounds=2)
+    assert trained.seen == reloaded.seen == [(True, True)] * 3
 
 
 # shared_backbones and systems on a tiny set
@@ -161,6 +184,24 @@ def shared_backbones(context, tmp_path_factory) -> Path:
         (folder / kind).mkdir()
         train_shared_backbone(kind, context, folder / kind)
     return folder
+
+
+def test_a_shared_backbones_seconds_are_those_of_its_training_and_of_its_features(context, tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def taking(function, seconds):
+        def run(*given):
+            clock[0] += seconds
+            return function(*given)
+
+        return run
+
+    monkeypatch.setattr("csr.comparison.shared_backbones.time.perf_counter", lambda: clock[0])
+    for name, seconds in (("train_concepts", 40), ("compute_features", 2)):
+        monkeypatch.setattr(shared, name, taking(getattr(shared, name), seconds))
+    own = replace(context, config=replace(context.config, epochs=1))
+    train_shared_backbone("concepts_lse", own, tmp_path)
+    assert open_shared_backbone(tmp_path)[1] == 42
 
 
 @pytest.mark.parametrize("kind", SHARED_BACKBONES)

@@ -189,6 +189,9 @@ def test_cost_sets_latency_against_the_black_box_where_it_was_measured(sections)
     assert list(table["CSR"].values()) == ["CSR", "11 ± 1", "1,234", "4.0", "2.00"]
     assert list(table["middling"].values())[3:] == ["–", "–"]
     assert list(table["black box"].values())[3:] == ["2.0", "1.00"]
+    (note,) = next(each for each in sections if each.title == "Cost").paragraphs
+    assert "the shared backbone that a system rests on and the computing of its features" in note
+    assert "in one memory format" in note
 
 
 def test_calibration_and_abstaining_are_judged_part_by_part(sections):

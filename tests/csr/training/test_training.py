@@ -124,17 +124,26 @@ def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> 
 # what holds for every stage
 
 
-@STAGES
-def test_a_run_cut_off_in_its_second_epoch_resumes_to_the_weights_of_an_uninterrupted_one(run, stage):
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("concepts", {}),
+        ("prototypes", {}),
+        ("head", {}),
+        ("concepts", {"precision": "float16"}),
+        ("prototypes", {"precision": "float16"}),
+    ],
+)
+def test_a_run_cut_off_in_its_second_epoch_resumes_to_the_weights_of_an_uninterrupted_one(run, stage, changes):
     whole = Recorder()
-    expected = weights(run(stage, whole))
+    expected = weights(run(stage, whole, **changes))
     cut = Recorder(cut_in_epoch=1)
     with pytest.raises(Interruption):
-        run(stage, cut)
+        run(stage, cut, **changes)
     torch.manual_seed(987)  # another process has other random numbers
     np.random.seed(987)
     rest = Recorder(cut.checkpoint)
-    assert_same(expected, weights(run(stage, rest)))
+    assert_same(expected, weights(run(stage, rest, **changes)))
     assert [row["epoch"] for row in rest.history] == [row["epoch"] for row in whole.history][1:]
     for resumed, original in zip(rest.history, whole.history[1:], strict=True):
         assert resumed == pytest.approx(original, rel=1e-4, abs=1e-5, nan_ok=True)
