@@ -124,7 +124,7 @@ class Service:
         """
         try:
             self.models.champion.engine.ready()
-            self.store.database.check()
+            self.store.ledger.check()
         except ServingError:
             self.telemetry.metrics.ready(False)
             raise
