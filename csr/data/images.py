@@ -1,6 +1,7 @@
 """PNG, JPEG, TIFF and DICOM bytes → one image → the network's input. Torch-free: training and serving share it.
 
-Files of several pages or frames are refused. Not covered here: colour management beyond sRGB, and volumes.
+Files of several pages or frames, animations among them, are refused. Not covered here: colour management beyond sRGB,
+and volumes.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ class Placement:
     left: float
     top: float
 
+    @classmethod
+    def of(cls, width: int, height: int, side: int) -> Placement:
+        """In the middle of a canvas of ``side``×``side`` pixels, as large as it goes."""
+        scale = side / max(height, width)
+        inner_w, inner_h = _inner(width, height, scale)
+        return cls(width, height, scale, (side - inner_w) // 2, (side - inner_h) // 2)
+
     def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
         """n×4 boxes in pixels of the image → the same boxes in pixels of the canvas."""
         return np.asarray(boxes, np.float64) * self.scale + np.array([self.left, self.top, self.left, self.top])
@@ -68,10 +76,10 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(image.width, image.height, name)
+        if getattr(image, "is_animated", False):  # TIFF too; to count its pages is to walk through thousands of them
+            raise ImageError(f"{name}: has more than one page or frame; send one image a file")
         if image.format == "JPEG":
             _check_scans(data, name)
-        elif image.format == "TIFF" and _has_second_page(image):
-            raise ImageError(f"{name}: has several pages; send one image a file")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     except (ImageError, MemoryError):
@@ -176,16 +184,6 @@ def _check_scans(data: bytes, name: str) -> None:
         raise ImageError(f"{name}: the JPEG file has more than {MAX_SCANS} scans, the limit")
 
 
-def _has_second_page(image: Image.Image) -> bool:
-    """Whether a TIFF has one; counting all of them takes minutes where there are very many."""
-    try:
-        image.seek(1)
-    except EOFError:
-        image.seek(0)
-        return False
-    return True
-
-
 def _grey_dicom(pixels: np.ndarray, dataset: pydicom.Dataset, name: str) -> np.ndarray:
     """Stored H×W values → float32 in [0, 1], white is 1."""
     padding = _padding(pixels, dataset)
@@ -269,16 +267,21 @@ def fit(image: np.ndarray, side: int, channels: int) -> tuple[np.ndarray, Placem
     height, width, depth = image.shape
     if channels == 1 and depth == 3:
         image = _unit(image) @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    scale = side / max(height, width)
-    inner_w, inner_h = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = (side - inner_w) // 2, (side - inner_h) // 2
+    place = Placement.of(width, height, side)
+    inner_w, inner_h = _inner(width, height, place.scale)
+    left, top = int(place.left), int(place.top)
     canvas = np.zeros((channels, side, side), np.uint8)
     inner = canvas[:, top : top + inner_h, left : left + inner_w]
     for channel in range(image.shape[2]):
         values = np.clip(_resampled(image[..., channel], inner_w, inner_h), 0, 1)
         inner[channel] = (values * 255 + 0.5).astype(np.uint8)
     inner[image.shape[2] :] = inner[0]  # grey, where colour is asked for
-    return canvas, Placement(width, height, scale, left, top)
+    return canvas, place
+
+
+def _inner(width: int, height: int, scale: float) -> tuple[int, int]:
+    """Width and height of the image on the canvas."""
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _resampled(plane: np.ndarray, width: int, height: int) -> np.ndarray:

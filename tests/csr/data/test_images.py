@@ -15,7 +15,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -342,12 +342,40 @@ def test_a_damaged_header_has_no_spacing():
 # what is refused
 
 
-def test_a_tiff_of_several_pages_is_refused_by_its_name():
+@pytest.mark.parametrize(
+    ("kind", "options"), [("TIFF", {}), ("PNG", {}), ("PNG", {"default_image": True}), ("MPO", {})]
+)
+def test_a_file_of_several_images_is_refused_by_its_name(kind, options):
     buffer = io.BytesIO()
-    page = Image.fromarray(GREY)
-    page.save(buffer, "TIFF", save_all=True, append_images=[page, page])
-    with pytest.raises(ImageError, match=r"stack\.tif: has several pages; send one image a file"):
-        decode(buffer.getvalue(), "stack.tif")
+    first, second = Image.fromarray(GREY), Image.fromarray(255 - GREY)
+    first.save(buffer, kind, save_all=True, append_images=[second], **options)
+    with pytest.raises(ImageError, match=r"stack: has more than one page or frame; send one image a file"):
+        decode(buffer.getvalue(), "stack")
+
+
+def test_an_animation_of_one_frame_is_an_image():
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, "PNG", save_all=True)
+    assert np.array_equal(images.decode(buffer.getvalue())[..., 0], GREY)
+
+
+def test_the_pages_of_a_tiff_are_not_counted(monkeypatch):
+    """A few bytes a page make a file of thousands, and to find how many takes time that grows with their square."""
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    start = struct.unpack_from("<I", data, 4)[0]
+    following = start + 2 + 12 * struct.unpack_from("<H", data, start)[0]
+    for _ in range(3000):
+        struct.pack_into("<I", data, following, len(data))
+        following = len(data) + 2 + 2 * 12
+        data += struct.pack("<H" + 2 * "HHII" + "I", 2, 256, 4, 1, 8, 257, 4, 1, 8, 0)
+    read = []
+    load = TiffImagePlugin.ImageFileDirectory_v2.load
+    monkeypatch.setattr(TiffImagePlugin.ImageFileDirectory_v2, "load", lambda *given: read.append(load(*given)))
+    with pytest.raises(ImageError, match="more than one page"):
+        decode(bytes(data))
+    assert len(read) <= 2
 
 
 @pytest.mark.parametrize("tag", ["Rows", "Columns", "BitsAllocated", "PixelData"])
@@ -576,7 +604,7 @@ def test_a_chain_of_tiff_directories_is_not_counted_to_its_end():
     small, large = chained_tiff(3), chained_tiff(30_000)
     for data in (small, large):
         started = time.perf_counter()
-        with pytest.raises(ImageError, match="has several pages"):
+        with pytest.raises(ImageError, match="more than one page"):
             decode(data, "chain.tif")
         assert time.perf_counter() - started < 1
 
