@@ -28,7 +28,11 @@ MAX_SCANS = 100  # of a JPEG; encoders make about ten
 FORMATS = ("PNG", "JPEG", "TIFF")  # no other of Pillow's plugins is exposed to strangers' bytes
 _DICOM_MAGIC = slice(128, 132)
 _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # little endian, big endian (PS3.5 7.5)
+_PHOTOMETRIC = 262  # TIFF's tag
 _START_OF_SCAN = b"\xff\xda"
+LEAST_SIDE = 16  # pixels of an image that is to be read
+MOST_ASPECT = 10
+LEAST_RANGE = 4  # grey levels of 255
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "PixelData")  # no parametric maps of FloatPixelData
 _TABLE = 2**16  # grey values up to which they are looked up instead of computed pixel by pixel
 _BAND = 64  # rows
@@ -94,7 +98,8 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
         pixels = np.asarray(image, np.float32)
         _check_finite(pixels, name)
         top = 65535.0 if image.mode.startswith("I") else max(1.0, float(pixels.max(initial=0)))
-        return np.clip(pixels / top, 0, 1)[..., None]
+        grey = np.clip(pixels / top, 0, 1)[..., None]
+        return 1 - grey if _white_is_zero(image) else grey
     if image.mode in ("1", "L"):
         return np.asarray(image if image.mode == "L" else image.convert("L"))[..., None]
     if "A" in image.getbands() or "transparency" in image.info:
@@ -139,6 +144,8 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
             raise ImageError(f"{name}: multi-frame DICOM is not supported; send one frame a file")
         _check_size(int(dataset.Columns), int(dataset.Rows), name)
         pixels = dataset.pixel_array  # YBR has become RGB
+        if pixels.shape not in ((size := (dataset.Rows, dataset.Columns)), (*size, 3)):
+            raise ImageError(f"{name}: its pixel data is no image of {size[0]} rows and {size[1]} columns")
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             pixels = apply_color_lut(pixels, dataset)
             return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
@@ -176,6 +183,11 @@ def _inflated(rest: bytes, name: str) -> Iterator[bytes]:
         if size > MAX_INFLATED:
             raise ImageError(f"{name}: unpacks to more than {MAX_INFLATED:,} bytes, the limit")
         yield part
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF's grey values run from white to black; Pillow turns them round in 8 bits and no others."""
+    return image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
 
 
 def _check_scans(data: bytes, name: str) -> None:
@@ -304,6 +316,29 @@ def _unit(values: np.ndarray) -> np.ndarray:
     """As float32 in [0, 1]."""
     floats = values.astype(np.float32)
     return np.divide(floats, 255, out=floats) if values.dtype == np.uint8 else floats
+
+
+def check_content(canvas: np.ndarray, placement: Placement, name: str) -> None:
+    """Refuses what shows nothing that could be read: an image too small or narrow, or of one shade.
+
+    Args:
+        canvas, placement: what `fit` made of it.
+
+    Raises:
+        ImageError: one of its sides is shorter than `LEAST_SIDE` pixels, or one is more than `MOST_ASPECT` times the
+            other, or all but a hundredth of its values lie within `LEAST_RANGE` grey levels.
+    """
+    short, long = sorted((placement.width, placement.height))
+    if short < LEAST_SIDE:
+        size = f"{placement.width}×{placement.height}"
+        raise ImageError(f"{name}: {size} pixels are too few; at least {LEAST_SIDE} a side are needed")
+    if long > MOST_ASPECT * short:
+        raise ImageError(f"{name}: is more than {MOST_ASPECT} times as long as wide, which is no picture of a study")
+    left, top, right, bottom = placement.to_canvas(np.array([[0, 0, placement.width, placement.height]]))[0]
+    inner = canvas[:, round(top) : round(bottom), round(left) : round(right)]
+    low, high = np.percentile(inner, (0.5, 99.5), axis=(1, 2))
+    if (high - low).max() < LEAST_RANGE:
+        raise ImageError(f"{name}: shows nothing, nearly all of its pixels have the same value")
 
 
 def to_png(canvas: np.ndarray) -> bytes:

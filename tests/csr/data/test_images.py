@@ -32,7 +32,17 @@ from pydicom.uid import (
 )
 
 from csr.data import images
-from csr.data.images import MAX_ITEMS, MAX_PIXELS, MAX_SCANS, Placement, fit, pixel_digest, pixel_spacing, to_png
+from csr.data.images import (
+    MAX_ITEMS,
+    MAX_PIXELS,
+    MAX_SCANS,
+    Placement,
+    check_content,
+    fit,
+    pixel_digest,
+    pixel_spacing,
+    to_png,
+)
 from csr.errors import ImageError
 
 GREY = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
@@ -654,3 +664,57 @@ def test_memory_that_runs_out_is_no_damage_of_the_file(make, monkeypatch):
     monkeypatch.setattr("pydicom.dcmread", exhausted)
     with pytest.raises(MemoryError):
         decode(data)
+
+
+# what the numbers of a file mean
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_whose_white_is_zero_reads_like_one_whose_black_is(kind):
+    """The tag is written into the file: Pillow would turn the pixels round while saving."""
+    top = 1 if kind is np.float32 else np.iinfo(kind).max
+    ramp = (np.arange(16).reshape(4, 4) / 15 * top).astype(kind)
+    stored = encode(Image.fromarray(ramp), "TIFF")
+    entry = struct.pack("<HHI", 262, 3, 1)
+    assert stored.count(entry) == 1
+    at = stored.index(entry) + len(entry)
+    turned = stored[:at] + struct.pack("<H", 0) + stored[at + 2 :]
+    np.testing.assert_allclose(decode(turned), 1 - decode(stored), atol=1e-6)
+
+
+def test_dicom_pixels_that_are_no_image_of_its_rows_and_columns_are_refused():
+    data = pydicom.dcmread(io.BytesIO(dicom(np.zeros((6, 4), np.uint16))))
+    data.Rows = 2  # so that there are pixels for three images
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    with pytest.raises(ImageError, match=r"x\.dcm: its pixel data is no image of 2 rows and 4 columns"):
+        decode(buffer.getvalue(), "x.dcm")
+
+
+def shown(pixels: np.ndarray) -> None:
+    canvas, placement = fit(pixels[..., None], 64, 1)
+    check_content(canvas, placement, "x.png")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (np.zeros((100, 100), np.uint8), "shows nothing"),
+        (np.full((100, 100), 255, np.uint8), "shows nothing"),
+        (np.random.default_rng(0).integers(100, 103, (100, 100)).astype(np.uint8), "shows nothing"),
+        (np.zeros((1, 1), np.uint8), "too few"),
+        (np.random.default_rng(0).integers(0, 255, (15, 40)).astype(np.uint8), "15 pixels are too few"),
+        (np.random.default_rng(0).integers(0, 255, (20, 300)).astype(np.uint8), "more than 10 times"),
+    ],
+)
+def test_what_shows_nothing_is_refused(pixels, reason):
+    with pytest.raises(ImageError, match=rf"x\.png: .*{reason}"):
+        shown(pixels)
+
+
+def test_a_faint_picture_is_one():
+    ramp = np.linspace(100, 110, 100).astype(np.uint8)
+    shown(np.broadcast_to(ramp, (50, 100)).copy())
+    spot = np.zeros((100, 100), np.uint8)
+    spot[40:60, 40:60] = 200
+    shown(spot)
