@@ -15,7 +15,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
-import numpy as np
 import pytest
 import yaml
 from tritonclient.utils import InferenceServerException
@@ -26,7 +25,7 @@ from serving.client import Box, Client, ClientError, InteractionRequest
 from serving.deploy.cluster import free_port
 from serving.deploy.config import parse_config
 from tests.bench.servers import ray_serve
-from tests.serving.conftest import altered_copy, png
+from tests.serving.conftest import altered_copy, stripes
 from tests.serving.interfaces.oip.conftest import expected, inputs, reasoner_inputs, runner
 from tests.serving.interfaces.oip.test_protocol import PROTOCOLS, Arrays, check_conversation, converse, tensors
 
@@ -121,7 +120,7 @@ def test_the_inference_protocol_is_closed_to_strangers(server: Server, protocol:
 
 def test_more_uploads_at_once_than_threads(server: Server) -> None:
     """Each waits for the batch that its image is in, and the batch must not wait for a thread of theirs."""
-    files = [png(np.full((64, 64), value, np.uint8)) for value in range(0, 240, 10)]
+    files = [stripes(value) for value in range(0, 240, 10)]
 
     def add(data: bytes) -> str:
         with Client(server.url, server.key, timeout=httpx.Timeout(20)) as client:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from csr.bundle.format import Bundle
 from serving.access.roles import Role
@@ -164,6 +166,13 @@ def test_hostile_uploads(client: TestClient, sample: bytes) -> None:
     assert_error(upload(client, b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 415, "unsupported_image")
     assert_error(upload(client, b"\x00" * 128 + b"DICM" + b"\x00" * 64), 422, "incomplete_dicom")
     assert_error(upload(client, sample + bytes(2 << 20)), 413, "too_large")
+    frames = io.BytesIO()
+    Image.new("L", (64, 64)).save(frames, "PNG", save_all=True, append_images=[Image.new("L", (64, 64), "white")])
+    assert "more than one page or frame" in assert_error(upload(client, frames.getvalue()), 422, "unreadable_image")
+    for kind in ("GIF", "WEBP"):
+        buffer = io.BytesIO()
+        Image.new("L", (64, 64)).save(buffer, kind)
+        assert_error(upload(client, buffer.getvalue()), 415, "unsupported_image")
     bomb = png(np.zeros((8100, 8000), np.uint8))
     assert len(bomb) < 1 << 20
     assert "over the limit" in assert_error(upload(client, bomb), 422, "unreadable_image")
