@@ -11,7 +11,7 @@ from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.training.callbacks import Callbacks, State
 from csr.training.concepts import ConceptTrainingConfig, to_checkpoint, train_concepts
-from pipelines.figures import write_curves
+from pipelines.figures.curves import write_curves
 from pipelines.params import Params
 from pipelines.stage import CONCEPTS, PREPARED, REPORTS, run_stage
 from pipelines.training import train

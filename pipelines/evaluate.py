@@ -16,7 +16,7 @@ from csr.network.reasoner import Reasoner
 from csr.training import head, prototypes
 from csr.training.features import FeatureCache
 from csr.training.prediction import predict
-from pipelines.figures import write_confusion, write_montage, write_operating_points, write_risk_coverage
+from pipelines.figures.evaluation import write_confusion, write_montage, write_operating_points, write_risk_coverage
 from pipelines.params import Params
 from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.tracking import log_file, log_metrics

@@ -16,7 +16,7 @@ from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, to_checkpoint, train_head
 from csr.training.prototypes import from_checkpoint
-from pipelines.figures import write_curves
+from pipelines.figures.curves import write_curves
 from pipelines.params import Params
 from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.training import train

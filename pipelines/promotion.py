@@ -15,7 +15,7 @@ from csr.bundle.runtime import BundleRunner
 from csr.data.prepared import PreparedSet
 from csr.errors import BundleError, ConfigError
 from csr.evaluation.evaluate import Predictions, evaluate_predictions
-from csr.evaluation.metrics import map_peaks
+from csr.evaluation.pointing import map_peaks
 from csr.interaction.corrections import Interaction
 
 GATES_FILE = Path("infra/promotion.yaml")

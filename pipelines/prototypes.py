@@ -15,7 +15,8 @@ from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.prototypes import PrototypeConfig, from_checkpoint, to_checkpoint, train_prototypes
 from csr.training.selection import CountCurve, count_curve, pilot
-from pipelines.figures import write_count_curve, write_curves
+from pipelines.figures.count_curve import write_count_curve
+from pipelines.figures.curves import write_curves
 from pipelines.params import Params, TrainParams
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.tracking import log_metrics

@@ -21,7 +21,7 @@ from torch import Tensor
 from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.concept_model import ConceptModel
 from csr.training.alignment import align
-from csr.training.concepts import channel_statistics
+from csr.training.images import channel_statistics
 from csr.training.runtime import device, seed_everything
 
 

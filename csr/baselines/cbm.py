@@ -36,7 +36,7 @@ from csr.baselines.protocol import Answer, ExperimentContext, System, TrainedBac
 from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, pool_maps
 from csr.training.alignment import align
-from csr.training.concepts import channel_statistics, image_batches
+from csr.training.images import channel_statistics, image_batches
 from csr.training.losses import masked_bce
 from csr.training.runtime import device, seed_everything
 

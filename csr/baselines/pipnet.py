@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.training.augmentation import window
-from csr.training.concepts import image_batches
+from csr.training.images import image_batches
 from csr.training.loop import Task, fit
 from csr.training.runtime import count_batches, seed_everything
 

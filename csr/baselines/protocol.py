@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from csr.data.prepared import PreparedSet
 from csr.errors import DataError
 from csr.evaluation.evaluate import Predictions
-from csr.evaluation.metrics import macro_f1, map_peaks
+from csr.evaluation.metrics import macro_f1
+from csr.evaluation.pointing import map_peaks
 from csr.network.backbone import Backbone
 from csr.network.concept_model import ConceptModel
 from csr.training.augmentation import Findings, augment
 from csr.training.callbacks import Callbacks
-from csr.training.concepts import ConceptTrainingConfig, channel_statistics, image_batches, load_images
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
+from csr.training.images import channel_statistics, image_batches, load_images
 from csr.training.loop import Task, fit
 from csr.training.runtime import autocast, device
 

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
-from csr.training.concepts import image_batches
+from csr.training.images import image_batches
 from csr.training.runtime import seed_everything
 
 WIDTH = 128

@@ -50,7 +50,7 @@ from csr.baselines.protopnet import (
     warm_up,
 )
 from csr.network.backbone import Backbone
-from csr.training.concepts import image_batches
+from csr.training.images import image_batches
 from csr.training.runtime import count_batches, seed_everything
 
 # CUB has one prototype a class and ten classes to share each; with five to ten classes that would be fewer prototypes

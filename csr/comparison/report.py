@@ -16,7 +16,7 @@ from csr.evaluation.bootstrap import Difference, paired_bootstrap, paired_ratio_
 from csr.evaluation.calibration import apply_temperature, expected_calibration_error, fit_temperature, risk_coverage
 from csr.evaluation.evaluate import Predictions
 from csr.evaluation.leakage import leakage
-from csr.evaluation.metrics import inside
+from csr.evaluation.pointing import inside
 
 OURS = "csr_robust"
 KEPT = 0.8  # coverage at which the abstain table is read

@@ -14,7 +14,6 @@ A folder:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from csr.data.atomic_folder import atomic_folder
+from csr.data.digests import folder_digest
 from csr.data.records import BOX_COLUMNS, Collection
 from csr.data.schema import study_columns
 from csr.data.shards import Images, ImageShards, ShardWriter
@@ -94,12 +94,7 @@ class PreparedSet:
 
     def digest(self) -> str:
         """SHA-256 over the folder's files: the data version that manifests and MLflow runs name."""
-        total = hashlib.sha256()
-        for file in sorted(file for file in self.path.rglob("*") if file.is_file()):
-            total.update(file.relative_to(self.path).as_posix().encode())
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-        return total.hexdigest()
+        return folder_digest(self.path)
 
 
 class PreparedWriter:

@@ -13,15 +13,8 @@ import numpy as np
 
 from csr.data.records import Collection
 from csr.evaluation.calibration import expected_calibration_error, risk_coverage
-from csr.evaluation.metrics import (
-    Pointing,
-    decide,
-    macro_auroc,
-    macro_f1,
-    mean_auroc,
-    mean_box_centres,
-    pointing_game,
-)
+from csr.evaluation.metrics import decide, macro_auroc, macro_f1, mean_auroc
+from csr.evaluation.pointing import Pointing, mean_box_centres, pointing_game
 
 CLASS_METRICS = ("macro_f1", "auroc", "ece", "aurc")
 
@@ -51,7 +44,7 @@ def evaluate_predictions(collection: Collection, predictions: Predictions, side:
     A part has ``studies, macro_f1, auroc, ece, aurc, concept_auroc`` and ``pointing_game``. ``ece`` is the expected
     calibration error of the class probabilities, ``aurc`` the area under the risk-coverage curve of abstaining by
     confidence (`csr.evaluation.calibration`); of both, less is better.
-    ``pointing_game`` holds ``pair, image, chance, centre`` and ``pairs``; see `csr.evaluation.metrics.Pointing`.
+    ``pointing_game`` holds ``pair, image, chance, centre`` and ``pairs``; see `csr.evaluation.pointing.Pointing`.
     Numbers that a system or data set cannot have (no classes, no concepts, no maps, no boxes) are None.
     """
     return {part: _evaluate_part(collection, predictions, side, part)[0] for part in _parts(collection, predictions)}

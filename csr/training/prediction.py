@@ -7,7 +7,7 @@ import torch
 
 from csr.data.records import Collection
 from csr.evaluation.evaluate import Predictions
-from csr.evaluation.metrics import map_peaks
+from csr.evaluation.pointing import map_peaks
 from csr.network.reasoner import Reasoner
 from csr.training.features import FeatureCache
 from csr.training.prototypes import PrototypeModel

@@ -23,7 +23,7 @@ from csr.comparison.systems import WARM_START_EPOCHS, encode_latency, systems
 from csr.data.html_report import Section, Table, to_html, to_markdown
 from csr.data.prepared import PreparedSet
 from csr.errors import CSRError, DataError
-from csr.training.concepts import load_images
+from csr.training.images import load_images
 from csr.training.runtime import device
 from pipelines.comparison import missing_labels
 from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER, recipes
