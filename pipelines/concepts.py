@@ -26,8 +26,7 @@ def fit(prepared: str, config: ConceptTrainingConfig, callbacks: Callbacks) -> S
 def concepts(params: Params) -> None:
     """Trains and writes ``build/concepts/model.pt`` and the curves."""
     function = partial(fit, str(PREPARED.resolve()), params.concepts)
-    inputs = [PreparedSet.open(PREPARED).digest()]
-    checkpoint, history = train("concepts", function, params.concepts, inputs, params.train)
+    checkpoint, history = train("concepts", function, params.concepts, [PREPARED], params.train)
     with atomic_folder(CONCEPTS) as folder:
         torch.save(checkpoint, folder / "model.pt")
     write_curves("concepts", history, REPORTS / "curves")

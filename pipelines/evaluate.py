@@ -11,7 +11,8 @@ import torch
 
 from csr.data.prepared import PreparedSet
 from csr.evaluation.calibration import risk_coverage
-from csr.evaluation.evaluate import Predictions, evaluate_predictions, pointing_by_concept, rounded
+from csr.evaluation.evaluate import evaluate_predictions, pointing_by_concept, rounded
+from csr.evaluation.predictions import Predictions
 from csr.network.reasoner import Reasoner
 from csr.training import head, prototypes
 from csr.training.features import FeatureCache

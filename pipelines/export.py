@@ -1,4 +1,4 @@
-"""Stage ``export``: the bundle, with measured parity, and its registration in MLflow as a new version of ``csr``."""
+"""Stage ``export``: the bundle, with measured parity. Stage ``register`` makes it known to MLflow's registry."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from csr.network.csr import CSR, Encoder
 from csr.training import concepts, head, prototypes
 from csr.training.features import FeatureCache
 from pipelines.params import Params
-from pipelines.registry import register
+from pipelines.revision import revision
 from pipelines.stage import ATLAS, BUNDLE, CONCEPTS, FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
-from pipelines.tracking import log_metrics, revision
+from pipelines.tracking import BUNDLE_DIGEST, log_metrics, log_tag
 
 
 def export(params: Params) -> None:
-    """Writes ``build/bundle`` and registers it."""
+    """Writes ``build/bundle``."""
     data = PreparedSet.open(PREPARED)
     concept_model = concepts.from_checkpoint(torch.load(CONCEPTS / "model.pt", weights_only=True))
     prototype_model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
@@ -39,8 +39,8 @@ def export(params: Params) -> None:
         ),
     )
     log_metrics("export", {"parity": gap})
-    version = register(bundle)
-    print(f"export: registered as version {version} of 'csr', |Δlogit| {gap:.1e}")
+    log_tag(BUNDLE_DIGEST, bundle.digest)
+    print(f"export: |Δlogit| {gap:.1e}")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,15 @@ from csr.data.prepared import PreparedSet
 from csr.training.concepts import from_checkpoint
 from csr.training.features import compute_features
 from pipelines.params import Params
+from pipelines.progress import ProgressBars
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, run_stage
-from pipelines.training import CHECKPOINTS, LocalCallbacks
 
 
 def features(params: Params) -> None:
     """Writes the feature cache to ``build/features``."""
     model = from_checkpoint(torch.load(CONCEPTS / "model.pt", weights_only=True))
     with atomic_folder(FEATURES) as folder:
-        compute_features(model, PreparedSet.open(PREPARED), folder, LocalCallbacks("features", CHECKPOINTS))
+        compute_features(model, PreparedSet.open(PREPARED), folder, ProgressBars())
 
 
 if __name__ == "__main__":

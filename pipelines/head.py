@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from csr.bundle.format import file_digest
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.interaction.alpha import calibrate
@@ -34,11 +33,10 @@ def fit(prepared: str, features: str, prototypes: State, config: HeadConfig, cal
 
 def head(params: Params) -> None:
     """Trains and writes ``build/head/model.pt`` and the curves. One worker is enough, whatever the cluster."""
-    file = PROTOTYPES / "model.pt"
-    state = torch.load(file, weights_only=True)
+    state = torch.load(PROTOTYPES / "model.pt", weights_only=True)
     function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), state, params.head)
     where = replace(params.train, workers=min(params.train.workers, 1))
-    checkpoint, history = train("head", function, params.head, [file_digest(file)], where)
+    checkpoint, history = train("head", function, params.head, [PREPARED, FEATURES, PROTOTYPES], where)
     with atomic_folder(HEAD) as folder:
         torch.save(checkpoint, folder / "model.pt")
     write_curves("head", history, REPORTS / "curves")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from csr.bundle.format import file_digest
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.training.callbacks import Callbacks, State
@@ -50,7 +49,7 @@ def prototypes(params: Params) -> None:
 
 def _train(name: str, config: PrototypeConfig, where: TrainParams) -> tuple[State, list[dict[str, float]]]:
     function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), config)
-    return train(name, function, config, [file_digest(CONCEPTS / "model.pt")], where)
+    return train(name, function, config, [PREPARED, CONCEPTS, FEATURES], where, "pipelines.prototypes")
 
 
 def _curve(checkpoint: State) -> CountCurve:

@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
+from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.baselines.protopnet import (
     BACKBONE_RATE,
     log_similarity,
@@ -203,3 +203,6 @@ def protopool(context: ExperimentContext) -> ProtoPool:
     tune_last_layer(system.last_layer, slots, context.class_labels(train), system.owners)
     system.prototypes = len(system.used())
     return system
+
+
+SYSTEMS = {"protopool": Entry("ProtoPool", protopool, "classes", WARM_START_EPOCHS)}

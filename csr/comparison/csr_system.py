@@ -5,11 +5,13 @@ Pointing-game map of concept k: the largest similarity map of its live prototype
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
-from csr.baselines.protocol import Answer, ExperimentContext, System
+from csr.baselines.protocol import Answer, Entry, ExperimentContext, SharedBackbone, System
 from csr.interaction.alpha import calibrate
 from csr.network.csr import CSR, Encoder
 from csr.training.head import HeadConfig, train_head
@@ -19,7 +21,7 @@ from csr.training.runtime import device
 
 @dataclass(frozen=True)
 class Recipe:
-    """Configuration of stages 2 and 3."""
+    """Configuration of stages 2 and 3; the defaults are the recipe ``robust``."""
 
     prototypes: PrototypeConfig = field(default_factory=PrototypeConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -54,3 +56,18 @@ def train_csr(context: ExperimentContext, recipe: Recipe) -> CSRSystem:
     reasoner = train_head(collection, shared.cache, stage2, head_config, context.callbacks)
     calibrate(collection, shared.cache, stage2, reasoner, context.data.side)
     return CSRSystem(CSR(Encoder(shared.model, stage2.projector), reasoner), stage2).to(device()).eval()
+
+
+_ENTRIES: dict[str, tuple[str, str, SharedBackbone]] = {
+    "csr_robust": ("CSR, robust", "robust", "concepts_lse"),
+    "csr_paper": ("CSR, to the letter", "paper", "concepts_average"),
+}
+
+
+def csr_systems(recipes: Mapping[str, Recipe]) -> dict[str, Entry]:
+    """CSR by every given recipe: ``robust`` makes ``csr_robust``, ``paper`` makes ``csr_paper``."""
+    return {
+        name: Entry(title, partial(train_csr, recipe=recipes[recipe]), backbone)
+        for name, (title, recipe, backbone) in _ENTRIES.items()
+        if recipe in recipes
+    }

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from csr.data.records import Collection
-from csr.evaluation.evaluate import Predictions
 from csr.evaluation.pointing import map_peaks
+from csr.evaluation.predictions import Predictions
 from csr.network.reasoner import Reasoner
 from csr.training.features import FeatureCache
 from csr.training.prototypes import PrototypeModel

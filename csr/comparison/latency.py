@@ -1,0 +1,28 @@
+"""What an answer of each compared system takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from csr.baselines.protocol import System
+
+
+@torch.no_grad()
+def encode_latency(members: Mapping[str, System], image: torch.Tensor, rounds: int = 15) -> dict[str, float]:
+    """Median seconds of one answer to one image, for every system: measured in turns so that a disturbance of the
+    machine hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in members}
+    for system in members.values():
+        system.eval().answer(image)
+    for _ in range(rounds):
+        for name, system in members.items():
+            start = time.perf_counter()
+            system.answer(image)
+            if image.is_cuda:
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in times.items()}
