@@ -24,27 +24,29 @@ from mlflow.tracking import MlflowClient
 from csr.bundle.format import Bundle
 from csr.errors import BundleError, CSRError
 from pipelines.champion import CHAMPION, history, promote, rollback, settle
-from pipelines.tracking import MODEL_NAME, connect, experiment_id
+from pipelines.tracking import BUNDLE_DIGEST, MODEL_NAME, connect, experiment_id
 
 CHALLENGER = "challenger"  # serving may let it answer too, see `serving.models.in_service.Challenge`
-_DIGEST = "bundle.digest"
 
 
 def register(bundle: Bundle) -> str:
-    """Registers a bundle as a new version of ``csr`` in the active run's experiment; a known one keeps its version."""
+    """Registers a bundle as a new version of ``csr``; a known one keeps its version. Returns the version.
+
+    The version names the run that made the bundle, if this store has it.
+    """
     client = connect()
     known = version_of(client, bundle.digest)
     if known is not None:
         return known
-    run = mlflow.active_run()
-    run_id = run.info.run_id if run else None
-    experiment = run.info.experiment_id if run else experiment_id(client)
+    experiment = experiment_id(client)
+    runs = client.search_runs([experiment], f"tags.`{BUNDLE_DIGEST}` = '{bundle.digest}'", max_results=1)
+    run_id = runs[0].info.run_id if runs else None
     logged = client.create_logged_model(experiment, name=MODEL_NAME, source_run_id=run_id, model_type="csr-bundle")
     client.log_model_artifacts(logged.model_id, str(bundle.path))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     _ensure_registered_model(client)
     about = bundle.manifest
-    tags = {_DIGEST: bundle.digest, "data.digest": about.data_digest, "git.revision": about.code_revision}
+    tags = {BUNDLE_DIGEST: bundle.digest, "data.digest": about.data_digest, "git.revision": about.code_revision}
     source = f"models:/{logged.model_id}"
     version = client.create_model_version(MODEL_NAME, source, run_id=run_id, tags=tags, model_id=logged.model_id)
     return str(version.version)
@@ -53,7 +55,7 @@ def register(bundle: Bundle) -> str:
 def version_of(client: MlflowClient, digest: str) -> str | None:
     """The version that holds the bundle with this digest."""
     for version in client.search_model_versions(f"name = '{MODEL_NAME}'"):
-        if version.tags.get(_DIGEST) == digest:
+        if version.tags.get(BUNDLE_DIGEST) == digest:
             return str(version.version)
     return None
 
@@ -103,7 +105,7 @@ def listing(client: MlflowClient) -> list[str]:
     lines = []
     for found in client.search_model_versions(f"name = '{MODEL_NAME}'"):
         version = client.get_model_version(MODEL_NAME, found.version)  # a search does not say the aliases
-        digest, revision = version.tags.get(_DIGEST, "")[:12], version.tags.get("git.revision", "")[:12]
+        digest, revision = version.tags.get(BUNDLE_DIGEST, "")[:12], version.tags.get("git.revision", "")[:12]
         aliases = ", ".join(version.aliases)
         lines.append(f"version {version.version}  bundle {digest}  code {revision}  {aliases}".rstrip())
     return lines

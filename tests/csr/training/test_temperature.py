@@ -14,7 +14,8 @@ from csr.baselines.protocol import ExperimentContext, TrainedBackbone
 from csr.comparison.csr_system import Recipe, train_csr
 from csr.data.records import Collection
 from csr.evaluation.calibration import TEMPERATURES, expected_calibration_error, risk_coverage
-from csr.evaluation.evaluate import Predictions, evaluate_predictions
+from csr.evaluation.evaluate import evaluate_predictions
+from csr.evaluation.predictions import Predictions
 from csr.interaction.alpha import calibrate, calibrate_alpha
 from csr.interaction.review import retrain_head
 from csr.network.concept_model import ConceptModel, ConceptModelConfig

@@ -293,7 +293,7 @@ def test_a_bundle_whose_golden_case_fails_is_refused(
 
 
 def test_enlarging_is_the_interpolation_of_the_pointing_game() -> None:
-    from csr.evaluation.metrics import map_peaks
+    from csr.evaluation.pointing import map_peaks
 
     maps = np.random.default_rng(0).random((6, 5, 7)).astype(np.float32)
     upsampler = Upsampler(5, 7, 48)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from csr.bundle.format import MANIFEST, Bundle, Manifest, file_digest, write_manifest
+from csr.bundle.format import MANIFEST, Bundle, Manifest, write_manifest
+from csr.data.digests import file_digest
 from serving.core.dataplane import DataPlane
 from serving.deploy.service import Service
 from serving.errors import NotReadyError, ServingError
