@@ -162,6 +162,21 @@ def test_keys_are_made_and_ended(
     assert secret not in (folder / ".state/serving/store.db").read_bytes().decode("latin-1")
 
 
+def test_sessions_are_listed_and_ended(served: Service, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = served.keys.list()[0]
+    secret = served.authenticator.sessions.open(key.actor)
+    assert run("keys", "sessions") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 1 and "key:someone" in listed[0] and secret not in listed[0]
+    session = listed[0].split()[0]
+    assert run("keys", "end-session", session) == 0
+    assert served.authenticator.sessions.find(secret) is None
+    assert "no session of this id is open" in str(run("keys", "end-session", session))
+    capsys.readouterr()
+    assert run("keys", "sessions") == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_no_key_is_named(folder: Path) -> None:
     assert "no API key" in str(run("status"))
     assert "cannot be read" in str(run("status", "--key-file", "nowhere"))
