@@ -24,6 +24,7 @@ from serving.deploy.service import Service
 from serving.interfaces.rest.app import create_server
 from serving.interfaces.schemas import MAX_BOXES
 from serving.store.probe import EVERY_S
+from serving.store.schema import study
 from tests.serving.conftest import CountingEngine, altered_copy, client_of, make_service, png, serve_instead
 
 BOX = {"x_min": 10, "y_min": 10, "x_max": 40, "y_max": 40, "kind": "positive"}
@@ -321,6 +322,28 @@ def test_every_answer_has_the_same_headers_and_one_id(
             assert told["x-request-id"] == kept or re.fullmatch("[0-9a-f]{32}", told["x-request-id"][0])
             assert told["x-content-type-options"] == ["nosniff"] and told["referrer-policy"] == ["same-origin"]
             assert "frame-ancestors 'none'" in told["content-security-policy"][0]
+
+
+def test_a_study_that_was_swapped_in_the_store_is_not_answered_from(
+    client: TestClient, service: Service, sample: bytes, wide: bytes
+) -> None:
+    digest, other = (upload(client, data).json()["digest"] for data in (sample, wide))
+    with service.store.database.write() as connection:
+        pixels = sa.select(study.c.canvas).where(study.c.digest == other).scalar_subquery()
+        connection.execute(sa.update(study).where(study.c.digest == digest).values(canvas=pixels))
+    assert client.get(f"/v1/studies/{digest}").status_code == 200, "this replica holds what was added"
+    service.plane._studies = StudyCache(0)
+    before = service.store.ledger.verify().head.number
+    for method, path, body in (
+        ("GET", "", None), ("GET", "/image.png", None), ("GET", "/maps", None), ("POST", "/interactions", {}),
+        ("POST", "/report.dcm", {}),
+    ):  # fmt: skip
+        answer = client.request(method, f"/v1/studies/{digest}{path}", json=body)
+        assert "does not hold what was added" in assert_error(answer, 500, "study_altered")
+    assert service.store.ledger.verify().head.number == before
+    assert client.get(f"/v1/studies/{other}").status_code == 200
+    assert upload(client, sample).json()["digest"] == digest
+    assert client.get(f"/v1/studies/{digest}").status_code == 200
 
 
 def test_a_server_whose_store_is_full_is_not_ready(client: TestClient, service: Service, sample: bytes) -> None:
