@@ -16,6 +16,7 @@ from serving.access.sessions import SessionStore
 from serving.core.catalogue import Catalogue
 from serving.core.dataplane import DataPlane
 from serving.core.intake import Intake
+from serving.core.shadow import Shadow
 from serving.deploy.config import (
     AccessConfig,
     ChallengerConfig,
@@ -32,7 +33,6 @@ from serving.interfaces.oip import ServedVersions
 from serving.interfaces.oip.inference import AuditedInference
 from serving.models.follower import Follower, MakeEngine, Watch
 from serving.models.in_service import ServedModels
-from serving.models.shadow import Shadow
 from serving.models.sources import AliasSource, FolderSource, Source
 from serving.store import Store
 from serving.store.database import Database

