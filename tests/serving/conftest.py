@@ -71,7 +71,7 @@ def make_service(bundle: Path, folder: Path, engine: Engine | None = None, **sec
     model = {"bundle": str(bundle)} | sections.pop("model", {})
     config = parse_config({"model": model, "store": store, "dicom": dicom, **sections})
     make = engine_maker(config.engine) if engine is None else lambda bundle, version: engine
-    return Service.open(config, Telemetry.open(), make, DECODING)
+    return Service.open(config, Telemetry.open(), make, decoding=DECODING)
 
 
 def serve_instead(service: Service, bundle: Bundle, engine: Engine | None = None) -> None:

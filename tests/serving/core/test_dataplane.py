@@ -17,9 +17,8 @@ from csr.bundle.runtime import BundleRunner
 from csr.data.images import Placement, decode, fit, pixel_digest
 from csr.interaction.corrections import Interaction, RegionBox
 from serving.core.dataplane import DataPlane
-from serving.core.explain import Explainer
 from serving.core.frames import image_part, on_canvas
-from serving.core.overlays import Upsampler, overlay_png
+from serving.core.overlays import overlay_png
 from serving.core.study_cache import StudyCache
 from serving.core.timing import Timing
 from serving.deploy.service import Service
@@ -34,6 +33,8 @@ from serving.errors import (
     UnsupportedImageError,
 )
 from serving.interfaces.schemas import Box, ImageSize, InteractionRequest
+from serving.models.explainer import Explainer
+from serving.models.upsampling import Upsampler
 from tests.serving.conftest import CALLER, CountingEngine, add, interact, make_service, serve_instead, stripes
 
 BOX = Box(x_min=10, y_min=20, x_max=40, y_max=50)

@@ -277,8 +277,8 @@ def test_a_trial_ends_when_its_alias_is_gone(serve: Any, registry: Registry, bun
 
 
 def test_a_shadow_that_cannot_keep_up_drops_questions(plane: DataPlane, service: Service, sample: bytes) -> None:
+    from serving.core.shadow import Shadow
     from serving.models.in_service import Challenge
-    from serving.models.shadow import Shadow
 
     service.models.challenge_with(Challenge(service.models.champion, "shadow"))
     shadow = Shadow(service.models, service.store.ledger, service.telemetry, waiting=1)
