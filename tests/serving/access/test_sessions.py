@@ -37,7 +37,7 @@ def database(request: pytest.FixtureRequest, file: Path) -> Iterator[Database]:
         engine = sa.create_engine(url)
         metadata.drop_all(engine)
         engine.dispose()
-    database = Database(url)
+    database = Database(url, seal="")
     yield database
     database.close()
 
