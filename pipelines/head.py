@@ -11,7 +11,8 @@ from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.interaction.alpha import calibrate
 from csr.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from csr.network.rebuild import concept_model_from_checkpoint, prototype_model_from_checkpoint
+from csr.network.prototypes import prototype_model_from_checkpoint
+from csr.network.rebuild import concept_model_from_checkpoint
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache

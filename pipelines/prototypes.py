@@ -9,7 +9,7 @@ from pathlib import Path
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.network.checkpoint import write_checkpoint
-from csr.network.rebuild import prototype_model_checkpoint, prototype_model_from_checkpoint
+from csr.network.prototypes import prototype_model_checkpoint, prototype_model_from_checkpoint
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.prototypes import PrototypeConfig, train_prototypes
