@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.training.concepts import image_batches
-from csr.training.runtime import seed_everything
+from csr.training.runtime import device, seed_everything
 
 WIDTH = 128
 PER_CLASS = 10
@@ -127,7 +127,7 @@ class ProtoPNet(System):
 def protopnet(context: ExperimentContext) -> ProtoPNet:
     """Trains, pushes, prunes and tunes the last layer."""
     seed_everything(context.config.seed)
-    system = ProtoPNet(context.build_backbone(), context.classes, context.concepts)
+    system = ProtoPNet(context.build_backbone(), context.classes, context.concepts).to(device())
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         labels = context.class_labels(rows)
