@@ -10,6 +10,7 @@ from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.training import head, prototypes
 from csr.training.features import FeatureCache
+from csr.training.runtime import use_device
 from pipelines.params import Params
 from pipelines.stage import ATLAS, FEATURES, HEAD, PREPARED, PROTOTYPES, run_stage
 from pipelines.tracking import log_metrics
@@ -17,6 +18,7 @@ from pipelines.tracking import log_metrics
 
 def atlas(params: Params) -> None:
     """Writes ``build/atlas``: ``atlas.json`` and ``crops.npy``."""
+    use_device(params.train.device)
     data, cache = PreparedSet.open(PREPARED), FeatureCache.open(FEATURES)
     model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
     reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))

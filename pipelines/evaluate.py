@@ -16,6 +16,7 @@ from csr.network.reasoner import Reasoner
 from csr.training import head, prototypes
 from csr.training.features import FeatureCache
 from csr.training.prediction import predict
+from csr.training.runtime import device, use_device
 from pipelines.figures import write_confusion, write_montage, write_operating_points, write_risk_coverage
 from pipelines.params import Params
 from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
@@ -24,6 +25,7 @@ from pipelines.tracking import log_file, log_metrics
 
 def evaluate(params: Params) -> None:
     """Writes everything that ``dvc metrics`` and ``dvc plots`` show."""
+    use_device(params.train.device)
     data, cache = PreparedSet.open(PREPARED), FeatureCache.open(FEATURES)
     model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
     reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
@@ -79,7 +81,9 @@ def _draw_montage(
     kinds = collection.class_indicators() if collection.classes else collection.concept_labels()
     chosen = _first_of_each(kinds[predictions.rows] == 1, count)
     rows = predictions.rows[chosen]
-    features, _ = cache.batch(rows, next(model.parameters()).device)
+    place = device()
+    model, reasoner = model.to(place), reasoner.to(place)
+    features, _ = cache.batch(rows, place)
     maps = reasoner(model.projector.project_maps(features)).concept_maps.cpu().numpy()
     assert predictions.concepts is not None
     write_montage(

@@ -8,6 +8,7 @@ from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.training.concepts import from_checkpoint
 from csr.training.features import compute_features
+from csr.training.runtime import use_device
 from pipelines.params import Params
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, run_stage
 from pipelines.training import CHECKPOINTS, LocalCallbacks
@@ -15,6 +16,7 @@ from pipelines.training import CHECKPOINTS, LocalCallbacks
 
 def features(params: Params) -> None:
     """Writes the feature cache to ``build/features``."""
+    use_device(params.train.device)
     model = from_checkpoint(torch.load(CONCEPTS / "model.pt", weights_only=True))
     with atomic_folder(FEATURES) as folder:
         compute_features(model, PreparedSet.open(PREPARED), folder, LocalCallbacks("features", CHECKPOINTS))

@@ -18,6 +18,7 @@ from csr.comparison.csr_system import Recipe
 from csr.data.prepared import PreparedSet
 from csr.errors import CSRError
 from csr.training.callbacks import SilentCallbacks, State
+from csr.training.runtime import use_device
 from pipelines.params import PARAMS_FILE, Params, flatten, load_params, parse_params
 from pipelines.stage import PREPARED
 from pipelines.tracking import connect, log_metrics, revision
@@ -54,7 +55,8 @@ def recipes() -> dict[str, Recipe]:
 
 
 def make_context(params: Params, seed: int, name: str) -> ExperimentContext:
-    """The context that all systems of a seed share."""
+    """The context that all systems of a seed share; computes where ``params.yaml`` says from now on."""
+    use_device(params.train.device)
     if params.train.threads:
         torch.set_num_threads(params.train.threads)
     config = replace(params.concepts, seed=seed)

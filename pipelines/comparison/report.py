@@ -24,7 +24,7 @@ from csr.data.html_report import Section, Table, to_html, to_markdown
 from csr.data.prepared import PreparedSet
 from csr.errors import CSRError, DataError
 from csr.training.concepts import load_images
-from csr.training.runtime import device
+from csr.training.runtime import device, use_device
 from pipelines.comparison import missing_labels
 from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER, recipes
 from pipelines.params import Params, load_params
@@ -44,6 +44,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
     Raises:
         DataError: no system has run.
     """
+    use_device(params.train.device)
     folder, seeds = params.comparison.folder, list(params.comparison.seeds)
     data = PreparedSet.open(PREPARED)
     runs = _runs(folder, seeds, data)
