@@ -105,8 +105,8 @@ class SessionStore:
         secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
         opened = datetime.now(UTC)
         expires = opened + timedelta(hours=self.limits.hours)
-        if until is not None:
-            expires = min(expires, datetime.fromtimestamp(until, UTC))
+        if until is not None and until < expires.timestamp():
+            expires = datetime.fromtimestamp(until, UTC)
         row = {
             "id": secrets.token_hex(8),
             "digest": _digest(secret),
