@@ -160,8 +160,23 @@ def test_signing_out_ends_it_here_at_once(database: Database, sessions: SessionS
     sessions.end(secret)
     assert sessions.recall(secret) is None and sessions.find(secret) is None and another(database).find(secret) is None
     assert sessions.find(other) is not None
-    sessions.end(secret)
-    sessions.end("made up")
+
+
+def test_ending_what_is_none_takes_no_turn_of_the_writers(
+    database: Database, sessions: SessionStore, key: ApiKey
+) -> None:
+    """Anybody may ask for it."""
+    secret = sessions.open(key.actor)
+    began: list[sa.Connection] = []
+    sa.event.listen(database._engine, "begin", began.append)
+
+    def writes(ended: str) -> int:
+        began.clear()
+        sessions.end(ended)
+        return sum(bool(each.get_execution_options().get("csr_writes")) for each in began)
+
+    assert writes(secret) == 1
+    assert [writes(each) for each in (secret, "made up", PREFIX + 43 * "A")] == [0, 0, 0]
 
 
 def test_one_that_was_listed_can_be_ended(database: Database, sessions: SessionStore, key: ApiKey) -> None:
