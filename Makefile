@@ -84,7 +84,7 @@ docs: $(READY) ## build the documentation into build/site, to be read from the d
 
 lock: $(READY) ## pin all dependencies of pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/python -m pip install --quiet "uv>=0.9,<1"
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --upgrade -o requirements.lock
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --upgrade -o requirements.lock
 
 clean: ## remove what the pipeline made (not .venv, not MLflow's store)
 	@rm -rf build data/prepared .state

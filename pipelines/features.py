@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
-from csr.training.concepts import from_checkpoint
+from csr.network.checkpoint import read_checkpoint
+from csr.network.rebuild import concept_model_from_checkpoint
 from csr.training.features import compute_features
 from pipelines.params import Params
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, run_stage
@@ -15,7 +14,7 @@ from pipelines.training import CHECKPOINTS, LocalCallbacks
 
 def features(params: Params) -> None:
     """Writes the feature cache to ``build/features``."""
-    model = from_checkpoint(torch.load(CONCEPTS / "model.pt", weights_only=True))
+    model = concept_model_from_checkpoint(read_checkpoint(CONCEPTS / "model.pt", "concept model"))
     with atomic_folder(FEATURES) as folder:
         compute_features(model, PreparedSet.open(PREPARED), folder, LocalCallbacks("features", CHECKPOINTS))
 

@@ -20,6 +20,7 @@ from csr.data.phantom.plan import PhantomConfig
 from csr.data.records import Task
 from csr.data.sources.tbx11k import TBX11KConfig
 from csr.data.sources.vindr_cxr import VinDrConfig
+from csr.data.splits import SplitShares
 from csr.data.tasks import TaskChoice
 from csr.data.text_concepts import TextConceptConfig
 from csr.errors import ConfigError
@@ -56,9 +57,9 @@ class DataParams:
     path: str = "data/raw"
     side: int = 192
     channels: Literal[1, 3] = 1
-    validation_share: float = 0.15
-    test_share: float = 0.2
-    split_seed: int = 0
+    validation_share: float = SplitShares.validation
+    test_share: float = SplitShares.test
+    split_seed: int = SplitShares.seed
     workers: int = 0
     skip_bad: bool = False
     near_bits: int = NEAR

@@ -57,6 +57,12 @@ class UnreadableImageError(ServingError):
     code, status = "unreadable_image", 422
 
 
+class DecoderError(ServingError):
+    """The process that decodes images cannot be started."""
+
+    code, status = "decoder_unavailable", 503
+
+
 class InvalidInteractionError(ServingError):
     """A box or concept that cannot be applied."""
 

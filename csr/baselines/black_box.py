@@ -12,6 +12,7 @@ average pooling and one linear layer the gradient of logit t with respect to fea
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.concept_model import ConceptModel
+from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
 from csr.training.concepts import channel_statistics
 from csr.training.runtime import device, seed_everything
@@ -32,6 +34,14 @@ class BlackBox(System):
         super().__init__()
         self.model = model
         self.concepts = concepts
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"model": concept_model_config(self.model), "concepts": self.concepts}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> BlackBox:
+        return cls(build_concept_model(config["model"]), config["concepts"])
 
     def answer(self, images: Tensor) -> Answer:
         maps, logits = self.model(images)

@@ -23,7 +23,7 @@ Pointing-game map of concept k: cam_k. Explanations: the K concepts.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from csr.baselines.protocol import Answer, ExperimentContext, System, TrainedBackbone, train_on_images
 from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, pool_maps
+from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
 from csr.training.concepts import channel_statistics, image_batches
 from csr.training.losses import masked_bce
@@ -68,6 +69,18 @@ class CBM(System):
         # what an intervention sets a logit to; the sigmoid of ±∞ is the truth itself
         self.register_buffer("low", torch.full((concepts,), -torch.inf))
         self.register_buffer("high", torch.full((concepts,), torch.inf))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "concept_model": concept_model_config(self.concept_model),
+            "classes": self.head.out_features,
+            "inputs": self.inputs,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CBM:
+        return cls(build_concept_model(config["concept_model"]), config["classes"], config["inputs"])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 B×C×S×S → (cam B×K×h×w, concept logits B×K, class logits B×T)."""

@@ -14,15 +14,16 @@ the same in both. Over batches of them:
 
 Each step of training takes 0.001 off every weight ω and sets negative ones to 0, as in the authors' code: weights that
 the classes do not ask for vanish. Phases and their shares are the paper's (10 epochs of pretraining, 60 of training
-whose first 3 train the head alone): a seventh of the shared budget pretrains; then the head is trained alone, on fixed
+whose first 3 train the head alone): a seventh of the epochs pretrains; then the head is trained alone, on fixed
 scores, which costs no images; the rest trains everything. After that weights below 0.001, and those of prototypes that
 fire on no training image, are set to 0. At inference scores up to 0.1 count as 0.
 
 Departures: the paper trains an ImageNet backbone at a hundredth of the head's rate, its early layers only from the
-eleventh epoch on. Here all of the backbone is trained at the shared rate throughout: prototypes are its own channels,
-so that it alone can make patches decided, in a tenth of the paper's steps. The authors' second view is also cropped
-anew by up to 8 pixels; here views differ in what the shared augmentation calls a window. Batches are the shared ones,
-not 128 and 64 images, so the tanh loss asks for every prototype in fewer of them. An epoch costs two passes an image.
+eleventh epoch on. Here the backbone is that of the trained black box, all of it trained at the shared rate throughout:
+prototypes are its own channels, so that it alone can make patches decided, in a tenth of the paper's steps. The
+authors' second view is also cropped anew by up to 8 pixels; here views differ in what the shared augmentation calls a
+window. Batches are the shared ones, not 128 and 64 images, so the tanh loss asks for every prototype in fewer of them.
+An epoch costs two passes an image.
 
 Pointing-game map, the same for every concept: the softmax channel of the prototype that contributes most to the
 predicted class. Explanations: prototypes with a weight above 0.001 that fire, that is, score above 0.1.
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +42,7 @@ from torch import Tensor, nn
 
 from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
+from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.augmentation import window
 from csr.training.concepts import image_batches
 from csr.training.loop import Task, fit
@@ -92,6 +95,18 @@ class PIPNet(System):
         self.backbone = backbone
         self.head = NonNegativeHead(backbone.width, classes)
         self.concepts = concepts
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": backbone_config(self.backbone),
+            "classes": len(self.head.weight),
+            "concepts": self.concepts,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PIPNet:
+        return cls(build_backbone(config["backbone"]), config["classes"], config["concepts"])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 B×C×S×S → (p B×D×h×w, scores B×D), float32."""
@@ -160,7 +175,7 @@ def pipnet(context: ExperimentContext) -> PIPNet:
     def frozen_terms(chosen: np.ndarray) -> dict[str, Tensor]:
         return head_terms(chosen, scores[np.searchsorted(train, chosen)])
 
-    task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates)
+    task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates, "concepts")
     fit(task, replace(config, epochs=HEAD_EPOCHS), context.callbacks)
 
     rest = config.epochs - pretraining

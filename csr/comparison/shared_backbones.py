@@ -5,7 +5,8 @@
     concepts_coarse    the robust stage 1 on one level of stride 16, for the ablation
     classes            the black box
 
-A folder: ``model.pt``, ``features.npy``, ``cam.npy`` and ``about.json`` (seconds of training, trained parameters).
+A folder: ``model.pt``, ``features.npy``, ``cam.npy`` and ``about.json`` (seconds of training and of computing the
+features, trained parameters).
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from csr.baselines.black_box import train_black_box
 from csr.baselines.protocol import ExperimentContext, SharedBackbone, TrainedBackbone
 from csr.errors import DataError
+from csr.network.checkpoint import read_checkpoint, write_checkpoint
 from csr.network.concept_model import ConceptModel
+from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
 from csr.presets import PRESETS
-from csr.training.concepts import from_checkpoint, to_checkpoint, train_concepts
+from csr.training.concepts import train_concepts
 from csr.training.features import FeatureCache, compute_features
 
 SHARED_BACKBONES: tuple[SharedBackbone, ...] = ("concepts_lse", "concepts_average", "concepts_coarse", "classes")
@@ -38,23 +39,21 @@ def train_shared_backbone(kind: SharedBackbone, context: ExperimentContext, fold
     """Trains a shared backbone and writes it to ``folder``, an existing and empty one."""
     start = time.perf_counter()
     model = _train(kind, context)
-    seconds = time.perf_counter() - start
-    collection = context.data.collection
-    names = collection.classes if kind == "classes" else collection.concepts
-    torch.save(to_checkpoint(model, names), folder / "model.pt")
+    write_checkpoint(concept_model_checkpoint(model), folder / "model.pt")
     compute_features(model, context.data, folder, context.callbacks)
+    seconds = time.perf_counter() - start
     about = {"seconds": seconds, "parameters": sum(parameter.numel() for parameter in model.parameters())}
     (folder / "about.json").write_text(json.dumps(about) + "\n")
 
 
 def open_shared_backbone(folder: Path) -> tuple[TrainedBackbone, float]:
-    """A shared backbone and the seconds that its training took.
+    """A shared backbone and the seconds that its training and its features took.
 
     Raises:
         DataError: the folder is missing or incomplete.
     """
     try:
-        model = from_checkpoint(torch.load(folder / "model.pt", weights_only=True))
+        model = concept_model_from_checkpoint(read_checkpoint(folder / "model.pt", "concept model"))
         seconds = json.loads((folder / "about.json").read_text())["seconds"]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: missing; train this shared backbone first") from None

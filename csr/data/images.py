@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 MAX_INFLATED = 8 * MAX_PIXELS  # bytes that a DICOM file of the deflated transfer syntax may unpack to
+MAX_ITEMS = 20_000  # of sequences in a DICOM file; fragments of compressed pixels count, too
+MAX_SCANS = 100  # of a JPEG; encoders make about ten
 FORMATS = ("PNG", "JPEG", "TIFF")  # no other of Pillow's plugins is exposed to strangers' bytes
 _DICOM_MAGIC = slice(128, 132)
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # little endian, big endian (PS3.5 7.5)
+_START_OF_SCAN = b"\xff\xda"
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "PixelData")  # no parametric maps of FloatPixelData
 _TABLE = 2**16  # grey values up to which they are looked up instead of computed pixel by pixel
 _BAND = 64  # rows
@@ -63,11 +68,13 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(image.width, image.height, name)
-        if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
-            raise ImageError(f"{name}: has {pages} pages; send one image a file")
+        if image.format == "JPEG":
+            _check_scans(data, name)
+        elif image.format == "TIFF" and _has_second_page(image):
+            raise ImageError(f"{name}: has several pages; send one image a file")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: is over the limit of {MAX_PIXELS:,} pixels") from None
@@ -116,7 +123,7 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
     from pydicom.pixels import apply_color_lut
 
     try:
-        check_inflated(data, name)
+        check_structure(data, name)
         dataset = pydicom.dcmread(io.BytesIO(data))
         if missing := [tag for tag in _NEEDED if tag not in dataset]:
             raise ImageError(f"{name}: the DICOM file holds no image (it has no {missing[0]})")
@@ -130,23 +137,53 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
         if pixels.ndim == 3:
             return np.clip(pixels.astype(np.float32) / (2 ** int(dataset.BitsStored) - 1), 0, 1)
         return _grey_dicom(pixels, dataset, name)[..., None]
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # pydicom and its decoders raise many types for damaged or partial files
         raise ImageError(f"{name}: the DICOM file cannot be decoded ({error})") from None
 
 
-def check_inflated(data: bytes, name: str) -> None:
-    """Refuses a deflated data set (PS3.5 A.5) that would fill the memory, before pydicom unpacks all of it."""
+def check_structure(data: bytes, name: str) -> None:
+    """Refuses a DICOM file that would fill the memory or take minutes to parse, before pydicom does.
+
+    A deflated data set (PS3.5 A.5) may unpack to `MAX_INFLATED` bytes, and a data set may hold `MAX_ITEMS` items of
+    sequences: pydicom makes objects of each, of 8 bytes in the file a microsecond and a kilobyte.
+    """
     start = 144 + int.from_bytes(data[140:144], "little")  # the file meta information begins with its length (PS3.10)
+    whole: Iterable[bytes] = (data,)
     if b"1.2.840.10008.1.2.1.99" in data[132:start]:
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        size, rest = 0, data[start:]
-        while rest and size <= MAX_INFLATED:
-            size += len(inflate.decompress(rest, 2**24))
-            rest = inflate.unconsumed_tail
+        whole = _inflated(data[start:], name)
+    items = sum(part.count(tag) for part in whole for tag in _ITEM_TAGS)
+    if items > MAX_ITEMS:
+        raise ImageError(f"{name}: the DICOM file holds more than {MAX_ITEMS:,} items of sequences, the limit")
+
+
+def _inflated(rest: bytes, name: str) -> Iterator[bytes]:
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    size = 0
+    while rest:
+        part = inflate.decompress(rest, 2**24)
+        rest = inflate.unconsumed_tail
+        size += len(part)
         if size > MAX_INFLATED:
             raise ImageError(f"{name}: unpacks to more than {MAX_INFLATED:,} bytes, the limit")
+        yield part
+
+
+def _check_scans(data: bytes, name: str) -> None:
+    """Refuses a progressive JPEG of very many scans: each goes over the whole image again."""
+    if data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise ImageError(f"{name}: the JPEG file has more than {MAX_SCANS} scans, the limit")
+
+
+def _has_second_page(image: Image.Image) -> bool:
+    """Whether a TIFF has one; counting all of them takes minutes where there are very many."""
+    try:
+        image.seek(1)
+    except EOFError:
+        image.seek(0)
+        return False
+    return True
 
 
 def _grey_dicom(pixels: np.ndarray, dataset: pydicom.Dataset, name: str) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Macro F1, AUROC and the pointing game, as METHOD definitions: pure numpy over arrays.
+"""Macro F1, AUROC and the pointing game: functions of numpy arrays, whatever made them.
+
+F1 and AUROC are scikit-learn's, averaged here; the bicubic enlargement of maps is PyTorch's, on the CPU.
 
 What is true comes in scikit-learn's two forms (`csr.data.records.Collection.truth`): N class indices, where each study
 has one class, or N×T of 1, 0 or NaN (unknown, left out), where it can have any number.
@@ -106,7 +108,7 @@ def pointing_game(
 
     Args:
         peaks: n×K×2 points (x, y), in the order of ``rows``.
-        boxes: (row, concept) → boxes, as `Collection.boxes_by_pair` gives them.
+        boxes: (row, concept) → boxes, as `csr.data.records.Collection.boxes_by_pair` gives them.
         rows: the n rows that are judged.
         centres: K×2 mean box centres in training.
         side: image side in pixels.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from csr.network.projector import Projector
 
 
 class Prototypes(nn.Module):
@@ -27,6 +31,34 @@ class Prototypes(nn.Module):
     def similarity_maps(self, patches: Tensor) -> Tensor:
         """S_km(h,w) = ⟨p_km, v'(h,w)⟩. ``patches`` B×D'×h×w → B×K×M×h×w."""
         return similarity_maps(patches, self.unit())
+
+
+class PrototypeModel(nn.Module):
+    """What stage 2 learns: the projector, and the prototypes in the space that it projects to.
+
+    Args:
+        features: D, channels of the backbone's features.
+        concepts, per_concept: K and M.
+        width: D', length of projected vectors.
+        blocks: residual blocks of the projector.
+    """
+
+    def __init__(self, features: int, concepts: int, per_concept: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.projector = Projector(features, width, blocks)
+        self.prototypes = Prototypes(concepts, per_concept, width)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make a model of the same shape."""
+        concepts, per_concept, width = self.prototypes.raw.shape
+        return {
+            "features": self.projector.inlet.in_features,
+            "concepts": concepts,
+            "per_concept": per_concept,
+            "width": width,
+            "blocks": len(self.projector.blocks),
+        }
 
 
 def similarity_maps(patches: Tensor, prototypes: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from csr.evaluation.metrics import mean_auroc
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.alignment import align
 from csr.training.augmentation import AugmentConfig, Findings, augment
-from csr.training.callbacks import Callbacks, State
+from csr.training.callbacks import Callbacks
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce
 from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
@@ -26,13 +26,14 @@ class ConceptTrainingConfig:
 
     Args:
         learning_rate: the peak of a one-cycle schedule that warms up during the first ``warmup`` share of steps.
+        precision: that the network computes in while it trains; see `csr.training.runtime.number_format`.
     """
 
     model: ConceptModelConfig = field(default_factory=ConceptModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     epochs: int = 12
-    batch_size: int = 32
-    learning_rate: float = 2e-3
+    batch_size: int = 16
+    learning_rate: float = 4e-3
     weight_decay: float = 0.02
     warmup: float = 0.15
     precision: Precision = "auto"
@@ -66,7 +67,9 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     def after_epoch(epoch: int) -> dict[str, float]:
         return validate(model, data, val)
 
-    fit(Task("concepts", model, train, terms, after_epoch, config.warmup), config, callbacks)
+    fit(
+        Task("concepts", model, train, terms, after_epoch, config.warmup, precision=config.precision), config, callbacks
+    )
     align(model, data, labels.numpy())
     return model
 
@@ -96,24 +99,6 @@ def image_batches(data: PreparedSet, rows: np.ndarray, batch_size: int) -> Itera
 
 
 def channel_statistics(data: PreparedSet, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel in 0..1 units, over at most 500 evenly spaced rows."""
+    """Mean and standard deviation of each channel in 0..1 units, over evenly spaced rows, fewer than 1000."""
     sample = data.images[rows[:: max(1, len(rows) // 500)]].astype(np.float32) / 255
     return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3))).clamp_min(1e-3)
-
-
-def to_checkpoint(model: ConceptModel, concepts: tuple[str, ...]) -> State:
-    """All that is needed to rebuild the model: plain types and tensors."""
-    return {
-        "config": asdict(model.config),
-        "channels": int(model.backbone.mean.numel()),
-        "concepts": list(concepts),
-        "weights": {name: value.cpu() for name, value in model.state_dict().items()},
-    }
-
-
-def from_checkpoint(state: State) -> ConceptModel:
-    """The inverse of `to_checkpoint`; never downloads pretrained weights, since its own replace them."""
-    config = ConceptModelConfig(**(state["config"] | {"pretrained": False, "checkpoint": None}))
-    model = ConceptModel(config, state["channels"], len(state["concepts"]))
-    model.load_state_dict(state["weights"])
-    return model.eval()

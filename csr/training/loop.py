@@ -10,8 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csr.errors import TrainingError
 from csr.training.callbacks import Callbacks, State
-from csr.training.runtime import average, batches, check_finite, count_batches, seed_everything
+from csr.training.runtime import (
+    Precision,
+    average,
+    batches,
+    check_finite,
+    count_batches,
+    gradient_scaler,
+    seed_everything,
+)
+
+CHECK_EVERY = 50  # steps between two looks at the loss; each makes a GPU's queue run empty
 
 
 class OptimizerConfig(Protocol):
@@ -41,6 +52,8 @@ class Task:
         after_epoch: epoch → numbers to report beside the mean of each term.
         warmup: share of steps of a one-cycle schedule's rise; 0 decays from the start by a cosine.
         rates: prefix of parameter names → factor on the learning rate; the first prefix that fits counts.
+        section: of ``params.yaml`` that holds the configuration, for messages; the stage's own by default.
+        precision: that ``terms`` computes in, since gradients of float16 need a scaler.
     """
 
     stage: str
@@ -50,6 +63,8 @@ class Task:
     after_epoch: Callable[[int], Mapping[str, float]]
     warmup: float = 0.0
     rates: Mapping[str, float] = field(default_factory=dict)
+    section: str = ""
+    precision: Precision = "float32"
 
 
 def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
@@ -57,9 +72,18 @@ def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
 
     Random numbers are seeded anew each epoch, so a resumed run continues as the uninterrupted one would have.
 
+    The loss and its terms stay on the device: they are added up there in float64 and read once an epoch. Whether the
+    loss is a number is looked up every `CHECK_EVERY` steps and before the epoch is reported, so no weights that are not
+    numbers are ever validated or kept.
+
+    Under float16 the loss is scaled so that its gradients fit (Micikevicius et al. 2017, arXiv 1710.03740, section
+    3.2). A step whose gradients still overflow is skipped, on the device, and the scale is halved; the schedule goes on
+    with every batch, skipped or not, so that it ends where it should.
+
     Raises:
-        TrainingError: the loss became NaN or infinite.
+        TrainingError: the loss became NaN or infinite, or no scale makes the gradients fit float16.
     """
+    section = task.section or task.stage
     steps = count_batches(len(task.rows), config.batch_size)
     groups = _parameter_groups(task, config.learning_rate)
     optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
@@ -70,31 +94,41 @@ def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
         )
     else:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * config.epochs)
+    scaler = gradient_scaler(task.precision)
 
     first = 0
     if (state := callbacks.resume()) is not None:
         task.model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
+        scaler.load_state_dict(state["scaler"])
         first = state["epoch"] + 1
 
     for epoch in range(first, config.epochs):
         seed_everything(config.seed * 1000 + epoch)
         task.model.train()
-        totals: dict[str, float] = {}
+        totals: dict[str, Tensor] = {}
+        seen: Tensor | None = None
         chosen = batches(task.rows, config.batch_size, config.seed, epoch)
-        for rows in callbacks.track(chosen, steps, f"{task.stage} {epoch + 1}/{config.epochs}"):
+        shown = callbacks.track(chosen, steps, f"{task.stage} {epoch + 1}/{config.epochs}")
+        for step, rows in enumerate(shown, 1):
             terms = task.terms(rows)
             loss = torch.stack(list(terms.values())).sum()
-            check_finite(loss, task.stage, epoch)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimiser)
+            scaler.update()
             schedule.step()
             for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / steps
+                totals[name] = totals.get(name, 0.0) + value.detach().double() / steps
+            # the last loss, or the first that was no number
+            seen = loss.detach() if seen is None else torch.where(seen.isfinite(), loss.detach(), seen)
+            if step % CHECK_EVERY == 0 or step == steps:
+                check_finite(seen, section, epoch)
+        _check_scale(scaler, section, epoch)
         task.model.eval()
-        metrics = {"epoch": epoch} | {f"train_{name}": average(total) for name, total in totals.items()}
+        means = average(torch.stack(list(totals.values()))).tolist()
+        metrics = {"epoch": epoch} | {f"train_{name}": mean for name, mean in zip(totals, means, strict=True)}
         metrics |= task.after_epoch(epoch)
 
         def snapshot(epoch: int = epoch) -> State:
@@ -103,10 +137,20 @@ def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
                 "model": task.model.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "schedule": schedule.state_dict(),
+                "scaler": scaler.state_dict(),
             }
 
         callbacks.epoch(metrics, snapshot)
     task.model.eval()
+
+
+def _check_scale(scaler: torch.amp.GradScaler, section: str, epoch: int) -> None:
+    """Refuses to go on where float16 skips one step after another: below 1 it is the gradients that are too large."""
+    if scaler.is_enabled() and scaler.get_scale() < 1:
+        raise TrainingError(
+            f"the gradients outgrew float16 in epoch {epoch}, and most steps were skipped; set {section}.precision to "
+            f"float32, or lower {section}.learning_rate"
+        )
 
 
 def _parameter_groups(task: Task, learning_rate: float) -> list[dict[str, Any]]:

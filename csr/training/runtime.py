@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from csr.errors import TrainingError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def device() -> torch.device:
@@ -26,17 +26,28 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def number_format(precision: Precision) -> torch.dtype:
+    """What networks compute in while they train; weights and losses are float32 whatever it is.
+
+    ``auto`` is bfloat16 where the hardware computes in it: GPUs since Ampere, CPUs with avx512_bf16. Older GPUs (V100,
+    T4) only emulate it, slower than float32, but are fast in float16. Any other CPU is fastest in float32.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    if device().type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else torch.float32
+
+
 def autocast(precision: Precision) -> contextlib.AbstractContextManager:
-    """Mixed precision: ``auto`` is bfloat16 where the hardware computes in it (GPU, avx512_bf16), else float32."""
-    kind = device().type
-    if precision == "auto":
-        native = (
-            torch.cuda.is_bf16_supported() if kind == "cuda" else torch.cpu.get_capabilities().get("avx512_bf16", False)
-        )
-        precision = "bfloat16" if native else "float32"
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(kind, torch.bfloat16)
+    """Mixed precision in `number_format`; nothing at all if that is float32."""
+    kind = number_format(precision)
+    return contextlib.nullcontext() if kind == torch.float32 else torch.autocast(device().type, kind)
+
+
+def gradient_scaler(precision: Precision) -> torch.amp.GradScaler:
+    """Keeps gradients within the range of float16; passes everything through if `number_format` is another."""
+    return torch.amp.GradScaler(device().type, enabled=number_format(precision) == torch.float16)
 
 
 def seed_everything(seed: int) -> None:
@@ -64,13 +75,12 @@ def distribute(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=[place] if place.type == "cuda" else None)
 
 
-def average(value: float) -> float:
-    """Mean of a number over all processes."""
-    if world_size() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device())
-    dist.all_reduce(total)
-    return float(total) / world_size()
+def average(values: Tensor) -> Tensor:
+    """Mean of each number over all processes; a new tensor."""
+    total = values.clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total / world_size()
 
 
 def batches(rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
@@ -86,13 +96,19 @@ def count_batches(rows: int, batch_size: int) -> int:
     return max(1, (rows // world_size()) // batch_size)
 
 
-def check_finite(loss: Tensor, stage: str, epoch: int) -> None:
-    """Raises:
-    TrainingError: the loss is NaN or infinite.
+def check_finite(loss: Tensor, section: str, epoch: int) -> None:
+    """Refuses a loss that is no number; in a distributed run every process does, if the loss of any is none.
+
+    Args:
+        loss: of this process, one number.
+        section: of ``params.yaml`` that holds the learning rate.
+
+    Raises:
+        TrainingError: the loss is NaN or infinite.
     """
-    value = float(loss.detach())
+    value = float(average(loss))
     if not math.isfinite(value):
         raise TrainingError(
-            f"the loss became {value} in epoch {epoch}; lower {stage}.learning_rate, "
+            f"the loss became {value} in epoch {epoch}; lower {section}.learning_rate, "
             "or check the images and labels for extreme values"
         )

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import torch
-
+from csr.baselines.protocol import save_system
 from csr.comparison.runs import save_predictions
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.comparison.systems import run_system, systems
@@ -43,7 +42,7 @@ def run(name: str, seed: int, params: Params) -> None:
         log_metrics("system", result.about)
     save_predictions(PREDICTIONS_FOLDER / f"{name}-{seed}.npz", result.validation, result.test)
     SYSTEMS_FOLDER.mkdir(parents=True, exist_ok=True)
-    torch.save(system.cpu(), SYSTEMS_FOLDER / f"{name}-{seed}.pt")
+    save_system(system, SYSTEMS_FOLDER / f"{name}-{seed}.pt")
     folder = params.comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
     report = {"system": name, "title": entry.title, "seed": seed, **result.about, **result.report}

@@ -31,7 +31,8 @@ T = TypeVar("T")
 
 
 class Client:
-    """Thread-safe. A server that refuses raises `ClientError`, none `ServerUnreachableError`.
+    """Thread-safe. A server that refuses raises `serving.client.ClientError`, none
+    `serving.client.ServerUnreachableError`.
 
     Args:
         url: of the server, such as ``https://csr.example.org``.

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from serving.access.keys import KeyStore
 from serving.access.roles import Role
+from serving.access.secrets import read_secret
 from serving.deploy.config import StoreConfig, load_config
 from serving.errors import UnknownKeyError
-from serving.store.database import Database
+from serving.store import Store
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -30,9 +31,9 @@ def main(arguments: Sequence[str]) -> None:
         command.add_argument("--config", type=Path, help="the server's configuration; without it, defaults")
     given = parser.parse_args(arguments)
     store = StoreConfig() if given.config is None else load_config(given.config).store
-    database = Database(store.address)
+    opened = Store.open(store.address, read_secret(store.ledger_key_file))
     try:
-        keys = KeyStore(database)
+        keys = KeyStore(opened.database)
         if given.command == "create":
             print(keys.create(given.name, Role(given.role))[1])
         elif given.command == "revoke":
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
                 state = f"revoked {key.revoked_at}" if key.revoked_at else "in use"
                 print(f"{key.name:<24} {key.role:<9} created {key.created_at}  {state}")
     finally:
-        database.close()
+        opened.database.close()
 
 
 def _id_of(name: str, keys: KeyStore) -> str:

@@ -79,7 +79,7 @@ class DataPlane:
         """
         timing = Timing(self._telemetry)
         about = self.models.champion.manifest
-        stored = self._intake.read(uploads, about.channels, about.side)
+        stored = self._intake.read(uploads, about.channels, about.side, caller.actor)
         timing.lap("decode")
         encoded: list[tuple[Model, EncodedStudy]] = []
         assessments: list[Assessment] = []

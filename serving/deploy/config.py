@@ -18,6 +18,7 @@ from starlette.types import Scope
 from csr.errors import ConfigError
 from serving.access.oidc import OidcConfig
 from serving.access.rates import RateLimits
+from serving.core.decoding import DecodingLimits
 from serving.dicom.node_config import NodeConfig
 from serving.interfaces.rest.limits import FORM_OVERHEAD, JSON_BYTES
 
@@ -136,6 +137,18 @@ class HTTPConfig(_Section):
         return self.upload_mb << 20 if path.startswith("/v2/") else JSON_BYTES
 
 
+class DecodingConfig(_Section):
+    """What one uploaded file may cost; see `serving.core.decoding.DecodingLimits`."""
+
+    workers: Count = 2
+    seconds: Seconds = 10.0
+    memory_mb: int = Field(default=2048, ge=256)
+
+    @property
+    def limits(self) -> DecodingLimits:
+        return DecodingLimits(self.workers, self.seconds, self.memory_mb)
+
+
 class GRPCConfig(_Section):
     """Where the Open Inference Protocol is served by gRPC; None: nowhere."""
 
@@ -252,6 +265,7 @@ class ServerConfig(_Section):
     replicas: ReplicaConfig = ReplicaConfig()
     encoder_batch: BatchConfig = BatchConfig()
     cache_mb: Count = 256
+    decoding: DecodingConfig = DecodingConfig()
     store: StoreConfig = StoreConfig()
     access: AccessConfig = AccessConfig()
     dicom: DicomConfig = DicomConfig()

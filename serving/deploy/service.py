@@ -13,6 +13,7 @@ from serving.access.rates import Rates
 from serving.access.secrets import read_secret
 from serving.core.catalogue import Catalogue
 from serving.core.dataplane import DataPlane
+from serving.core.decoding import DecodingPool
 from serving.core.intake import Intake
 from serving.deploy.config import (
     AccessConfig,
@@ -22,7 +23,7 @@ from serving.deploy.config import (
     ModelConfig,
     ServerConfig,
 )
-from serving.dicom.exchange import Documents, identify
+from serving.dicom.exchange import Documents
 from serving.dicom.nodes import Node
 from serving.engines import Engine, OrtEngine, TritonEngine
 from serving.errors import ServingError
@@ -53,9 +54,12 @@ class Service:
     keys: KeyStore
     shadow: Shadow
     watch: Watch
+    decoding: DecodingPool | None
 
     @classmethod
-    def open(cls, config: ServerConfig, telemetry: Telemetry, make: MakeEngine) -> Service:
+    def open(
+        cls, config: ServerConfig, telemetry: Telemetry, make: MakeEngine, decoding: DecodingPool | None = None
+    ) -> Service:
         """Opens the store and puts into service what should be; a model that is refused is no error here, the service
         is just not ready.
 
@@ -63,6 +67,7 @@ class Service:
             config: of the deployment.
             telemetry: of this process.
             make: makes engines; `engine_maker`, or something around what that makes.
+            decoding: a pool that others use, too, and somebody else closes; None: one of its own.
 
         Raises:
             StoreError, ConfigError: it cannot be opened.
@@ -78,7 +83,11 @@ class Service:
         watch.start()
         shadow = Shadow(models, store.ledger, telemetry)
         salt = read_secret(config.dicom.salt_file)
-        plane = DataPlane(models, store, Intake(identify(salt)), shadow, telemetry, config.cache_mb << 20)
+        own = None if decoding else DecodingPool(config.decoding.limits)
+        pool = decoding or own
+        assert pool is not None
+        intake = Intake(pool, salt)
+        plane = DataPlane(models, store, intake, shadow, telemetry, config.cache_mb << 20)
         nodes = {name: Node(name, each) for name, each in config.dicom.nodes.items()}
         return cls(
             models=models,
@@ -92,6 +101,7 @@ class Service:
             keys=keys,
             shadow=shadow,
             watch=watch,
+            decoding=own,
         )
 
     def inference(self) -> AuditedInference:
@@ -114,7 +124,7 @@ class Service:
         """
         try:
             self.models.champion.engine.ready()
-            self.store.database.check()
+            self.store.ledger.check()
         except ServingError:
             self.telemetry.metrics.ready(False)
             raise
@@ -124,6 +134,8 @@ class Service:
         """Finishes what waits."""
         self.watch.close()
         self.shadow.close()
+        if self.decoding is not None:
+            self.decoding.close()
         self.authenticator.close()
         self.store.database.close()
         self.telemetry.tracing.close()

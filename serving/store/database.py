@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from serving.errors import StoreError
-from serving.store.schema import VERSION, ledger_head, metadata, schema_version
+from serving.store.schema import HEAD, VERSION, ledger_head, metadata, schema_version
 
 WAIT_S = 5
 _WRITES = "csr_writes"
@@ -31,12 +31,13 @@ class Database:
 
     Args:
         url: SQLAlchemy's form: ``sqlite:///folder/file.db`` or ``postgresql+psycopg://user:password@host/name``.
+        seal: of the head of an empty ledger, for a store that is made now.
 
     Raises:
         StoreError: it cannot be reached, or holds tables of another version.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seal: str) -> None:
         try:
             parsed = sa.make_url(url)
         except ArgumentError:
@@ -45,8 +46,12 @@ class Database:
             raise StoreError(f"store.url: {parsed.drivername!r} is none of {', '.join(_OPEN)}")
         self._engine = _OPEN[parsed.drivername](parsed)
         self._writer = self._engine.execution_options(**{_WRITES: True})
+        postgresql = self._engine.dialect.name == "postgresql"  # SQLite's transactions are snapshots
+        self._snapshots = (
+            self._engine.execution_options(isolation_level="REPEATABLE READ") if postgresql else self._engine
+        )
         self.name = parsed.render_as_string(hide_password=True)
-        self._create()
+        self._create(seal)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -56,6 +61,16 @@ class Database:
             StoreError: the database does not answer.
         """
         with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """A transaction that reads, all of it as things stood at its first statement.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        with self._translated(), self._snapshots.begin() as connection:
             yield connection
 
     @contextmanager
@@ -79,14 +94,14 @@ class Database:
         """Gives back all connections."""
         self._engine.dispose()
 
-    def _create(self) -> None:
+    def _create(self, seal: str) -> None:
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATION_LOCK})
             if not sa.inspect(connection).has_table(schema_version.name):
                 metadata.create_all(connection)
                 connection.execute(schema_version.insert().values(version=VERSION))
-                connection.execute(ledger_head.insert().values(id=1, length=0, hash="", seal=""))
+                connection.execute(ledger_head.insert().values(id=HEAD, length=0, hash="", seal=seal))
             found = connection.execute(sa.select(sa.func.max(schema_version.c.version))).scalar_one()
         if found != VERSION:
             raise StoreError(f"{self.name}: has tables of version {found}, this server needs {VERSION}")
@@ -117,6 +132,7 @@ def _sqlite(url: sa.URL) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _: Any) -> None:
+        connection.text_factory = _text
         connection.isolation_level = None  # the driver's own BEGIN would come too late, see `begin`
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
@@ -127,6 +143,11 @@ def _sqlite(url: sa.URL) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _text(data: bytes) -> str:
+    """Text that is no UTF-8 was not written by us; whoever compares it must see that, not fail."""
+    return data.decode(errors="surrogateescape")
 
 
 def _postgresql(url: sa.URL) -> sa.Engine:

@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 
 VERSION = 1
+HEAD = 1  # id of the one row of ``ledger_head``
 metadata = MetaData()
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))

@@ -12,7 +12,7 @@ import yaml
 from csr.errors import ConfigError
 from csr.presets import PRESETS
 from pipelines import overlay
-from pipelines.params import flatten, load_params, parse_params
+from pipelines.params import Params, flatten, load_params, parse_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +32,11 @@ def test_the_shipped_file_names_every_key() -> None:
         return set().union(*(keys(inner, f"{prefix}.{name}" if prefix else name) for name, inner in value.items()))
 
     assert keys(content) == set(flatten(load_params(ROOT / "params.yaml")))
+
+
+def test_the_shipped_file_holds_the_defaults_of_the_dataclasses() -> None:
+    """Whoever imports csr without params.yaml trains the same model; null keys take the preset's values."""
+    assert flatten(load_params(ROOT / "params.yaml")) == flatten(Params("robust"))
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -55,6 +60,10 @@ def test_null_takes_the_presets_value_and_a_value_overrides_it(preset: str) -> N
         ({}, "preset: must be one of"),
         ({"preset": "robust", "concepts": {"epochs": "many"}}, "concepts.epochs"),
         ({"preset": "robust", "data": {"channels": 2}}, "data.channels"),
+        (
+            {"preset": "robust", "concepts": {"precision": "half"}},
+            "concepts.precision: Input should be 'auto', 'float32', 'bfloat16' or 'float16', got 'half'",
+        ),
         (
             {"preset": "robust", "prototypes": {"per_concept": "many"}},
             "prototypes.per_concept: Input should be a valid integer, unable to parse string as an integer "

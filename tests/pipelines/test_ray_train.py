@@ -48,7 +48,8 @@ def crash_once(marker: str, prepared: str, config: object, callbacks: Callbacks)
 
 def test_two_workers_train_survive_a_crash_and_log_one_run(tiny_run: TinyRun, store: None, tmp_path: Path) -> None:
     from csr.network.concept_model import ConceptModelConfig
-    from csr.training.concepts import ConceptTrainingConfig, from_checkpoint
+    from csr.network.rebuild import concept_model_from_checkpoint
+    from csr.training.concepts import ConceptTrainingConfig
 
     config = ConceptTrainingConfig(ConceptModelConfig("regnetx_002"), epochs=3, batch_size=16, precision="float32")
     function = partial(crash_once, str(tmp_path / "crashed"), str(tiny_run.folder / "prepared"), config)
@@ -58,7 +59,7 @@ def test_two_workers_train_survive_a_crash_and_log_one_run(tiny_run: TinyRun, st
     assert (tmp_path / "crashed").exists()
     assert checkpoint["world_size"] == 2
     assert [row["epoch"] for row in history] == [0, 1, 2]
-    assert torch.isfinite(from_checkpoint(checkpoint).to_maps.weight).all()
+    assert torch.isfinite(concept_model_from_checkpoint(checkpoint).to_maps.weight).all()
     client = mlflow.MlflowClient()
     assert len(client.search_runs([run.info.experiment_id])) == 1
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "concepts.train_loss")]

@@ -38,6 +38,8 @@ def context(data, config=CONFIG) -> ExperimentContext:
 class Fixed(System):
     """Answers that can be read off an image: its mean brightness, and maps of its brightest cell and that mirrored."""
 
+    config = from_config = None  # never saved
+
     def __init__(self, concepts: bool = True, maps: bool = True) -> None:
         super().__init__()
         self.concepts, self.maps = concepts, maps
@@ -146,6 +148,8 @@ def test_factors_hold_under_the_warm_up_schedule_too():
 
 class Linear(System):
     """A linear layer on 4×4 mean brightnesses, scaled by a number for each."""
+
+    config = from_config = None  # never saved
 
     def __init__(self, data) -> None:
         super().__init__()

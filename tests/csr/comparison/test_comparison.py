@@ -13,9 +13,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from csr.baselines.protocol import Answer, ExperimentContext, SharedBackbone, System, predict
 from csr.comparison import __main__ as command
+from csr.comparison import shared_backbones as shared
 from csr.comparison.ablations import VARIANTS
 from csr.comparison.csr_system import Recipe
 from csr.comparison.report import (
@@ -121,6 +123,8 @@ def test_predictions_come_back_as_they_were(tmp_path, bare):
 class Slow(System):
     """Notes its calls, and takes as many seconds as it is told."""
 
+    config = from_config = None  # never saved
+
     def __init__(self, name: str, log: list[str], clock: list[float], seconds: list[float]) -> None:
         super().__init__()
         self.name, self.log, self.clock, self.seconds = name, log, clock, seconds
@@ -137,8 +141,29 @@ def test_every_systems_latency_is_the_median_of_answers_taken_in_turns(monkeypat
     clock = [0.0]
     monkeypatch.setattr("csr.comparison.systems.time.perf_counter", lambda: clock[0])
     members = {"a": Slow("a", log, clock, [9, 1, 2, 1]), "b": Slow("b", log, clock, [0, 3, 3, 50])}
-    assert encode_latency(members, torch.zeros(1), rounds=3) == pytest.approx({"a": 1, "b": 3})
+    assert encode_latency(members, torch.zeros(1, 1, 8, 8), rounds=3) == pytest.approx({"a": 1, "b": 3})
     assert log == ["a", "b"] * 4  # one to warm up
+
+
+class Layout(System):
+    """One convolution; notes how its weights and the image lie in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+        self.seen: list[tuple[bool, bool]] = []
+
+    def answer(self, images):
+        tensors = (self.layer.weight, images)
+        self.seen.append(tuple(each.is_contiguous(memory_format=torch.channels_last) for each in tensors))
+        return Answer(self.layer(images), None, None, images)
+
+
+def test_latency_is_taken_in_one_memory_format_however_a_system_came_to_be():
+    trained, reloaded = Layout().to(memory_format=torch.channels_last), Layout()
+    reloaded.load_state_dict({name: value.contiguous() for name, value in trained.state_dict().items()})
+    encode_latency({"trained": trained, "reloaded": reloaded}, torch.zeros(1, 3, 8, 8), rounds=2)
+    assert trained.seen == reloaded.seen == [(True, True)] * 3
 
 
 # shared_backbones and systems on a tiny set
@@ -161,6 +186,24 @@ def shared_backbones(context, tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_shared_backbones_seconds_are_those_of_its_training_and_of_its_features(context, tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def taking(function, seconds):
+        def run(*given):
+            clock[0] += seconds
+            return function(*given)
+
+        return run
+
+    monkeypatch.setattr("csr.comparison.shared_backbones.time.perf_counter", lambda: clock[0])
+    for name, seconds in (("train_concepts", 40), ("compute_features", 2)):
+        monkeypatch.setattr(shared, name, taking(getattr(shared, name), seconds))
+    own = replace(context, config=replace(context.config, epochs=1))
+    train_shared_backbone("concepts_lse", own, tmp_path)
+    assert open_shared_backbone(tmp_path)[1] == 42
+
+
 @pytest.mark.parametrize("kind", SHARED_BACKBONES)
 def test_a_foundation_comes_back_with_its_features_and_the_time_it_took(context, shared_backbones, kind):
     trained, seconds = open_shared_backbone(shared_backbones / kind)
@@ -177,8 +220,7 @@ def test_a_foundation_comes_back_with_its_features_and_the_time_it_took(context,
     np.testing.assert_allclose(trained.cache.features[rows], features, atol=2e-3, rtol=2e-3)
     np.testing.assert_allclose(trained.cache.cam[rows], maps, atol=1e-4, rtol=1e-4)
     assert trained.model.config.pooling == ("lse" if kind in ("concepts_lse", "concepts_coarse") else "average")
-    names = torch.load(shared_backbones / kind / "model.pt", weights_only=True)["concepts"]
-    assert tuple(names) == (CLASSES if kind == "classes" else CONCEPTS)
+    assert trained.model.to_maps.out_channels == len(CLASSES if kind == "classes" else CONCEPTS)
 
 
 @pytest.mark.parametrize("missing", ["model.pt", "about.json", "features.npy", "cam.npy"])
@@ -222,8 +264,7 @@ def test_a_recipe_and_the_settings_seed_reach_csr(context, shared_backbones):
     own = replace(context, shared_backbone=trained)
     paper, result = run_system(ENTRIES["csr_paper"], own)
     assert result.about["prototypes"] == 3 * 7
-    assert not paper.network.reasoner.clip and paper.network.reasoner.floor == "zero"
-    assert paper.stage2.config.seed == 3
+    assert not paper.csr.reasoner.clip and paper.csr.reasoner.floor == "zero"
     _, other = run_system(ENTRIES["csr_paper"], replace(own, config=replace(context.config, seed=4)))
     assert not np.array_equal(result.test.probabilities, other.test.probabilities)
 
@@ -232,6 +273,8 @@ def test_a_system_trains_for_its_share_of_the_budget(context):
     seen = []
 
     class Nothing(System):
+        config = from_config = None  # never saved
+
         def answer(self, images):
             n = len(images)
             return Answer(torch.full((n, 3), 1 / 3), None, None, torch.zeros(n))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from pydicom.uid import (
 )
 
 from csr.data import images
-from csr.data.images import MAX_PIXELS, Placement, fit, pixel_digest, pixel_spacing, to_png
+from csr.data.images import MAX_ITEMS, MAX_PIXELS, MAX_SCANS, Placement, fit, pixel_digest, pixel_spacing, to_png
 from csr.errors import ImageError
 
 GREY = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
@@ -345,7 +346,7 @@ def test_a_tiff_of_several_pages_is_refused_by_its_name():
     buffer = io.BytesIO()
     page = Image.fromarray(GREY)
     page.save(buffer, "TIFF", save_all=True, append_images=[page, page])
-    with pytest.raises(ImageError, match=r"stack\.tif: has 3 pages; send one image a file"):
+    with pytest.raises(ImageError, match=r"stack\.tif: has several pages; send one image a file"):
         decode(buffer.getvalue(), "stack.tif")
 
 
@@ -549,3 +550,79 @@ def test_one_other_pixel_gives_another_digest(row, column, change):
 def test_the_same_bytes_in_another_shape_have_another_digest():
     canvas = np.zeros((1, 4, 9), np.uint8)
     assert pixel_digest(canvas) != pixel_digest(canvas.reshape(1, 6, 6))
+
+
+# files that would hold a decoder for minutes
+
+
+def chained_tiff(pages: int) -> bytes:
+    """A TIFF whose directories are a chain of very many: the same small image each time."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    start = int.from_bytes(data[4:8], "little")
+    entries = int.from_bytes(data[start : start + 2], "little")
+    directory = bytes(data[start : start + 2 + 12 * entries])
+    for _ in range(pages - 1):
+        data += b"\0" * (len(data) % 2)
+        link = start + len(directory)
+        data[link : link + 4] = len(data).to_bytes(4, "little")
+        start = len(data)
+        data += directory + b"\0\0\0\0"
+    return bytes(data)
+
+
+def test_a_chain_of_tiff_directories_is_not_counted_to_its_end():
+    small, large = chained_tiff(3), chained_tiff(30_000)
+    for data in (small, large):
+        started = time.perf_counter()
+        with pytest.raises(ImageError, match="has several pages"):
+            decode(data, "chain.tif")
+        assert time.perf_counter() - started < 1
+
+
+def progressive(scans: int) -> bytes:
+    """A progressive JPEG in which one scan is written again and again."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(
+        buffer, "JPEG", progressive=True
+    )
+    data = buffer.getvalue()
+    first = data.rindex(b"\xff\xda")
+    return data[:first] + data[first:-2] * scans + data[-2:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
+    assert decode(progressive(3)).shape == (64, 64, 1)
+    with pytest.raises(ImageError, match=rf"scans\.jpg: the JPEG file has more than {MAX_SCANS} scans, the limit"):
+        decode(progressive(2_000), "scans.jpg")
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_dicom_file_of_very_many_items_is_refused_before_it_is_parsed(deflated):
+    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff\xfe\xff\x0d\xe0\x00\x00\x00\x00"
+    sequence = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff" + item * 300_000 + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    syntax = ("1.2.840.10008.1.2.1.99" if deflated else "1.2.840.10008.1.2.1").encode()
+    syntax += b"\0" * (len(syntax) % 2)
+    meta = b"\x02\x00\x10\x00UI" + len(syntax).to_bytes(2, "little") + syntax
+    head = b"\0" * 128 + b"DICM\x02\x00\x00\x00UL\x04\x00" + len(meta).to_bytes(4, "little") + meta
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    body = compressor.compress(sequence) + compressor.flush() if deflated else sequence
+    started = time.perf_counter()
+    with pytest.raises(ImageError, match=rf"items\.dcm: .*more than {MAX_ITEMS:,} items of sequences"):
+        decode(head + body, "items.dcm")
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("make", ["png", "dicom"])
+def test_memory_that_runs_out_is_no_damage_of_the_file(make, monkeypatch):
+    """Whoever decodes within a limit must know."""
+    data = encode(np.zeros((4, 4), np.uint8)) if make == "png" else dicom(np.zeros((4, 4), np.uint16))
+
+    def exhausted(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", exhausted)
+    monkeypatch.setattr("pydicom.dcmread", exhausted)
+    with pytest.raises(MemoryError):
+        decode(data)

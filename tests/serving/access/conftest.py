@@ -59,7 +59,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def database(file: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{file}")
+    database = Database(f"sqlite:///{file}", seal="")
     yield database
     database.close()
 
