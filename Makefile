@@ -14,8 +14,8 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo repro compare retrain serve mlflow test lint format bench-prepare bench-serving test-faults lock \
-	triton docs clean
+.PHONY: help setup demo repro dvc compare retrain serve mlflow test lint format bench-prepare bench-serving test-faults \
+	lock triton docs clean clone
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -34,15 +34,22 @@ $(READY): requirements.lock pyproject.toml
 demo: repro ## reproduce the pipeline on the phantom, print the table, serve the model and its page
 	@$(MAKE) --no-print-directory serve
 
-repro: $(READY) ## dvc repro, then the result table
+# DVC keeps what it knows in git.
+clone:
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "$(CURDIR) is no git clone, and DVC needs one: git clone the project, or git init a copy and commit it" >&2; exit 1; }
+
+repro: clone $(READY) ## dvc repro, then the result table
 	@dvc repro
 	python -m pipelines.table
 
-compare: $(READY) ## every rival system, seed by seed, side by side on Ray; writes reports/comparison.{md,html}
+dvc: $(READY) ## write the code dependencies in the files dvc.yaml anew, from what the stages import
+	@python -m pipelines.dependencies --write
+
+compare: clone $(READY) ## every rival system, seed by seed, side by side on Ray; writes reports/comparison.{md,html}
 	@dvc repro prepare
 	python -m pipelines.comparison.fan_out
 
-retrain: $(READY) ## python -m pipelines.retrain: reproduce, judge against the champion, promote
+retrain: clone $(READY) ## python -m pipelines.retrain: reproduce, judge against the champion, promote
 	@python -m pipelines.retrain
 
 serve: $(READY) ## serve build/bundle and the page at http://127.0.0.1:8000 (PORT=...)

@@ -11,7 +11,7 @@ from csr.network.checkpoint import write_checkpoint
 from csr.network.rebuild import concept_model_checkpoint
 from csr.training.callbacks import Callbacks, State
 from csr.training.concepts import ConceptTrainingConfig, train_concepts
-from pipelines.figures import write_curves
+from pipelines.figures.curves import write_curves
 from pipelines.params import Params
 from pipelines.stage import CONCEPTS, PREPARED, REPORTS, run_stage
 from pipelines.training import train
@@ -26,8 +26,7 @@ def fit(prepared: str, config: ConceptTrainingConfig, callbacks: Callbacks) -> S
 def concepts(params: Params) -> None:
     """Trains and writes ``build/concepts/model.pt`` and the curves."""
     function = partial(fit, str(PREPARED.resolve()), params.concepts)
-    inputs = [PreparedSet.open(PREPARED).digest()]
-    checkpoint, history = train("concepts", function, params.concepts, inputs, params.train)
+    checkpoint, history = train("concepts", function, params.concepts, [PREPARED], params.train)
     with atomic_folder(CONCEPTS) as folder:
         write_checkpoint(checkpoint, folder / "model.pt")
     write_curves("concepts", history, REPORTS / "curves")

@@ -11,11 +11,12 @@ import torch
 
 from csr.data.prepared import PreparedSet
 from csr.evaluation.calibration import risk_coverage
-from csr.evaluation.evaluate import Predictions, evaluate_predictions, pointing_by_concept, rounded
+from csr.evaluation.evaluate import evaluate_predictions, pointing_by_concept, rounded
+from csr.evaluation.predictions import Predictions
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.prediction import predict
-from pipelines.figures import write_confusion, write_montage, write_operating_points, write_risk_coverage
+from pipelines.figures.evaluation import write_confusion, write_montage, write_operating_points, write_risk_coverage
 from pipelines.params import Params
 from pipelines.stage import FEATURES, HEAD, PREPARED, REPORTS, run_stage
 from pipelines.tracking import log_file, log_metrics

@@ -1,4 +1,4 @@
-"""Stage ``export``: the bundle, with measured parity, and its registration in MLflow as a new version of ``csr``."""
+"""Stage ``export``: the bundle, with measured parity. Stage ``register`` makes it known to MLflow's registry."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from csr.data.prepared import PreparedSet
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from pipelines.params import Params
-from pipelines.registry import register
+from pipelines.revision import revision
 from pipelines.stage import ATLAS, BUNDLE, FEATURES, HEAD, PREPARED, REPORTS, run_stage
-from pipelines.tracking import log_metrics, revision
+from pipelines.tracking import BUNDLE_DIGEST, log_metrics, log_tag
 
 
 def export(params: Params) -> None:
-    """Writes ``build/bundle`` and registers it."""
+    """Writes ``build/bundle``."""
     data = PreparedSet.open(PREPARED)
     metrics = json.loads((REPORTS / "metrics.json").read_text())
     bundle, gap = write_bundle(
@@ -34,8 +34,8 @@ def export(params: Params) -> None:
         ),
     )
     log_metrics("export", {"parity": gap})
-    version = register(bundle)
-    print(f"export: registered as version {version} of 'csr', |Δlogit| {gap:.1e}")
+    log_tag(BUNDLE_DIGEST, bundle.digest)
+    print(f"export: |Δlogit| {gap:.1e}")
 
 
 if __name__ == "__main__":

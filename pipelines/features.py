@@ -8,15 +8,15 @@ from csr.network.checkpoint import read_checkpoint
 from csr.network.rebuild import concept_model_from_checkpoint
 from csr.training.features import compute_features
 from pipelines.params import Params
+from pipelines.progress import ProgressBars
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, run_stage
-from pipelines.training import CHECKPOINTS, LocalCallbacks
 
 
 def features(params: Params) -> None:
     """Writes the feature cache to ``build/features``."""
     model = concept_model_from_checkpoint(read_checkpoint(CONCEPTS / "model.pt", "concept model"))
     with atomic_folder(FEATURES) as folder:
-        compute_features(model, PreparedSet.open(PREPARED), folder, LocalCallbacks("features", CHECKPOINTS))
+        compute_features(model, PreparedSet.open(PREPARED), folder, ProgressBars())
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from csr.bundle.format import file_digest
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.interaction.alpha import calibrate
 from csr.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from csr.network.rebuild import concept_model_from_checkpoint, prototype_model_from_checkpoint
+from csr.network.prototypes import prototype_model_from_checkpoint
+from csr.network.rebuild import concept_model_from_checkpoint
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
-from pipelines.figures import write_curves
+from pipelines.figures.curves import write_curves
 from pipelines.params import Params
 from pipelines.stage import CONCEPTS, FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.training import train
@@ -44,11 +44,12 @@ def fit(prepared: str, features: str, stages: Stages, config: HeadConfig, callba
 def head(params: Params) -> None:
     """Trains and writes ``build/head/model.pt``, the whole trained CSR, and the curves. One worker is enough, whatever
     the cluster."""
-    files = [CONCEPTS / "model.pt", PROTOTYPES / "model.pt"]
-    stages = Stages(read_checkpoint(files[0], "concept model"), read_checkpoint(files[1], "prototype model"))
+    concepts = read_checkpoint(CONCEPTS / "model.pt", "concept model")
+    prototypes = read_checkpoint(PROTOTYPES / "model.pt", "prototype model")
+    stages = Stages(concepts, prototypes)
     function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), stages, params.head)
     where = replace(params.train, workers=min(params.train.workers, 1))
-    checkpoint, history = train("head", function, params.head, [file_digest(file) for file in files], where)
+    checkpoint, history = train("head", function, params.head, [PREPARED, CONCEPTS, FEATURES, PROTOTYPES], where)
     with atomic_folder(HEAD) as folder:
         write_checkpoint(checkpoint, folder / "model.pt")
     write_curves("head", history, REPORTS / "curves")

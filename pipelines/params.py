@@ -1,7 +1,8 @@
 """``params.yaml``, the only knob file, checked once into frozen typed objects.
 
-An unknown key is an error that names its nearest neighbour. Keys that a preset decides may be null: the preset's value
-is used (`csr.presets`).
+An unknown key is an error that names its nearest neighbour. Keys that a preset decides may be null: they take their
+values from the preset's file, ``params/presets/<preset>.yaml``, which has sections as ``params.yaml`` has. DVC knows
+these files, so an edit to a section runs the stages again that use it, and no others.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from csr.data.splits import SplitShares
 from csr.data.tasks import TaskChoice
 from csr.data.text_concepts import TextConceptConfig
 from csr.errors import ConfigError
-from csr.presets import PRESETS, Preset
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
 
 PARAMS_FILE = Path("params.yaml")
+PRESETS = Path("params/presets")  # beside the parameters
+_PRESET_SECTIONS = ("concepts", "prototypes", "head", "export")  # whose stages depend on the preset, in dvc.yaml
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class ComparisonParams:
 class Params:
     """All of ``params.yaml``, presets resolved."""
 
-    preset: Preset
+    preset: str
     data: DataParams = field(default_factory=DataParams)
     concepts: ConceptTrainingConfig = field(default_factory=ConceptTrainingConfig)
     prototypes: PrototypeConfig = field(default_factory=PrototypeConfig)
@@ -138,28 +140,41 @@ class Params:
     train: TrainParams = field(default_factory=TrainParams)
 
 
-def load_params(file: Path = PARAMS_FILE) -> Params:
-    """Reads and checks the whole file.
+def load_params(file: Path = PARAMS_FILE, preset: str | None = None) -> Params:
+    """Reads and checks the whole file and the preset's.
+
+    Args:
+        preset: to be used in place of the one that the file names.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, or a value is of the wrong type or range.
+        ConfigError: a file is missing or not YAML, a key is unknown, or a value is of the wrong type or range.
     """
+    content = _read(file)
+    if preset is not None and isinstance(content, dict):
+        content = content | {"preset": preset}
+    return parse_params(content, str(file), file.parent / PRESETS)
+
+
+def parse_params(content: Any, source: str = str(PARAMS_FILE), presets: Path = PRESETS) -> Params:
+    """Checks what a YAML file held; see `load_params`. ``presets`` is the folder of the presets' files."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source}: must hold sections such as 'data' and 'concepts'")
+    _refuse_unknown(content, Params, source, "")
+    return _validate(_filled(content, _preset(content, source, presets)), source)
+
+
+def _read(file: Path) -> Any:
     try:
-        content = yaml.safe_load(file.read_text())
+        return yaml.safe_load(file.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{file}: missing; run this from the project's folder") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: is not YAML ({' '.join(str(error).split())})") from None
-    return parse_params(content, str(file))
 
 
-def parse_params(content: Any, source: str = str(PARAMS_FILE)) -> Params:
-    """Checks what a YAML file held; see `load_params`."""
-    if not isinstance(content, dict):
-        raise ConfigError(f"{source}: must hold sections such as 'data' and 'concepts'")
-    _refuse_unknown(content, Params, source, "")
+def _validate(content: dict[str, Any], source: str) -> Params:
     try:
-        return TypeAdapter(Params).validate_python(_fill_preset(content, source))
+        return TypeAdapter(Params).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = _key(first["loc"], content)
@@ -210,18 +225,30 @@ def _refuse_unknown(content: dict[str, Any], kind: type, source: str, prefix: st
                 _refuse_unknown(section, inner, source, f"{prefix}{name}.")
 
 
-def _fill_preset(content: dict[str, Any], source: str) -> dict[str, Any]:
-    preset = content.get("preset")
-    if preset not in PRESETS:
-        raise ConfigError(f"{source}: preset: must be one of {', '.join(PRESETS)}, got {preset!r}")
-    filled = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
-    for section, values in PRESETS[preset].items():
-        target = filled
-        for name in section.split("."):
-            inner = target.get(name)
-            target[name] = dict(inner) if isinstance(inner, dict) else {}
-            target = target[name]
-        for key, value in values.items():
-            if target.get(key) is None:
-                target[key] = value
-    return filled
+def _preset(content: dict[str, Any], source: str, folder: Path) -> dict[str, Any]:
+    """What the preset's file holds, checked on its own, so that a mistake in it names that file."""
+    known, name = sorted(file.stem for file in folder.glob("*.yaml")), content.get("preset")
+    if name not in known:
+        listed = ", ".join(known) or f"a file in {folder}, which has none; run this from the project's folder"
+        raise ConfigError(f"{source}: preset: must be one of {listed}, got {name!r}")
+    file = folder / f"{name}.yaml"
+    values = _read(file)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: must hold the sections {', '.join(_PRESET_SECTIONS)}")
+    _refuse_unknown(values, Params, str(file), "")
+    for section in values:
+        if section not in _PRESET_SECTIONS:
+            raise ConfigError(f"{file}: {section}: a preset holds {', '.join(_PRESET_SECTIONS)} only")
+    for section in _PRESET_SECTIONS:
+        if not isinstance(values.get(section), dict):
+            raise ConfigError(f"{file}: has no section {section!r}; a preset needs {', '.join(_PRESET_SECTIONS)}")
+    _validate({**values, "preset": name}, str(file))
+    return values
+
+
+def _filled(content: Any, preset: Any) -> Any:
+    """The preset's values where the content is null or silent."""
+    if isinstance(preset, dict) and (content is None or isinstance(content, dict)):
+        own = content or {}
+        return own | {key: _filled(own.get(key), value) for key, value in preset.items()}
+    return preset if content is None else content

@@ -1,4 +1,4 @@
-"""Stage ``prepare``: the data set named in ``params.yaml`` → ``data/prepared`` and ``reports/data.html``."""
+"""Stage ``prepare``: the data set named in ``params.yaml`` → ``data/prepared``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from csr.data.decoded import DecodedImages
-from csr.data.html_report import to_html
 from csr.data.phantom import generate
 from csr.data.prepared import PreparedSet
 from csr.data.problems import Problems
 from csr.data.raw import prepare_raw
 from csr.data.records import Collection
-from csr.data.report import data_sections
 from csr.data.shards import Images
 from csr.data.sources.read import SourceOptions, read_source
 from csr.data.splits import SplitShares
 from csr.data.text_concepts import TextConceptConfig, concept_directions, concept_scores, fill_labels, load_encoder
 from pipelines.params import DataParams, Params
-from pipelines.stage import PREPARED, REPORTS, cores, run_stage
+from pipelines.stage import PREPARED, cores, run_stage
 from pipelines.tracking import STATE, log_metrics, log_table, log_tag
 
 
@@ -30,25 +28,17 @@ def prepare(params: Params) -> None:
     """Writes the prepared set and logs its size and digest."""
     data = params.data
     workers = data.workers or cores()
-    notes: tuple[str, ...] = ()
     if data.source == "phantom":
         collection = generate(data.phantom, data.side, PREPARED, workers, _progress)
     else:
-        collection, notes = _prepare_raw(data, workers)
-    prepared = PreparedSet.open(PREPARED)
-    REPORTS.mkdir(exist_ok=True)
-    page = to_html(
-        f"Data: {collection.name}", data_sections(prepared, params.concepts.model.stride, prepared.skipped(), notes)
-    )
-    (REPORTS / "data.html").write_text(page)
+        collection = _prepare_raw(data, workers)
     log_tag("data.name", collection.name)
-    log_tag("data.digest", prepared.digest())
+    log_tag("data.digest", PreparedSet.open(PREPARED).digest())
     counts = collection.studies["split"].value_counts()
     log_metrics("prepare", {"boxes": len(collection.boxes)} | {f"{split}_studies": n for split, n in counts.items()})
 
 
-def _prepare_raw(data: DataParams, workers: int) -> tuple[Collection, tuple[str, ...]]:
-    """The tables, and what their reader has to say."""
+def _prepare_raw(data: DataParams, workers: int) -> Collection:
     problems, texts, folder = Problems(), data.text_concepts, Path(data.path)
     assert data.source != "phantom"
     shares = SplitShares(data.validation_share, data.test_share, data.split_seed)
@@ -69,7 +59,7 @@ def _prepare_raw(data: DataParams, workers: int) -> tuple[Collection, tuple[str,
     if texts is not None:
         prepare_all = _with_text_concepts(prepare_all, raw.collection, texts)
     with DecodedImages(STATE / "decoded", folder, (data.channels, data.side, data.side)) as decoded:
-        return prepare_all(decoded=decoded), raw.notes
+        return prepare_all(decoded=decoded)
 
 
 def _with_text_concepts(

@@ -14,8 +14,9 @@ from csr.bundle.format import Bundle
 from csr.bundle.runtime import BundleRunner
 from csr.data.prepared import PreparedSet
 from csr.errors import BundleError, ConfigError
-from csr.evaluation.evaluate import Predictions, evaluate_predictions
-from csr.evaluation.metrics import map_peaks
+from csr.evaluation.evaluate import evaluate_predictions
+from csr.evaluation.pointing import map_peaks
+from csr.evaluation.predictions import Predictions
 from csr.interaction.corrections import Interaction
 
 GATES_FILE = Path("infra/promotion.yaml")

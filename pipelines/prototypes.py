@@ -6,16 +6,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from csr.bundle.format import file_digest
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.network.checkpoint import write_checkpoint
-from csr.network.rebuild import prototype_model_checkpoint, prototype_model_from_checkpoint
+from csr.network.prototypes import prototype_model_checkpoint, prototype_model_from_checkpoint
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.selection import CountCurve, count_curve, pilot
-from pipelines.figures import write_count_curve, write_curves
+from pipelines.figures.count_curve import write_count_curve
+from pipelines.figures.curves import write_curves
 from pipelines.params import Params, TrainParams
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.tracking import log_metrics
@@ -50,7 +50,7 @@ def prototypes(params: Params) -> None:
 
 def _train(name: str, config: PrototypeConfig, where: TrainParams) -> tuple[State, list[dict[str, float]]]:
     function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), config)
-    return train(name, function, config, [file_digest(CONCEPTS / "model.pt")], where)
+    return train(name, function, config, [PREPARED, CONCEPTS, FEATURES], where, "pipelines.prototypes")
 
 
 def _curve(checkpoint: State) -> CountCurve:

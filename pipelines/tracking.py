@@ -1,6 +1,6 @@
 """MLflow glue, once: one run a pipeline pass, to which every stage logs, so that two passes compare in MLflow's UI.
 
-A pass is open from the first stage that runs until ``export`` has registered its bundle. A stage that finds an open
+A pass is open from the first stage that runs until ``export`` has written its bundle. A stage that finds an open
 pass with the same parameters and git revision joins it (also after a crash: no second run appears), otherwise it opens
 a new one. Which pass is open is kept in ``.state/run.json``, which is not tracked: outputs hold no run id, so that
 ``dvc repro`` stays a no-op.
@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,25 +22,51 @@ from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from csr.bundle.format import file_digest
+from csr.data.digests import file_digest
 from csr.errors import ConfigError
 from pipelines.params import Params, flatten
+from pipelines.revision import revision
 
 EXPERIMENT = "csr"
 MODEL_NAME = "csr"
+BUNDLE_DIGEST = "bundle.digest"  # tag of the run that made a bundle, and of the version that holds it
 STATE = Path(".state")
 _SQLITE = "sqlite:///"
 DEFAULT_STORE = f"{_SQLITE}mlflow.db"
 
 
+def project_folder() -> Path:
+    """The project's folder. DVC runs some experiments (``--temp``, ``--queue``) in copies that it throws away, and says
+    in ``DVC_ROOT`` where the project is."""
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+
+
 def connect() -> MlflowClient:
-    """Points MLflow at ``MLFLOW_TRACKING_URI`` (SQLite in the working folder by default) and returns its client."""
+    """Points MLflow at ``MLFLOW_TRACKING_URI`` (SQLite in the project's folder by default) and returns its client."""
+    mlflow.set_tracking_uri(_tracking_uri())
+    open_experiment(EXPERIMENT)
+    return MlflowClient()
+
+
+def open_experiment(name: str) -> str:
+    """Makes an experiment active, and makes it at all if there is none. Returns its id.
+
+    The files of a store that is a SQLite file lie in the project's folder too, in ``mlruns``.
+    """
+    if _tracking_uri().startswith(_SQLITE) and mlflow.get_experiment_by_name(name) is None:
+        try:
+            mlflow.create_experiment(name, artifact_location=str(project_folder() / "mlruns" / name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another stage was quicker
+                raise
+    return mlflow.set_experiment(name).experiment_id
+
+
+def _tracking_uri() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
     if uri.startswith(_SQLITE):  # Ray's workers run in folders of their own
-        uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).resolve())
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(EXPERIMENT)
-    return MlflowClient()
+        uri = _SQLITE + str(project_folder() / uri.removeprefix(_SQLITE))
+    return uri
 
 
 def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
@@ -50,16 +75,6 @@ def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
     if experiment is None:
         raise ConfigError(f"MLflow has no experiment {name!r}; run dvc repro first")
     return experiment.experiment_id
-
-
-def revision() -> str:
-    """The git revision, with ``-dirty`` if tracked files differ from it; ``unknown`` outside a repository."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode:
-        return "unknown"
-    command = ["git", "status", "--porcelain", "--untracked-files=no", "--", ":!dvc.lock", ":!reports"]
-    changed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return head.stdout.strip() + ("-dirty" if changed else "")
 
 
 @contextmanager

@@ -2,17 +2,14 @@
 
 With ``train.workers: 0`` Ray Train calls the function here and starts no cluster; it keeps no checkpoints then, so the
 last one lies in ``.state/checkpoints``. With workers, Ray stores them under the same folder and resumes a run of the
-same name. The name holds a digest of everything the stage depends on, so a changed stage never resumes an old run;
-the folder is removed once the stage has its result.
+same name. The name holds a digest of all that the training is made of, so a changed one never resumes an old run; see
+`pipelines.checkpoints`. The folder is removed once the stage has its result.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -24,28 +21,28 @@ import ray.train
 import torch
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from tqdm import tqdm
 
 from csr.errors import CSRError, TrainingError
-from csr.training.callbacks import Callbacks, Item, State
+from csr.training.callbacks import Callbacks, State
 from csr.training.runtime import rank
-from pipelines.params import TrainParams, flatten
+from pipelines.checkpoints import CHECKPOINTS, MadeOf, claim, forget
+from pipelines.params import TrainParams
+from pipelines.progress import ProgressBars
 from pipelines.stage import cores
-from pipelines.tracking import STATE, connect, log_metrics
+from pipelines.tracking import connect, log_metrics
 
-CHECKPOINTS = STATE / "checkpoints"
 CHECKPOINT_FILE = "state.pt"
 
 TrainingFunction = Callable[[Callbacks], State]
 
 
-class LocalCallbacks:
+class LocalCallbacks(ProgressBars):
     """Reports to MLflow's active run and the terminal, from rank 0; the last checkpoint lies in ``folder``."""
 
     def __init__(self, stage: str, folder: Path) -> None:
+        super().__init__()
         self._stage = stage
         self._folder = folder
-        self.history: list[dict[str, float]] = []
 
     def resume(self) -> State | None:
         file = self._folder / CHECKPOINT_FILE
@@ -57,13 +54,6 @@ class LocalCallbacks:
         draft = self._folder / "draft.pt"
         self._save(draft, state)
         draft.rename(self._folder / CHECKPOINT_FILE)
-
-    def track(self, items: Iterable[Item], total: int, description: str) -> Iterable[Item]:
-        return tqdm(items, description, total, leave=False, mininterval=0.5, disable=True if rank() else None)
-
-    def forget(self) -> None:
-        """Removes the checkpoint; the run has its result."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         self.history.append(dict(metrics))
@@ -104,15 +94,23 @@ class RayCallbacks(LocalCallbacks):
 
 
 def train(
-    stage: str, function: TrainingFunction, config: Any, inputs: Iterable[str], params: TrainParams
+    stage: str,
+    function: TrainingFunction,
+    config: Any,
+    inputs: Iterable[Path],
+    params: TrainParams,
+    code: str | None = None,
 ) -> tuple[State, list[dict[str, float]]]:
     """Runs ``function`` under Ray Train.
 
     Args:
         stage: names the run, its metrics and its checkpoints.
         function: picklable; takes a callbacks, returns a checkpoint (on rank 0).
-        config: the stage's dataclass; with ``inputs``, digests of what the stage reads, it identifies the run.
+        config: the stage's parameters.
+        inputs: files and folders that the function reads.
         params: where to run.
+        code: the module whose imports are the training's code; the stage's own by default. With these four an
+            interrupted run is told from one that was made of anything else.
 
     Returns:
         What the function returned, and the history of epochs.
@@ -120,8 +118,7 @@ def train(
     Raises:
         TrainingError: the function failed on every attempt.
     """
-    identity = json.dumps([flatten(config), list(inputs)], default=str)
-    name = f"{stage}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    name = claim(stage, MadeOf.of(stage, config, inputs, params.workers, code or f"pipelines.{stage}"))
     folder = (CHECKPOINTS / name).resolve()
     active = mlflow.active_run()
     settings = {
@@ -152,7 +149,7 @@ def train(
     finally:
         if params.workers:
             ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    forget(name)
     answer = torch.load(io.BytesIO(result.return_value), map_location="cpu", weights_only=True)
     return answer["checkpoint"], answer["history"]
 

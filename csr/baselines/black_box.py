@@ -19,11 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
+from csr.baselines.protocol import (
+    Answer,
+    BackboneTraining,
+    Entry,
+    ExperimentContext,
+    SharedBackbone,
+    System,
+    train_on_images,
+)
 from csr.network.concept_model import ConceptModel
 from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
-from csr.training.concepts import channel_statistics
+from csr.training.images import channel_statistics
 from csr.training.runtime import device, seed_everything
 
 
@@ -71,3 +79,7 @@ def black_box(context: ExperimentContext) -> BlackBox:
     """The shared backbone ``classes`` itself."""
     assert context.shared_backbone is not None
     return BlackBox(context.shared_backbone.model, context.concepts).to(device()).eval()
+
+
+BACKBONES: dict[SharedBackbone, BackboneTraining] = {"classes": lambda context: train_black_box(context).model}
+SYSTEMS = {"black_box": Entry("Black box, Grad-CAM", BlackBox, black_box, "classes")}

@@ -32,12 +32,12 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, ExperimentContext, System, TrainedBackbone, train_on_images
+from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone, train_on_images
 from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, pool_maps
 from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
-from csr.training.concepts import channel_statistics, image_batches
+from csr.training.images import channel_statistics, image_batches
 from csr.training.losses import masked_bce
 from csr.training.runtime import device, seed_everything
 
@@ -253,3 +253,11 @@ def _rank(logits: Tensor, classes: np.ndarray) -> tuple[float, float]:
     """(macro F1, −cross-entropy) of class logits n×T: greater is better, the second breaks ties."""
     f1 = macro_f1(classes, logits.argmax(1).numpy(), logits.shape[1])
     return f1, -float(F.cross_entropy(logits, torch.from_numpy(classes)))
+
+
+SYSTEMS = {
+    "cbm_joint": Entry("CBM, joint", CBM, joint_cbm),
+    "cbm_sequential": Entry("CBM, sequential", CBM, sequential_cbm, "concepts_average"),
+    "cbm_independent": Entry("CBM, independent", CBM, independent_cbm, "concepts_average"),
+    "cbm_shared": Entry("CBM on CSR's stage 1", CBM, sequential_cbm, "concepts_lse"),
+}

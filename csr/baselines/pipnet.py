@@ -40,11 +40,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
+from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.augmentation import window
-from csr.training.concepts import image_batches
+from csr.training.images import image_batches
 from csr.training.loop import Task, fit
 from csr.training.runtime import count_batches, seed_everything
 
@@ -191,3 +191,6 @@ def train_scores(system: PIPNet, context: ExperimentContext) -> Tensor:
     system.eval()
     rows = context.data.collection.rows("train")
     return torch.cat([system(images)[1] for _, images in image_batches(context.data, rows, 64)])
+
+
+SYSTEMS = {"pipnet": Entry("PIP-Net", PIPNet, pipnet, "classes", WARM_START_EPOCHS)}

@@ -31,7 +31,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from csr.baselines.cbm import fit_last_layer
-from csr.baselines.protocol import Answer, ExperimentContext, System, TrainedBackbone
+from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone
 from csr.evaluation.metrics import mean_auroc
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
@@ -158,3 +158,9 @@ def concept_bank(features: np.ndarray, labels: np.ndarray, strength: float) -> t
 def _sparse_logits(system: PosthocCBM, features: Tensor) -> Tensor:
     """PCBM's logits n×T for f̄ n×D."""
     return system.head(system.to_maps(features[:, :, None, None].to(device())).flatten(1))
+
+
+SYSTEMS = {
+    "posthoc_cbm": Entry("Post-hoc CBM", PosthocCBM, posthoc_cbm, "classes"),
+    "posthoc_cbm_hybrid": Entry("Post-hoc CBM, hybrid", PosthocCBM, hybrid_posthoc_cbm, "classes"),
+}

@@ -1,4 +1,8 @@
-"""What every system that CSR is compared with looks like: how it is trained, what it answers, how it is judged."""
+"""What every system that CSR is compared with looks like: how it is trained, what it answers, how it is judged.
+
+A module of systems lists them in ``SYSTEMS``, and one that trains backbones for several systems lists these in
+``BACKBONES``. Nothing else knows them but `csr.comparison.systems`, so a new system concerns its own module alone.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,17 @@ from torch import Tensor, nn
 
 from csr.data.prepared import PreparedSet
 from csr.errors import DataError
-from csr.evaluation.evaluate import Predictions
-from csr.evaluation.metrics import macro_f1, map_peaks
+from csr.evaluation.metrics import macro_f1
+from csr.evaluation.pointing import map_peaks
+from csr.evaluation.predictions import Predictions
 from csr.network.backbone import Backbone
 from csr.network.checkpoint import checkpoint, read_checkpoint, write_checkpoint
 from csr.network.concept_model import ConceptModel
 from csr.training.augmentation import Findings, augment
 from csr.training.callbacks import Callbacks
-from csr.training.concepts import ConceptTrainingConfig, channel_statistics, image_batches, load_images
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
+from csr.training.images import channel_statistics, image_batches, load_images
 from csr.training.loop import Task, fit
 from csr.training.runtime import autocast, device
 
@@ -157,7 +163,31 @@ class ExperimentContext:
         return torch.from_numpy(self.data.collection.concept_labels()[rows]).to(device())
 
 
-Baseline = Callable[[ExperimentContext], System]
+BackboneTraining = Callable[[ExperimentContext], ConceptModel]
+
+# Prototype systems start from the trained black box and train on for half the budget: one and a half times what every
+# other system gets.
+WARM_START_EPOCHS = 0.5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One compared system.
+
+    Args:
+        title: name in tables.
+        kind: its class.
+        train: trains it.
+        shared_backbone: what it rests on or starts from; None: it trains all of itself.
+        epochs: its own epochs of images as a share of the budget, beside the shared backbone's, which are the whole
+            budget.
+    """
+
+    title: str
+    kind: type[System]
+    train: Callable[[ExperimentContext], System]
+    shared_backbone: SharedBackbone | None = None
+    epochs: float = 1.0
 
 
 def train_on_images(

@@ -37,10 +37,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
+from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
-from csr.training.concepts import image_batches
+from csr.training.images import image_batches
 from csr.training.runtime import seed_everything
 
 WIDTH = 128
@@ -288,3 +288,6 @@ def warm_up(
     train_on_images(context, f"{name}_warm_up", system, terms, epochs=spent)
     backbone.requires_grad_(True)
     return epochs - spent
+
+
+SYSTEMS = {"protopnet": Entry("ProtoPNet", ProtoPNet, protopnet, "classes", WARM_START_EPOCHS)}

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
+from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.baselines.protopnet import (
     BACKBONE_RATE,
     log_similarity,
@@ -52,7 +52,7 @@ from csr.baselines.protopnet import (
 )
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
-from csr.training.concepts import image_batches
+from csr.training.images import image_batches
 from csr.training.runtime import count_batches, seed_everything
 
 # CUB has one prototype a class and ten classes to share each; with five to ten classes that would be fewer prototypes
@@ -220,3 +220,6 @@ def protopool(context: ExperimentContext) -> ProtoPool:
     tune_last_layer(system.last_layer, slots, context.class_labels(train), system.owners)
     system.prototypes = len(system.used())
     return system
+
+
+SYSTEMS = {"protopool": Entry("ProtoPool", ProtoPool, protopool, "classes", WARM_START_EPOCHS)}

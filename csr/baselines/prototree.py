@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.baselines.protocol import Answer, ExperimentContext, System, train_on_images
+from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.baselines.protopnet import nearest_patches, squared_distances, warm_up
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
@@ -238,3 +238,6 @@ def greedy_leaf(distances: Tensor, turns: Tensor) -> Tensor:
     chosen = torch.where(right, 1.0, -1.0)
     disagrees = (turns * chosen[:, None] < 0).any(2)  # B×L
     return (~disagrees).float().argmax(1)
+
+
+SYSTEMS = {"prototree": Entry("ProtoTree", ProtoTree, prototree, "classes", WARM_START_EPOCHS)}

@@ -14,7 +14,6 @@ A folder:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from csr.data.digests import file_digest
 from csr.errors import BundleError
 
 FORMAT = 4
@@ -256,9 +256,3 @@ def write_manifest(path: Path, **known: Any) -> Manifest:
     manifest = Manifest(format=FORMAT, files={name: file_digest(path / name) for name in names}, **known)
     (path / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
     return manifest
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,11 +1,14 @@
 """The whole comparison in one process, with no pipeline around it: csr's own dependencies are all that it needs.
 
-    python -m csr.comparison OUT [--train 24000 --side 384 --backbone convnext_tiny --seeds 0 1 2 ...]
+    python -m csr.comparison OUT [--paper params/presets/paper.yaml] [--train 24000 --side 384 --seeds 0 1 2 ...]
 
 Made for a machine with a GPU, at ten times the default images, 384² and ConvNeXt-T (CSR's backbone); a small call runs
 anywhere. Draws a phantom, trains every system with every seed and writes ``comparison.md``, ``comparison.html`` and one
 JSON file a run into OUT. A run whose JSON file exists is not repeated, so a stopped comparison goes on where it was;
 ``settings.json`` keeps one with other settings out of its folder.
+
+``csr_robust`` is CSR by its configurations' defaults. ``csr_paper`` is CSR to the letter: ``--paper`` names the file
+that holds what it does otherwise; without it this system is left out.
 """
 
 from __future__ import annotations
@@ -17,15 +20,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from csr.baselines.protocol import ExperimentContext
 from csr.comparison.csr_system import Recipe
 from csr.comparison.report import OURS, main_sections
 from csr.comparison.runs import read_runs, save_predictions
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
-from csr.comparison.systems import Entry, run_system, systems
+from csr.comparison.systems import SHARED_BACKBONES, systems
+from csr.comparison.training import run_system
 from csr.data.html_report import to_html, to_markdown
 from csr.data.phantom.generate import generate
 from csr.data.phantom.plan import PhantomConfig
@@ -33,7 +40,6 @@ from csr.data.prepared import PreparedSet
 from csr.errors import ConfigError, CSRError
 from csr.evaluation.evaluate import rounded
 from csr.network.concept_model import ConceptModelConfig
-from csr.presets import PRESETS
 from csr.training.callbacks import SilentCallbacks, State
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
@@ -57,7 +63,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw the phantom; 0: one a core")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--systems", nargs="+", metavar="NAME", choices=list(_entries()), help="default: all")
+    parser.add_argument("--paper", type=Path, metavar="FILE", help="CSR to the letter: sections prototypes and head")
+    names = list(systems({"robust": Recipe(), "paper": Recipe()}))
+    parser.add_argument("--systems", nargs="+", metavar="NAME", choices=names, help="default: all")
     given = parser.parse_args()
     try:
         compare(given)
@@ -69,17 +77,20 @@ def compare(given: argparse.Namespace) -> None:
     """Draws the phantom, trains and judges every system, and writes the report.
 
     Raises:
-        ConfigError: the folder holds a comparison with other settings.
+        ConfigError: the folder holds a comparison with other settings, or ``csr_paper`` lacks its file.
     """
+    recipes = {"robust": Recipe()} | ({"paper": read_recipe(given.paper)} if given.paper else {})
+    entries = systems(recipes)
+    if absent := [name for name in given.systems or () if name not in entries]:
+        raise ConfigError(f"{absent[0]} needs --paper FILE, which says what CSR to the letter is")
     given.out.mkdir(parents=True, exist_ok=True)
-    _claim(given)
+    _claim(given, recipes)
     prepared = given.out / "prepared"
     if not prepared.is_dir():
         phantom = PhantomConfig(train=given.train, val=given.val, test=given.test)
         _say(f"drawing {given.train + given.val + 2 * given.test} images of {given.side}²")
         generate(phantom, given.side, prepared, given.workers or len(os.sched_getaffinity(0)))
     data = PreparedSet.open(prepared)
-    entries = _entries()
     chosen = {name: entries[name] for name in given.systems or entries}
     for seed in given.seeds:
         config = ConceptTrainingConfig(
@@ -100,7 +111,7 @@ def compare(given: argparse.Namespace) -> None:
                 resting = context
                 if kind is not None:
                     _say(f"seed {seed}: {kind}")
-                    train_shared_backbone(kind, context, Path(folder))
+                    train_shared_backbone(kind, SHARED_BACKBONES[kind], context, Path(folder))
                     trained, seconds = open_shared_backbone(Path(folder))
                     resting = replace(context, shared_backbone=trained)
                 for name in open_names:
@@ -127,25 +138,39 @@ class _Progress(SilentCallbacks):
         print("  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()), flush=True)
 
 
-def _claim(given: argparse.Namespace) -> None:
-    """Notes the settings in the folder, or compares them with those noted there."""
+def _claim(given: argparse.Namespace, recipes: Mapping[str, Recipe]) -> None:
+    """Notes the settings in the folder, unless they differ from those noted there."""
     file, settings = given.out / "settings.json", {name: getattr(given, name) for name in SHARED}
-    if not file.is_file():
-        file.write_text(json.dumps(settings, indent=2) + "\n")
-    noted = json.loads(file.read_text())
-    if other := [name for name in SHARED if noted[name] != settings[name]]:
-        raise ConfigError(
-            f"{file}: the runs here have {other[0]} {noted[other[0]]}, not {settings[other[0]]}; give another folder"
-        )
+    if "paper" in recipes:
+        settings["paper"] = asdict(recipes["paper"])
+    noted = json.loads(file.read_text()) if file.is_file() else {}
+    for name, value in settings.items():
+        if noted.get(name, value) != value:
+            what = "another --paper" if name == "paper" else f"{name} {noted[name]}, not {value}"
+            raise ConfigError(f"{file}: the runs here have {what}; give another folder")
+    file.write_text(json.dumps(noted | settings, indent=2) + "\n")
 
 
-def _entries() -> dict[str, Entry]:
-    return systems({name: _recipe(name) for name in ("robust", "paper")})
+def read_recipe(file: Path) -> Recipe:
+    """Stages 2 and 3 as a preset's file says; what it leaves out is as in the recipe ``robust``.
 
-
-def _recipe(preset: str) -> Recipe:
-    values = PRESETS[preset]
-    return Recipe(PrototypeConfig(**values["prototypes"]), HeadConfig(**values["head"]))
+    Raises:
+        ConfigError: the file is missing, is not YAML with sections, or has a key that the stage does not.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+    configs: dict[str, Any] = {}
+    for section, kind in (("prototypes", PrototypeConfig), ("head", HeadConfig)):
+        values = content.get(section) if isinstance(content, dict) else None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: has no section {section!r}")
+        known = {each.name for each in fields(kind)}
+        if unknown := [key for key in values if key not in known]:
+            raise ConfigError(f"{file}: unknown key '{section}.{unknown[0]}'")
+        configs[section] = kind(**values)
+    return Recipe(**configs)
 
 
 def _say(text: str) -> None:

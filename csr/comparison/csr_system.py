@@ -5,12 +5,14 @@ Pointing-game map of concept k: the largest similarity map of its live prototype
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from csr.baselines.protocol import Answer, ExperimentContext, System
+from csr.baselines.protocol import Answer, Entry, ExperimentContext, SharedBackbone, System
 from csr.interaction.alpha import calibrate
 from csr.network.trained import TrainedCSR
 from csr.training.head import HeadConfig, train_head
@@ -20,7 +22,7 @@ from csr.training.runtime import device
 
 @dataclass(frozen=True)
 class Recipe:
-    """Configuration of stages 2 and 3."""
+    """Configuration of stages 2 and 3; the defaults are the recipe ``robust``."""
 
     prototypes: PrototypeConfig = field(default_factory=PrototypeConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -63,3 +65,18 @@ def train_csr(context: ExperimentContext, recipe: Recipe) -> CSRSystem:
     csr = TrainedCSR(shared.model, prototypes, reasoner, collection.concepts, collection.classes)
     calibrate(context.data, shared.cache, csr)
     return CSRSystem(csr).to(device()).eval()
+
+
+_ENTRIES: dict[str, tuple[str, str, SharedBackbone]] = {
+    "csr_robust": ("CSR, robust", "robust", "concepts_lse"),
+    "csr_paper": ("CSR, to the letter", "paper", "concepts_average"),
+}
+
+
+def csr_systems(recipes: Mapping[str, Recipe]) -> dict[str, Entry]:
+    """CSR by every given recipe: ``robust`` makes ``csr_robust``, ``paper`` makes ``csr_paper``."""
+    return {
+        name: Entry(title, CSRSystem, partial(train_csr, recipe=recipes[recipe]), backbone)
+        for name, (title, recipe, backbone) in _ENTRIES.items()
+        if recipe in recipes
+    }

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from csr.evaluation.evaluate import Predictions
+from csr.evaluation.predictions import Predictions
 
 _ARRAYS = ("rows", "probabilities", "concepts", "peaks", "explanations")
 

@@ -9,14 +9,14 @@ A folder:
   `csr.data.shards`;
 - ``masks.npy``, where findings are outlined by pixel: bit-packed S×S masks, M×⌈S²/8⌉ uint8. ``boxes.parquet`` then has
   a column ``mask``, the row of ``masks.npy`` that a box belongs to, or −1;
-- ``skipped.csv``: what was left out for being wrong, if anything was.
+- ``skipped.csv``: what was left out for being wrong, if anything was;
+- ``notes.json``: what the data set's reader has to say, if anything.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from csr.data.atomic_folder import atomic_folder
+from csr.data.digests import folder_digest
 from csr.data.records import BOX_COLUMNS, Collection
 from csr.data.schema import study_columns
 from csr.data.shards import Images, ImageShards, ShardWriter
@@ -92,14 +93,14 @@ class PreparedSet:
         file = self.path / "skipped.csv"
         return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["where", "reason"])
 
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what the data set's reader decided that its user should know; usually none."""
+        file = self.path / "notes.json"
+        return tuple(json.loads(file.read_text())) if file.exists() else ()
+
     def digest(self) -> str:
         """SHA-256 over the folder's files: the data version that manifests and MLflow runs name."""
-        total = hashlib.sha256()
-        for file in sorted(file for file in self.path.rglob("*") if file.is_file()):
-            total.update(file.relative_to(self.path).as_posix().encode())
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-        return total.hexdigest()
+        return folder_digest(self.path)
 
 
 class PreparedWriter:
@@ -139,6 +140,11 @@ class PreparedWriter:
         """Keeps the list of what was left out, if anything was."""
         if len(problems):
             problems.to_csv(self._draft / "skipped.csv", index=False)
+
+    def write_notes(self, notes: Sequence[str]) -> None:
+        """Keeps what the reader has to say, if anything."""
+        if notes:
+            (self._draft / "notes.json").write_text(json.dumps(list(notes), indent=2, ensure_ascii=False) + "\n")
 
     def write_tables(self, collection: Collection) -> None:
         """Stores the tables."""

@@ -190,6 +190,7 @@ def prepare_raw(
         if masks:
             writer.write_masks(masks)
         writer.write_skipped(problems.table())
+        writer.write_notes(raw.notes)
     return finished
 
 

@@ -1,48 +1,22 @@
 """How any system is judged: predictions on test rows → macro F1, AUROC, calibration, pointing game, part by part.
 
-CSR, its exported bundle and the baselines all end in a `Predictions`, so one table holds them all.
+All of them end in `csr.evaluation.predictions.Predictions`, so one table holds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from csr.data.records import Collection
 from csr.evaluation.calibration import expected_calibration_error, risk_coverage
-from csr.evaluation.metrics import (
-    Pointing,
-    decide,
-    macro_auroc,
-    macro_f1,
-    mean_auroc,
-    mean_box_centres,
-    pointing_game,
-)
+from csr.evaluation.metrics import decide, macro_auroc, macro_f1, mean_auroc
+from csr.evaluation.pointing import Pointing, mean_box_centres, pointing_game
+from csr.evaluation.predictions import Predictions
 
 CLASS_METRICS = ("macro_f1", "auroc", "ece", "aurc")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a system says about n rows: T classes (0 where only concepts are predicted), K concepts, image side S.
-
-    Args:
-        rows: the judged rows of the collection.
-        probabilities: n×T.
-        concepts: n×K concept scores, any monotone scale, or None if the system has none.
-        peaks: n×K×2 (x, y) where the system's map for each concept points, or None if it has no maps.
-        explanations: n, how many items explain each prediction, or None if nobody counted.
-    """
-
-    rows: np.ndarray
-    probabilities: np.ndarray
-    concepts: np.ndarray | None
-    peaks: np.ndarray | None
-    explanations: np.ndarray | None = None
 
 
 def evaluate_predictions(collection: Collection, predictions: Predictions, side: int) -> dict[str, dict[str, Any]]:
@@ -51,7 +25,7 @@ def evaluate_predictions(collection: Collection, predictions: Predictions, side:
     A part has ``studies, macro_f1, auroc, ece, aurc, concept_auroc`` and ``pointing_game``. ``ece`` is the expected
     calibration error of the class probabilities, ``aurc`` the area under the risk-coverage curve of abstaining by
     confidence (`csr.evaluation.calibration`); of both, less is better.
-    ``pointing_game`` holds ``pair, image, chance, centre`` and ``pairs``; see `csr.evaluation.metrics.Pointing`.
+    ``pointing_game`` holds ``pair, image, chance, centre`` and ``pairs``; see `csr.evaluation.pointing.Pointing`.
     Numbers that a system or data set cannot have (no classes, no concepts, no maps, no boxes) are None.
     """
     return {part: _evaluate_part(collection, predictions, side, part)[0] for part in _parts(collection, predictions)}

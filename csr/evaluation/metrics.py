@@ -1,21 +1,12 @@
-"""Macro F1, AUROC and the pointing game: functions of numpy arrays, whatever made them.
-
-F1 and AUROC are scikit-learn's, averaged here; the bicubic enlargement of maps is PyTorch's, on the CPU.
+"""Macro F1 and AUROC as METHOD defines them: numpy arrays in, numbers out, by scikit-learn.
 
 What is true comes in scikit-learn's two forms (`csr.data.records.Collection.truth`): N class indices, where each study
 has one class, or N×T of 1, 0 or NaN (unknown, left out), where it can have any number.
-
-Pointing game (Zhang et al. 2018, as CSR uses it): the map of a present concept is enlarged to the image's size by
-bicubic interpolation; it is a hit when its maximum lies in one of the concept's boxes, tolerance 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
-import torch.nn.functional as F
 from sklearn.metrics import f1_score, roc_auc_score
 
 
@@ -66,99 +57,3 @@ def mean_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
         if len(np.unique(truth[known])) == 2:
             values.append(roc_auc_score(truth[known], score[known]))
     return float(np.mean(values)) if values else float("nan")
-
-
-def map_peaks(maps: np.ndarray, side: int) -> np.ndarray:
-    """Where maps point. ``maps`` …×h×w → …×2 (x, y) pixel centres of the maximum after bicubic enlargement."""
-    shape = maps.shape[:-2]
-    flat = torch.from_numpy(np.ascontiguousarray(maps, np.float32)).reshape(-1, 1, *maps.shape[-2:])
-    peaks = []
-    for chunk in flat.split(256):
-        large = F.interpolate(chunk, size=(side, side), mode="bicubic", align_corners=False).flatten(1)
-        peaks.append(large.argmax(1))
-    index = torch.cat(peaks).numpy()
-    return np.stack([index % side + 0.5, index // side + 0.5], -1).reshape(*shape, 2)
-
-
-@dataclass(frozen=True)
-class Pointing:
-    """Results of the pointing game.
-
-    Args:
-        pair: share of hits over all (image, concept) pairs that have a box.
-        image: the same, averaged over an image's pairs first.
-        chance: the mean share of the image that a pair's boxes cover: what a random point hits.
-        centre: what always pointing at the concept's mean position in the training boxes hits.
-        by_concept: share of hits of each concept, NaN where it has no box.
-        pairs: number of pairs.
-    """
-
-    pair: float
-    image: float
-    chance: float
-    centre: float
-    by_concept: np.ndarray
-    pairs: int
-
-
-def pointing_game(
-    peaks: np.ndarray, boxes: dict[tuple[int, int], np.ndarray], rows: np.ndarray, centres: np.ndarray, side: int
-) -> Pointing:
-    """Plays the pointing game.
-
-    Args:
-        peaks: n×K×2 points (x, y), in the order of ``rows``.
-        boxes: (row, concept) → boxes, as `csr.data.records.Collection.boxes_by_pair` gives them.
-        rows: the n rows that are judged.
-        centres: K×2 mean box centres in training.
-        side: image side in pixels.
-    """
-    outcomes = []
-    for position, row in enumerate(rows):
-        for concept in range(peaks.shape[1]):
-            found = boxes.get((int(row), concept))
-            if found is not None:
-                hit, level = inside(peaks[position, concept], found), inside(centres[concept], found)
-                outcomes.append((position, concept, hit, _covered(found, side), level))
-    if not outcomes:
-        nan = float("nan")
-        return Pointing(nan, nan, nan, nan, np.full(peaks.shape[1], nan), 0)
-    table = np.array(outcomes, np.float64)
-    hits = table[:, 2]
-    return Pointing(
-        pair=float(hits.mean()),
-        image=float(np.mean([hits[table[:, 0] == image].mean() for image in np.unique(table[:, 0])])),
-        chance=float(table[:, 3].mean()),
-        centre=float(table[:, 4].mean()),
-        by_concept=np.array(
-            [hits[table[:, 1] == k].mean() if (table[:, 1] == k).any() else np.nan for k in range(peaks.shape[1])]
-        ),
-        pairs=len(table),
-    )
-
-
-def inside(point: np.ndarray, boxes: np.ndarray) -> bool:
-    """Whether a point (x, y) lies in one of n×4 boxes, edges included."""
-    x, y = point
-    return bool(((boxes[:, 0] <= x) & (x <= boxes[:, 2]) & (boxes[:, 1] <= y) & (y <= boxes[:, 3])).any())
-
-
-def _covered(boxes: np.ndarray, side: int) -> float:
-    mask = np.zeros((side, side), bool)
-    for x_min, y_min, x_max, y_max in np.clip(np.rint(boxes), 0, side).astype(int):
-        mask[y_min:y_max, x_min:x_max] = True
-    return float(mask.mean())
-
-
-def mean_box_centres(
-    boxes: dict[tuple[int, int], np.ndarray], rows: np.ndarray, concepts: int, side: int
-) -> np.ndarray:
-    """K×2 mean box centre (x, y) of each concept over given (training) rows; the image's middle where it has none."""
-    wanted = set(rows.tolist())
-    centres = np.full((concepts, 2), side / 2)
-    for concept in range(concepts):
-        own = [found for (row, k), found in boxes.items() if k == concept and row in wanted]
-        if own:
-            every = np.concatenate(own)
-            centres[concept] = ((every[:, :2] + every[:, 2:]) / 2).mean(0)
-    return centres

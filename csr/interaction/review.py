@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from csr.data.prepared import PreparedSet
-from csr.evaluation.metrics import inside, map_peaks
+from csr.evaluation.pointing import inside, map_peaks
 from csr.interaction.alpha import calibrate
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks

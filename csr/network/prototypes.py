@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csr.network.checkpoint import Checkpoint, checkpoint
 from csr.network.projector import Projector
 
 
@@ -73,3 +74,15 @@ def local_concept_vectors(features: Tensor, maps: Tensor) -> Tensor:
     """v_k = Σ_hw softmax_hw(cam_k) · f. ``features`` B×D×h×w, ``maps`` B×K×h×w → B×K×D."""
     attention = maps.flatten(2).softmax(-1)
     return attention @ features.flatten(2).transpose(1, 2)
+
+
+def prototype_model_checkpoint(model: PrototypeModel) -> Checkpoint:
+    """All that is needed to rebuild a stage 2."""
+    return checkpoint("prototype model", model.config, model.state_dict())
+
+
+def prototype_model_from_checkpoint(content: Checkpoint) -> PrototypeModel:
+    """The inverse of `prototype_model_checkpoint`, for evaluation."""
+    model = PrototypeModel(**content["config"])
+    model.load_state_dict(content["weights"])
+    return model.eval()

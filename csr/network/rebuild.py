@@ -8,7 +8,6 @@ from typing import Any
 from csr.network.backbone import Backbone, BackboneConfig
 from csr.network.checkpoint import Checkpoint, checkpoint
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.network.prototypes import PrototypeModel
 
 _UNTRAINED = {"pretrained": False, "checkpoint": None}  # never fetch weights that others will replace
 
@@ -46,17 +45,5 @@ def concept_model_checkpoint(model: ConceptModel) -> Checkpoint:
 def concept_model_from_checkpoint(content: Checkpoint) -> ConceptModel:
     """The inverse of `concept_model_checkpoint`, for evaluation."""
     model = build_concept_model(content["config"])
-    model.load_state_dict(content["weights"])
-    return model.eval()
-
-
-def prototype_model_checkpoint(model: PrototypeModel) -> Checkpoint:
-    """All that is needed to rebuild a stage 2."""
-    return checkpoint("prototype model", model.config, model.state_dict())
-
-
-def prototype_model_from_checkpoint(content: Checkpoint) -> PrototypeModel:
-    """The inverse of `prototype_model_checkpoint`, for evaluation."""
-    model = PrototypeModel(**content["config"])
     model.load_state_dict(content["weights"])
     return model.eval()

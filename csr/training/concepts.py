@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +14,7 @@ from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.alignment import align
 from csr.training.augmentation import AugmentConfig, Findings, augment
 from csr.training.callbacks import Callbacks
+from csr.training.images import channel_statistics, image_batches, load_images
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce
 from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
@@ -83,22 +83,3 @@ def validate(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> dict[s
         "val_loss": float(masked_bce(logits, torch.from_numpy(labels))),
         "val_auroc": mean_auroc(labels, logits.numpy()),
     }
-
-
-def load_images(data: PreparedSet, rows: np.ndarray, place: torch.device) -> Tensor:
-    """Rows of the prepared images as a uint8 B×C×S×S tensor on ``place``."""
-    images = torch.from_numpy(np.ascontiguousarray(data.images[rows])).to(place, non_blocking=True)
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def image_batches(data: PreparedSet, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Rows and their images, in order, for evaluation."""
-    for start in range(0, len(rows), batch_size):
-        chosen = rows[start : start + batch_size]
-        yield chosen, load_images(data, chosen, device())
-
-
-def channel_statistics(data: PreparedSet, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel in 0..1 units, over evenly spaced rows, fewer than 1000."""
-    sample = data.images[rows[:: max(1, len(rows) // 500)]].astype(np.float32) / 255
-    return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3))).clamp_min(1e-3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from csr.data.prepared import PreparedSet
 from csr.errors import DataError
-from csr.network.concept_model import ConceptModel
 from csr.training.callbacks import Callbacks
-from csr.training.concepts import image_batches
+from csr.training.images import image_batches
 from csr.training.runtime import device
+
+if TYPE_CHECKING:
+    from csr.network.concept_model import ConceptModel
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from csr.data.prepared import PreparedSet
-from csr.evaluation.evaluate import Predictions
-from csr.evaluation.metrics import map_peaks
+from csr.evaluation.pointing import map_peaks
+from csr.evaluation.predictions import Predictions
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.runtime import device

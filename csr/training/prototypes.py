@@ -1,8 +1,9 @@
 """Stage 2: trains the projector and the prototypes on cached features (CSR, section 3.2).
 
 To the letter, the loss sees only local concept vectors of (image, concept) pairs whose label is 1. The terms beyond the
-paper, each with a weight that is 0 in the ``paper`` preset, also show P the patches: `csr.training.losses.absence`
-(images that lack the concept) and `csr.training.losses.agreement` (where the concept is).
+paper, each with a weight that is 0 in the ``paper`` preset, also show P the patches:
+`csr.training.prototype_losses.absence` (images that lack the concept) and `csr.training.prototype_losses.agreement`
+(where the concept is).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from csr.network.prototypes import PrototypeModel, local_concept_vectors
 from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
-from csr.training.losses import Margin, absence, agreement, prototype_contrastive, soft_similarity
+from csr.training.prototype_losses import Margin, absence, agreement, prototype_contrastive, soft_similarity
 from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
 
 

@@ -14,7 +14,8 @@ from csr.comparison.ablations import VARIANTS
 from csr.comparison.csr_system import train_csr
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.evaluation.evaluate import evaluate_predictions, rounded
-from pipelines.comparison.common import SHARED_BACKBONES_FOLDER, command_line, comparison_run, make_context, recipes
+from pipelines.comparison.common import SHARED_BACKBONES_FOLDER, command_line, comparison_run, make_context
+from pipelines.comparison.recipes import recipes
 from pipelines.params import Params
 
 

@@ -1,31 +1,33 @@
-"""What the comparison's stages share: where things lie, both presets' recipes, and one MLflow run a system and seed."""
+"""What the comparison's stages share: where things lie, parameters, and one MLflow run a system and seed."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import torch
-import yaml
 
 from csr.baselines.protocol import ExperimentContext
-from csr.comparison.csr_system import Recipe
 from csr.data.prepared import PreparedSet
-from csr.errors import CSRError
+from csr.errors import ConfigError, CSRError
 from csr.training.callbacks import SilentCallbacks, State
-from pipelines.params import PARAMS_FILE, Params, flatten, load_params, parse_params
+from pipelines.params import Params, flatten, load_params
+from pipelines.revision import revision
 from pipelines.stage import PREPARED
-from pipelines.tracking import connect, log_metrics, revision
+from pipelines.tracking import connect, log_metrics
 
 BUILD = Path("build/comparison")
 SHARED_BACKBONES_FOLDER = BUILD / "shared_backbones"
 PREDICTIONS_FOLDER = BUILD / "predictions"
 SYSTEMS_FOLDER = BUILD / "systems"
+PRESET = "robust"  # of what all systems have in common; `preset` of params.yaml is for the default pipeline
 
 
 class ComparisonCallbacks(SilentCallbacks):
@@ -41,16 +43,6 @@ class ComparisonCallbacks(SilentCallbacks):
         log_metrics(self._stage, numbers, step=len(self.history) - 1)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         print(f"{self._stage}  epoch {int(metrics['epoch']) + 1}  {shown}", flush=True)
-
-
-def recipes() -> dict[str, Recipe]:
-    """Stages 2 and 3 of both presets; keys that ``params.yaml`` sets itself hold for both."""
-    content = yaml.safe_load(PARAMS_FILE.read_text())
-    found = {}
-    for preset in ("robust", "paper"):
-        params = parse_params({**content, "preset": preset})
-        found[preset] = Recipe(params.prototypes, params.head)
-    return found
 
 
 def make_context(params: Params, seed: int, name: str) -> ExperimentContext:
@@ -71,13 +63,34 @@ def comparison_run(kind: str, name: str, seed: int, params: Params) -> Iterator[
         yield
 
 
-def command_line(program: str, choices: list[str], body: Callable[[str, int, Params], None]) -> None:
+def load_comparison() -> Params:
+    """``params.yaml`` as the comparison reads it."""
+    return load_params(preset=PRESET)
+
+
+def listed(reference: str, table: str) -> tuple[str, Any]:
+    """Name and entry of ``module:name`` in a table of that module.
+
+    A stage's command names the module, so that DVC's dependencies of the stage hold this module and no other system's;
+    see `pipelines.dependencies`.
+
+    Raises:
+        ConfigError: there is no such entry.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        return name, getattr(importlib.import_module(module), table)[name]
+    except (ImportError, AttributeError, KeyError, ValueError):
+        raise ConfigError(f"{reference!r} is not MODULE:NAME of an entry in a module's {table}") from None
+
+
+def command_line(program: str, choices: list[str] | None, body: Callable[[str, int, Params], None]) -> None:
     """``NAME SEED`` for a stage of the matrix; a mistake that a person can mend ends it with one sentence."""
     parser = argparse.ArgumentParser(prog=f"python -m pipelines.comparison.{program}")
     parser.add_argument("name", choices=choices)
     parser.add_argument("seed", type=int)
     given = parser.parse_args()
     try:
-        body(given.name, given.seed, load_params())
+        body(given.name, given.seed, load_comparison())
     except CSRError as error:
         sys.exit(f"{program} {given.name}: {error}")

@@ -9,32 +9,39 @@ the same as that of a plain ``dvc repro``. ``RAY_ADDRESS`` names a cluster, whos
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import ray
+from dvc.repo import Repo
 
 from pipelines.tracking import connect
 
 FILE = "pipelines/comparison/dvc.yaml"
-LEVELS = (
-    ("shared_backbone", "whole", "missing_labels"),
-    ("csr", "resting"),
-    ("ablation", "interventions", "refinement"),
-    ("report",),
-)
 BUSY = ("Unable to acquire lock", "is busy")  # what DVC says while another stage reads or writes its own files
 PATIENCE = 600  # seconds that a stage waits for such files
 
 
-def stages() -> list[str]:
-    """Names of all stages, in the file's order."""
-    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only", FILE]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return [name.rpartition(":")[2] for name in listed]
+def levels() -> list[list[str]]:
+    """Names of all stages; those of a level wait for earlier levels only."""
+    with Repo() as repo:
+        graph = repo.index.graph
+        own = [stage for stage in repo.index.stages if Path(stage.path) == Path(FILE).resolve()]
+
+    @functools.cache
+    def level(stage: Any) -> int:
+        return max((level(other) + 1 for other in graph.successors(stage) if other in own), default=0)
+
+    grouped: dict[int, list[str]] = defaultdict(list)
+    for stage in own:
+        grouped[level(stage)].append(stage.name)
+    return [grouped[number] for number in sorted(grouped)]
 
 
 def reproduce(name: str, folder: str) -> tuple[str, int, str]:
@@ -60,16 +67,17 @@ def reproduce(name: str, folder: str) -> tuple[str, int, str]:
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    chosen = sys.argv[1:] or stages()
-    if unknown := [name for name in chosen if name.partition("@")[0] not in sum(LEVELS, ())]:
-        sys.exit(f"fan_out: {FILE} has no stage {unknown[0]!r}")
+    order = levels()
+    if given := set(sys.argv[1:]):  # stages, or all of a matrix by its name
+        order = [[name for name in level if given & {name, name.partition("@")[0]}] for level in order]
+        if unknown := given - {each for level in order for name in level for each in (name, name.partition("@")[0])}:
+            sys.exit(f"fan_out: {FILE} has no stage {min(unknown)!r}")
     connect()  # makes MLflow's store, before many tasks want to at once
     ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus)(reproduce)
     failed = []
-    for level in LEVELS:
-        names = [name for name in chosen if name.partition("@")[0] in level]
+    for names in order:
         open_tasks = [task.remote(name, str(Path.cwd())) for name in names]
         while open_tasks:
             (ready,), open_tasks = ray.wait(open_tasks)

@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from csr.baselines.protocol import load_system
-from csr.comparison.csr_system import CSRSystem
+from csr.comparison.csr_system import CSRSystem, csr_systems
 from csr.comparison.shared_backbones import open_shared_backbone
-from csr.comparison.systems import systems
 from csr.interaction.curves import InterventionConfig, intervention_curves
 from pipelines.comparison.common import (
     SHARED_BACKBONES_FOLDER,
@@ -18,8 +17,8 @@ from pipelines.comparison.common import (
     command_line,
     comparison_run,
     make_context,
-    recipes,
 )
+from pipelines.comparison.recipes import recipes
 from pipelines.params import Params
 
 # α of both presets is what their bundles serve: each concept's own, and the replications' 0.2; the paper knows one
@@ -32,7 +31,7 @@ KINDS = {
 
 def run(name: str, seed: int, params: Params) -> None:
     """Writes ``<folder>/interventions/<name>-<seed>.csv``."""
-    shared_kind = systems(recipes())[name].shared_backbone
+    shared_kind = csr_systems(recipes())[name].shared_backbone
     context = make_context(params, seed, name)
     with comparison_run("interventions", name, seed, params):
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{shared_kind}-{seed}")

@@ -13,12 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from csr.baselines import cbm
 from csr.baselines.protocol import predict
+from csr.comparison.concept_backbones import BACKBONES
+from csr.comparison.csr_system import csr_systems
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
-from csr.comparison.systems import systems
 from csr.data.missing import hide_concept_labels
 from csr.evaluation.evaluate import evaluate_predictions, rounded
-from pipelines.comparison.common import BUILD, command_line, comparison_run, make_context, recipes
+from pipelines.comparison.common import BUILD, command_line, comparison_run, make_context
+from pipelines.comparison.recipes import recipes
 from pipelines.params import Params
 
 HIDDEN = ("50", "90")  # percent
@@ -27,7 +30,7 @@ SYSTEMS = ("csr_robust", "cbm_shared")  # the systems that rest on the robust st
 
 def run(hidden: str, seed: int, params: Params) -> None:
     """Writes ``<folder>/missing_labels/<percent>-<seed>.json``."""
-    context, entries = make_context(params, seed, f"missing_{hidden}"), systems(recipes())
+    context, entries = make_context(params, seed, f"missing_{hidden}"), csr_systems(recipes()) | cbm.SYSTEMS
     whole = context.data.collection
     partly = replace(
         context, data=replace(context.data, collection=hide_concept_labels(whole, int(hidden) / 100, seed))
@@ -35,7 +38,7 @@ def run(hidden: str, seed: int, params: Params) -> None:
     report: dict[str, Any] = {"hidden": int(hidden), "seed": seed}
     BUILD.mkdir(parents=True, exist_ok=True)
     with comparison_run("missing_labels", hidden, seed, params), tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        train_shared_backbone("concepts_lse", partly, Path(folder))
+        train_shared_backbone("concepts_lse", BACKBONES["concepts_lse"], partly, Path(folder))
         shared, _ = open_shared_backbone(Path(folder))
         for name in SYSTEMS:
             system = entries[name].train(replace(partly, shared_backbone=shared))

@@ -9,9 +9,8 @@ import json
 from dataclasses import replace
 
 from csr.baselines.protocol import load_system
-from csr.comparison.csr_system import CSRSystem
+from csr.comparison.csr_system import CSRSystem, csr_systems
 from csr.comparison.shared_backbones import open_shared_backbone
-from csr.comparison.systems import systems
 from csr.evaluation.evaluate import evaluate_predictions, rounded
 from csr.interaction.review import prune, retrain_head, review
 from csr.training.prediction import predict
@@ -21,8 +20,8 @@ from pipelines.comparison.common import (
     command_line,
     comparison_run,
     make_context,
-    recipes,
 )
+from pipelines.comparison.recipes import recipes
 from pipelines.params import Params
 
 PRESET_OF = {"csr_robust": "robust", "csr_paper": "paper"}
@@ -33,7 +32,7 @@ def run(name: str, seed: int, params: Params) -> None:
     every = recipes()
     context = make_context(params, seed, name)
     with comparison_run("refinement", name, seed, params):
-        shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{systems(every)[name].shared_backbone}-{seed}")
+        shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{csr_systems(every)[name].shared_backbone}-{seed}")
         csr = load_system(CSRSystem, SYSTEMS_FOLDER / f"{name}-{seed}.pt").csr
         data, cache = context.data, shared.cache
         verdicts = review(data, cache, csr)

@@ -16,18 +16,20 @@ from typing import Any
 import matplotlib
 import pandas as pd
 
-from csr.baselines.protocol import load_system
+from csr.baselines.protocol import WARM_START_EPOCHS, load_system
+from csr.comparison.latency import encode_latency
 from csr.comparison.report import OURS, main_sections, spread
 from csr.comparison.runs import Runs, read_runs
-from csr.comparison.systems import WARM_START_EPOCHS, encode_latency, systems
+from csr.comparison.systems import systems
 from csr.data.html_report import Section, Table, to_html, to_markdown
 from csr.data.prepared import PreparedSet
 from csr.errors import CSRError, DataError
-from csr.training.concepts import load_images
+from csr.training.images import load_images
 from csr.training.runtime import device
 from pipelines.comparison import missing_labels
-from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER, recipes
-from pipelines.params import Params, load_params
+from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER, load_comparison
+from pipelines.comparison.recipes import recipes
+from pipelines.params import Params
 from pipelines.stage import PREPARED
 
 matplotlib.use("Agg")
@@ -288,7 +290,7 @@ def _svg(figure: Any) -> str:
 def main() -> None:
     """Writes the report and prints its Markdown."""
     try:
-        params = load_params()
+        params = load_comparison()
         title, sections = build(params)
     except CSRError as error:
         sys.exit(f"report: {error}")

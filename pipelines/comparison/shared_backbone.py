@@ -1,6 +1,8 @@
 """Stage ``shared_backbone``: trains one shared backbone with one seed and caches its features.
 
-python -m pipelines.comparison.shared_backbone {concepts_lse,concepts_average,concepts_coarse,classes} SEED
+    python -m pipelines.comparison.shared_backbone MODULE:KIND SEED
+
+MODULE lists the kind in its ``BACKBONES``: `csr.comparison.concept_backbones` or `csr.baselines.black_box`.
 """
 
 from __future__ import annotations
@@ -8,20 +10,21 @@ from __future__ import annotations
 from typing import cast
 
 from csr.baselines.protocol import SharedBackbone
-from csr.comparison.shared_backbones import SHARED_BACKBONES, train_shared_backbone
+from csr.comparison.shared_backbones import train_shared_backbone
 from csr.data.atomic_folder import atomic_folder
-from pipelines.comparison.common import SHARED_BACKBONES_FOLDER, command_line, comparison_run, make_context
+from pipelines.comparison.common import SHARED_BACKBONES_FOLDER, command_line, comparison_run, listed, make_context
 from pipelines.params import Params
 
 
-def run(kind: str, seed: int, params: Params) -> None:
+def run(reference: str, seed: int, params: Params) -> None:
     """Writes ``build/comparison/shared_backbones/<kind>-<seed>``."""
+    kind, train = listed(reference, "BACKBONES")
     with (
         comparison_run("shared_backbone", kind, seed, params),
         atomic_folder(SHARED_BACKBONES_FOLDER / f"{kind}-{seed}") as folder,
     ):
-        train_shared_backbone(cast(SharedBackbone, kind), make_context(params, seed, kind), folder)
+        train_shared_backbone(cast(SharedBackbone, kind), train, make_context(params, seed, kind), folder)
 
 
 if __name__ == "__main__":
-    command_line("shared_backbone", list(SHARED_BACKBONES), run)
+    command_line("shared_backbone", None, run)

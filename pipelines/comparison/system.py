@@ -1,34 +1,28 @@
-"""Stage ``system``: trains one system with one seed, judges it, and keeps its predictions.
-
-python -m pipelines.comparison.system NAME SEED
-"""
+"""What the stages ``csr`` and ``rival`` share: one system is trained with one seed, judged and kept."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 
-from csr.baselines.protocol import save_system
+from csr.baselines.protocol import Entry, save_system
 from csr.comparison.runs import save_predictions
 from csr.comparison.shared_backbones import open_shared_backbone
-from csr.comparison.systems import run_system, systems
+from csr.comparison.training import run_system
 from csr.evaluation.evaluate import rounded
 from pipelines.comparison.common import (
     PREDICTIONS_FOLDER,
     SHARED_BACKBONES_FOLDER,
     SYSTEMS_FOLDER,
-    command_line,
     comparison_run,
     make_context,
-    recipes,
 )
 from pipelines.params import Params
 from pipelines.tracking import log_metrics
 
 
-def run(name: str, seed: int, params: Params) -> None:
+def train_and_keep(name: str, entry: Entry, seed: int, params: Params) -> None:
     """Writes the report, the predictions and the trained system, and logs an MLflow run."""
-    entry = systems(recipes())[name]
     with comparison_run("system", name, seed, params):
         context, seconds = make_context(params, seed, name), 0.0
         if entry.shared_backbone:
@@ -47,7 +41,3 @@ def run(name: str, seed: int, params: Params) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     report = {"system": name, "title": entry.title, "seed": seed, **result.about, **result.report}
     (folder / f"{name}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    command_line("system", sorted(systems(recipes())), run)

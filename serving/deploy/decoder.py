@@ -15,7 +15,7 @@ import warnings
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 
-from csr.data.images import decode, fit
+from csr.data.images import check_content, decode, fit
 from csr.errors import ImageError
 from serving.dicom.deidentify import deidentify
 from serving.errors import ServingError, UnreadableImageError
@@ -64,6 +64,7 @@ def read(data: bytes, name: str, channels: int, side: int, salt: bytes) -> tuple
     source = deidentify(data, salt)
     try:
         canvas, placement = fit(decode(data, name), side, channels)
+        check_content(canvas, placement, name)
     except ImageError as error:
         raise UnreadableImageError(str(error)) from None
     kept = None if source is None else source.to_json()

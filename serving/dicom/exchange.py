@@ -17,7 +17,7 @@ import pydicom
 
 from serving.core.dataplane import DataPlane
 from serving.core.intake import Upload
-from serving.core.pictures import picture
+from serving.core.overlays import picture
 from serving.core.recording import document_entry, record
 from serving.core.timing import Timing
 from serving.dicom import DicomSource, pseudonymous_uid

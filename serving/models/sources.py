@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from csr.bundle.format import MANIFEST, Bundle, file_digest
+from csr.bundle.format import MANIFEST, Bundle
+from csr.data.digests import file_digest
 from csr.errors import BundleError
 
 

@@ -4,6 +4,9 @@ Concurrency: a `Database` is thread-safe, a transaction belongs to the thread th
 write-ahead log and full sync, so that a commit that returned survives a power cut; its writers take turns from the
 first statement on (``BEGIN IMMEDIATE``), so none fails half-way. Waiting is bounded everywhere: a database that is gone
 is an error within seconds, never a request that hangs.
+
+A store of an earlier version of the schema gets the tables that it lacks when it is opened; from then on servers of
+that version refuse it.
 """
 
 from __future__ import annotations
@@ -23,6 +26,15 @@ from serving.store.schema import HEAD, VERSION, ledger_head, metadata, schema_ve
 
 WAIT_S = 5
 _WRITES = "csr_writes"
+# What databases say, and what of it strangers may know.
+_TOLD = (
+    ("is full", "the store is full"),
+    ("No space left", "the store is full"),
+    ("database is locked", "the store is locked by another writer; try again in a moment"),
+    ("lock timeout", "the store is locked by another writer; try again in a moment"),
+    ("readonly database", "the store takes no writes"),
+    ("read-only transaction", "the store takes no writes"),
+)
 _CREATION_LOCK = 7_214_021  # any number: PostgreSQL's advisory lock of those who create the tables
 
 
@@ -83,13 +95,6 @@ class Database:
         with self._translated(), self._writer.begin() as connection:
             yield connection
 
-    def check(self) -> None:
-        """Raises:
-        StoreError: the database does not answer.
-        """
-        with self.read() as connection:
-            connection.execute(sa.select(schema_version))
-
     def close(self) -> None:
         """Gives back all connections."""
         self._engine.dispose()
@@ -98,11 +103,15 @@ class Database:
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATION_LOCK})
-            if not sa.inspect(connection).has_table(schema_version.name):
-                metadata.create_all(connection)
+            found = None
+            if sa.inspect(connection).has_table(schema_version.name):
+                found = connection.execute(sa.select(sa.func.max(schema_version.c.version))).scalar_one()
+            if found is None or found < VERSION:
+                metadata.create_all(connection)  # those that are missing
                 connection.execute(schema_version.insert().values(version=VERSION))
-                connection.execute(ledger_head.insert().values(id=HEAD, length=0, hash="", seal=seal))
-            found = connection.execute(sa.select(sa.func.max(schema_version.c.version))).scalar_one()
+                if found is None:
+                    connection.execute(ledger_head.insert().values(id=HEAD, length=0, hash="", seal=seal))
+                found = VERSION
         if found != VERSION:
             raise StoreError(f"{self.name}: has tables of version {found}, this server needs {VERSION}")
 
@@ -112,7 +121,9 @@ class Database:
             yield
         except SQLAlchemyError as error:
             reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[0]
-            raise StoreError(f"{self.name}: the store does not answer ({reason})") from error
+            told = next((told for part, told in _TOLD if part in reason), None)
+            message = f"{self.name}: the store does not answer ({reason})"
+            raise (StoreError(message, told) if told else StoreError(message)) from error
 
 
 def now() -> str:
@@ -152,7 +163,8 @@ def _text(data: bytes) -> str:
 
 def _postgresql(url: sa.URL) -> sa.Engine:
     milliseconds = WAIT_S * 1000
-    options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+    # The lock's time is a little less, so that what is said is that it is locked.
+    options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds * 9 // 10}"
     wait = {"connect_timeout": WAIT_S, "options": options, "tcp_user_timeout": milliseconds}
     return sa.create_engine(url, connect_args=wait, pool_pre_ping=True, pool_size=8, pool_timeout=WAIT_S)
 

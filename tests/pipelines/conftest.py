@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+PRESETS = ROOT / "params/presets"
 SMALL = {
     "data": {"side": 64, "workers": 2, "phantom": {"train": 160, "val": 60, "test": 60, "contrast": 2.0}},
     "concepts": {"epochs": 2, "precision": "float32"},

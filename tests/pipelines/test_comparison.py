@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import csv
-import functools
 import importlib
 import json
 import runpy
@@ -24,26 +22,29 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from mlflow.entities import Run
 
-from csr.baselines.protocol import load_system
+from csr.baselines.protocol import Entry, load_system
 from csr.comparison.ablations import VARIANTS
 from csr.comparison.csr_system import CSRSystem
-from csr.comparison.shared_backbones import SHARED_BACKBONES
-from csr.comparison.systems import Entry, systems
+from csr.comparison.systems import SHARED_BACKBONES, systems
+from csr.errors import ConfigError
 from pipelines.comparison import (
     ablation,
     common,
+    csr,
+    fan_out,
     interventions,
     missing_labels,
+    recipes,
     refinement,
     report,
+    rival,
     shared_backbone,
-    system,
 )
-from pipelines.params import load_params
 from tests.csr.synthetic import CONCEPTS, make_collection, make_prepared
 from tests.pipelines.conftest import ROOT, merge
 
 FILE = "pipelines/comparison/dvc.yaml"
+PRESETS = [f"params/presets/{name}.yaml" for name in ("robust", "paper")]
 CODE = ("csr/", "pipelines/")
 SMALL = {
     "concepts": {
@@ -67,7 +68,7 @@ SMALL = {
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repo]:
     """The pipeline files in a folder of their own, with the parameters as they are shipped."""
     folder = tmp_path_factory.mktemp("repo")
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", FILE):
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", FILE, *PRESETS):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     with Repo.init(str(folder), no_scm=True) as made:
@@ -84,7 +85,7 @@ def stages(repo: Repo) -> list[PipelineStage]:
 def entries() -> dict[str, Entry]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return systems(common.recipes())
+        return systems(recipes.recipes())
 
 
 SEEDS = yaml.safe_load((ROOT / "params.yaml").read_text())["comparison"]["seeds"]
@@ -102,10 +103,11 @@ def outputs(stage: PipelineStage) -> set[str]:
     return {out.def_path for out in stage.outs}
 
 
-def commands(stages: list[PipelineStage], program: str) -> dict[tuple[str, str], PipelineStage]:
-    """The stages of a program by their arguments, name and seed; each combination is there once."""
-    module = f"pipelines.comparison.{program}"
-    found = [(tuple(stage.cmd.split()[3:]), stage) for stage in stages if stage.cmd.split()[2] == module]
+def commands(stages: list[PipelineStage], *programs: str) -> dict[tuple[str, str], PipelineStage]:
+    """The stages of programs by what they make and the seed; each combination is there once."""
+    modules = {f"pipelines.comparison.{program}" for program in programs}
+    words = [(stage.cmd.split(), stage) for stage in stages]
+    found = [((given[3].rpartition(":")[2], given[4]), stage) for given, stage in words if given[2] in modules]
     assert max(Counter(arguments for arguments, _ in found).values()) == 1
     return dict(found)
 
@@ -121,7 +123,7 @@ def expected(names: list[str]) -> set[tuple[str, str]]:
 def test_every_system_is_in_one_matrix_with_the_foundation_it_rests_on(
     stages: list[PipelineStage], entries: dict[str, Entry]
 ) -> None:
-    found = commands(stages, "system")
+    found = commands(stages, "csr", "rival")
     assert set(found) == expected(list(entries))
     for (name, seed), stage in found.items():
         kind = entries[name].shared_backbone
@@ -187,16 +189,35 @@ def test_a_new_seed_or_folder_changes_nothing_that_has_run(stages: list[Pipeline
         needed = {"shared_backbone": {"concepts"}, "ablation": {"prototypes", "head"}, "refinement": {"head"}}
         assert parameters(stage) >= needed.get(kind, set())
         if kind == "csr":
-            assert parameters(stage) >= {"concepts", "prototypes", "head"}
-        if kind in ("resting", "whole"):
+            assert parameters(stage) >= {"prototypes", "head"}
+        if stage in commands(stages, "rival").values():
             assert "concepts" in parameters(stage)
 
 
 def test_tuning_csr_does_not_repeat_its_rivals(stages: list[PipelineStage]) -> None:
     for stage in stages:
-        if stage.name.partition("@")[0] in ("shared_backbone", "resting", "whole"):
+        if stage in commands(stages, "shared_backbone", "rival").values():
             assert not parameters(stage) & {"prototypes", "head"}
             assert not {"csr/training/head.py", "csr/training/prototypes.py"} & set(files(stage))
+
+
+def test_an_edit_to_a_rival_repeats_it_and_those_that_borrow_from_it(stages: list[PipelineStage]) -> None:
+    borrowed = {"cbm": {"posthoc_cbm"}, "protopnet": {"protopool", "prototree"}, "black_box": {"class_backbone"}}
+    borrowed["cbm"] |= {"cbm_joint", "missing_labels"}
+    for name in ("black_box", "cbm", "pipnet", "posthoc_cbm", "protopnet", "protopool", "prototree"):
+        found = {stage.name.partition("@")[0] for stage in stages if f"csr/baselines/{name}.py" in files(stage)}
+        assert found == {name, "report"} | borrowed.get(name, set())
+
+
+def test_stages_run_side_by_side_after_what_they_wait_for(stages: list[PipelineStage], repo: Repo) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repo.root_dir)
+        levels = fan_out.levels()
+    groups = [{name.partition("@")[0] for name in level} for level in levels]
+    assert groups[0] == {"shared_backbone", "class_backbone", "cbm_joint", "missing_labels"}
+    assert groups[1] >= {"csr", "cbm", "protopnet", "black_box", "ablation"}
+    assert groups[2:] == [{"interventions", "refinement"}, {"report"}]
+    assert sorted(name for level in levels for name in level) == sorted(stage.name for stage in stages)
 
 
 def test_code_that_stages_depend_on_exists_and_bytecode_is_not_part_of_it(
@@ -210,42 +231,34 @@ def test_code_that_stages_depend_on_exists_and_bytecode_is_not_part_of_it(
     assert repo.dvcignore.is_ignored_dir(str(Path(repo.root_dir) / "csr/baselines/__pycache__"))
 
 
-def test_a_system_depends_on_the_code_that_trains_it(stages: list[PipelineStage], entries: dict[str, Entry]) -> None:
-    """Its own module, and what that takes from other baselines."""
-    for (name, _), stage in commands(stages, "system").items():
-        train = entries[name].train
-        todo = [(train.func if isinstance(train, functools.partial) else train).__module__]
-        seen: set[str] = set()
-        while todo:
-            module = todo.pop()
-            path = module.replace(".", "/") + ".py"
-            assert covered(path, files(stage)), f"{stage.name} ({name}) does not depend on {path}"
-            seen.add(module)
-            tree = ast.parse((ROOT / path).read_text())
-            imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-            todo += [each for each in imported - seen if each.startswith("csr.baselines.")]
-
-
 @pytest.mark.parametrize(
-    "program", ["shared_backbone", "system", "ablation", "missing_labels", "interventions", "refinement"]
+    "program", ["shared_backbone", "csr", "rival", "ablation", "missing_labels", "interventions", "refinement"]
 )
 def test_every_command_line_is_one_that_the_program_takes(
-    stages: list[PipelineStage], program: str, monkeypatch: pytest.MonkeyPatch
+    stages: list[PipelineStage], entries: dict[str, Entry], program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The module is run as DVC runs it, but for its work."""
     module, real, taken = f"pipelines.comparison.{program}", common.command_line, []
 
-    def without_work(program: str, choices: list[str], body: object) -> None:
+    def without_work(program: str, choices: list[str] | None, body: object) -> None:
         real(program, choices, lambda name, seed, params: taken.append((name, str(seed))))
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(common, "command_line", without_work)
     monkeypatch.delitem(sys.modules, module)
-    wanted = commands(stages, program)
+    wanted = [tuple(stage.cmd.split()[3:]) for stage in commands(stages, program).values()]
     for arguments in wanted:
         monkeypatch.setattr(sys, "argv", [module, *arguments])
         runpy.run_module(module, run_name="__main__")
-    assert taken == list(wanted)
+    assert taken == wanted
+    tables = {"shared_backbone": ("BACKBONES", SHARED_BACKBONES), "rival": ("SYSTEMS", entries)}
+    if program in tables:
+        table, known = tables[program]
+        for name, _ in wanted:
+            assert common.listed(name, table)[0] in known
+        with pytest.raises(ConfigError, match="nobody' is not MODULE:NAME"):
+            common.listed("csr.baselines.cbm:nobody", table)
+        return
     monkeypatch.setattr(sys, "argv", [module, "nobody", "0"])
     with pytest.raises(SystemExit) as caught:
         runpy.run_module(module, run_name="__main__")
@@ -255,13 +268,15 @@ def test_every_command_line_is_one_that_the_program_takes(
 # what the stages do
 
 DONE = {
-    "shared_backbone": ["concepts_lse", "classes"],
-    "system": ["csr_robust", "cbm_shared", "black_box"],
+    "shared_backbone": ["csr.comparison.concept_backbones:concepts_lse", "csr.baselines.black_box:classes"],
+    "csr": ["csr_robust"],
+    "rival": ["csr.baselines.cbm:cbm_shared", "csr.baselines.black_box:black_box"],
     "ablation": ["robust", "no_absence"],
     "missing_labels": ["50", "90"],
     "interventions": ["csr_robust"],
     "refinement": ["csr_robust"],
 }
+SYSTEMS = ["csr_robust", "cbm_shared", "black_box"]
 
 
 @pytest.fixture(scope="module")
@@ -272,11 +287,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     merge(content, SMALL)
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    shutil.copytree(ROOT / "params", folder / "params")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        params = load_params()
-        for stage in (shared_backbone, system, ablation, missing_labels, interventions, refinement):
+        params = common.load_comparison()
+        for stage in (shared_backbone, csr, rival, ablation, missing_labels, interventions, refinement):
             for name in DONE[stage.__name__.rpartition(".")[2]]:
                 stage.run(name, 0, params)
         report.main()
@@ -296,7 +312,7 @@ def test_stages_write_what_dvc_is_told(workplace: Path, stages: list[PipelineSta
     promised = {"reports/comparison.md", "reports/comparison.html"}
     for program, names in DONE.items():
         for name in names:
-            promised |= outputs(commands(stages, program)[name, "0"])
+            promised |= outputs(commands(stages, program)[name.rpartition(":")[2], "0"])
     assert all((workplace / each).exists() for each in promised)
     roots = {workplace / "build", workplace / "reports"}
     written = {path.relative_to(workplace) for root in roots for path in root.rglob("*") if path.is_file()}
@@ -306,7 +322,9 @@ def test_stages_write_what_dvc_is_told(workplace: Path, stages: list[PipelineSta
 def test_every_stage_has_a_run_of_its_own_in_mlflow(workplace: Path) -> None:
     found = logged(workplace)
     tags = [(run.data.tags["comparison"], run.data.tags["system"], run.data.tags["seed"]) for run in found]
-    assert sorted(tags) == sorted((program, name, "0") for program, names in DONE.items() for name in names)
+    kinds = {"csr": "system", "rival": "system"}
+    done = [(kinds.get(program, program), name.rpartition(":")[2]) for program, own in DONE.items() for name in own]
+    assert sorted(tags) == sorted((*each, "0") for each in done)
     assert {run.info.status for run in found} == {"FINISHED"}
     for run in found:
         assert run.data.params["system"] == run.data.tags["system"]
@@ -411,7 +429,7 @@ def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
     ]
     assert text.startswith("# Comparison on made-up\n") and text.endswith("|\n")
     assert "40 train, 16 val, 12 test studies of 32² pixels, 3 concepts, 3 classes" in text
-    for name in DONE["system"]:
+    for name in SYSTEMS:
         assert f"| {read(workplace, f'{name}-0.json')['title']} | " in text
         assert f"{read(workplace, f'{name}-0.json')['test']['macro_f1']:.3f}" in text
     cost = text[text.index("## Cost") : text.index("## Calibration")]
@@ -433,7 +451,7 @@ def test_a_report_covers_systems_that_have_run_with_every_seed(
     file = workplace / "params.yaml"
     content = file.read_text()
     file.write_text(content.replace("- 0\n", "- 0\n  - 1\n", 1))
-    assert load_params().comparison.seeds == (0, 1)
+    assert common.load_comparison().comparison.seeds == (0, 1)
     try:
         with pytest.raises(SystemExit) as caught:
             report.main()
@@ -448,7 +466,7 @@ def test_a_report_covers_systems_that_have_run_with_every_seed(
 @pytest.mark.parametrize(
     ("program", "name", "missing"),
     [
-        ("system", "cbm_sequential", "shared_backbones/concepts_average-0/model.pt"),
+        ("rival", "csr.baselines.cbm:cbm_sequential", "shared_backbones/concepts_average-0/model.pt"),
         ("ablation", "coarse_maps", "shared_backbones/concepts_coarse-0/model.pt"),
         ("refinement", "csr_paper", "shared_backbones/concepts_average-0/model.pt"),
     ],
@@ -462,12 +480,12 @@ def test_a_stage_without_its_foundation_ends_with_one_sentence_and_a_failed_run(
     module = importlib.import_module(f"pipelines.comparison.{program}")
     before = set((workplace / "reports").rglob("*"))
     with pytest.raises(SystemExit) as caught:
-        common.command_line(program, [name], module.run)
+        common.command_line(program, None, module.run)
     expected = f"{program} {name}: build/comparison/{missing}: missing; train this shared backbone first"
     assert str(caught.value.code) == expected
     assert set((workplace / "reports").rglob("*")) == before
     found = logged(workplace)
-    (failed,) = (run for run in found if run.data.tags["system"] == name)
+    (failed,) = (run for run in found if run.data.tags["system"] == name.rpartition(":")[2])
     assert failed.info.status == "FAILED"
     mlflow.delete_run(failed.info.run_id)
 
@@ -476,7 +494,7 @@ def test_presets_differ_in_their_recipes_and_parameters_hold_for_both(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workplace)
-    found = common.recipes()
+    found = recipes.recipes()
     robust, paper = found["robust"], found["paper"]
     assert (robust.prototypes.gamma, paper.prototypes.gamma) == (10, 1000)
     assert (robust.head.clip, paper.head.clip) == (True, False)

@@ -5,33 +5,42 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
+from csr.bundle.writing import ExportConfig
 from csr.errors import ConfigError
-from csr.presets import PRESETS
+from csr.network.concept_model import ConceptModelConfig
+from csr.training.head import HeadConfig
+from csr.training.prototypes import PrototypeConfig
 from pipelines import overlay
 from pipelines.params import Params, flatten, load_params, parse_params
+from tests.pipelines.conftest import PRESETS, ROOT
 
-ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "params.yaml"
+
+
+def parse(content: object) -> Params:
+    return parse_params(content, presets=PRESETS)
+
+
+def leaves(value: object, prefix: str = "") -> set[str]:
+    """Names of all keys, sections dotted."""
+    if not isinstance(value, dict):
+        return {prefix}
+    return set().union(*(leaves(inner, f"{prefix}.{name}" if prefix else name) for name, inner in value.items()))
 
 
 def test_the_shipped_file_is_valid_and_robust() -> None:
-    params = load_params(ROOT / "params.yaml")
+    params = load_params(SHIPPED)
     assert params.preset == "robust"
     assert params.concepts.model.pooling == "lse"
 
 
 def test_the_shipped_file_names_every_key() -> None:
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-
-    def keys(value: object, prefix: str = "") -> set[str]:
-        if not isinstance(value, dict):
-            return {prefix}
-        return set().union(*(keys(inner, f"{prefix}.{name}" if prefix else name) for name, inner in value.items()))
-
-    assert keys(content) == set(flatten(load_params(ROOT / "params.yaml")))
+    assert leaves(yaml.safe_load(SHIPPED.read_text())) == set(flatten(load_params(SHIPPED)))
 
 
 def test_the_shipped_file_holds_the_defaults_of_the_dataclasses() -> None:
@@ -39,12 +48,72 @@ def test_the_shipped_file_holds_the_defaults_of_the_dataclasses() -> None:
     assert flatten(load_params(ROOT / "params.yaml")) == flatten(Params("robust"))
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", ["paper", "robust"])
 def test_null_takes_the_presets_value_and_a_value_overrides_it(preset: str) -> None:
-    filled = parse_params({"preset": preset, "prototypes": {"gamma": None}})
-    assert filled.prototypes.gamma == PRESETS[preset]["prototypes"]["gamma"]
-    assert filled.concepts.model.pooling == PRESETS[preset]["concepts.model"]["pooling"]
-    assert parse_params({"preset": preset, "prototypes": {"gamma": 7}}).prototypes.gamma == 7
+    values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+    filled = parse({"preset": preset, "prototypes": {"gamma": None}})
+    assert filled.prototypes.gamma == values["prototypes"]["gamma"]
+    assert filled.concepts.model.pooling == values["concepts"]["model"]["pooling"]
+    assert parse({"preset": preset, "prototypes": {"gamma": 7}}).prototypes.gamma == 7
+
+
+def test_the_robust_preset_is_what_the_configurations_default_to() -> None:
+    """So `python -m csr.comparison`, which reads no parameters, trains the same CSR as the pipeline."""
+    values = yaml.safe_load((PRESETS / "robust.yaml").read_text())
+    defaults = {"concepts": {"model": ConceptModelConfig()}, "prototypes": PrototypeConfig(), "head": HeadConfig()}
+
+    def same(value: Any, default: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                same(inner, default[key] if isinstance(default, dict) else getattr(default, key))
+        else:
+            assert (type(value), value) == (type(default), default)
+
+    same(values, defaults | {"export": ExportConfig()})
+
+
+def test_both_presets_decide_the_same_keys_which_the_shipped_parameters_leave_to_them() -> None:
+    robust, paper, shipped = (
+        yaml.safe_load(file.read_text()) for file in (PRESETS / "robust.yaml", PRESETS / "paper.yaml", SHIPPED)
+    )
+    assert leaves(robust) == leaves(paper)
+    for name in leaves(robust):
+        value = shipped
+        for key in name.split("."):
+            value = value[key]
+        assert value is None, name
+
+
+def test_a_preset_of_ones_own_is_a_file_more(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text((PRESETS / "paper.yaml").read_text().replace("gamma: 1000.0", "gamma: 50.0"))
+    mine = parse_params({"preset": "mine"}, presets=tmp_path)
+    assert (mine.preset, mine.prototypes.gamma, mine.head.floor) == ("mine", 50, "zero")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("gamma:", "gama:", "bold.yaml: unknown key 'prototypes.gama'; did you mean 'prototypes.gamma'"),
+        ("head:", "haed:", "bold.yaml: unknown key 'haed'; did you mean 'head'"),
+        ("floor: zero", "floor: none", "bold.yaml: head.floor: Input should be"),
+        ("sharpness: 1.0", "sharpness: soft", "bold.yaml: concepts.model.sharpness: Input should be a valid number"),
+        ("export:\n  alpha: 0.2\n  rejection: zero\n", "", "bold.yaml: has no section 'export'"),
+        ("head:", "data: {side: 64}\nhead:", "bold.yaml: data: a preset holds concepts, prototypes, head, export only"),
+        ("concepts:", "concepts: [", "bold.yaml: is not YAML"),
+    ],
+)
+def test_a_mistake_in_a_preset_names_its_file_and_key(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    text = (PRESETS / "paper.yaml").read_text()
+    assert old in text
+    (tmp_path / "bold.yaml").write_text(text.replace(old, new))
+    with pytest.raises(ConfigError) as caught:
+        parse_params({"preset": "bold"}, presets=tmp_path)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_presets_the_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="which has none; run this from the project's folder, got 'robust'"):
+        parse_params({"preset": "robust"}, presets=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +155,7 @@ def test_null_takes_the_presets_value_and_a_value_overrides_it(preset: str) -> N
 )
 def test_a_mistake_is_one_sentence_that_names_the_key(content: object, sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_params(content)
+        parse(content)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -100,16 +169,16 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 
 
 def test_the_number_of_prototypes_may_be_auto() -> None:
-    assert parse_params({"preset": "robust", "prototypes": {"per_concept": "auto"}}).prototypes.per_concept == "auto"
+    assert parse({"preset": "robust", "prototypes": {"per_concept": "auto"}}).prototypes.per_concept == "auto"
 
 
 def test_a_model_abstains_only_if_it_is_told_to() -> None:
-    assert load_params(ROOT / "params.yaml").export.abstain_risk is None
-    assert parse_params({"preset": "robust", "export": {"abstain_risk": 0.05}}).export.abstain_risk == 0.05
+    assert load_params(SHIPPED).export.abstain_risk is None
+    assert parse({"preset": "robust", "export": {"abstain_risk": 0.05}}).export.abstain_risk == 0.05
 
 
 def test_flatten_names_nested_keys() -> None:
-    flat = flatten(parse_params({"preset": "paper"}))
+    flat = flatten(parse({"preset": "paper"}))
     assert flat["concepts.model.pooling"] == "average"
     assert flat["data.phantom.seed"] == 7
 

@@ -14,6 +14,7 @@ from pipelines.params import parse_params
 from pipelines.prototypes import prototypes
 from pipelines.tracking import connect
 from tests.conftest import TinyRun
+from tests.pipelines.conftest import PRESETS
 
 CURVES = Path("reports/curves")
 
@@ -35,7 +36,7 @@ def train(per_concept: object) -> tuple[int, pd.DataFrame]:
     """Runs the stage; the number of prototypes a concept that it trained, and the curve it wrote."""
     settings = {"per_concept": per_concept, "width": 16, "epochs": 1}
     with mlflow.start_run() as run:
-        prototypes(parse_params({"preset": "robust", "prototypes": settings}))
+        prototypes(parse_params({"preset": "robust", "prototypes": settings}, presets=PRESETS))
     state = torch.load("build/prototypes/model.pt", weights_only=True)
     count = state["weights"]["prototypes.raw"].shape[1]
     assert state["config"]["per_concept"] == count

@@ -55,7 +55,7 @@ def test_two_workers_train_survive_a_crash_and_log_one_run(tiny_run: TinyRun, st
     function = partial(crash_once, str(tmp_path / "crashed"), str(tiny_run.folder / "prepared"), config)
     params = TrainParams(workers=2, threads=1, max_failures=1)
     with mlflow.start_run() as run:
-        checkpoint, history = train("concepts", function, config, ["x"], params)
+        checkpoint, history = train("concepts", function, config, [tiny_run.folder / "prepared"], params)
     assert (tmp_path / "crashed").exists()
     assert checkpoint["world_size"] == 2
     assert [row["epoch"] for row in history] == [0, 1, 2]

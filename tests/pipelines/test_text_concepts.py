@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from pipelines.params import load_params, parse_params
 from pipelines.prepare import prepare
 from pipelines.stage import run_stage
 from tests.csr.toy_encoder import SHAPES, make_shapes
+from tests.pipelines.conftest import PRESETS, ROOT
 
-ROOT = Path(__file__).parents[2]
 SECTION = {
     "factory": "tests.csr.toy_encoder:load",
     "templates": ["picture of {}"],
@@ -45,6 +46,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table["concept:ring"] = np.nan
     table.loc[80:299, "concept:cross"] = np.nan
     table.to_csv(folder / "shapes/studies.csv", index=False)
+    shutil.copytree(ROOT / "params", folder / "params")
     return folder
 
 
@@ -152,13 +154,14 @@ def test_a_mistake_ends_the_stage_with_one_sentence_and_leaves_its_output_alone(
 def test_a_wrong_parameter_is_named(changes, sentence):
     section = SECTION | {"checkpoint": "toy.pt"} | changes
     with pytest.raises(ConfigError) as caught:
-        parse_params({"preset": "robust", "data": {"source": "table", "text_concepts": section}})
+        parse_params({"preset": "robust", "data": {"source": "table", "text_concepts": section}}, presets=PRESETS)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_phantom_has_nothing_to_fill():
     with pytest.raises(ConfigError, match=r"data\.text_concepts: the phantom has every label"):
-        parse_params({"preset": "robust", "data": {"text_concepts": SECTION | {"checkpoint": "toy.pt"}}})
+        data = {"text_concepts": SECTION | {"checkpoint": "toy.pt"}}
+        parse_params({"preset": "robust", "data": data}, presets=PRESETS)
 
 
 def test_an_overlay_can_switch_it_on(tmp_path):

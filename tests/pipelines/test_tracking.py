@@ -17,9 +17,9 @@ from mlflow.tracking import MlflowClient
 from csr.errors import TrainingError
 from pipelines.params import parse_params
 from pipelines.tracking import connect, experiment_id, log_metrics, stage_run
-from tests.pipelines.conftest import Project, copy_project
+from tests.pipelines.conftest import PRESETS, Project, copy_project
 
-PARAMS = parse_params({"preset": "robust"})
+PARAMS = parse_params({"preset": "robust"}, presets=PRESETS)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_stages_of_a_pass_share_a_run_and_the_next_pass_has_its_own(client: Mlfl
 def test_other_parameters_open_another_run(client: MlflowClient) -> None:
     with stage_run("prepare", PARAMS) as first:
         pass
-    with stage_run("prepare", parse_params({"preset": "paper"})) as second:
+    with stage_run("prepare", parse_params({"preset": "paper"}, presets=PRESETS)) as second:
         pass
     assert first != second
 

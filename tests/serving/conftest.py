@@ -71,7 +71,7 @@ def make_service(bundle: Path, folder: Path, engine: Engine | None = None, **sec
     model = {"bundle": str(bundle)} | sections.pop("model", {})
     config = parse_config({"model": model, "store": store, "dicom": dicom, **sections})
     make = engine_maker(config.engine) if engine is None else lambda bundle, version: engine
-    return Service.open(config, Telemetry.open(), make, DECODING)
+    return Service.open(config, Telemetry.open(), make, decoding=DECODING)
 
 
 def serve_instead(service: Service, bundle: Bundle, engine: Engine | None = None) -> None:
@@ -131,6 +131,13 @@ def sample(bundle: Bundle) -> bytes:
 def wide(sample: bytes) -> bytes:
     """A colour image of another shape and size than the network's input: 200×100."""
     return png(np.array(Image.open(io.BytesIO(sample)).convert("RGB").resize((200, 100))))
+
+
+def stripes(value: int, times: int = 1) -> bytes:
+    """A picture of 128 pixels a side for every number, in the grey values from it on; one of several times the size has
+    blocks for its pixels, so that a network which looks at 64 pixels sees the same of both."""
+    rows = value + np.arange(128) % 16
+    return png(np.broadcast_to(rows[:, None], (128, 128)).astype(np.uint8).repeat(times, 0).repeat(times, 1))
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -25,8 +25,9 @@ from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.augmentation import AugmentConfig
 from csr.training.callbacks import SilentCallbacks
-from csr.training.concepts import ConceptTrainingConfig, image_batches
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
+from csr.training.images import image_batches
 from tests.csr.synthetic import Pixels, make_collection, make_prepared
 
 SEEDS = st.integers(0, 10_000)

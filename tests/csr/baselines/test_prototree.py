@@ -30,7 +30,7 @@ from csr.baselines.prototree import (
 )
 from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel
-from csr.training.concepts import image_batches
+from csr.training.images import image_batches
 from tests.csr.baselines.test_protopnet import CONFIG, Pixels, make_spots, setting_of
 
 SEEDS = st.integers(0, 10_000)

@@ -19,22 +19,20 @@ from csr.baselines.protocol import Answer, ExperimentContext, SharedBackbone, Sy
 from csr.comparison import __main__ as command
 from csr.comparison import shared_backbones as shared
 from csr.comparison.ablations import VARIANTS
+from csr.comparison.concept_backbones import shared_backbone_context
 from csr.comparison.csr_system import Recipe
+from csr.comparison.latency import encode_latency
 from csr.comparison.report import (
     OURS,
 )
 from csr.comparison.runs import load_predictions, save_predictions
-from csr.comparison.shared_backbones import (
-    SHARED_BACKBONES,
-    open_shared_backbone,
-    shared_backbone_context,
-    train_shared_backbone,
-)
-from csr.comparison.systems import Result, encode_latency, run_system, systems
-from csr.errors import DataError
-from csr.evaluation.evaluate import Predictions, evaluate_predictions
+from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
+from csr.comparison.systems import SHARED_BACKBONES, systems
+from csr.comparison.training import Result, run_system
+from csr.errors import ConfigError, DataError
+from csr.evaluation.evaluate import evaluate_predictions
+from csr.evaluation.predictions import Predictions
 from csr.network.concept_model import ConceptModelConfig
-from csr.presets import PRESETS
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
@@ -42,7 +40,9 @@ from csr.training.prototypes import PrototypeConfig
 from tests.csr.synthetic import CLASSES, CONCEPTS, SIDE, make_collection, make_prepared
 
 ROBUST = Recipe(PrototypeConfig(per_concept=2, width=8, epochs=1), HeadConfig(epochs=2))
-PAPER = Recipe(PrototypeConfig(per_concept=7, width=8, epochs=1), HeadConfig(epochs=2, clip=False, floor="zero"))
+PAPER = Recipe(
+    PrototypeConfig(per_concept=7, width=8, epochs=1), HeadConfig(epochs=2, clip=False, floor="zero", least_usage=0.0)
+)
 ENTRIES = systems({"robust": ROBUST, "paper": PAPER})
 NET = ConceptModelConfig("test_convnext", stride=8, context=16, width=16)
 
@@ -65,19 +65,17 @@ def test_every_system_of_the_comparison_is_there_with_what_it_rests_on():
 
 
 def test_foundations_differ_in_what_their_names_say():
-    assert get_args(SharedBackbone) == SHARED_BACKBONES
+    assert get_args(SharedBackbone) == tuple(SHARED_BACKBONES)
     unread = SimpleNamespace(collection=make_collection())
     own = ExperimentContext(unread, ConceptTrainingConfig(model=NET), SilentCallbacks())  # type: ignore[arg-type]
     models = {kind: shared_backbone_context(kind, own).config.model for kind in SHARED_BACKBONES if kind != "classes"}
-    for preset, kind in (("robust", "concepts_lse"), ("paper", "concepts_average")):
-        assert models[kind] == replace(NET, **PRESETS[preset]["concepts.model"])
-    assert models["concepts_lse"].pooling == "lse" and models["concepts_average"].pooling == "average"
+    assert models["concepts_lse"] == replace(NET, pooling="lse")
+    assert models["concepts_average"] == replace(NET, pooling="average")
     assert models["concepts_coarse"] == replace(models["concepts_lse"], stride=16, context=None)
 
 
 def test_an_ablation_takes_out_one_ingredient_and_leaves_the_rest():
-    preset = PRESETS["robust"]
-    robust = Recipe(PrototypeConfig(**preset["prototypes"]), HeadConfig(**preset["head"]))
+    robust = Recipe()
     plain = asdict(robust)
     assert VARIANTS["robust"].recipe(robust) == robust and VARIANTS["robust"].shared_backbone == "concepts_lse"
     seen = [("concepts_lse", plain)]
@@ -139,7 +137,7 @@ class Slow(System):
 def test_every_systems_latency_is_the_median_of_answers_taken_in_turns(monkeypatch):
     log: list[str] = []
     clock = [0.0]
-    monkeypatch.setattr("csr.comparison.systems.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("csr.comparison.latency.time.perf_counter", lambda: clock[0])
     members = {"a": Slow("a", log, clock, [9, 1, 2, 1]), "b": Slow("b", log, clock, [0, 3, 3, 50])}
     assert encode_latency(members, torch.zeros(1, 1, 8, 8), rounds=3) == pytest.approx({"a": 1, "b": 3})
     assert log == ["a", "b"] * 4  # one to warm up
@@ -182,7 +180,7 @@ def shared_backbones(context, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shared_backbones")
     for kind in SHARED_BACKBONES:
         (folder / kind).mkdir()
-        train_shared_backbone(kind, context, folder / kind)
+        train_shared_backbone(kind, SHARED_BACKBONES[kind], context, folder / kind)
     return folder
 
 
@@ -197,14 +195,13 @@ def test_a_shared_backbones_seconds_are_those_of_its_training_and_of_its_feature
         return run
 
     monkeypatch.setattr("csr.comparison.shared_backbones.time.perf_counter", lambda: clock[0])
-    for name, seconds in (("train_concepts", 40), ("compute_features", 2)):
-        monkeypatch.setattr(shared, name, taking(getattr(shared, name), seconds))
+    monkeypatch.setattr(shared, "compute_features", taking(shared.compute_features, 2))
     own = replace(context, config=replace(context.config, epochs=1))
-    train_shared_backbone("concepts_lse", own, tmp_path)
+    train_shared_backbone("concepts_lse", taking(SHARED_BACKBONES["concepts_lse"], 40), own, tmp_path)
     assert open_shared_backbone(tmp_path)[1] == 42
 
 
-@pytest.mark.parametrize("kind", SHARED_BACKBONES)
+@pytest.mark.parametrize("kind", list(SHARED_BACKBONES))
 def test_a_foundation_comes_back_with_its_features_and_the_time_it_took(context, shared_backbones, kind):
     trained, seconds = open_shared_backbone(shared_backbones / kind)
     about = json.loads((shared_backbones / kind / "about.json").read_text())
@@ -293,6 +290,7 @@ def test_a_system_trains_for_its_share_of_the_budget(context):
 # everything in one call
 
 SYSTEMS = ["csr_robust", "black_box", "cbm_shared"]
+PAPER_FILE = Path(__file__).parents[3] / "params/presets/paper.yaml"
 SIZE = (
     "--train 48 --val 24 --test 24 --side 64 --backbone test_convnext --epochs 1 --batch-size 8 --workers 1 --seeds 0"
 )
@@ -348,7 +346,7 @@ def test_a_stopped_comparison_goes_on_and_trains_what_is_left(compared, capsys):
     """Here all other systems, which thereby run on the phantom once each."""
     out, _ = compared
     kept = {file: file.stat().st_mtime_ns for file in out.glob("*-0.*")}
-    call(out)
+    call(out, "--paper", str(PAPER_FILE))
     printed = capsys.readouterr().out
     assert kept == {file: file.stat().st_mtime_ns for file in kept}
     assert "drawing" not in printed and "seed 0: concepts_lse" not in printed
@@ -358,8 +356,9 @@ def test_a_stopped_comparison_goes_on_and_trains_what_is_left(compared, capsys):
         report = json.loads((out / f"{name}-0.json").read_text())
         assert 0 <= report["iid"]["macro_f1"] <= 1 and 0 <= report["shifted"]["pointing_game"]["pair"] <= 1
         assert (report["iid"]["concept_auroc"] is not None) == (name.startswith(("csr", "cbm", "posthoc")))
-    call(out)
+    call(out)  # all but csr_paper, which has no file now
     assert "seed 0" not in capsys.readouterr().out
+    assert "CSR, to the letter" not in (out / "comparison.md").read_text()
 
 
 def test_a_folder_holds_one_comparison(compared):
@@ -370,6 +369,35 @@ def test_a_folder_holds_one_comparison(compared):
     message = str(caught.value.code)
     assert message.startswith("comparison: ") and "settings.json: the runs here have train 48, not 50" in message
     assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
+
+
+def test_csr_to_the_letter_is_what_its_file_says(compared, tmp_path):
+    out, _ = compared
+    letter = command.read_recipe(PAPER_FILE)
+    assert (letter.prototypes.per_concept, letter.prototypes.gamma, letter.head.floor) == (100, 1000, "zero")
+    other = tmp_path / "other.yaml"
+    other.write_text(PAPER_FILE.read_text().replace("gamma: 1000.0", "gamma: 900.0"))
+    with pytest.raises(SystemExit, match=r"settings\.json: the runs here have another --paper"):
+        call(out, "--paper", str(other))
+    with pytest.raises(SystemExit, match="csr_paper needs --paper FILE"):
+        call(tmp_path / "new", "--systems", "csr_paper")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("prototypes: {gama: 3}\nhead: {}\n", "unknown key 'prototypes.gama'"),
+        ("prototypes: {}\n", "has no section 'head'"),
+        ("[1", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_mistake_in_that_file_is_named(tmp_path, text, sentence):
+    if text is not None:
+        (tmp_path / "paper.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"paper\.yaml: {sentence}"):
+        command.read_recipe(tmp_path / "paper.yaml")
 
 
 def test_a_missing_split_or_an_unknown_system_ends_with_a_sentence(tmp_path, capsys):

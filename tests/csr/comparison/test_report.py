@@ -22,7 +22,8 @@ from csr.comparison.runs import Runs
 from csr.data.html_report import Section
 from csr.data.records import Collection
 from csr.errors import DataError
-from csr.evaluation.evaluate import Predictions, evaluate_predictions
+from csr.evaluation.evaluate import evaluate_predictions
+from csr.evaluation.predictions import Predictions
 from tests.csr.synthetic import CLASSES, CONCEPTS, SIDE, make_collection
 
 

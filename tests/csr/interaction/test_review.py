@@ -12,7 +12,7 @@ import torch
 
 from csr.data.prepared import PreparedSet
 from csr.data.records import BOX_COLUMNS, Collection
-from csr.evaluation.metrics import map_peaks
+from csr.evaluation.pointing import map_peaks
 from csr.interaction.alpha import calibrate
 from csr.interaction.review import CROPS, prune, retrain_head, review
 from csr.network.reasoner import Reasoner

@@ -7,8 +7,7 @@ import torch
 
 from csr.errors import DataError
 from csr.network.checkpoint import FORMAT, read_checkpoint, write_checkpoint
-from csr.network.prototypes import PrototypeModel
-from csr.network.rebuild import prototype_model_checkpoint
+from csr.network.prototypes import PrototypeModel, prototype_model_checkpoint
 from csr.network.trained import TrainedCSR
 
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csr.training.losses import absence, agreement, masked_bce, prototype_contrastive, soft_similarity
+from csr.training.losses import masked_bce
+from csr.training.prototype_losses import absence, agreement, prototype_contrastive, soft_similarity
 
 SEEDS = st.integers(0, 10_000)
 

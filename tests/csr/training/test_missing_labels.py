@@ -23,8 +23,9 @@ from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig, train_concepts
 from csr.training.features import FeatureCache, compute_features
 from csr.training.head import HeadConfig, train_head
-from csr.training.losses import absence, agreement, masked_bce, prototype_contrastive, soft_similarity
+from csr.training.losses import masked_bce
 from csr.training.prediction import predict
+from csr.training.prototype_losses import absence, agreement, prototype_contrastive, soft_similarity
 from csr.training.prototypes import PrototypeConfig, diagnose, positive_vectors, train_prototypes
 from csr.training.selection import count_curve
 from tests.csr.synthetic import SIDE, make_cache, make_collection, make_csr, with_labels, without_images

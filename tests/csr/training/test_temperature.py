@@ -14,13 +14,14 @@ from csr.baselines.protocol import ExperimentContext, TrainedBackbone
 from csr.comparison.csr_system import Recipe, train_csr
 from csr.data.records import Collection
 from csr.evaluation.calibration import TEMPERATURES, expected_calibration_error, risk_coverage
-from csr.evaluation.evaluate import Predictions, evaluate_predictions
+from csr.evaluation.evaluate import evaluate_predictions
+from csr.evaluation.predictions import Predictions
 from csr.interaction.alpha import calibrate, calibrate_alpha
 from csr.interaction.review import retrain_head
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.network.prototypes import PrototypeModel
+from csr.network.prototypes import PrototypeModel, prototype_model_checkpoint
 from csr.network.reasoner import Reasoner
-from csr.network.rebuild import concept_model_checkpoint, prototype_model_checkpoint
+from csr.network.rebuild import concept_model_checkpoint
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig

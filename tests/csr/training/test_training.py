@@ -12,12 +12,8 @@ import torch
 from csr.errors import DataError, TrainingError
 from csr.network.checkpoint import read_checkpoint, write_checkpoint
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.network.rebuild import (
-    concept_model_checkpoint,
-    concept_model_from_checkpoint,
-    prototype_model_checkpoint,
-    prototype_model_from_checkpoint,
-)
+from csr.network.prototypes import prototype_model_checkpoint, prototype_model_from_checkpoint
+from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
 from csr.network.trained import TrainedCSR
 from csr.training import runtime
 from csr.training.augmentation import AugmentConfig, augment

@@ -19,6 +19,7 @@ from serving.access.keys import FRESH_S, KeyStore
 from serving.access.oidc import TokenVerifier
 from serving.access.rates import RateLimits, Rates
 from serving.access.roles import Role
+from serving.access.sessions import SessionStore
 from serving.errors import KeyConflictError, ServingError, StoreError
 from serving.store.database import Database
 from tests.serving.access.conftest import Clock, bearer
@@ -115,7 +116,9 @@ def test_keys(
     seen.check(right, revoked, WRONG)
 
 
-def test_keys_in_errors(keys: KeyStore, database: Database, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_in_errors(
+    keys: KeyStore, sessions: SessionStore, database: Database, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = "W" * 43
     monkeypatch.setattr("serving.access.keys.secrets.token_urlsafe", lambda _: made)
     _, secret = keys.create("reader-1", Role.READER)
@@ -128,7 +131,7 @@ def test_keys_in_errors(keys: KeyStore, database: Database, seen: Seen, monkeypa
         keys.create("reader-2", Role.READER)
     with pytest.raises(StoreError) as find:
         keys.find(secret)
-    authenticator = Authenticator(keys)
+    authenticator = Authenticator(keys, sessions)
     with pytest.raises(StoreError) as authenticate:
         authenticator.authorize({"authorization": f"Bearer {secret}"}, Role.READER)
     authenticator.close()
@@ -171,11 +174,13 @@ def test_the_salt(tokens: TokenVerifier, provider: Provider, tmp_path: Path, see
     seen.check((tmp_path / "salt").read_text())
 
 
-def test_a_broken_store_says_nothing_of_a_credential_even_unhandled(keys: KeyStore, seen: Seen) -> None:
-    authenticator = Authenticator(keys, rates=Rates(RateLimits(failures_per_minute=1)))
+def test_a_broken_store_says_nothing_of_a_credential_even_unhandled(
+    keys: KeyStore, sessions: SessionStore, seen: Seen
+) -> None:
+    authenticator = Authenticator(keys, sessions, rates=Rates(RateLimits(failures_per_minute=1)))
     for _ in range(2):
         with pytest.raises(ServingError) as refused:
-            authenticator.authenticate(WRONG, "10.0.0.1")
+            authenticator.authorize({"authorization": f"Bearer {WRONG}"}, Role.READER, "10.0.0.1")
         seen.add(refused.value)
     authenticator.close()
     seen.check(WRONG)

@@ -32,7 +32,9 @@ PICTURE = png(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.u
 def large(side: int = 7000) -> bytes:
     """Takes far longer than a few milliseconds and more than 300 MB."""
     buffer = io.BytesIO()
-    Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(buffer, "PNG", compress_level=1)
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[: side // 2] = 200
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

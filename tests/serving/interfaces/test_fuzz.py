@@ -118,7 +118,7 @@ def files() -> dict[str, bytes]:
         ("png", grey, {}),
         ("palette", grey.convert("P"), {"format": "PNG"}),
         ("jpeg", grey.convert("RGB"), {}),
-        ("tiff", grey.convert("I;16"), {}),
+        ("tiff", Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), {}),
         ("float", grey.convert("F"), {"format": "TIFF"}),
         ("lzw", grey, {"format": "TIFF", "compression": "tiff_lzw"}),
     ):

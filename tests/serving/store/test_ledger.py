@@ -274,15 +274,6 @@ def test_a_body_that_is_no_json_is_refused_before_anything_is_written(store: Sto
     assert store.ledger.verify().head.number == 0
 
 
-def test_tables_of_another_version_are_refused(store: Store) -> None:
-    from serving.store.schema import schema_version
-
-    change(store, sa.update(schema_version).values(version=99))
-    url = store.database._engine.url.render_as_string(hide_password=False)
-    with pytest.raises(StoreError, match="tables of version 99"):
-        Store.open(url, KEY)
-
-
 def test_a_database_that_is_gone_is_said_soon_and_comes_back() -> None:
     with postgres() as server:
         store = Store.open(server.url, KEY)

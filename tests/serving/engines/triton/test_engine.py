@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from csr.bundle.format import Bundle, file_digest
+from csr.bundle.format import Bundle
 from csr.bundle.runtime import BundleRunner
+from csr.data.digests import file_digest
 from csr.errors import BundleError, ConfigError
 from serving.engines import TritonEngine
 from serving.engines.triton import ENCODER, ENSEMBLE, REASONER, build_repository, client, config, load_models

@@ -22,8 +22,9 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
-from csr.bundle.format import REASONER_OUTPUTS, Bundle, file_digest
+from csr.bundle.format import REASONER_OUTPUTS, Bundle
 from csr.bundle.runtime import BundleRunner
+from csr.data.digests import file_digest
 from csr.errors import BundleError, ConfigError
 from csr.interaction.corrections import Interaction, RegionBox
 from serving.engines.triton import ENCODER, ENSEMBLE, MAX_BATCH, REASONER, build_repository, load_models

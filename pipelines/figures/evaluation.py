@@ -1,72 +1,22 @@
-"""Every figure of the pipeline: curves, confusion, abstaining, and the montage of predictions with maps and boxes."""
+"""What the evaluation draws: confusion, operating points, abstaining, and the montage of predictions with maps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from csr.data.prepared import PreparedSet
 from csr.evaluation.calibration import RiskCoverage
-from csr.evaluation.metrics import class_f1, map_peaks, mean_auroc
-from csr.training.selection import CountCurve
-from pipelines.tracking import log_file
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
-
-
-def write_curves(stage: str, history: Sequence[dict[str, float]], folder: Path) -> None:
-    """Writes ``<stage>.csv`` (for ``dvc plots``) and ``<stage>.png`` (every curve), and logs the figure."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(history).round(6)
-    table["epoch"] = table["epoch"].astype(int)
-    table.to_csv(folder / f"{stage}.csv", index=False)
-    names = [name for name in table if name != "epoch"]
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.4 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat:
-        axis.set_visible(False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        axis.set_visible(True)
-        axis.plot(table["epoch"] + 1, table[name], marker="." if len(table) < 20 else None)
-        axis.set(title=name.replace("_", " "), xlabel="epoch")
-        axis.grid(alpha=0.3)
-    _save(figure, folder / f"{stage}.png")
-
-
-def write_count_curve(curve: CountCurve, concepts: Sequence[str], folder: Path) -> None:
-    """Writes ``per_concept.csv`` and ``.png``: what 1, 2, … prototypes a concept explain, and logs the figure.
-
-    The table has ``per_concept`` (M), ``within`` and ``accuracy``, the ``shortfall`` of the concept that is worst off,
-    and ``shortfall:<concept>`` for each; see `csr.training.selection`. M is enough where ``shortfall`` is at most 1.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame({"within": curve.within, "accuracy": curve.accuracy})
-    by_concept = pd.DataFrame(curve.shortfall, columns=[f"shortfall:{name}" for name in concepts])
-    table["shortfall"] = by_concept.max(axis=1)
-    table.index = pd.RangeIndex(1, len(table) + 1, name="per_concept")
-    by_concept.index = table.index
-    table.join(by_concept).round(6).to_csv(folder / "per_concept.csv")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for name in ("within", "accuracy"):
-        axes[0].plot(table.index, table[name], marker=".", label=name)
-    axes[0].set(title="validation vectors explained", xlabel="prototypes a concept", ylim=(0, 1))
-    for name in concepts:
-        axes[1].plot(table.index, by_concept[f"shortfall:{name}"], marker=".", label=name.replace("_", " "))
-    axes[1].axhline(1, color="black", linestyle="--", linewidth=1)
-    axes[1].set(title="shortfall (enough: at most 1)", xlabel="prototypes a concept", ylabel="standard errors")
-    for axis in axes:
-        axis.legend(fontsize=6)
-        axis.grid(alpha=0.3)
-    _save(figure, folder / "per_concept.png")
+from csr.evaluation.metrics import class_f1, mean_auroc
+from csr.evaluation.pointing import map_peaks
+from pipelines.figures.saving import save
 
 
 def write_confusion(
@@ -83,7 +33,8 @@ def write_confusion(
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (truth, predicted), 1)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
-    figure, axis = plt.subplots(figsize=(5, 4.4), layout="constrained")
+    figure = Figure(figsize=(5, 4.4), layout="constrained")
+    axis = figure.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(shares.shape):
         colour = "white" if shares[row, column] > 0.5 else "black"
@@ -91,7 +42,7 @@ def write_confusion(
     axis.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
     axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="predicted", ylabel="true")
-    _save(figure, folder / f"confusion_{part}.png")
+    save(figure, folder / f"confusion_{part}.png")
 
 
 def write_operating_points(
@@ -112,7 +63,8 @@ def write_operating_points(
         rows.append((name, yes.sum(), f1, sensitivity, specificity, mean_auroc(own[:, None], score[:, None])))
     table = pd.DataFrame(rows, columns=["class", "positives", "f1", "sensitivity", "specificity", "auroc"]).round(6)
     table.to_csv(folder / f"classes_{part}.csv", index=False)
-    figure, axis = plt.subplots(figsize=(6, 1.2 + 0.5 * len(classes)), layout="constrained")
+    figure = Figure(figsize=(6, 1.2 + 0.5 * len(classes)), layout="constrained")
+    axis = figure.subplots()
     places = np.arange(len(classes))
     for shift, measure in enumerate(("f1", "sensitivity", "specificity", "auroc")):
         axis.barh(places + 0.2 * shift, table[measure], height=0.18, label=measure)
@@ -122,7 +74,7 @@ def write_operating_points(
     axis.set(xlim=(0, 1), title=f"{part}, at a probability of 0.5 (number of positives)")
     axis.invert_yaxis()
     axis.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
-    _save(figure, folder / f"classes_{part}.png")
+    save(figure, folder / f"classes_{part}.png")
 
 
 def write_risk_coverage(curves: Mapping[str, RiskCoverage], folder: Path) -> None:
@@ -132,7 +84,8 @@ def write_risk_coverage(curves: Mapping[str, RiskCoverage], folder: Path) -> Non
     least ``threshold``, and a share ``risk`` of these is classified wrongly.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axis = figure.subplots()
     tables = []
     for part, curve in curves.items():
         columns = {"coverage": curve.coverage, "risk": curve.risk, "threshold": curve.threshold}
@@ -143,7 +96,7 @@ def write_risk_coverage(curves: Mapping[str, RiskCoverage], folder: Path) -> Non
     axis.set_ylim(bottom=0)
     axis.legend()
     axis.grid(alpha=0.3)
-    _save(figure, folder / "risk_coverage.png")
+    save(figure, folder / "risk_coverage.png")
 
 
 def write_montage(
@@ -164,7 +117,8 @@ def write_montage(
     """
     shown = min(3, concepts.shape[1])
     size = (2.75 * (1 + shown), 2.9 * len(rows))
-    figure, axes = plt.subplots(len(rows), 1 + shown, figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), 1 + shown, squeeze=False)
     studies = data.collection.studies
     for line, row in zip(range(len(rows)), rows, strict=True):
         first = axes[line][0]
@@ -187,7 +141,7 @@ def write_montage(
             axis.plot(x, y, marker="+", color="white", markersize=11, markeredgewidth=1.6)
             present = {1.0: "present", 0.0: "absent"}.get(float(studies[f"concept:{name}"].iat[row]), "unknown")
             axis.set_title(f"{name.replace('_', ' ')} {concepts[line, k]:.2f}\n({present})", fontsize=9)
-    _save(figure, file)
+    save(figure, file)
 
 
 def _show(axis: Axes, data: PreparedSet, row: int) -> None:
@@ -215,10 +169,3 @@ def _draw_boxes(axis: Axes, boxes: np.ndarray, colour: str, label: str) -> None:
         )
     if label and len(boxes):
         axis.text(boxes[0][0] + 2, boxes[0][1] + 9, label.replace("_", " "), color=colour, fontsize=6)
-
-
-def _save(figure: plt.Figure, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=80, metadata={"Software": None})
-    plt.close(figure)
-    log_file(file, "figures")

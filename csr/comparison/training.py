@@ -1,0 +1,50 @@
+"""How one compared system is trained and judged."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from csr.baselines.protocol import Entry, ExperimentContext, System, predict
+from csr.evaluation.evaluate import evaluate_predictions
+from csr.evaluation.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained system's answers and what it took.
+
+    Args:
+        about: ``prototypes, explanations`` (mean a test prediction), ``parameters, seconds``.
+        validation, test: its predictions on the splits.
+        report: of the test parts; see `csr.evaluation.evaluate.evaluate_predictions`.
+    """
+
+    about: dict[str, Any]
+    validation: Predictions
+    test: Predictions
+    report: dict[str, dict[str, Any]]
+
+
+def run_system(entry: Entry, context: ExperimentContext, shared_seconds: float = 0.0) -> tuple[System, Result]:
+    """Trains one system and judges it.
+
+    Args:
+        shared_seconds: what the shared backbone and its features took; counted as part of the system's own time.
+    """
+    collection, config = context.data.collection, context.config
+    own = replace(context, config=replace(config, epochs=max(2, round(entry.epochs * config.epochs))))
+    start = time.perf_counter()
+    system = entry.train(own)
+    seconds = time.perf_counter() - start + shared_seconds
+    validation = predict(system, context.data, collection.rows("val"))
+    test = predict(system, context.data, collection.rows("test"))
+    assert test.explanations is not None
+    about = {
+        "prototypes": system.prototypes,
+        "explanations": float(test.explanations.mean()),
+        "parameters": sum(parameter.numel() for parameter in system.parameters()),
+        "seconds": seconds,
+    }
+    return system, Result(about, validation, test, evaluate_predictions(collection, test, context.data.side))

@@ -1,0 +1,88 @@
+"""The losses of stage 2, as pure functions. K concepts, M prototypes a concept, h×w cells.
+
+Sources: CSR (arXiv 2503.06873), section 3.2 and supplement; SoftTriple (arXiv 1909.05235) for the margin's sign; the
+absence and agreement terms are this project's own (the ``robust`` preset).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csr.training.losses import masked_bce
+
+Margin = Literal["numerator", "plus", "minus"]
+
+
+def soft_similarity(vectors: Tensor, prototypes: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Similarity of vectors to every concept, soft-assigned over its prototypes.
+
+        q_m = softmax_m(γ⟨p_km, v'⟩),   sim_k = Σ_m q_m⟨p_km, v'⟩
+
+    Args:
+        vectors: n×D', unit length.
+        prototypes: K×M×D', unit length.
+        gamma: γ; 1000 is in effect an argmax.
+
+    Returns:
+        sim n×K and assignments q n×K×M.
+    """
+    inner = torch.einsum("nd,kmd->nkm", vectors, prototypes)
+    assignments = (gamma * inner).softmax(-1)
+    return (assignments * inner).sum(-1), assignments
+
+
+def prototype_contrastive(
+    similarity: Tensor, concept: Tensor, scale: float = 20.0, delta: float = 0.1, margin: Margin = "minus"
+) -> Tensor:
+    """Multi-prototype contrastive loss, averaged over vectors. λ = ``scale``, δ = ``delta``.
+
+        numerator:  ℓ = −log [ exp(λ(sim_k̃ + δ)) / Σ_k exp(λ sim_k) ]                        = plain CE − λδ
+        plus:       ℓ = −log [ exp(λ(sim_k̃ + δ)) / (exp(λ(sim_k̃ + δ)) + Σ_{k≠k̃} exp(λ sim_k)) ]   an anti-margin
+        minus:      as ``plus`` with −δ: SoftTriple's margin
+
+    Args:
+        similarity: sim n×K.
+        concept: n indices k̃ of the vectors' own concepts.
+    """
+    if not len(concept):  # a batch in which no concept is present
+        return similarity.sum() * 0
+    if margin == "numerator":
+        return F.cross_entropy(scale * similarity, concept) - scale * delta
+    shift = delta if margin == "plus" else -delta
+    own = F.one_hot(concept, similarity.shape[1]).to(similarity.dtype)
+    return F.cross_entropy(scale * (similarity + shift * own), concept)
+
+
+def absence(maps: Tensor, labels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """BCE that shows P and the prototypes the images that lack a concept, too.
+
+        ℓ = BCE( scale_k · max_{m,hw} S_km(h,w) + shift_k , label_k ), over known labels
+
+    Args:
+        maps: S B×K×M×h×w.
+        labels: B×K of 1, 0 or NaN.
+        scale, shift: K each, learned.
+    """
+    return masked_bce(scale * maps.flatten(2).amax(-1) + shift, labels)
+
+
+def agreement(maps: Tensor, cam: Tensor, labels: Tensor, temperature: float = 20.0) -> Tensor:
+    """KL(stage-1 attention ‖ attention of the similarity map), averaged over present concepts.
+
+        target = softmax_hw(cam_k),   own = softmax_hw(temperature · max_m S_km)
+
+    Args:
+        maps: S B×K×M×h×w.
+        cam: B×K×h×w, not differentiated.
+        labels: B×K of 1, 0 or NaN.
+    """
+    present = labels == 1
+    if not present.any():
+        return maps.sum() * 0
+    target = cam.flatten(2)[present].detach().log_softmax(-1)
+    own = (temperature * maps.amax(2).flatten(2)[present]).log_softmax(-1)
+    return F.kl_div(own, target, log_target=True, reduction="batchmean")
