@@ -45,7 +45,7 @@ class Manifest:
 
     Args:
         format: version of the bundle's layout.
-        preset: ``paper`` or ``robust``.
+        preset: ``paper`` or ``robust``, or ``custom``, trained without a pipeline.
         task: ``multiclass``, one class a study, or ``multilabel``, any number of them.
         concepts, classes: names, in the order of every K- and T-sized axis.
         channels, side: the encoder's input, C×S×S.

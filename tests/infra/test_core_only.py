@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import textwrap
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import csr
 
 ROOT = Path(__file__).parents[2]
 BEYOND = ("ray", "mlflow", "dvc", "tritonclient", "psycopg", "fastapi", "sqlalchemy", "matplotlib", "pytest", "gevent")
@@ -134,3 +137,25 @@ def test_commands_of_an_extra_that_is_missing_say_which(python: Path, tmp_path: 
     done = run(python, "-m", "csr", "data", "check", "nowhere", cwd=tmp_path)
     assert done.returncode == 1
     assert "nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_ten_lines_run_on_a_smaller_phantom(python: Path, tmp_path: Path) -> None:
+    lines = (csr.__doc__ or "").splitlines()
+    code = [number for number, line in enumerate(lines) if line.startswith("    ")]
+    block = textwrap.dedent("\n".join(lines[code[0] : code[-1] + 1])) + "\n"
+    assert f"```python\n{block}```\n" in (ROOT / "README.md").read_text(), (
+        "README shows other lines than csr's docstring"
+    )
+    benchmark, smaller = 'Path("phantom"))', 'Path("phantom"), csr.PhantomConfig(train=80, val=60, test=60), side=64)'
+    assert benchmark in block
+    program = block.replace(benchmark, smaller)
+    program += """
+assert set(csr.evaluate(model, data)) == {"iid", "shifted"}
+assert not (before.probabilities == after.probabilities).all()
+again = csr.predict(csr.TrainedCSR.load(Path("csr.pt")), images)
+assert (again.probabilities - before.probabilities).abs().max() < 1e-5
+assert runner.golden_error() < 1e-3
+"""
+    done = run(python, "-c", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("epoch ") for line in done.stdout.splitlines()) == 12 + 4 + 30
