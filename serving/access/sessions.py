@@ -105,8 +105,8 @@ class SessionStore:
         secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
         opened = datetime.now(UTC)
         expires = opened + timedelta(hours=self.limits.hours)
-        if until is not None:
-            expires = min(expires, datetime.fromtimestamp(until, UTC))
+        if until is not None and until < expires.timestamp():
+            expires = datetime.fromtimestamp(until, UTC)
         row = {
             "id": secrets.token_hex(8),
             "digest": _digest(secret),
@@ -161,6 +161,8 @@ class SessionStore:
         Raises:
             StoreError: the database does not answer; it goes on.
         """
+        if self.find(secret) is None:  # strangers may ask for this, and must not take the writers' turns
+            return
         with self._database.write() as connection:
             connection.execute(session.delete().where(session.c.digest == _digest(secret)))
         self._forget()

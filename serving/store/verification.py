@@ -45,9 +45,7 @@ def verify_studies(database: Database, most: int | None = None) -> StudyVerifica
     Raises:
         StoreError: the database does not answer.
     """
-    with database.read() as connection:
-        stored = set(connection.execute(sa.select(study.c.digest)).scalars())
-        named = set(connection.execute(sa.select(ledger.c.study).where(ledger.c.study != "").distinct()).scalars())
+    stored, named = _addresses(database)
     chosen = sorted(stored, key=str)
     if most is not None and most < len(chosen):
         chosen = random.SystemRandom().sample(chosen, most)
@@ -58,6 +56,17 @@ def verify_studies(database: Database, most: int | None = None) -> StudyVerifica
             break
         faults.append(fault)
     return StudyVerification(len(stored), len(chosen), tuple(faults))
+
+
+def _addresses(database: Database) -> tuple[set[str], set[str]]:
+    """Of the studies that there are, and of those that the ledger names; in one statement, as of one moment."""
+    there = sa.select(study.c.digest, sa.literal(True))
+    named = sa.select(ledger.c.study, sa.literal(False)).where(ledger.c.study != "").distinct()
+    found: tuple[set[str], set[str]] = (set(), set())
+    with database.read() as connection:
+        for digest, is_there in connection.execute(there.union_all(named)):
+            found[0 if is_there else 1].add(digest)
+    return found
 
 
 def _faults(database: Database, stored: set[str], named: set[str], chosen: list[str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from serving.access.roles import Role
 from serving.access.sessions import SessionStore
 from serving.errors import KeyConflictError, ServingError, StoreError
 from serving.store.database import Database
-from tests.serving.access.conftest import Clock, bearer
+from tests.serving.access.conftest import Clock, bearer, open_session
 from tests.serving.access.provider import Provider, private_key
 
 WRONG = "csr_" + 43 * "W"
@@ -114,6 +114,20 @@ def test_keys(
     assert statuses == {200, 303, 400, 401, 403, 429, 503}
     seen.add(*texts(answers), key, keys, keys.__dict__, key.actor)
     seen.check(right, revoked, WRONG)
+
+
+def test_sessions(
+    build: Callable[..., TestClient], sessions: SessionStore, secret: str, seen: Seen, lose: Callable[[], None]
+) -> None:
+    client = build(failures_per_minute=10_000)
+    session = open_session(client, secret)
+    answers = attempts(client, session)
+    sessions.end(session)
+    lose()
+    answers += attempts(client, session)
+    assert {answer.status_code for answer in answers} == {200, 303, 400, 401, 403, 503}
+    seen.add(*texts(answers), sessions, sessions.__dict__, sessions.find)
+    seen.check(session, session.removeprefix("csr_session_"), secret)
 
 
 def test_keys_in_errors(
