@@ -16,6 +16,7 @@ from csr.evaluation.predictions import Predictions
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.prediction import predict
+from csr.training.runtime import device, use_device
 from pipelines.figures.evaluation import write_confusion, write_montage, write_operating_points, write_risk_coverage
 from pipelines.params import Params
 from pipelines.stage import FEATURES, HEAD, PREPARED, REPORTS, run_stage
@@ -24,6 +25,7 @@ from pipelines.tracking import log_file, log_metrics
 
 def evaluate(params: Params) -> None:
     """Writes everything that ``dvc metrics`` and ``dvc plots`` show."""
+    use_device(params.train.device)
     data, cache = PreparedSet.open(PREPARED), FeatureCache.open(FEATURES)
     csr = TrainedCSR.load(HEAD / "model.pt")
     predictions = predict(data, cache, csr)
@@ -77,6 +79,7 @@ def _draw_montage(
     kinds = collection.class_indicators() if collection.classes else collection.concept_labels()
     chosen = _first_of_each(kinds[predictions.rows] == 1, count)
     rows = predictions.rows[chosen]
+    csr = csr.to(device())
     features, _ = cache.batch(rows, csr.place)
     maps = csr.reasoner(csr.project(features)).concept_maps.cpu().numpy()
     assert predictions.concepts is not None

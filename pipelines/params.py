@@ -28,6 +28,7 @@ from csr.errors import ConfigError
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
+from csr.training.runtime import DeviceChoice
 
 PARAMS_FILE = Path("params.yaml")
 PRESETS = Path("params/presets")  # beside the parameters
@@ -94,7 +95,7 @@ class TrainParams:
 
     Args:
         workers: 0 runs in this process; n ≥ 1 starts Ray with n workers.
-        gpu: ``auto`` gives each worker a GPU when there is one.
+        gpu: ``auto`` gives this process, or each worker, a GPU when there is one; ``never`` keeps all stages off it.
         threads: torch threads a process on the CPU; 0 leaves torch's choice.
         max_failures: how often Ray restarts a failed worker group, from its last checkpoint.
     """
@@ -103,6 +104,11 @@ class TrainParams:
     gpu: Literal["auto", "never"] = "auto"
     threads: int = 0
     max_failures: int = 1
+
+    @property
+    def device(self) -> DeviceChoice:
+        """What stages tell `csr.training.runtime.use_device`."""
+        return "auto" if self.gpu == "auto" else "cpu"
 
 
 @dataclass(frozen=True)

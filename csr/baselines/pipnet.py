@@ -46,7 +46,7 @@ from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.augmentation import window
 from csr.training.images import image_batches
 from csr.training.loop import Task, fit
-from csr.training.runtime import count_batches, seed_everything
+from csr.training.runtime import count_batches, device, seed_everything
 
 PRETRAINING = 1 / 7  # of the epochs
 HEAD_EPOCHS = 3
@@ -138,7 +138,7 @@ def pipnet(context: ExperimentContext) -> PIPNet:
     """Pretrains prototypes, trains the head on them, then trains everything."""
     config, train = context.config, context.data.collection.rows("train")
     seed_everything(config.seed)
-    system = PIPNet(context.build_backbone(), context.classes, context.concepts)
+    system = PIPNet(context.build_backbone(), context.classes, context.concepts).to(device())
     pretraining = round(PRETRAINING * config.epochs)
     head_rates = {"head.": HEAD_RATE / config.learning_rate}
     moved = replace(config.augment, contrast=0.0, brightness=0.0)

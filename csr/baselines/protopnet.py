@@ -41,7 +41,7 @@ from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentC
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.images import image_batches
-from csr.training.runtime import seed_everything
+from csr.training.runtime import device, seed_everything
 
 WIDTH = 128
 PER_CLASS = 10
@@ -146,7 +146,7 @@ class ProtoPNet(System):
 def protopnet(context: ExperimentContext) -> ProtoPNet:
     """Trains, pushes, prunes and tunes the last layer."""
     seed_everything(context.config.seed)
-    system = ProtoPNet(context.build_backbone(), context.classes, context.concepts)
+    system = ProtoPNet(context.build_backbone(), context.classes, context.concepts).to(device())
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         labels = context.class_labels(rows)

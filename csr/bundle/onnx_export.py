@@ -70,24 +70,24 @@ def measure_parity(csr: TrainedCSR, images: Tensor, tensors: dict[str, np.ndarra
     """Largest |Δlogit| between torch and ONNX Runtime over images, each without and with an interaction.
 
     Args:
-        csr: what was exported, on the CPU.
-        images: uint8 B×C×S×S real test images.
+        csr: what was exported; it computes wherever it is.
+        images: uint8 B×C×S×S real test images, on the CPU.
         tensors: ``importance``, ``prototype_mask`` and ``absent_weight`` of one interaction an image.
         folder: with the two graphs.
     """
     encoder = ort.InferenceSession(str(folder / "encoder.onnx"), providers=["CPUExecutionProvider"])
     reasoner = ort.InferenceSession(str(folder / "reasoner.onnx"), providers=["CPUExecutionProvider"])
     neutral = {name: np.ones_like(value) for name, value in tensors.items()}
-    gap = 0.0
+    place, gap = csr.place, 0.0
     for start in range(0, len(images), 16):
         part = slice(start, start + 16)
-        patches = csr.encoder(images[part])
+        patches = csr.encoder(images[part].to(place))
         (graph_patches,) = encoder.run(["patches"], {"image": images[part].numpy()})
         for each in (neutral, tensors):
             chosen = {name: value[part] for name, value in each.items()}
-            expected = csr.reasoner(patches, *(torch.from_numpy(value) for value in chosen.values())).logits.numpy()
+            said = csr.reasoner(patches, *(torch.from_numpy(value).to(place) for value in chosen.values()))
             (logits,) = reasoner.run(["logits"], {"patches": graph_patches, **chosen})
-            gap = max(gap, float(np.abs(logits - expected).max()))
+            gap = max(gap, float(np.abs(logits - said.logits.cpu().numpy()).max()))
     return gap
 
 

@@ -1,4 +1,7 @@
-"""Random changes of training images that leave in the picture what the labels say is there."""
+"""Random changes of training images that leave in the picture what the labels say is there.
+
+They are drawn on the CPU, wherever the images are: findings are looked for there, and no GPU is waited for.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +55,10 @@ class Findings:
 
         Args:
             rows: B rows of the collection.
-            transforms: B×2×3, from the moved picture to the image, as `torch.nn.functional.affine_grid` takes them.
+            transforms: B×2×3 on the CPU, from the moved picture to the image, as `torch.nn.functional.affine_grid`
+                takes them.
         """
-        inverse = torch.linalg.inv(transforms[:, :, :2].cpu())
-        shift = transforms[:, :, 2].cpu()
+        inverse, shift = torch.linalg.inv(transforms[:, :, :2]), transforms[:, :, 2]
         lost = [
             any(
                 ((points - shift[index]) @ inverse[index].T).abs().le(1).all(1).float().mean() < KEPT
@@ -63,7 +66,7 @@ class Findings:
             )
             for index, row in enumerate(rows.tolist())
         ]
-        return torch.tensor(lost, device=transforms.device)
+        return torch.tensor(lost)
 
 
 def _points(boxes: np.ndarray, side: int) -> Tensor:
@@ -92,43 +95,39 @@ def move(
 ) -> Tensor:
     """uint8 B×C×S×S → float32 0..255, each image rotated, scaled, shifted and perhaps mirrored at random; see
     `augment`."""
-    transforms = _draw_moves(images, config)
+    transforms = _draw_moves(len(images), config)
     if findings is not None and rows is not None:
         for _ in range(REDRAWS):
             lost = findings.lost(rows, transforms)
             if not lost.any():
                 break
-            transforms[lost] = _draw_moves(images[lost], config)
+            transforms[lost] = _draw_moves(int(lost.sum()), config)
         else:
-            transforms[findings.lost(rows, transforms)] = torch.eye(2, 3, device=images.device)
-    grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
+            transforms[findings.lost(rows, transforms)] = torch.eye(2, 3)
+    grid = F.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
 
 
-def _draw_moves(images: Tensor, config: AugmentConfig) -> Tensor:
+def _draw_moves(batch: int, config: AugmentConfig) -> Tensor:
     """B×2×3 transforms from moved pictures to images, in −1..1 of the side."""
-    batch, place = images.shape[0], images.device
-    angle = torch.deg2rad(_spread(config.rotate, images))
-    zoom = 1 + _spread(config.scale, images)
-    mirror = (
-        torch.where(torch.rand(batch, device=place) < 0.5, -1.0, 1.0)
-        if config.flip
-        else torch.ones(batch, device=place)
-    )
+    angle = torch.deg2rad(_spread(config.rotate, batch))
+    zoom = 1 + _spread(config.scale, batch)
+    mirror = torch.where(torch.rand(batch) < 0.5, -1.0, 1.0) if config.flip else torch.ones(batch)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    dx, dy = 2 * _spread(config.shift, images), 2 * _spread(config.shift, images)
+    dx, dy = 2 * _spread(config.shift, batch), 2 * _spread(config.shift, batch)
     rows = [mirror * cos, -sin, dx, mirror * sin, cos, dy]
     return torch.stack(rows, 1).view(batch, 2, 3)
 
 
 def window(images: Tensor, config: AugmentConfig) -> Tensor:
     """B×C×S×S of 0..255 → uint8, the contrast and brightness of each image changed at random; no cell moves."""
-    gain = (1 + _spread(config.contrast, images))[:, None, None, None]
-    offset = (255 * _spread(config.brightness, images))[:, None, None, None]
+    gain = 1 + _spread(config.contrast, len(images))
+    offset = 255 * _spread(config.brightness, len(images))
+    gain, offset = (each.to(images.device)[:, None, None, None] for each in (gain, offset))
     windowed = (images.float() - 127.5) * gain + 127.5 + offset
     return windowed.clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-def _spread(width: float, images: Tensor) -> Tensor:
-    """One random number in ±width an image, where the images are."""
-    return (torch.rand(len(images), device=images.device) * 2 - 1) * width
+def _spread(width: float, count: int) -> Tensor:
+    """So many random numbers in ±width."""
+    return (torch.rand(count) * 2 - 1) * width

@@ -77,6 +77,7 @@ def train_head(
     check_concept_labels(collection, collection.name)
     seed_everything(config.seed)
     place = device()
+    model = model.to(place)
     truth = torch.from_numpy(collection.truth()).to(place)
     multilabel = collection.task != "multiclass"
     concept_labels = collection.concept_labels()

@@ -110,8 +110,8 @@ class PrototypeObjective(nn.Module):
 
 def positive_vectors(features: Tensor, cam: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Local concept vectors of present concepts: n×D and their concept indices n."""
-    present = labels == 1
-    return local_concept_vectors(features, cam)[present], present.nonzero()[:, 1]
+    image, concept = (labels == 1).nonzero(as_tuple=True)
+    return local_concept_vectors(features, cam)[image, concept], concept
 
 
 def train_prototypes(

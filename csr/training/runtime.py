@@ -16,14 +16,33 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from csr.errors import TrainingError
+from csr.errors import ConfigError, TrainingError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+_device_choice: DeviceChoice = "auto"  # of this process; see `use_device`
+
+
+def use_device(choice: DeviceChoice) -> None:
+    """Says, for all of this process from now on, what `device` answers: ``auto`` is the GPU if there is one.
+
+    Whoever starts a program calls it once, before anything computes; until then it is ``auto``.
+
+    Raises:
+        ConfigError: ``cuda`` is asked for and there is no GPU that torch can use.
+    """
+    global _device_choice
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: 'cuda' is asked for, but torch finds no GPU here; give 'cpu', or 'auto' for either")
+    _device_choice = choice
 
 
 def device() -> torch.device:
-    """The GPU of this process if there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """Where this process computes: its GPU if there is one, else the CPU, unless `use_device` said otherwise."""
+    if _device_choice == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def number_format(precision: Precision) -> torch.dtype:

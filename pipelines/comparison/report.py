@@ -25,7 +25,7 @@ from csr.data.html_report import Section, Table, to_html, to_markdown
 from csr.data.prepared import PreparedSet
 from csr.errors import CSRError, DataError
 from csr.training.images import load_images
-from csr.training.runtime import device
+from csr.training.runtime import device, use_device
 from pipelines.comparison import missing_labels
 from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER, load_comparison
 from pipelines.comparison.recipes import recipes
@@ -46,6 +46,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
     Raises:
         DataError: no system has run.
     """
+    use_device(params.train.device)
     folder, seeds = params.comparison.folder, list(params.comparison.seeds)
     data = PreparedSet.open(PREPARED)
     runs = _runs(folder, seeds, data)
