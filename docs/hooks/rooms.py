@@ -78,7 +78,8 @@ def stages(file: str) -> Drawing:
             depth[below] = max(depth[below], depth[above] + 1)
     floors = [[stage for stage in content if depth[stage] == level] for level in range(max(depth.values()) + 1)]
     notes = {
-        stage: ", ".join(out for out in _outs(body) if not out.startswith("reports/")) or "reports"
+        stage: ", ".join(out for out in _outs(body) if not out.startswith("reports/"))
+        or ("reports" if _outs(body) else "no file")
         for stage, body in content.items()
     }
     links = {stage: f"reference/pipelines.html#pipelines.{stage}" for stage in content}
