@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from csr.baselines.protocol import ExperimentContext, SharedBackbone, TrainedBackbone
+from csr.baselines.protocol import Entry, ExperimentContext, SharedBackbone, TrainedBackbone
 from csr.bundle.atlas import Atlas, build_atlas
 from csr.bundle.format import Bundle
 from csr.bundle.onnx_export import measure_parity, require_parity
@@ -22,7 +22,8 @@ from csr.bundle.runtime import GOLDEN_TOLERANCE
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
 from csr.comparison.csr_system import Recipe
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
-from csr.comparison.systems import Entry, run_system, systems
+from csr.comparison.systems import SHARED_BACKBONES, systems
+from csr.comparison.training import run_system
 from csr.data.phantom import PhantomConfig, generate
 from csr.data.prepared import PreparedSet
 from csr.evaluation.evaluate import evaluate_predictions
@@ -30,17 +31,18 @@ from csr.interaction.alpha import calibrate
 from csr.interaction.corrections import Interaction, RegionBox, interaction_tensors
 from csr.interaction.curves import InterventionConfig, intervention_curves
 from csr.interaction.review import prune, retrain_head, review
+from csr.network.checkpoint import Checkpoint
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.network.csr import CSR, Encoder
-from csr.network.reasoner import Reasoner
+from csr.network.prototypes import prototype_model_checkpoint, prototype_model_from_checkpoint
+from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
+from csr.network.trained import TrainedCSR
 from csr.smoke.table import Outcome, Table
-from csr.training import concepts, head, prototypes
-from csr.training.callbacks import Item, SilentCallbacks, State
+from csr.training.callbacks import Item, SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig, train_concepts
 from csr.training.features import FeatureCache, compute_features
 from csr.training.head import HeadConfig, train_head
 from csr.training.prediction import predict
-from csr.training.prototypes import PrototypeConfig, PrototypeModel, train_prototypes
+from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.runtime import device
 
 STAGE2 = PrototypeConfig(epochs=2)
@@ -107,9 +109,9 @@ class Walk:
 
     data: PreparedSet
     cache: FeatureCache
-    stage1: State
-    stage2: State
-    stage3: State
+    stage1: Checkpoint
+    stage2: Checkpoint
+    stage3: Checkpoint
     atlas: Atlas
     bundle: Bundle
 
@@ -154,7 +156,7 @@ class Walk:
     def train_concepts(self) -> Outcome:
         clock = Clock()
         model = train_concepts(self.data, self._config, clock)
-        self.stage1 = concepts.to_checkpoint(model, self.data.collection.concepts)
+        self.stage1 = concept_model_checkpoint(model)
         batch_size = self._size.batch_size
         timed = (self._size.train // batch_size - 1) * batch_size
         return Outcome(f"concept AUROC {clock.history[-1]['val_auroc']:.3f}", clock.rate(timed))
@@ -168,43 +170,41 @@ class Walk:
 
     def train_prototypes(self) -> Outcome:
         clock = Clock()
-        self.stage2 = prototypes.to_checkpoint(train_prototypes(self.data.collection, self.cache, STAGE2, clock))
+        self.stage2 = prototype_model_checkpoint(train_prototypes(self.data.collection, self.cache, STAGE2, clock))
         return Outcome(f"{clock.history[-1]['alive']:.0%} of prototypes win a vector")
 
     def train_head(self) -> Outcome:
-        collection, model = self.data.collection, self._prototype_model()
+        collection, model = self.data.collection, prototype_model_from_checkpoint(self.stage2)
         reasoner = train_head(collection, self.cache, model, STAGE3, SilentCallbacks())
-        calibrate(collection, self.cache, model, reasoner, self.data.side)
-        self.stage3 = head.to_checkpoint(reasoner, STAGE3)
+        csr = TrainedCSR(self._concept_model(), model, reasoner, collection.concepts, collection.classes)
+        calibrate(self.data, self.cache, csr)
+        self.stage3 = csr.to_checkpoint()
         return Outcome(f"α {reasoner.alpha.min():.1f}–{reasoner.alpha.max():.1f}, τ {reasoner.temperature:.2f}")
 
     def predict(self) -> Outcome:
-        said = predict(self.data.collection, self.cache, self._prototype_model(), self._reasoner(), self.data.side)
+        said = predict(self.data, self.cache, self._csr())
         report = evaluate_predictions(self.data.collection, said, self.data.side)["iid"]
         return Outcome(f"macro F1 {report['macro_f1']:.3f}, pointing game {report['pointing_game']['pair']:.3f}")
 
     def correct(self) -> Outcome:
-        table = intervention_curves(
-            self.data.collection, self.cache, self._prototype_model(), self._reasoner(), self.data.side, CURVES
-        )
+        table = intervention_curves(self.data, self.cache, self._csr(), CURVES)
         last = table[(table["mode"] == "both") & (table["trigger"] == "all") & (table["budget"] == CURVES.budget)]
         return Outcome(f"{last['fixed'].sum()} of {2 * self._size.test} answers mended, {last['broken'].sum()} broken")
 
     def refine(self) -> Outcome:
-        verdicts = review(self.data, self.cache, self._prototype_model(), self._reasoner())
-        masked = prune(self._reasoner(), verdicts)
-        retrained = retrain_head(self.data, self.cache, self._prototype_model(), masked, STAGE3, SilentCallbacks())
-        return Outcome(f"{retrained.alive.sum():.0f} of {retrained.alive.numel()} prototypes left")
+        masked = prune(self._csr(), review(self.data, self.cache, self._csr()))
+        alive = retrain_head(self.data, self.cache, masked, STAGE3, SilentCallbacks()).reasoner.alive
+        return Outcome(f"{alive.sum():.0f} of {alive.numel()} prototypes left")
 
     def draw_atlas(self) -> Outcome:
-        self.atlas = build_atlas(self.data, self.cache, self._prototype_model(), self._reasoner())
+        self.atlas = build_atlas(self.data, self.cache, self._csr())
         return Outcome(f"{len(self.atlas.crops)} crops")
 
     def export(self) -> Outcome:
         origin = Provenance("robust", self.data.digest(), "smoke", {})
         config = ExportConfig(parity_images=16, samples=5)
         path = self._folder / "bundle"
-        self.bundle, gap = write_bundle(path, self.data, self.cache, self._network(), self.atlas, config, origin)
+        self.bundle, gap = write_bundle(path, self.data, self.cache, self._csr(), self.atlas, config, origin)
         return Outcome(f"|Δlogit| {gap:.1e} on the CPU")
 
     def compare_with_bundle(self) -> Outcome:
@@ -222,14 +222,14 @@ class Walk:
         )
         images = torch.from_numpy(np.ascontiguousarray(self.data.images[rows]))
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            gap = measure_parity(self._network().to(device()), images, tensors, self.bundle.path)
+            gap = measure_parity(self._csr().to(device()), images, tensors, self.bundle.path)
         require_parity(gap, GOLDEN_TOLERANCE)
         return Outcome(f"|Δlogit| {gap:.1e} on {device()}")
 
     def train_backbone(self, kind: SharedBackbone) -> Outcome:
         folder = self._folder / kind
         folder.mkdir()
-        train_shared_backbone(kind, self._context(), folder)
+        train_shared_backbone(kind, SHARED_BACKBONES[kind], self._context(), folder)
         return Outcome()
 
     def train_system(self, entry: Entry) -> Outcome:
@@ -246,13 +246,7 @@ class Walk:
         return ExperimentContext(self.data, self._config, SilentCallbacks())
 
     def _concept_model(self) -> ConceptModel:
-        return concepts.from_checkpoint(self.stage1)
+        return concept_model_from_checkpoint(self.stage1)
 
-    def _prototype_model(self) -> PrototypeModel:
-        return prototypes.from_checkpoint(self.stage2)
-
-    def _reasoner(self) -> Reasoner:
-        return head.from_checkpoint(self.stage3)
-
-    def _network(self) -> CSR:
-        return CSR(Encoder(self._concept_model(), self._prototype_model().projector), self._reasoner())
+    def _csr(self) -> TrainedCSR:
+        return TrainedCSR.from_checkpoint(self.stage3)
