@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.alignment import align
 from csr.training.augmentation import AugmentConfig, Findings, augment
 from csr.training.callbacks import Callbacks, State
+from csr.training.fine_tuning import fine_tuned
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce
 from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
@@ -27,6 +29,12 @@ class ConceptTrainingConfig:
     Args:
         learning_rate: the peak of a one-cycle schedule that warms up during the first ``warmup`` share of steps.
         precision: that the network computes in while it trains; see `csr.training.runtime.number_format`.
+        decay_norms: whether weight decay also pulls norms and biases towards 0, and what timm spares in the backbone,
+            such as position embeddings.
+        backbone_rate: factor on the learning rate of the backbone's pretrained weights.
+        layer_decay: further factor for each layer between such a weight and the maps, in (0, 1]; None for none.
+        freeze: epochs from the start in which the pretrained weights and running statistics stay as they are, or
+            ``all``. `csr.training.fine_tuning` says which weights the last three are about.
     """
 
     model: ConceptModelConfig = field(default_factory=ConceptModelConfig)
@@ -36,8 +44,28 @@ class ConceptTrainingConfig:
     learning_rate: float = 4e-3
     weight_decay: float = 0.02
     warmup: float = 0.15
+    decay_norms: bool = True
+    backbone_rate: float = 1.0
+    layer_decay: float | None = None
+    freeze: int | Literal["all"] = 0
     precision: Precision = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.backbone_rate > 0:
+            raise ValueError(
+                f"concepts.backbone_rate: must be above 0, got {self.backbone_rate}; concepts.freeze keeps weights as "
+                "they are"
+            )
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"concepts.layer_decay: must be above 0 and at most 1, or null, got {self.layer_decay}")
+        if self.freeze != "all" and self.freeze < 0:
+            raise ValueError(f"concepts.freeze: must be a number of epochs or all, got {self.freeze}")
+        if self.freeze and not (self.model.pretrained or self.model.checkpoint):
+            raise ValueError(
+                "concepts.freeze: there are no pretrained weights to keep; set concepts.model.pretrained or "
+                "concepts.model.checkpoint, or this to 0"
+            )
 
 
 def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: Callbacks) -> ConceptModel:
@@ -67,9 +95,8 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     def after_epoch(epoch: int) -> dict[str, float]:
         return validate(model, data, val)
 
-    fit(
-        Task("concepts", model, train, terms, after_epoch, config.warmup, precision=config.precision), config, callbacks
-    )
+    task = Task("concepts", model, train, terms, after_epoch, config.warmup, precision=config.precision)
+    fit(fine_tuned(task, config), config, callbacks)
     align(model, data, labels.numpy())
     return model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,6 +54,8 @@ class Task:
         rates: prefix of parameter names → factor on the learning rate; the first prefix that fits counts.
         section: of ``params.yaml`` that holds the configuration, for messages; the stage's own by default.
         precision: that ``terms`` computes in, since gradients of float16 need a scaler.
+        spared: names of parameters that weight decay leaves alone.
+        before_epoch: called with each epoch's number, once the model is in training mode.
     """
 
     stage: str
@@ -65,6 +67,8 @@ class Task:
     rates: Mapping[str, float] = field(default_factory=dict)
     section: str = ""
     precision: Precision = "float32"
+    spared: Set[str] = frozenset()
+    before_epoch: Callable[[int], None] = lambda epoch: None
 
 
 def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
@@ -107,6 +111,7 @@ def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
     for epoch in range(first, config.epochs):
         seed_everything(config.seed * 1000 + epoch)
         task.model.train()
+        task.before_epoch(epoch)
         totals: dict[str, Tensor] = {}
         seen: Tensor | None = None
         chosen = batches(task.rows, config.batch_size, config.seed, epoch)
@@ -154,10 +159,13 @@ def _check_scale(scaler: torch.amp.GradScaler, section: str, epoch: int) -> None
 
 
 def _parameter_groups(task: Task, learning_rate: float) -> list[dict[str, Any]]:
-    """The trained parameters, grouped by learning rate."""
-    by_rate: dict[float, list[nn.Parameter]] = {}
+    """The trained parameters, grouped by learning rate and by whether weight decay spares them."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in task.model.named_parameters():
         if parameter.requires_grad:
             factor = next((factor for prefix, factor in task.rates.items() if name.startswith(prefix)), 1.0)
-            by_rate.setdefault(learning_rate * factor, []).append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+            groups.setdefault((learning_rate * factor, name in task.spared), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate} | ({"weight_decay": 0.0} if spared else {})
+        for (rate, spared), parameters in groups.items()
+    ]

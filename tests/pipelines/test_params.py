@@ -60,6 +60,9 @@ def test_null_takes_the_presets_value_and_a_value_overrides_it(preset: str) -> N
         ({}, "preset: must be one of"),
         ({"preset": "robust", "concepts": {"epochs": "many"}}, "concepts.epochs"),
         ({"preset": "robust", "data": {"channels": 2}}, "data.channels"),
+        ({"preset": "robust", "concepts": {"freeze": "some"}}, "or Input should be 'all', got 'some'"),
+        ({"preset": "robust", "concepts": {"freeze": 2}}, "params.yaml: concepts.freeze: there are no pretrained"),
+        ({"preset": "robust", "concepts": {"layer_decay": 2}}, "params.yaml: concepts.layer_decay: must be above 0"),
         (
             {"preset": "robust", "concepts": {"precision": "half"}},
             "concepts.precision: Input should be 'auto', 'float32', 'bfloat16' or 'float16', got 'half'",
