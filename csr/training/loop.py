@@ -48,7 +48,9 @@ class Task:
         stage: name of the stage, for messages and progress bars.
         model: whose state is checkpointed; its parameters that require a gradient are trained by AdamW.
         rows: training rows to draw batches from.
-        terms: batch of rows → the loss terms, already weighted; their sum is minimised.
+        terms: rows of a batch → the loss terms, already weighted; their sum is minimised. Where processes share the
+            batch, each is given all of its rows and computes its part of the terms, such that the average over
+            processes is the term of the batch (`csr.training.runtime.share_of_mean`).
         after_epoch: epoch → numbers to report beside the mean of each term.
         warmup: share of steps of a one-cycle schedule's rise; 0 decays from the start by a cosine.
         rates: prefix of parameter names → factor on the learning rate; the first prefix that fits counts.
@@ -56,6 +58,7 @@ class Task:
         precision: that ``terms`` computes in, since gradients of float16 need a scaler.
         spared: names of parameters that weight decay leaves alone.
         before_epoch: called with each epoch's number, once the model is in training mode.
+        draws: random numbers that are to be the same in every process; seeded anew each epoch.
     """
 
     stage: str
@@ -69,6 +72,7 @@ class Task:
     precision: Precision = "float32"
     spared: Set[str] = frozenset()
     before_epoch: Callable[[int], None] = lambda epoch: None
+    draws: torch.Generator = field(default_factory=torch.Generator)
 
 
 def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
@@ -110,6 +114,7 @@ def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
 
     for epoch in range(first, config.epochs):
         seed_everything(config.seed * 1000 + epoch)
+        task.draws.manual_seed(config.seed * 1000 + epoch)
         task.model.train()
         task.before_epoch(epoch)
         totals: dict[str, Tensor] = {}

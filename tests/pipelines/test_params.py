@@ -60,6 +60,12 @@ def test_null_takes_the_presets_value_and_a_value_overrides_it(preset: str) -> N
         ({}, "preset: must be one of"),
         ({"preset": "robust", "concepts": {"epochs": "many"}}, "concepts.epochs"),
         ({"preset": "robust", "data": {"channels": 2}}, "data.channels"),
+        (
+            {"preset": "robust", "concepts": {"batch_size": 16}, "train": {"workers": 3}},
+            "params.yaml: concepts.batch_size: 16 images, of all workers together, cannot be shared evenly by 3 "
+            "(train.workers); take a multiple of 3",
+        ),
+        ({"preset": "robust", "concepts": {"batch_size": 6}, "train": {"workers": 3}}, "prototypes.batch_size: 64"),
         ({"preset": "robust", "concepts": {"freeze": "some"}}, "or Input should be 'all', got 'some'"),
         ({"preset": "robust", "concepts": {"freeze": 2}}, "params.yaml: concepts.freeze: there are no pretrained"),
         ({"preset": "robust", "concepts": {"layer_decay": 2}}, "params.yaml: concepts.layer_decay: must be above 0"),
