@@ -1,12 +1,15 @@
-"""Stage ``data_report``: what a person should know of the prepared data, as ``reports/data.html``."""
+"""Stage ``data_report``: what a person should know of the prepared data, as ``reports/data.html``.
+
+DVC runs it at any time after ``prepare``, also when a pass of the pipeline is over, so it is no part of an MLflow run.
+"""
 
 from __future__ import annotations
 
 from csr.data.html_report import to_html
 from csr.data.prepared import PreparedSet
 from csr.data.report import data_sections
-from pipelines.params import Params
-from pipelines.stage import PREPARED, REPORTS, run_stage
+from pipelines.params import Params, load_params
+from pipelines.stage import PREPARED, REPORTS, errors_for_people
 
 
 def data_report(params: Params) -> None:
@@ -18,4 +21,5 @@ def data_report(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("data_report", data_report)
+    with errors_for_people("data_report"):
+        data_report(load_params())

@@ -6,22 +6,17 @@ DVC brought back from its cache, or one that another registry has, is registered
 
 from __future__ import annotations
 
-import sys
-
 from csr.bundle.format import Bundle
-from csr.errors import CSRError
 from pipelines.registry import register
-from pipelines.stage import BUNDLE
+from pipelines.stage import BUNDLE, errors_for_people
 from pipelines.tracking import MODEL_NAME
 
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    try:
+    with errors_for_people("register"):
         version = register(Bundle.open(BUNDLE))
-    except CSRError as error:
-        sys.exit(f"register: {error}")
-    print(f"register: {BUNDLE} is version {version} of {MODEL_NAME!r}")
+        print(f"register: {BUNDLE} is version {version} of {MODEL_NAME!r}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -28,16 +29,23 @@ REPORTS = Path("reports")
 def run_stage(name: str, body: Callable[[Params], None], last: bool = False) -> None:
     """Runs one DVC stage: reads ``params.yaml``, opens its MLflow run, and calls ``body``.
 
-    A mistake that a person can mend ends the process with one sentence and exit status 1.
+    See `errors_for_people` for how it ends on a mistake.
     """
     signal.signal(signal.SIGTERM, _terminate)
     start = time.perf_counter()
-    try:
+    with errors_for_people(name):
         params = load_params()
         with stage_run(name, params, last):
             body(params)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             log_metrics(name, {"seconds": time.perf_counter() - start, "peak_rss_mb": peak})
+
+
+@contextmanager
+def errors_for_people(name: str) -> Iterator[None]:
+    """A mistake that a person can mend ends the process with one sentence and exit status 1."""
+    try:
+        yield
     except CSRError as error:
         sys.exit(f"{name}: {error}")
 

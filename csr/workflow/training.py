@@ -50,7 +50,7 @@ def draw_phantom(folder: Path, config: PhantomConfig | None = None, side: int = 
 def train(data: PreparedSet, config: TrainingConfig | None = None, callbacks: Callbacks | None = None) -> TrainedCSR:
     """Trains the three stages on split ``train`` and calibrates the result on split ``val``.
 
-    The backbone's features of all images lie in a temporary folder meanwhile: half a megabyte an image of 192².
+    The backbone's features of all images lie in a temporary folder meanwhile: 0.2 MB each by the defaults.
 
     Args:
         data: what to learn from.

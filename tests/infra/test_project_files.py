@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from itertools import chain
@@ -112,3 +114,17 @@ def test_every_stage_of_the_pipeline_has_a_module() -> None:
     for name in order:
         assert stages[name]["cmd"] == f"python -m pipelines.{name}"
         assert (ROOT / f"pipelines/{name}.py").is_file()
+
+
+@pytest.mark.parametrize("target", ["repro", "demo", "retrain", "compare"])
+def test_a_copy_without_git_is_told_that_a_clone_is_needed_before_anything_is_installed(
+    tmp_path: Path, target: str
+) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    done = subprocess.run(
+        ["make", target], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert f"{tmp_path} is no git clone, and DVC needs one" in done.stderr and not done.stdout
+    assert [file.name for file in tmp_path.iterdir()] == ["Makefile"]

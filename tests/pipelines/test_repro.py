@@ -1,17 +1,22 @@
-"""``dvc repro`` on a small phantom: what it leaves behind, that it is a no-op the second time, and how it fails."""
+"""``dvc repro`` on a small phantom: what it leaves behind, what it runs the second time, and how it fails."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import math
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
+from dvc.repo import Repo
+from dvc.utils.hydra import apply_overrides
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from csr.bundle.format import Bundle
@@ -25,6 +30,10 @@ def finished_runs(project: Project) -> list[Run]:
     experiment = client.get_experiment_by_name("csr")
     assert experiment is not None
     return client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
+
+
+def registered(project: Project) -> list[ModelVersion]:
+    return MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}").search_model_versions("name = 'csr'")
 
 
 def test_metrics_have_the_documented_form(project: Project) -> None:
@@ -56,12 +65,111 @@ def test_the_risk_coverage_curve_of_every_part_is_written(project: Project) -> N
     assert (project.folder / "reports/plots/risk_coverage.png").stat().st_size > 5_000
 
 
-def test_a_second_repro_does_nothing(project: Project) -> None:
-    before = len(finished_runs(project))
+def test_a_second_repro_only_finds_the_bundle_registered(project: Project) -> None:
+    runs, versions = len(finished_runs(project)), len(registered(project))
+    lock = (project.folder / "dvc.lock").read_text()
     output = project.run("dvc", "repro").stdout
-    assert "Data and pipelines are up to date" in output
-    assert "Running stage" not in output
-    assert len(finished_runs(project)) == before
+    assert re.findall(r"Running stage '(.*)'", output) == ["register"]
+    assert "register: build/bundle is version 1 of 'csr'" in output
+    assert (len(finished_runs(project)), len(registered(project))) == (runs, versions)
+    assert (project.folder / "dvc.lock").read_text() == lock
+
+
+def append(text: str) -> Callable[[str], str]:
+    return lambda content: content + text
+
+
+def replace(old: str, new: str) -> Callable[[str], str]:
+    def replaced(content: str) -> str:
+        assert content.count(old) == 1
+        return content.replace(old, new)
+
+    return replaced
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "changed"),
+    [
+        ("params/presets/robust.yaml", replace("clip: true", "clip: false"), {"head"}),
+        ("params/presets/robust.yaml", replace("sharpness: 5.0", "sharpness: 4.0"), {"concepts"}),
+        ("params/presets/robust.yaml", replace("rejection: absent", "rejection: zero"), {"export"}),
+        ("params/presets/paper.yaml", replace("clip: false", "clip: true"), set()),
+        ("params.yaml", replace("threads: 2", "threads: 1"), set()),
+        ("params.yaml", replace("max_failures: 1", "max_failures: 3"), set()),
+        ("params.yaml", replace("gpu: auto", "gpu: never"), set()),
+        ("params.yaml", replace("stride: 8", "stride: 16"), {"data_report", "concepts"}),
+        ("csr/data/report.py", append("# edited\n"), {"data_report"}),
+        ("csr/training/selection.py", append("# edited\n"), {"prototypes"}),
+        ("csr/interaction/alpha.py", append("# edited\n"), {"head"}),
+        ("csr/errors.py", append("# edited\n"), set()),
+    ],
+)
+def test_an_edit_changes_the_stages_that_use_it_and_no_others(
+    project: Project, monkeypatch: pytest.MonkeyPatch, file: str, edit: Callable[[str], str], changed: set[str]
+) -> None:
+    path = project.folder / file
+    before = path.read_text()
+    path.write_text(edit(before))
+    monkeypatch.chdir(project.folder)
+    try:
+        with Repo() as repo:
+            found = repo.status(targets=["dvc.yaml"])
+    finally:
+        path.write_text(before)
+    assert found.pop("register") == ["always changed"]
+    assert set(found) == changed
+
+
+def test_another_preset_is_another_file_to_dvc(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+    file = project.folder / "params.yaml"
+    before = file.read_text()
+    apply_overrides(file, ["preset=paper"])  # as dvc exp run -S does
+    try:
+        with Repo() as repo:
+            found = repo.status(targets=["dvc.yaml"])
+    finally:
+        file.write_text(before)
+    assert set(found) == {"concepts", "prototypes", "head", "evaluate", "export", "register"}
+
+
+def test_a_bundle_that_comes_from_the_run_cache_is_registered_too(project: Project, tmp_path: Path) -> None:
+    """Here in a registry that has never seen it, as another machine's would be."""
+    file = project.folder / "params.yaml"
+    before, first = file.read_text(), Bundle.open(project.folder / "build/bundle").digest
+    project.params({"export": {"ask_margin": 0.25}})
+    try:
+        assert "register: build/bundle is version 2 of 'csr'" in project.run("dvc", "repro").stdout
+        second = Bundle.open(project.folder / "build/bundle").digest
+    finally:
+        file.write_text(before)
+        elsewhere = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'other.db'}"}
+        output = project.run("dvc", "repro", **elsewhere).stdout
+    assert "Stage 'export' is cached - skipping run" in output
+    assert "register: build/bundle is version 1 of 'csr'" in output
+    digests = {version.version: version.tags["bundle.digest"] for version in registered(project)}
+    assert first != second and digests == {1: first, 2: second}
+    runs = {run.info.run_id: run.data.tags["bundle.digest"] for run in finished_runs(project)}
+    assert {runs[version.run_id] for version in registered(project)} == {first, second}
+    (other,) = MlflowClient(f"sqlite:///{tmp_path / 'other.db'}").search_model_versions("name = 'csr'")
+    assert other.tags["bundle.digest"] == first and not other.run_id
+
+
+def test_an_experiment_in_a_copy_writes_to_the_projects_own_store(project: Project) -> None:
+    """DVC throws the copy away, and with it all that it has not been told of."""
+    runs, versions = len(finished_runs(project)), len(registered(project))
+    bundle = Bundle.open(project.folder / "build/bundle").digest
+    project.run("dvc", "exp", "run", "--temp", "-S", "export.ask_margin=0.2")
+    assert Bundle.open(project.folder / "build/bundle").digest == bundle
+    assert not list((project.folder / ".dvc/tmp/exps").rglob("mlflow.db"))
+    newest = finished_runs(project)[0]
+    assert len(finished_runs(project)) == runs + 1
+    assert newest.data.params["export.ask_margin"] == "0.2"
+    version = max(registered(project), key=lambda each: each.version)
+    assert len(registered(project)) == versions + 1 and version.run_id == newest.info.run_id
+    client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    for path in (newest.info.artifact_uri, client.get_logged_model(version.model_id).artifact_location):
+        assert Path(path).is_relative_to(project.folder / "mlruns") and any(Path(path).rglob("*.*"))
 
 
 def test_a_remote_brings_data_and_models_to_another_copy(project: Project, tmp_path: Path) -> None:
@@ -76,7 +184,7 @@ def test_a_remote_brings_data_and_models_to_another_copy(project: Project, tmp_p
         config.write_text(before)
     other.run("dvc", "pull", "dvc.yaml")
     assert Bundle.open(other.folder / "build/bundle").digest == Bundle.open(project.folder / "build/bundle").digest
-    assert "Data and pipelines are up to date" in other.run("dvc", "status", "dvc.yaml").stdout
+    assert json.loads(other.run("dvc", "status", "--json", "dvc.yaml").stdout) == {"register": ["always changed"]}
 
 
 def test_dvc_shows_metrics_plots_and_parameters(project: Project) -> None:

@@ -78,12 +78,21 @@ def test_a_run_whose_process_is_gone_is_marked_failed(client: MlflowClient) -> N
     assert client.get_run(elsewhere).info.status == "RUNNING"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_stage_resumes_from_its_checkpoint_in_the_same_run(
-    project: Project, tmp_path: Path, number: int
-) -> None:
-    """Stage 1 is killed after its first epoch; the restart goes on from there and adds no run."""
-    copy = copy_project(tmp_path / "copy")
+def test_the_store_is_the_projects_where_dvc_runs_a_copy_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project/.dvc/tmp/exps/copy").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project/.dvc/tmp/exps/copy")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
+    client = connect()
+    assert (tmp_path / "project/mlflow.db").is_file() and not Path("mlflow.db").exists()
+    experiment = client.get_experiment_by_name("csr")
+    assert experiment is not None
+    assert experiment.artifact_location == str(tmp_path / "project/mlruns/csr")
+
+
+def kill_stage_1(project: Project, folder: Path, number: int) -> Project:
+    """A copy whose stage 1, of 6 epochs, was killed after its first."""
+    copy = copy_project(folder)
     (copy.folder / "params.yaml").write_text((project.folder / "params.yaml").read_text())
     copy.params({"concepts": {"epochs": 6}})
     (copy.folder / "data").mkdir(exist_ok=True)
@@ -103,6 +112,15 @@ def test_a_killed_stage_resumes_from_its_checkpoint_in_the_same_run(
         time.sleep(0.02)
     process.send_signal(number)
     assert process.wait(60) != 0
+    return copy
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_stage_resumes_from_its_checkpoint_in_the_same_run(
+    project: Project, tmp_path: Path, number: int
+) -> None:
+    """The restart goes on from there and adds no run."""
+    copy = kill_stage_1(project, tmp_path / "copy", number)
     client = MlflowClient(f"sqlite:///{copy.folder / 'mlflow.db'}")
     (dead,) = runs(client)
     if number == signal.SIGTERM:
@@ -110,7 +128,7 @@ def test_a_killed_stage_resumes_from_its_checkpoint_in_the_same_run(
     before = len(client.get_metric_history(dead.info.run_id, "concepts.train_loss"))
     assert 1 <= before < 6
 
-    copy.run("pipelines.concepts")
+    assert "an interrupted training" not in copy.run("pipelines.concepts").stdout
     (run,) = runs(client)
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "concepts.train_loss")]
     assert run.info.run_id == dead.info.run_id and run.info.status == "FINISHED"
@@ -118,3 +136,16 @@ def test_a_killed_stage_resumes_from_its_checkpoint_in_the_same_run(
     assert len(steps) <= 7  # at most the epoch that was under way ran twice
     assert len((copy.folder / "reports/curves/concepts.csv").read_text().splitlines()) == 7
     assert not list((copy.folder / ".state/checkpoints").glob("concepts-*"))
+
+
+def test_an_edit_to_the_code_between_kill_and_restart_starts_anew_and_says_so(project: Project, tmp_path: Path) -> None:
+    copy = kill_stage_1(project, tmp_path / "copy", signal.SIGKILL)
+    (old,) = (copy.folder / ".state/checkpoints").glob("concepts-*/state.pt")
+    losses = copy.folder / "csr/training/losses.py"
+    losses.write_text(losses.read_text() + "# edited\n")
+    copy.params({"concepts": {"epochs": 1}})
+    output = copy.run("pipelines.concepts").stdout
+    (sentence,) = (line for line in output.splitlines() if line.startswith("concepts: an interrupted training is not"))
+    assert sentence.endswith(": concepts.epochs is 1 and was 6, csr/training/losses.py has changed")
+    assert not old.exists()
+    assert len((copy.folder / "reports/curves/concepts.csv").read_text().splitlines()) == 2

@@ -93,6 +93,14 @@ def test_the_previous_folder_stays_readable_until_the_new_one_is_whole(tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
+def test_a_set_whose_reader_has_nothing_to_say_has_no_file_for_it(tmp_path, collection):
+    assert make_prepared(tmp_path / "set", collection).notes() == ()
+    with PreparedWriter(tmp_path / "set", 3, 1, 8) as writer:
+        writer.write_tables(some(collection, 3))
+        writer.write_notes(["„a“ is left out"])
+    assert PreparedSet.open(tmp_path / "set").notes() == ("„a“ is left out",)
+
+
 def test_leftovers_of_a_killed_run_are_no_part_of_the_next(tmp_path, collection):
     (tmp_path / "set.partial").mkdir()
     (tmp_path / "set.partial" / "stale.npy").write_bytes(b"old")

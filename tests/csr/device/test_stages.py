@@ -16,6 +16,7 @@ import torch
 from csr.bundle.atlas import Atlas, build_atlas
 from csr.bundle.runtime import GOLDEN_TOLERANCE, BundleRunner
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
+from csr.data.text_concepts import TextConcept, TextConceptConfig, concept_directions, concept_scores, load_encoder
 from csr.interaction.alpha import calibrate
 from csr.interaction.curves import InterventionConfig, intervention_curves
 from csr.interaction.review import prune, retrain_head, review
@@ -33,6 +34,7 @@ from csr.training.selection import count_curve
 from tests.csr.device.claimed import Accelerator, ClaimedTensor
 from tests.csr.device.conftest import STAGE1, STAGE2, STAGE3, Stages
 from tests.csr.synthetic import with_labels
+from tests.csr.toy_encoder import SHAPES, make_shapes
 
 CURVES = InterventionConfig(budget=2, errors=(0.0, 0.3))
 
@@ -229,3 +231,19 @@ def test_bundle_of_a_model_that_is_on_the_gpu(stages, accelerator, tmp_path):
     written, gap = bundle(stages, stages.csr().to("cuda"), tmp_path)
     assert gap <= ExportConfig().tolerance
     assert BundleRunner(written).golden_error() < GOLDEN_TOLERANCE
+
+
+def test_text_concepts(toy_checkpoint, accelerator):
+    """The image-text encoder, which is told where it computes; its embeddings come back to the host."""
+    config = TextConceptConfig("tests.csr.toy_encoder:load", "toy.pt", {name: TextConcept() for name in SHAPES})
+    collection, images = make_shapes()
+
+    def scores(place: torch.device | None) -> np.ndarray:
+        encoder = load_encoder(config.factory, toy_checkpoint, {}, place)
+        directions = concept_directions(encoder, config, collection.concepts)
+        return concept_scores(encoder, images, np.arange(20), directions)
+
+    claimed = scores(torch.device("cuda"))
+    before = accelerator.operations
+    np.testing.assert_array_equal(claimed, scores(None))
+    assert accelerator.operations == before > 0

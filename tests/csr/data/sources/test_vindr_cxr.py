@@ -242,6 +242,15 @@ def test_the_size_of_pixels_moves_to_the_canvas_where_it_is_known(physionet: Pat
     assert "median side, mm" in page
 
 
+def test_what_the_reader_has_to_say_stays_with_the_prepared_set(physionet: Path, tmp_path: Path) -> None:
+    raw, problems = read(physionet, least=3)
+    prepare_raw(raw, tmp_path / "prepared", 48, 1, 2, problems)
+    data = PreparedSet.open(tmp_path / "prepared")
+    (note,) = data.notes()
+    assert data.notes() == raw.notes
+    assert note[1:] in to_html("Data", data_sections(data, 8, data.skipped(), data.notes()))
+
+
 def test_every_label_can_be_a_target_or_a_concept(physionet: Path) -> None:
     choice = TaskChoice(targets=(DISEASE,), concepts=(FINDING,))
     options = SourceOptions(SplitShares(0.25, 0.0, 0), choice=choice, vindr_cxr=VinDrConfig(least=1))
