@@ -16,7 +16,7 @@ from csr.bundle.format import Bundle
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
 from csr.data.prepared import PreparedSet
 from csr.evaluation.evaluate import Predictions, evaluate_predictions
-from csr.evaluation.metrics import map_peaks
+from csr.evaluation.pointing import map_peaks
 from csr.interaction.corrections import Interaction, interaction_tensors
 from csr.network.reasoner import Reasoning
 from csr.network.trained import TrainedCSR
