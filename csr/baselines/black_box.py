@@ -32,7 +32,7 @@ from csr.network.concept_model import ConceptModel
 from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
 from csr.training.images import channel_statistics
-from csr.training.runtime import device, seed_everything
+from csr.training.runtime import device, seed_everything, seeds
 
 
 class BlackBox(System):
@@ -61,7 +61,7 @@ class BlackBox(System):
 
 def train_black_box(context: ExperimentContext) -> BlackBox:
     """Trains the shared backbone ``classes``."""
-    seed_everything(context.config.seed)
+    seed_everything(seeds(context.config.seed, "weights"))
     model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.classes)
     model.backbone.set_normalisation(*channel_statistics(context.data, context.data.collection.rows("train")))
     system = BlackBox(model, context.concepts)

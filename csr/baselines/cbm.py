@@ -39,7 +39,7 @@ from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
 from csr.training.images import channel_statistics, image_batches
 from csr.training.losses import masked_bce
-from csr.training.runtime import device, seed_everything
+from csr.training.runtime import device, seed_everything, seeds
 
 CONCEPT_WEIGHT = 1.0
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # λ of every last layer that is fitted to a frozen system
@@ -118,7 +118,7 @@ class CBM(System):
 
 def joint_cbm(context: ExperimentContext) -> CBM:
     """Trains concepts and classes together."""
-    seed_everything(context.config.seed)
+    seed_everything(seeds(context.config.seed, "weights"))
     train = context.data.collection.rows("train")
     model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.concepts)
     model.backbone.set_normalisation(*channel_statistics(context.data, train))

@@ -46,7 +46,7 @@ from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.augmentation import window
 from csr.training.images import image_batches
 from csr.training.loop import Task, fit
-from csr.training.runtime import count_batches, device, seed_everything
+from csr.training.runtime import count_batches, device, seed_everything, seeds
 
 PRETRAINING = 1 / 7  # of the epochs
 HEAD_EPOCHS = 3
@@ -137,7 +137,7 @@ def tanh_loss(scores: Tensor) -> Tensor:
 def pipnet(context: ExperimentContext) -> PIPNet:
     """Pretrains prototypes, trains the head on them, then trains everything."""
     config, train = context.config, context.data.collection.rows("train")
-    seed_everything(config.seed)
+    seed_everything(seeds(config.seed, "weights"))
     system = PIPNet(context.build_backbone(), context.classes, context.concepts).to(device())
     pretraining = round(PRETRAINING * config.epochs)
     head_rates = {"head.": HEAD_RATE / config.learning_rate}

@@ -41,7 +41,7 @@ from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentC
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.images import image_batches
-from csr.training.runtime import device, seed_everything
+from csr.training.runtime import device, seed_everything, seeds
 
 WIDTH = 128
 PER_CLASS = 10
@@ -145,7 +145,7 @@ class ProtoPNet(System):
 
 def protopnet(context: ExperimentContext) -> ProtoPNet:
     """Trains, pushes, prunes and tunes the last layer."""
-    seed_everything(context.config.seed)
+    seed_everything(seeds(context.config.seed, "weights"))
     system = ProtoPNet(context.build_backbone(), context.classes, context.concepts).to(device())
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
@@ -160,9 +160,9 @@ def protopnet(context: ExperimentContext) -> ProtoPNet:
 
     own_class = ~other_classes(system.owners, context.classes).T
     left = warm_up(context, "protopnet", system, system.backbone, terms)
-    for part in np.array_split(np.arange(left), ROUNDS):
+    for number, part in enumerate(np.array_split(np.arange(left), ROUNDS), 1):
         rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
-        train_on_images(context, "protopnet_joint", system, terms, epochs=len(part), rates=rates)
+        train_on_images(context, f"protopnet_round_{number}", system, terms, epochs=len(part), rates=rates)
         pushed = nearest_patches(system.encode, system.prototype_vectors.data, own_class, context)
         system.prototype_vectors.data = pushed
         distances, labels = training_distances(system, context)

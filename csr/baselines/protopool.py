@@ -53,7 +53,7 @@ from csr.baselines.protopnet import (
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.images import image_batches
-from csr.training.runtime import count_batches, device, seed_everything
+from csr.training.runtime import count_batches, device, seed_everything, seeds
 
 # CUB has one prototype a class and ten classes to share each; with five to ten classes that would be fewer prototypes
 # than slots. Four times the slots leaves every class a choice and classes still few enough prototypes to meet.
@@ -189,7 +189,7 @@ def sharpness_at(progress: float) -> float:
 def protopool(context: ExperimentContext) -> ProtoPool:
     """Trains everything but the last layer, pushes, tunes the last layer."""
     config, train = context.config, context.data.collection.rows("train")
-    seed_everything(config.seed)
+    seed_everything(seeds(config.seed, "weights"))
     system = ProtoPool(context.build_backbone(), context.classes, context.concepts).to(device())
     annealing = ANNEALING * config.epochs * count_batches(len(train), config.batch_size)
     steps = itertools.count()

@@ -41,7 +41,7 @@ from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentC
 from csr.baselines.protopnet import nearest_patches, squared_distances, warm_up
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
-from csr.training.runtime import count_batches, device, seed_everything
+from csr.training.runtime import count_batches, device, seed_everything, seeds
 
 WIDTH = 256
 DEPTH = 5
@@ -149,7 +149,7 @@ class LeafLearner:
 
 def prototree(context: ExperimentContext) -> ProtoTree:
     """Trains, prunes and projects."""
-    seed_everything(context.config.seed)
+    seed_everything(seeds(context.config.seed, "weights"))
     system = ProtoTree(context.build_backbone(), context.classes, context.concepts).to(device())
     rows = context.data.collection.rows("train")
     learner = LeafLearner(system, count_batches(len(rows), context.config.batch_size))

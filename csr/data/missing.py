@@ -31,7 +31,7 @@ def hide_concept_labels(collection: Collection, share: float, seed: int) -> Coll
     if not 0 <= share <= 1:
         raise ConfigError(f"share of concept labels to hide: {share} is outside 0..1")
     check_concept_labels(collection, collection.name)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 3])  # 0, 1 and 2 are the phantom's: its labels must not tell what is hidden
     rows, labels = collection.rows("train"), collection.concept_labels()
     known = ~np.isnan(labels[rows])
     free = known.copy()

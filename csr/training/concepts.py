@@ -29,6 +29,7 @@ from csr.training.runtime import (
     gather,
     own_part,
     seed_everything,
+    seeds,
     share_of_mean,
     world_size,
 )
@@ -92,7 +93,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
         TrainingError: the loss became NaN or infinite.
     """
     check_share(config.batch_size, world_size(), "concepts")
-    seed_everything(config.seed)
+    seed_everything(seeds(config.seed, "weights"))
     place = device()
     labels = torch.from_numpy(data.collection.concept_labels())
     train, val = data.collection.rows("train"), data.collection.rows("val")

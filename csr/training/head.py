@@ -22,7 +22,7 @@ from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
 from csr.training.losses import class_loss
 from csr.training.prototypes import all_positive_vectors, usage
-from csr.training.runtime import device, seed_everything
+from csr.training.runtime import device, seed_everything, seeds
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def train_head(
         TrainingError: the loss became NaN or infinite.
     """
     check_concept_labels(collection, collection.name)
-    seed_everything(config.seed)
+    seed_everything(seeds(config.seed, "head"))
     place = device()
     model = model.to(place)
     truth = torch.from_numpy(collection.truth()).to(place)

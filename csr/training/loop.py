@@ -19,7 +19,10 @@ from csr.training.runtime import (
     check_finite,
     count_batches,
     gradient_scaler,
+    rank,
     seed_everything,
+    seeds,
+    torch_seed,
 )
 
 CHECK_EVERY = 50  # steps between two looks at the loss; each makes a GPU's queue run empty
@@ -45,7 +48,7 @@ class Task:
     """What is trained.
 
     Args:
-        stage: name of the stage, for messages and progress bars.
+        stage: name of the stage or phase, for progress bars and for random numbers of its own.
         model: whose state is checkpointed; its parameters that require a gradient are trained by AdamW.
         rows: training rows to draw batches from.
         terms: rows of a batch → the loss terms, already weighted; their sum is minimised. Where processes share the
@@ -78,7 +81,8 @@ class Task:
 def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
     """Trains in place, from the callbacks' checkpoint if they have one, and reports each epoch.
 
-    Random numbers are seeded anew each epoch, so a resumed run continues as the uninterrupted one would have.
+    Random numbers are seeded anew each epoch, so a resumed run continues as the uninterrupted one would have. Those of
+    different stages, epochs and processes, of the order of the batches and of what changes in them are unrelated.
 
     The loss and its terms stay on the device: they are added up there in float64 and read once an epoch. Whether the
     loss is a number is looked up every `CHECK_EVERY` steps and before the epoch is reported, so no weights that are not
@@ -113,13 +117,13 @@ def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
         first = state["epoch"] + 1
 
     for epoch in range(first, config.epochs):
-        seed_everything(config.seed * 1000 + epoch)
-        task.draws.manual_seed(config.seed * 1000 + epoch)
+        seed_everything(seeds(config.seed, f"{task.stage}: steps", epoch, rank()))
+        task.draws.manual_seed(torch_seed(seeds(config.seed, f"{task.stage}: draws", epoch)))
         task.model.train()
         task.before_epoch(epoch)
         totals: dict[str, Tensor] = {}
         seen: Tensor | None = None
-        chosen = batches(task.rows, config.batch_size, config.seed, epoch)
+        chosen = batches(task.rows, config.batch_size, seeds(config.seed, f"{task.stage}: order", epoch))
         shown = callbacks.track(chosen, steps, f"{task.stage} {epoch + 1}/{config.epochs}")
         for step, rows in enumerate(shown, 1):
             terms = task.terms(rows)

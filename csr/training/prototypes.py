@@ -32,7 +32,9 @@ from csr.training.runtime import (
     gather,
     own_part,
     seed_everything,
+    seeds,
     share_of_mean,
+    torch_seed,
     world_size,
 )
 
@@ -140,7 +142,7 @@ def train_prototypes(
     """
     check_concept_labels(collection, collection.name)
     check_share(config.batch_size, world_size(), "prototypes")
-    seed_everything(config.seed)
+    seed_everything(seeds(config.seed, "projector"))
     place = device()
     labels = torch.from_numpy(collection.concept_labels())
     train, val = collection.rows("train"), collection.rows("val")
@@ -188,7 +190,7 @@ def all_positive_vectors(
 @torch.no_grad()
 def _seed_prototypes(model: PrototypeModel, vectors: Tensor, concept: Tensor, seed: int) -> None:
     """Starts each concept's prototypes on projected vectors of its own (the paper leaves initialisation open)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(torch_seed(seeds(seed, "prototypes")))
     projected = model.projector(vectors)
     for k in range(model.prototypes.raw.shape[0]):
         own = projected[concept == k]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import zlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -71,11 +72,27 @@ def gradient_scaler(precision: Precision) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device().type, enabled=number_format(precision) == torch.float16)
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch alike; a distributed rank adds itself so that augmentation differs by rank."""
-    random.seed(seed + rank())
-    np.random.seed(seed + rank())
-    torch.manual_seed(seed + rank())
+def seeds(seed: int, purpose: str, epoch: int = 0, process: int = 0) -> np.random.SeedSequence:
+    """Where the random numbers of one purpose, epoch and process of a run come from.
+
+    Sums such as seed + epoch + process are the same for many of them; the words of a seed sequence are mixed, so that
+    numbers of different words have nothing to do with each other (O'Neill 2015; numpy's documentation of SeedSequence).
+    There are always four words, since a sequence takes words that are missing for 0.
+    """
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), epoch, process])
+
+
+def torch_seed(sequence: np.random.SeedSequence) -> int:
+    """A seed for a generator of torch's."""
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def seed_everything(sequence: np.random.SeedSequence) -> None:
+    """Seeds the global generators of Python, numpy and torch, each with its own numbers."""
+    own = sequence.spawn(3)
+    random.seed(torch_seed(own[0]))
+    np.random.seed(own[1].generate_state(4))
+    torch.manual_seed(torch_seed(own[2]))
 
 
 def rank() -> int:
@@ -149,11 +166,11 @@ def average(values: Tensor) -> Tensor:
     return total / world_size()
 
 
-def batches(rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+def batches(rows: np.ndarray, batch_size: int, order: np.random.SeedSequence) -> Iterator[np.ndarray]:
     """Shuffles rows for an epoch and yields its batches, the same in every process; a short rest is cut."""
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    shuffled = np.random.default_rng(order).permutation(rows)
     for start in range(0, count_batches(len(rows), batch_size) * batch_size, batch_size):
-        yield np.sort(order[start : start + batch_size])
+        yield np.sort(shuffled[start : start + batch_size])
 
 
 def count_batches(rows: int, batch_size: int) -> int:

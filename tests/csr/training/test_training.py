@@ -32,6 +32,7 @@ from csr.training.prototypes import (
     train_prototypes,
     usage,
 )
+from csr.training.runtime import seeds
 from tests.csr.synthetic import make_cache, make_collection, make_prepared, make_reasoner, with_labels
 
 NET = ConceptModelConfig("test_resnet", stride=8)
@@ -563,29 +564,29 @@ def test_dropped_concepts_score_their_absent_values_whole_concepts_at_a_time():
 
 def test_batches_are_a_new_permutation_each_epoch_of_whole_batches():
     rows = np.arange(100, 123)
-    first = list(runtime.batches(rows, 5, seed=0, epoch=0))
+    first = list(runtime.batches(rows, 5, seeds(0, "order")))
     assert [len(batch) for batch in first] == [5] * 4
     drawn = np.concatenate(first)
     assert len(set(drawn)) == 20
     assert set(drawn) <= set(rows)
-    again, second = (np.concatenate(list(runtime.batches(rows, 5, 0, epoch))) for epoch in (0, 1))
+    again, second = (np.concatenate(list(runtime.batches(rows, 5, seeds(0, "order", epoch)))) for epoch in (0, 1))
     np.testing.assert_array_equal(drawn, again)
     assert not np.array_equal(drawn, second)
 
 
 def test_fewer_rows_than_a_batch_make_one_batch():
-    (only,) = runtime.batches(np.arange(3), 8, 0, 0)
+    (only,) = runtime.batches(np.arange(3), 8, seeds(0, "order"))
     np.testing.assert_array_equal(only, np.arange(3))
 
 
 def test_processes_of_a_distributed_run_are_given_the_same_whole_batches(monkeypatch):
     """Which they share, so that the batch size does not depend on their number."""
-    alone = list(runtime.batches(np.arange(31), 5, 0, 0))
+    alone = list(runtime.batches(np.arange(31), 5, seeds(0, "order")))
     monkeypatch.setattr(runtime, "world_size", lambda: 3)
     for rank in range(3):
         monkeypatch.setattr(runtime, "rank", lambda rank=rank: rank)
         assert runtime.count_batches(31, 5) == 6
-        for batch, expected in zip(runtime.batches(np.arange(31), 5, 0, 0), alone, strict=True):
+        for batch, expected in zip(runtime.batches(np.arange(31), 5, seeds(0, "order")), alone, strict=True):
             np.testing.assert_array_equal(batch, expected)
 
 
