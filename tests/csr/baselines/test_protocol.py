@@ -227,6 +227,8 @@ def test_a_frozen_parameter_stays_and_a_slow_one_lags(data):
 class OnBackbone(System):
     """A backbone of ones, and a number beside it, that all move against a constant gradient."""
 
+    config = from_config = None  # never saved
+
     def __init__(self, context) -> None:
         super().__init__()
         self.backbone, self.beside = context.build_backbone(), nn.Parameter(torch.ones(()))

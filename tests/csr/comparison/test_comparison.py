@@ -148,6 +148,8 @@ def test_every_systems_latency_is_the_median_of_answers_taken_in_turns(monkeypat
 class Layout(System):
     """One convolution; notes how its weights and the image lie in memory."""
 
+    config = from_config = None  # never saved
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Conv2d(3, 4, 3)
@@ -272,7 +274,7 @@ def test_pruned_prototypes_are_not_counted(context, shared_backbones):
     trained, _ = open_shared_backbone(shared_backbones / "concepts_average")
     half = systems({"robust": ROBUST, "paper": replace(PAPER, head=replace(PAPER.head, least_usage=0.15))})["csr_paper"]
     system, result = run_system(half, replace(context, shared_backbone=trained))
-    assert 3 <= result.about["prototypes"] == system.prototypes == int(system.network.reasoner.alive.sum()) < 3 * 7
+    assert 3 <= result.about["prototypes"] == system.prototypes == int(system.csr.reasoner.alive.sum()) < 3 * 7
 
 
 def test_a_system_trains_for_its_share_of_the_budget(context):
