@@ -57,6 +57,12 @@ class Project:
         merge(content, changes)
         file.write_text(yaml.safe_dump(content, sort_keys=False))
 
+    def commit(self, message: str) -> None:
+        """Commits all that git does not ignore."""
+        git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", "-C", str(self.folder)]
+        for command in (["add", "-A"], ["commit", "-q", "-m", message]):
+            subprocess.run([*git, *command], check=True, capture_output=True)
+
 
 def merge(content: dict[str, Any], changes: dict[str, Any]) -> None:
     for key, value in changes.items():
@@ -80,10 +86,10 @@ def copy_project(folder: Path) -> Project:
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", "-C", str(folder)]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "copy"]):
-        subprocess.run([*git, *command], check=True, capture_output=True)
-    return Project(folder)
+    subprocess.run(["git", "init", "-q", str(folder)], check=True, capture_output=True)
+    made = Project(folder)
+    made.commit("copy")
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -92,4 +98,5 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = copy_project(tmp_path_factory.mktemp("project"))
     made.params(SMALL)
     made.run("dvc", "repro")
+    made.commit("reproduced")  # dvc.lock and the reports, as one does
     return made

@@ -40,6 +40,7 @@ from pipelines.comparison import (
     rival,
     shared_backbone,
 )
+from pipelines.params import load_params
 from tests.csr.synthetic import make_collection, make_prepared
 from tests.pipelines.conftest import ROOT, merge
 
@@ -498,4 +499,6 @@ def test_presets_differ_in_their_recipes_and_parameters_hold_for_both(
     robust, paper = found["robust"], found["paper"]
     assert (robust.prototypes.gamma, paper.prototypes.gamma) == (10, 1000)
     assert (robust.head.clip, paper.head.clip) == (True, False)
+    pooling = {preset: load_params(preset=preset).concepts.model.pooling for preset in found}
+    assert pooling == {"robust": "lse", "paper": "average"}  # as the shared backbones that they rest on have it
     assert robust.prototypes.per_concept == paper.prototypes.per_concept == 2

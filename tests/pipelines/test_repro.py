@@ -70,7 +70,7 @@ def test_a_second_repro_only_finds_the_bundle_registered(project: Project) -> No
     lock = (project.folder / "dvc.lock").read_text()
     output = project.run("dvc", "repro").stdout
     assert re.findall(r"Running stage '(.*)'", output) == ["register"]
-    assert "register: build/bundle is version 1 of 'csr'" in output
+    assert re.search(r"register: build/bundle is version \d+ of 'csr'", output)
     assert (len(finished_runs(project)), len(registered(project))) == (runs, versions)
     assert (project.folder / "dvc.lock").read_text() == lock
 
@@ -137,9 +137,9 @@ def test_a_bundle_that_comes_from_the_run_cache_is_registered_too(project: Proje
     """Here in a registry that has never seen it, as another machine's would be."""
     file = project.folder / "params.yaml"
     before, first = file.read_text(), Bundle.open(project.folder / "build/bundle").digest
-    project.params({"export": {"ask_margin": 0.25}})
+    project.params({"export": {"ask_margin": 0.24}})
     try:
-        assert "register: build/bundle is version 2 of 'csr'" in project.run("dvc", "repro").stdout
+        project.run("dvc", "repro")
         second = Bundle.open(project.folder / "build/bundle").digest
     finally:
         file.write_text(before)
@@ -147,29 +147,32 @@ def test_a_bundle_that_comes_from_the_run_cache_is_registered_too(project: Proje
         output = project.run("dvc", "repro", **elsewhere).stdout
     assert "Stage 'export' is cached - skipping run" in output
     assert "register: build/bundle is version 1 of 'csr'" in output
-    digests = {version.version: version.tags["bundle.digest"] for version in registered(project)}
-    assert first != second and digests == {1: first, 2: second}
-    runs = {run.info.run_id: run.data.tags["bundle.digest"] for run in finished_runs(project)}
-    assert {runs[version.run_id] for version in registered(project)} == {first, second}
     (other,) = MlflowClient(f"sqlite:///{tmp_path / 'other.db'}").search_model_versions("name = 'csr'")
-    assert other.tags["bundle.digest"] == first and not other.run_id
+    assert other.tags["bundle.digest"] == first != second and not other.run_id
+    makers = {run.info.run_id: run.data.tags.get("bundle.digest") for run in finished_runs(project)}
+    versions = {version.tags["bundle.digest"]: version for version in registered(project)}
+    assert len(versions) == len(registered(project)) and {first, second} <= set(versions)
+    assert all(makers[version.run_id] == digest for digest, version in versions.items())
 
 
 def test_an_experiment_in_a_copy_writes_to_the_projects_own_store(project: Project) -> None:
     """DVC throws the copy away, and with it all that it has not been told of."""
     runs, versions = len(finished_runs(project)), len(registered(project))
     bundle = Bundle.open(project.folder / "build/bundle").digest
-    project.run("dvc", "exp", "run", "--temp", "-S", "export.ask_margin=0.2")
+    output = project.run("dvc", "exp", "run", "--temp", "-S", "export.ask_margin=0.15").stdout
+    assert set(re.findall(r"Running stage '(.*)'", output)) == {"export", "register"}
     assert Bundle.open(project.folder / "build/bundle").digest == bundle
     assert not list((project.folder / ".dvc/tmp/exps").rglob("mlflow.db"))
     newest = finished_runs(project)[0]
     assert len(finished_runs(project)) == runs + 1
-    assert newest.data.params["export.ask_margin"] == "0.2"
+    assert newest.data.params["export.ask_margin"] == "0.15"
     version = max(registered(project), key=lambda each: each.version)
     assert len(registered(project)) == versions + 1 and version.run_id == newest.info.run_id
     client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
-    for path in (newest.info.artifact_uri, client.get_logged_model(version.model_id).artifact_location):
-        assert Path(path).is_relative_to(project.folder / "mlruns") and any(Path(path).rglob("*.*"))
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    for path in (newest.info.artifact_uri, model.artifact_location):
+        assert Path(path).is_relative_to(project.folder / "mlruns")
+    assert (Path(model.artifact_location) / "manifest.json").is_file()
 
 
 def test_a_remote_brings_data_and_models_to_another_copy(project: Project, tmp_path: Path) -> None:
