@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
 .PHONY: help setup demo repro dvc compare retrain serve mlflow test lint format bench-prepare bench-serving test-faults \
-	lock triton clean clone
+	lock triton docs clean clone
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -85,9 +85,13 @@ test-faults: $(READY) triton ## the long part of the tests: kills replicas, Trit
 bench-serving: $(READY) triton ## the server beside a bare echo, bare ONNX Runtime and Triton; writes reports/serving.md
 	@python -m tests.bench.serving
 
+docs: $(READY) ## build the documentation into build/site, to be read from the disk
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+	echo "docs: open build/site/index.html"
+
 lock: $(READY) ## pin all dependencies of pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/python -m pip install --quiet "uv>=0.9,<1"
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --upgrade -o requirements.lock
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --upgrade -o requirements.lock
 
 clean: ## remove what the pipeline made (not .venv, not MLflow's store)
 	@rm -rf build data/prepared .state

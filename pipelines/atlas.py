@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-
 from csr.bundle.atlas import build_atlas
 from csr.bundle.format import write_atlas
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
-from csr.training import head, prototypes
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
+from csr.training.runtime import use_device
 from pipelines.params import Params
-from pipelines.stage import ATLAS, FEATURES, HEAD, PREPARED, PROTOTYPES, run_stage
+from pipelines.stage import ATLAS, FEATURES, HEAD, PREPARED, run_stage
 from pipelines.tracking import log_metrics
 
 
 def atlas(params: Params) -> None:
     """Writes ``build/atlas``: ``atlas.json`` and ``crops.npy``."""
+    use_device(params.train.device)
     data, cache = PreparedSet.open(PREPARED), FeatureCache.open(FEATURES)
-    model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
-    reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
-    built = build_atlas(data, cache, model, reasoner)
+    built = build_atlas(data, cache, TrainedCSR.load(HEAD / "model.pt"))
     with atomic_folder(ATLAS) as folder:
         write_atlas(folder, built.entries, built.crops)
     used = sum(entry.usage > 0 for entry in built.entries)

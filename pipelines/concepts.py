@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
+from csr.network.checkpoint import write_checkpoint
+from csr.network.rebuild import concept_model_checkpoint
 from csr.training.callbacks import Callbacks, State
-from csr.training.concepts import ConceptTrainingConfig, to_checkpoint, train_concepts
+from csr.training.concepts import ConceptTrainingConfig, train_concepts
 from pipelines.figures.curves import write_curves
 from pipelines.params import Params
 from pipelines.stage import CONCEPTS, PREPARED, REPORTS, run_stage
@@ -20,7 +20,7 @@ from pipelines.training import train
 def fit(prepared: str, config: ConceptTrainingConfig, callbacks: Callbacks) -> State:
     """What one worker runs."""
     data = PreparedSet.open(Path(prepared))
-    return to_checkpoint(train_concepts(data, config, callbacks), data.collection.concepts)
+    return concept_model_checkpoint(train_concepts(data, config, callbacks))
 
 
 def concepts(params: Params) -> None:
@@ -28,7 +28,7 @@ def concepts(params: Params) -> None:
     function = partial(fit, str(PREPARED.resolve()), params.concepts)
     checkpoint, history = train("concepts", function, params.concepts, [PREPARED], params.train)
     with atomic_folder(CONCEPTS) as folder:
-        torch.save(checkpoint, folder / "model.pt")
+        write_checkpoint(checkpoint, folder / "model.pt")
     write_curves("concepts", history, REPORTS / "curves")
 
 

@@ -13,22 +13,22 @@ from csr.data.prepared import PreparedSet
 from csr.evaluation.calibration import risk_coverage
 from csr.evaluation.evaluate import evaluate_predictions, pointing_by_concept, rounded
 from csr.evaluation.predictions import Predictions
-from csr.network.reasoner import Reasoner
-from csr.training import head, prototypes
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.prediction import predict
+from csr.training.runtime import device, use_device
 from pipelines.figures.evaluation import write_confusion, write_montage, write_operating_points, write_risk_coverage
 from pipelines.params import Params
-from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
+from pipelines.stage import FEATURES, HEAD, PREPARED, REPORTS, run_stage
 from pipelines.tracking import log_file, log_metrics
 
 
 def evaluate(params: Params) -> None:
     """Writes everything that ``dvc metrics`` and ``dvc plots`` show."""
+    use_device(params.train.device)
     data, cache = PreparedSet.open(PREPARED), FeatureCache.open(FEATURES)
-    model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
-    reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
-    predictions = predict(data.collection, cache, model, reasoner, data.side)
+    csr = TrainedCSR.load(HEAD / "model.pt")
+    predictions = predict(data, cache, csr)
     report = evaluate_predictions(data.collection, predictions, data.side)
 
     plots = REPORTS / "plots"
@@ -36,7 +36,7 @@ def evaluate(params: Params) -> None:
     _write_predictions(data, predictions)
     by_concept = pointing_by_concept(data.collection, predictions, data.side)
     pd.DataFrame(by_concept, columns=["part", "concept", "pointing_game"]).to_csv(plots / "pointing.csv", index=False)
-    _draw_montage(data, cache, model, reasoner, predictions, params.evaluate.montage)
+    _draw_montage(data, cache, csr, predictions, params.evaluate.montage)
 
     diagnostics = pd.read_csv(REPORTS / "curves" / "prototypes.csv").iloc[-1]
     names = ("alive", "alive_count", "assignment_entropy", "within", "between", "accuracy")
@@ -69,8 +69,7 @@ def _write_predictions(data: PreparedSet, predictions: Predictions) -> None:
 def _draw_montage(
     data: PreparedSet,
     cache: FeatureCache,
-    model: prototypes.PrototypeModel,
-    reasoner: Reasoner,
+    csr: TrainedCSR,
     predictions: Predictions,
     count: int,
 ) -> None:
@@ -80,8 +79,9 @@ def _draw_montage(
     kinds = collection.class_indicators() if collection.classes else collection.concept_labels()
     chosen = _first_of_each(kinds[predictions.rows] == 1, count)
     rows = predictions.rows[chosen]
-    features, _ = cache.batch(rows, next(model.parameters()).device)
-    maps = reasoner(model.projector.project_maps(features)).concept_maps.cpu().numpy()
+    csr = csr.to(device())
+    features, _ = cache.batch(rows, csr.place)
+    maps = csr.reasoner(csr.project(features)).concept_maps.cpu().numpy()
     assert predictions.concepts is not None
     write_montage(
         data,

@@ -5,33 +5,28 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import torch
 
 from csr.bundle.atlas import Atlas
 from csr.bundle.format import read_atlas
 from csr.bundle.writing import Provenance, write_bundle
 from csr.data.prepared import PreparedSet
-from csr.network.csr import CSR, Encoder
-from csr.training import concepts, head, prototypes
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from pipelines.params import Params
 from pipelines.revision import revision
-from pipelines.stage import ATLAS, BUNDLE, CONCEPTS, FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
+from pipelines.stage import ATLAS, BUNDLE, FEATURES, HEAD, PREPARED, REPORTS, run_stage
 from pipelines.tracking import BUNDLE_DIGEST, log_metrics, log_tag
 
 
 def export(params: Params) -> None:
     """Writes ``build/bundle``."""
     data = PreparedSet.open(PREPARED)
-    concept_model = concepts.from_checkpoint(torch.load(CONCEPTS / "model.pt", weights_only=True))
-    prototype_model = prototypes.from_checkpoint(torch.load(PROTOTYPES / "model.pt", weights_only=True))
-    reasoner = head.from_checkpoint(torch.load(HEAD / "model.pt", weights_only=True))
     metrics = json.loads((REPORTS / "metrics.json").read_text())
     bundle, gap = write_bundle(
         BUNDLE,
         data,
         FeatureCache.open(FEATURES),
-        CSR(Encoder(concept_model, prototype_model.projector), reasoner),
+        TrainedCSR.load(HEAD / "model.pt"),
         Atlas(read_atlas(ATLAS), np.load(ATLAS / "crops.npy")),
         params.export,
         Provenance(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
-from csr.training.concepts import from_checkpoint
+from csr.network.checkpoint import read_checkpoint
+from csr.network.rebuild import concept_model_from_checkpoint
 from csr.training.features import compute_features
+from csr.training.runtime import use_device
 from pipelines.params import Params
 from pipelines.progress import ProgressBars
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, run_stage
@@ -15,7 +15,8 @@ from pipelines.stage import CONCEPTS, FEATURES, PREPARED, run_stage
 
 def features(params: Params) -> None:
     """Writes the feature cache to ``build/features``."""
-    model = from_checkpoint(torch.load(CONCEPTS / "model.pt", weights_only=True))
+    use_device(params.train.device)
+    model = concept_model_from_checkpoint(read_checkpoint(CONCEPTS / "model.pt", "concept model"))
     with atomic_folder(FEATURES) as folder:
         compute_features(model, PreparedSet.open(PREPARED), folder, ProgressBars())
 

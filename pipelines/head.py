@@ -5,40 +5,53 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import NamedTuple
 
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.interaction.alpha import calibrate
+from csr.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from csr.network.prototypes import prototype_model_from_checkpoint
+from csr.network.rebuild import concept_model_from_checkpoint
+from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
-from csr.training.head import HeadConfig, to_checkpoint, train_head
-from csr.training.prototypes import from_checkpoint
+from csr.training.head import HeadConfig, train_head
 from pipelines.figures.curves import write_curves
 from pipelines.params import Params
-from pipelines.stage import FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
+from pipelines.stage import CONCEPTS, FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
 from pipelines.training import train
 
 
-def fit(prepared: str, features: str, prototypes: State, config: HeadConfig, callbacks: Callbacks) -> State:
+class Stages(NamedTuple):
+    """Checkpoints of what the head rests on."""
+
+    concepts: Checkpoint
+    prototypes: Checkpoint
+
+
+def fit(prepared: str, features: str, stages: Stages, config: HeadConfig, callbacks: Callbacks) -> State:
     """What the worker runs."""
-    data = PreparedSet.open(Path(prepared))
-    cache = FeatureCache.open(Path(features))
-    model = from_checkpoint(prototypes)
-    reasoner = train_head(data.collection, cache, model, config, callbacks)
-    calibrate(data.collection, cache, model, reasoner, data.side)
-    return to_checkpoint(reasoner, config)
+    data, cache = PreparedSet.open(Path(prepared)), FeatureCache.open(Path(features))
+    collection, prototypes = data.collection, prototype_model_from_checkpoint(stages.prototypes)
+    reasoner = train_head(collection, cache, prototypes, config, callbacks)
+    concepts = concept_model_from_checkpoint(stages.concepts)
+    csr = TrainedCSR(concepts, prototypes, reasoner, collection.concepts, collection.classes)
+    calibrate(data, cache, csr)
+    return csr.to_checkpoint()
 
 
 def head(params: Params) -> None:
-    """Trains and writes ``build/head/model.pt`` and the curves. One worker is enough, whatever the cluster."""
-    state = torch.load(PROTOTYPES / "model.pt", weights_only=True)
-    function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), state, params.head)
+    """Trains and writes ``build/head/model.pt``, the whole trained CSR, and the curves. One worker is enough, whatever
+    the cluster."""
+    concepts = read_checkpoint(CONCEPTS / "model.pt", "concept model")
+    prototypes = read_checkpoint(PROTOTYPES / "model.pt", "prototype model")
+    stages = Stages(concepts, prototypes)
+    function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), stages, params.head)
     where = replace(params.train, workers=min(params.train.workers, 1))
-    checkpoint, history = train("head", function, params.head, [PREPARED, FEATURES, PROTOTYPES], where)
+    checkpoint, history = train("head", function, params.head, [PREPARED, CONCEPTS, FEATURES, PROTOTYPES], where)
     with atomic_folder(HEAD) as folder:
-        torch.save(checkpoint, folder / "model.pt")
+        write_checkpoint(checkpoint, folder / "model.pt")
     write_curves("head", history, REPORTS / "curves")
 
 

@@ -21,12 +21,14 @@ from csr.data.phantom.plan import PhantomConfig
 from csr.data.records import Task
 from csr.data.sources.tbx11k import TBX11KConfig
 from csr.data.sources.vindr_cxr import VinDrConfig
+from csr.data.splits import SplitShares
 from csr.data.tasks import TaskChoice
 from csr.data.text_concepts import TextConceptConfig
 from csr.errors import ConfigError
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
+from csr.training.runtime import DeviceChoice, check_share
 
 PARAMS_FILE = Path("params.yaml")
 PRESETS = Path("params/presets")  # beside the parameters
@@ -58,9 +60,9 @@ class DataParams:
     path: str = "data/raw"
     side: int = 192
     channels: Literal[1, 3] = 1
-    validation_share: float = 0.15
-    test_share: float = 0.2
-    split_seed: int = 0
+    validation_share: float = SplitShares.validation
+    test_share: float = SplitShares.test
+    split_seed: int = SplitShares.seed
     workers: int = 0
     skip_bad: bool = False
     near_bits: int = NEAR
@@ -92,8 +94,9 @@ class TrainParams:
     """Where the training stages run.
 
     Args:
-        workers: 0 runs in this process; n ≥ 1 starts Ray with n workers.
-        gpu: ``auto`` gives each worker a GPU when there is one.
+        workers: 0 runs in this process; n ≥ 1 starts Ray with n workers. They share each batch of stages 1 and 2, so
+            what is learned is the same, but for rounding, however many they are.
+        gpu: ``auto`` gives this process, or each worker, a GPU when there is one; ``never`` keeps all stages off it.
         threads: torch threads a process on the CPU; 0 leaves torch's choice.
         max_failures: how often Ray restarts a failed worker group, from its last checkpoint.
     """
@@ -102,6 +105,11 @@ class TrainParams:
     gpu: Literal["auto", "never"] = "auto"
     threads: int = 0
     max_failures: int = 1
+
+    @property
+    def device(self) -> DeviceChoice:
+        """What stages tell `csr.training.runtime.use_device`."""
+        return "auto" if self.gpu == "auto" else "cpu"
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,13 @@ class Params:
     export: ExportConfig = field(default_factory=ExportConfig)
     comparison: ComparisonParams = field(default_factory=ComparisonParams)
     train: TrainParams = field(default_factory=TrainParams)
+
+    def __post_init__(self) -> None:
+        try:
+            check_share(self.concepts.batch_size, self.train.workers, "concepts")
+            check_share(self.prototypes.batch_size, self.train.workers, "prototypes")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
 
 def load_params(file: Path = PARAMS_FILE, preset: str | None = None) -> Params:

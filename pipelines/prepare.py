@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from csr.data.decoded import DecodedImages
@@ -31,14 +32,16 @@ def prepare(params: Params) -> None:
     if data.source == "phantom":
         collection = generate(data.phantom, data.side, PREPARED, workers, _progress)
     else:
-        collection = _prepare_raw(data, workers)
+        gpu = params.train.gpu == "auto" and torch.cuda.is_available()
+        collection = _prepare_raw(data, workers, torch.device("cuda" if gpu else "cpu"))
     log_tag("data.name", collection.name)
     log_tag("data.digest", PreparedSet.open(PREPARED).digest())
     counts = collection.studies["split"].value_counts()
     log_metrics("prepare", {"boxes": len(collection.boxes)} | {f"{split}_studies": n for split, n in counts.items()})
 
 
-def _prepare_raw(data: DataParams, workers: int) -> Collection:
+def _prepare_raw(data: DataParams, workers: int, place: torch.device) -> Collection:
+    """The tables; an image-text encoder computes on ``place``."""
     problems, texts, folder = Problems(), data.text_concepts, Path(data.path)
     assert data.source != "phantom"
     shares = SplitShares(data.validation_share, data.test_share, data.split_seed)
@@ -57,16 +60,16 @@ def _prepare_raw(data: DataParams, workers: int) -> Collection:
         progress=_progress,
     )
     if texts is not None:
-        prepare_all = _with_text_concepts(prepare_all, raw.collection, texts)
+        prepare_all = _with_text_concepts(prepare_all, raw.collection, texts, place)
     with DecodedImages(STATE / "decoded", folder, (data.channels, data.side, data.side)) as decoded:
         return prepare_all(decoded=decoded)
 
 
 def _with_text_concepts(
-    prepare_all: partial[Collection], collection: Collection, texts: TextConceptConfig
+    prepare_all: partial[Collection], collection: Collection, texts: TextConceptConfig, place: torch.device
 ) -> partial[Collection]:
     """The same, with the labels that an encoder gives."""
-    encoder = load_encoder(texts.factory, Path(texts.checkpoint), texts.options)
+    encoder = load_encoder(texts.factory, Path(texts.checkpoint), texts.options, place)
     # before images are decoded, so that a mistake in the texts costs seconds
     directions = concept_directions(encoder, texts, collection.concepts)
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
+from csr.network.checkpoint import write_checkpoint
+from csr.network.prototypes import prototype_model_checkpoint, prototype_model_from_checkpoint
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
-from csr.training.prototypes import PrototypeConfig, from_checkpoint, to_checkpoint, train_prototypes
+from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.selection import CountCurve, count_curve, pilot
 from pipelines.figures.count_curve import write_count_curve
 from pipelines.figures.curves import write_curves
@@ -25,7 +25,8 @@ from pipelines.training import train
 def fit(prepared: str, features: str, config: PrototypeConfig, callbacks: Callbacks) -> State:
     """What one worker runs."""
     collection = PreparedSet.open(Path(prepared)).collection
-    return to_checkpoint(train_prototypes(collection, FeatureCache.open(Path(features)), config, callbacks))
+    cache = FeatureCache.open(Path(features))
+    return prototype_model_checkpoint(train_prototypes(collection, cache, config, callbacks))
 
 
 def prototypes(params: Params) -> None:
@@ -41,7 +42,7 @@ def prototypes(params: Params) -> None:
         config = replace(config, per_concept=curve.enough)
     checkpoint, history = _train("prototypes", config, params.train)
     with atomic_folder(PROTOTYPES) as folder:
-        torch.save(checkpoint, folder / "model.pt")
+        write_checkpoint(checkpoint, folder / "model.pt")
     write_curves("prototypes", history, REPORTS / "curves")
     write_count_curve(curve or _curve(checkpoint), PreparedSet.open(PREPARED).collection.concepts, REPORTS / "curves")
     log_metrics("prototypes", {"per_concept": checkpoint["config"]["per_concept"]})
@@ -54,7 +55,7 @@ def _train(name: str, config: PrototypeConfig, where: TrainParams) -> tuple[Stat
 
 def _curve(checkpoint: State) -> CountCurve:
     collection = PreparedSet.open(PREPARED).collection
-    return count_curve(from_checkpoint(checkpoint), collection, FeatureCache.open(FEATURES))
+    return count_curve(prototype_model_from_checkpoint(checkpoint), collection, FeatureCache.open(FEATURES))
 
 
 if __name__ == "__main__":

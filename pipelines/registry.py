@@ -1,22 +1,19 @@
-"""The model registry: bundles as versions of ``csr``, the alias ``champion``, and the record of what it pointed at.
+"""The model registry: bundles as versions of ``csr``, and which of them serving answers with.
 
-MLflow keeps no history of an alias, so every move is a run of the experiment ``csr-promotions`` with the tags
-``from``, ``to``, ``reason`` and ``by``. The alias is the only pointer that serving follows.
+On the command line:
 
     csr models list
     csr models history
     csr models promote VERSION --reason "..."
-    csr models rollback --reason "..."
-    csr models challenge VERSION        (or none, to end the trial)
+    csr models rollback --reason "..."          (again: one version further back)
+    csr models challenge VERSION                (or none, to end the trial)
 """
 
 from __future__ import annotations
 
 import argparse
-import getpass
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -26,21 +23,10 @@ from mlflow.tracking import MlflowClient
 
 from csr.bundle.format import Bundle
 from csr.errors import BundleError, CSRError
-from pipelines.tracking import BUNDLE_DIGEST, MODEL_NAME, connect, experiment_id, open_experiment
+from pipelines.champion import CHAMPION, history, promote, rollback, settle
+from pipelines.tracking import BUNDLE_DIGEST, MODEL_NAME, connect, experiment_id
 
-CHAMPION = "champion"
 CHALLENGER = "challenger"  # serving may let it answer too, see `serving.models.in_service.Challenge`
-PROMOTIONS = "csr-promotions"
-
-
-@dataclass(frozen=True)
-class Move:
-    """One move of the alias; ``source`` is empty for the first."""
-
-    source: str
-    target: str
-    reason: str
-    by: str
 
 
 def register(bundle: Bundle) -> str:
@@ -74,14 +60,6 @@ def version_of(client: MlflowClient, digest: str) -> str | None:
     return None
 
 
-def champion(client: MlflowClient) -> str | None:
-    """The version that ``champion`` points at, or None before the first promotion."""
-    try:
-        return str(client.get_model_version_by_alias(MODEL_NAME, CHAMPION).version)
-    except MlflowException:
-        return None
-
-
 def fetch(version: str, folder: Path) -> Bundle:
     """Downloads a version into ``folder`` and opens it, verifying its digests.
 
@@ -97,46 +75,6 @@ def fetch(version: str, folder: Path) -> Bundle:
     # MLflow adds a note of its own beside what was logged
     (Path(path) / "registered_model_meta").unlink(missing_ok=True)
     return Bundle.open(Path(path))
-
-
-def move_champion(client: MlflowClient, version: str, reason: str) -> Move:
-    """Points ``champion`` at a version and puts the move on the record.
-
-    Raises:
-        BundleError: there is no such version.
-    """
-    try:
-        client.get_model_version(MODEL_NAME, version)
-    except MlflowException:
-        raise BundleError(f"version {version!r} of {MODEL_NAME!r} does not exist in MLflow") from None
-    move = Move(champion(client) or "", version, reason, getpass.getuser())
-    experiment = open_experiment(PROMOTIONS)
-    tags = {"from": move.source, "to": move.target, "reason": move.reason, "by": move.by}
-    run = client.create_run(experiment, run_name=f"{move.source or 'none'} to {version}", tags=tags)
-    client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
-    client.set_terminated(run.info.run_id)
-    return move
-
-
-def history(client: MlflowClient) -> list[Move]:
-    """All moves of ``champion``, oldest first."""
-    experiment = client.get_experiment_by_name(PROMOTIONS)
-    if experiment is None:
-        return []
-    runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'", order_by=["start_time ASC"])
-    return [Move(*(run.data.tags.get(name, "") for name in ("from", "to", "reason", "by"))) for run in runs]
-
-
-def rollback(client: MlflowClient, reason: str) -> Move:
-    """Points ``champion`` back at what it pointed at before its last move.
-
-    Raises:
-        BundleError: there is nothing to go back to.
-    """
-    moves = history(client)
-    if not moves or not moves[-1].source:
-        raise BundleError(f"{CHAMPION!r} has no earlier version to go back to")
-    return move_champion(client, moves[-1].source, reason)
 
 
 def _ensure_registered_model(client: MlflowClient) -> None:
@@ -183,27 +121,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all versions and their aliases")
     commands.add_parser("history", help="every move of the champion")
-    promote = commands.add_parser("promote", help="make a version the champion")
-    promote.add_argument("version")
-    back = commands.add_parser("rollback", help="make the version before the champion again")
+    forward = commands.add_parser("promote", help="make a version the champion")
+    forward.add_argument("version")
+    back = commands.add_parser("rollback", help="make the version before it the champion again")
     trial = commands.add_parser("challenge", help="put a version on trial beside the champion")
     trial.add_argument("version", help="or none")
-    for command in (promote, back):
-        command.add_argument("--reason", required=True)
+    for command in (forward, back):
+        command.add_argument("--reason", required=True, help="kept on record")
     given = parser.parse_args(arguments)
     client = connect()
+    for told in settle(client):
+        print(told, file=sys.stderr)
     if given.command == "list":
         print(*listing(client), sep="\n")
     elif given.command == "history":
-        moves = [f"{move.source or 'none'} → {move.target}  {move.reason}  ({move.by})" for move in history(client)]
+        moves = [f"{move}  {move.reason}  ({move.kind} by {move.by})" for move in history(client)]
         print(*moves or [f"{CHAMPION} has never moved"], sep="\n")
     elif given.command == "challenge":
         challenge(client, None if given.version == "none" else given.version)
         print(f"{CHALLENGER}: {given.version}")
+    elif given.command == "rollback":
+        print(f"{CHAMPION}: {rollback(client, given.reason)}")
     else:
-        to = given.version if given.command == "promote" else None
-        move = move_champion(client, to, given.reason) if to else rollback(client, given.reason)
-        print(f"{CHAMPION}: {move.source or 'none'} → {move.target}")
+        move = promote(client, given.version, given.reason)
+        print(f"{CHAMPION}: {move or f'stands at version {given.version} already; nothing was moved'}")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from mlflow.tracking import MlflowClient
 from csr.bundle.format import Bundle
 from csr.data.prepared import PreparedSet
 from csr.errors import CSRError
+from pipelines.champion import champion, promote
 from pipelines.promotion import Verdict, apply_gates, judge_bundle, load_gates
-from pipelines.registry import champion, fetch, move_champion, register
+from pipelines.registry import fetch, register
 from pipelines.stage import BUNDLE, PREPARED, REPORTS, cores
 from pipelines.tracking import connect
 
@@ -53,7 +54,7 @@ def retrain() -> Outcome:
     if failed:
         _write_report(f"Version {version} was **rejected** against {name}: {len(failed)} gate(s) failed.", verdicts)
         return "rejected"
-    move_champion(client, version, f"retrain: all {len(verdicts)} gates hold")
+    promote(client, version, f"retrain: all {len(verdicts)} gates hold")
     _write_report(f"Version {version} was **promoted** over {name}: all gates hold.", verdicts)
     return "promoted"
 

@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 
 from csr.errors import CSRError, TrainingError
 from csr.training.callbacks import Callbacks, State
-from csr.training.runtime import rank
+from csr.training.runtime import rank, use_device
 from pipelines.checkpoints import CHECKPOINTS, MadeOf, claim, forget
 from pipelines.params import TrainParams
 from pipelines.progress import ProgressBars
@@ -128,7 +128,9 @@ def train(
         "tracking_uri": mlflow.get_tracking_uri(),
         "run_id": active.info.run_id if active else None,
         "threads": params.threads,
+        "device": params.device,
     }
+    use_device(params.device)  # of this process too: it looks at what was trained
     gpu = params.gpu == "auto" and torch.cuda.is_available()
     if params.workers:
         _start_ray(params.workers)
@@ -160,6 +162,7 @@ def _train_worker(settings: dict[str, Any]) -> Any:
     Returns:
         From rank 0 the function's checkpoint and the history as bytes: Ray Train refuses to carry tensors.
     """
+    use_device(settings["device"])
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     if settings["run_id"] and rank() == 0 and mlflow.active_run() is None:

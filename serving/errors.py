@@ -14,6 +14,11 @@ class ServingError(CSRError):
     code = "internal"
     status = 500
 
+    @property
+    def told(self) -> str:
+        """The sentence that a stranger may read; the error's own is for the log."""
+        return str(self)
+
 
 class UnknownStudyError(ServingError):
     """No study of this digest was added."""
@@ -57,6 +62,12 @@ class UnreadableImageError(ServingError):
     code, status = "unreadable_image", 422
 
 
+class DecoderError(ServingError):
+    """The process that decodes images cannot be started."""
+
+    code, status = "decoder_unavailable", 503
+
+
 class InvalidInteractionError(ServingError):
     """A box or concept that cannot be applied."""
 
@@ -70,9 +81,28 @@ class NotReadyError(ServingError):
 
 
 class StoreError(ServingError):
-    """The store does not answer: nothing that must be recorded can be done."""
+    """The store does not answer: nothing that must be recorded can be done.
+
+    Args:
+        message: names files and hosts, which are no stranger's business.
+        told: what strangers read instead.
+    """
 
     code, status = "store_unavailable", 503
+
+    def __init__(self, message: str, told: str = "the store does not answer; try again in a moment") -> None:
+        super().__init__(message)
+        self._told = told
+
+    @property
+    def told(self) -> str:
+        return self._told
+
+
+class AlteredStudyError(ServingError):
+    """A study in the store that is not the one which was added."""
+
+    code, status = "study_altered", 500
 
 
 class IdempotencyError(ServingError):
@@ -199,6 +229,12 @@ class UnknownKeyError(ServingError):
     """No key has this id."""
 
     code, status = "unknown_key", 404
+
+
+class UnknownSessionError(ServingError):
+    """No session has this id, or it has ended."""
+
+    code, status = "unknown_session", 404
 
 
 class BurnedInAnnotationError(ServingError):

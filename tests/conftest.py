@@ -24,10 +24,7 @@ class TinyRun:
 
     data: object  # csr.data.prepared.PreparedSet
     cache: object  # csr.training.features.FeatureCache
-    concept_model: object
-    prototype_model: object
-    reasoner: object
-    csr: object  # csr.network.csr.CSR
+    csr: object  # csr.network.trained.TrainedCSR
     bundle: object  # csr.bundle.format.Bundle
     parity: float
     folder: Path
@@ -41,7 +38,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     from csr.data.phantom import PhantomConfig, generate
     from csr.data.prepared import PreparedSet
     from csr.network.concept_model import ConceptModelConfig
-    from csr.network.csr import CSR, Encoder
+    from csr.network.trained import TrainedCSR
     from csr.training.callbacks import SilentCallbacks
     from csr.training.concepts import ConceptTrainingConfig, train_concepts
     from csr.training.features import FeatureCache, compute_features
@@ -53,7 +50,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     generate(PhantomConfig(train=160, val=60, test=60, contrast=2.0), 64, folder / "prepared")
     data = PreparedSet.open(folder / "prepared")
     callbacks = SilentCallbacks()
-    stage1 = ConceptTrainingConfig(model=ConceptModelConfig("regnetx_002"), epochs=1, precision="float32")
+    stage1 = ConceptTrainingConfig(
+        ConceptModelConfig("regnetx_002"), epochs=1, batch_size=32, learning_rate=2e-3, precision="float32"
+    )
     concept_model = train_concepts(data, stage1, callbacks)
     (folder / "features").mkdir()
     compute_features(concept_model, data, folder / "features", callbacks)
@@ -61,12 +60,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     stage2 = PrototypeConfig(per_concept=3, width=32, epochs=2)
     prototype_model = train_prototypes(data.collection, cache, stage2, callbacks)
     reasoner = train_head(data.collection, cache, prototype_model, HeadConfig(epochs=5), callbacks)
-    calibrate_temperature(data.collection, cache, prototype_model, reasoner)
-    atlas = build_atlas(data, cache, prototype_model, reasoner)
-    csr = CSR(Encoder(concept_model, prototype_model.projector), reasoner)
+    collection = data.collection
+    csr = TrainedCSR(concept_model, prototype_model, reasoner, collection.concepts, collection.classes)
+    calibrate_temperature(data, cache, csr)
+    atlas = build_atlas(data, cache, csr)
     origin = Provenance("robust", data.digest(), "test", {"iid": {"macro_f1": 0.5}})
     bundle, parity = write_bundle(folder / "bundle", data, cache, csr, atlas, ExportConfig(), origin)
-    return TinyRun(data, cache, concept_model, prototype_model, reasoner, csr, bundle, parity, folder)
+    return TinyRun(data, cache, csr, bundle, parity, folder)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,7 @@ def multilabel_bundle(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactor
     from csr.bundle.writing import ExportConfig, Provenance, write_bundle
     from csr.data.phantom.plan import RULE_THRESHOLD, RULE_WEIGHTS
     from csr.data.prepared import PreparedSet
-    from csr.network.csr import CSR
+    from csr.network.trained import TrainedCSR
     from csr.training.callbacks import SilentCallbacks
     from csr.training.head import HeadConfig, train_head
     from csr.training.temperature import calibrate_temperature
@@ -98,12 +98,15 @@ def multilabel_bundle(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactor
     collection = replace(given.collection, classes=diseases, studies=studies, task="multilabel")
     data = replace(given, collection=collection)
     head = HeadConfig(epochs=5)
-    reasoner = train_head(collection, tiny_run.cache, tiny_run.prototype_model, head, SilentCallbacks())
-    calibrate_temperature(collection, tiny_run.cache, tiny_run.prototype_model, reasoner)
-    atlas = build_atlas(data, tiny_run.cache, tiny_run.prototype_model, reasoner)
+    reasoner = train_head(collection, tiny_run.cache, tiny_run.csr.prototype_model, head, SilentCallbacks())
+    given_csr: TrainedCSR = tiny_run.csr  # type: ignore[assignment]
+    csr = TrainedCSR(
+        given_csr.concept_model, given_csr.prototype_model, reasoner, collection.concepts, collection.classes
+    )
+    calibrate_temperature(data, tiny_run.cache, csr)
+    atlas = build_atlas(data, tiny_run.cache, csr)
     origin = Provenance("robust", given.digest(), "test", {"iid": {"macro_f1": 0.5}})
     folder = tmp_path_factory.mktemp("multilabel") / "bundle"
-    csr = CSR(tiny_run.csr.encoder, reasoner)
     bundle, _ = write_bundle(folder, data, tiny_run.cache, csr, atlas, ExportConfig(), origin)
     return bundle
 

@@ -12,6 +12,7 @@ average pooling and one linear layer the gradient of logit t with respect to fea
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +29,10 @@ from csr.baselines.protocol import (
     train_on_images,
 )
 from csr.network.concept_model import ConceptModel
+from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
 from csr.training.images import channel_statistics
-from csr.training.runtime import device, seed_everything
+from csr.training.runtime import device, seed_everything, seeds
 
 
 class BlackBox(System):
@@ -40,6 +42,14 @@ class BlackBox(System):
         super().__init__()
         self.model = model
         self.concepts = concepts
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"model": concept_model_config(self.model), "concepts": self.concepts}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> BlackBox:
+        return cls(build_concept_model(config["model"]), config["concepts"])
 
     def answer(self, images: Tensor) -> Answer:
         maps, logits = self.model(images)
@@ -51,7 +61,7 @@ class BlackBox(System):
 
 def train_black_box(context: ExperimentContext) -> BlackBox:
     """Trains the shared backbone ``classes``."""
-    seed_everything(context.config.seed)
+    seed_everything(seeds(context.config.seed, "weights"))
     model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.classes)
     model.backbone.set_normalisation(*channel_statistics(context.data, context.data.collection.rows("train")))
     system = BlackBox(model, context.concepts)
@@ -72,4 +82,4 @@ def black_box(context: ExperimentContext) -> BlackBox:
 
 
 BACKBONES: dict[SharedBackbone, BackboneTraining] = {"classes": lambda context: train_black_box(context).model}
-SYSTEMS = {"black_box": Entry("Black box, Grad-CAM", black_box, "classes")}
+SYSTEMS = {"black_box": Entry("Black box, Grad-CAM", BlackBox, black_box, "classes")}

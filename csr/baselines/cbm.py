@@ -23,7 +23,7 @@ Pointing-game map of concept k: cam_k. Explanations: the K concepts.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,10 +35,11 @@ from torch import Tensor, nn
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone, train_on_images
 from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, pool_maps
+from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
 from csr.training.images import channel_statistics, image_batches
 from csr.training.losses import masked_bce
-from csr.training.runtime import device, seed_everything
+from csr.training.runtime import device, seed_everything, seeds
 
 CONCEPT_WEIGHT = 1.0
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # λ of every last layer that is fitted to a frozen system
@@ -68,6 +69,18 @@ class CBM(System):
         # what an intervention sets a logit to; the sigmoid of ±∞ is the truth itself
         self.register_buffer("low", torch.full((concepts,), -torch.inf))
         self.register_buffer("high", torch.full((concepts,), torch.inf))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "concept_model": concept_model_config(self.concept_model),
+            "classes": self.head.out_features,
+            "inputs": self.inputs,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CBM:
+        return cls(build_concept_model(config["concept_model"]), config["classes"], config["inputs"])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 B×C×S×S → (cam B×K×h×w, concept logits B×K, class logits B×T)."""
@@ -105,7 +118,7 @@ class CBM(System):
 
 def joint_cbm(context: ExperimentContext) -> CBM:
     """Trains concepts and classes together."""
-    seed_everything(context.config.seed)
+    seed_everything(seeds(context.config.seed, "weights"))
     train = context.data.collection.rows("train")
     model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.concepts)
     model.backbone.set_normalisation(*channel_statistics(context.data, train))
@@ -243,8 +256,8 @@ def _rank(logits: Tensor, classes: np.ndarray) -> tuple[float, float]:
 
 
 SYSTEMS = {
-    "cbm_joint": Entry("CBM, joint", joint_cbm),
-    "cbm_sequential": Entry("CBM, sequential", sequential_cbm, "concepts_average"),
-    "cbm_independent": Entry("CBM, independent", independent_cbm, "concepts_average"),
-    "cbm_shared": Entry("CBM on CSR's stage 1", sequential_cbm, "concepts_lse"),
+    "cbm_joint": Entry("CBM, joint", CBM, joint_cbm),
+    "cbm_sequential": Entry("CBM, sequential", CBM, sequential_cbm, "concepts_average"),
+    "cbm_independent": Entry("CBM, independent", CBM, independent_cbm, "concepts_average"),
+    "cbm_shared": Entry("CBM on CSR's stage 1", CBM, sequential_cbm, "concepts_lse"),
 }

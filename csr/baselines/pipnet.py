@@ -14,15 +14,16 @@ the same in both. Over batches of them:
 
 Each step of training takes 0.001 off every weight ω and sets negative ones to 0, as in the authors' code: weights that
 the classes do not ask for vanish. Phases and their shares are the paper's (10 epochs of pretraining, 60 of training
-whose first 3 train the head alone): a seventh of the shared budget pretrains; then the head is trained alone, on fixed
+whose first 3 train the head alone): a seventh of the epochs pretrains; then the head is trained alone, on fixed
 scores, which costs no images; the rest trains everything. After that weights below 0.001, and those of prototypes that
 fire on no training image, are set to 0. At inference scores up to 0.1 count as 0.
 
 Departures: the paper trains an ImageNet backbone at a hundredth of the head's rate, its early layers only from the
-eleventh epoch on. Here all of the backbone is trained at the shared rate throughout: prototypes are its own channels,
-so that it alone can make patches decided, in a tenth of the paper's steps. The authors' second view is also cropped
-anew by up to 8 pixels; here views differ in what the shared augmentation calls a window. Batches are the shared ones,
-not 128 and 64 images, so the tanh loss asks for every prototype in fewer of them. An epoch costs two passes an image.
+eleventh epoch on. Here the backbone is that of the trained black box, all of it trained at the shared rate throughout:
+prototypes are its own channels, so that it alone can make patches decided, in a tenth of the paper's steps. The
+authors' second view is also cropped anew by up to 8 pixels; here views differ in what the shared augmentation calls a
+window. Batches are the shared ones, not 128 and 64 images, so the tanh loss asks for every prototype in fewer of them.
+An epoch costs two passes an image.
 
 Pointing-game map, the same for every concept: the softmax channel of the prototype that contributes most to the
 predicted class. Explanations: prototypes with a weight above 0.001 that fire, that is, score above 0.1.
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,10 +42,11 @@ from torch import Tensor, nn
 
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
+from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.augmentation import window
 from csr.training.images import image_batches
 from csr.training.loop import Task, fit
-from csr.training.runtime import count_batches, seed_everything
+from csr.training.runtime import count_batches, device, seed_everything, seeds
 
 PRETRAINING = 1 / 7  # of the epochs
 HEAD_EPOCHS = 3
@@ -93,6 +96,18 @@ class PIPNet(System):
         self.head = NonNegativeHead(backbone.width, classes)
         self.concepts = concepts
 
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": backbone_config(self.backbone),
+            "classes": len(self.head.weight),
+            "concepts": self.concepts,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PIPNet:
+        return cls(build_backbone(config["backbone"]), config["classes"], config["concepts"])
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 B×C×S×S → (p B×D×h×w, scores B×D), float32."""
         patches = self.backbone(images).float().softmax(1)
@@ -122,8 +137,8 @@ def tanh_loss(scores: Tensor) -> Tensor:
 def pipnet(context: ExperimentContext) -> PIPNet:
     """Pretrains prototypes, trains the head on them, then trains everything."""
     config, train = context.config, context.data.collection.rows("train")
-    seed_everything(config.seed)
-    system = PIPNet(context.build_backbone(), context.classes, context.concepts)
+    seed_everything(seeds(config.seed, "weights"))
+    system = PIPNet(context.build_backbone(), context.classes, context.concepts).to(device())
     pretraining = round(PRETRAINING * config.epochs)
     head_rates = {"head.": HEAD_RATE / config.learning_rate}
     moved = replace(config.augment, contrast=0.0, brightness=0.0)
@@ -160,7 +175,7 @@ def pipnet(context: ExperimentContext) -> PIPNet:
     def frozen_terms(chosen: np.ndarray) -> dict[str, Tensor]:
         return head_terms(chosen, scores[np.searchsorted(train, chosen)])
 
-    task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates)
+    task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates, "concepts")
     fit(task, replace(config, epochs=HEAD_EPOCHS), context.callbacks)
 
     rest = config.epochs - pretraining
@@ -178,4 +193,4 @@ def train_scores(system: PIPNet, context: ExperimentContext) -> Tensor:
     return torch.cat([system(images)[1] for _, images in image_batches(context.data, rows, 64)])
 
 
-SYSTEMS = {"pipnet": Entry("PIP-Net", pipnet, "classes", WARM_START_EPOCHS)}
+SYSTEMS = {"pipnet": Entry("PIP-Net", PIPNet, pipnet, "classes", WARM_START_EPOCHS)}

@@ -23,6 +23,8 @@ explains what its residual adds.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.svm import LinearSVC
@@ -32,6 +34,7 @@ from csr.baselines.cbm import fit_last_layer
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone
 from csr.evaluation.metrics import mean_auroc
 from csr.network.backbone import Backbone
+from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.runtime import device
 
 SVM_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # C
@@ -59,6 +62,22 @@ class PosthocCBM(System):
         self.to_maps.bias = nn.Parameter(offsets.clone())
         self.head = head
         self.residual = residual
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": backbone_config(self.backbone),
+            "concepts": self.head.in_features,
+            "classes": self.head.out_features,
+            "residual": self.residual is not None,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PosthocCBM:
+        backbone, concepts, classes = build_backbone(config["backbone"]), config["concepts"], config["classes"]
+        vectors, offsets = torch.zeros(concepts, backbone.width), torch.zeros(concepts)
+        residual = nn.Linear(backbone.width, classes) if config["residual"] else None
+        return cls(backbone, vectors, offsets, nn.Linear(concepts, classes), residual)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 B×C×S×S → (concept maps B×K×h×w, concept scores B×K, class logits B×T)."""
@@ -142,6 +161,6 @@ def _sparse_logits(system: PosthocCBM, features: Tensor) -> Tensor:
 
 
 SYSTEMS = {
-    "posthoc_cbm": Entry("Post-hoc CBM", posthoc_cbm, "classes"),
-    "posthoc_cbm_hybrid": Entry("Post-hoc CBM, hybrid", hybrid_posthoc_cbm, "classes"),
+    "posthoc_cbm": Entry("Post-hoc CBM", PosthocCBM, posthoc_cbm, "classes"),
+    "posthoc_cbm_hybrid": Entry("Post-hoc CBM, hybrid", PosthocCBM, hybrid_posthoc_cbm, "classes"),
 }

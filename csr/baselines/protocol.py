@@ -10,7 +10,8 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +23,13 @@ from csr.evaluation.metrics import macro_f1
 from csr.evaluation.pointing import map_peaks
 from csr.evaluation.predictions import Predictions
 from csr.network.backbone import Backbone
+from csr.network.checkpoint import checkpoint, read_checkpoint, write_checkpoint
 from csr.network.concept_model import ConceptModel
 from csr.training.augmentation import Findings, augment
 from csr.training.callbacks import Callbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
+from csr.training.fine_tuning import fine_tuned
 from csr.training.images import channel_statistics, image_batches, load_images
 from csr.training.loop import Task, fit
 from csr.training.runtime import autocast, device
@@ -56,9 +59,42 @@ class System(nn.Module, ABC):
 
     prototypes: int = 0
 
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Plain types from which `from_config` makes a system of the same shape."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A system of that shape, whose weights are still to be loaded."""
+
     @abstractmethod
     def answer(self, images: Tensor) -> Answer:
         """uint8 B×C×S×S → its answer."""
+
+
+def save_system(system: System, file: Path) -> None:
+    """Writes a trained system: its shape and its weights."""
+    config = {"system": system.config, "prototypes": system.prototypes}
+    write_checkpoint(checkpoint("compared system", config, system.state_dict()), file)
+
+
+SomeSystem = TypeVar("SomeSystem", bound=System)
+
+
+def load_system(kind: type[SomeSystem], file: Path) -> SomeSystem:
+    """Reads what `save_system` wrote of a system of that class, on the CPU and for evaluation.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: the file holds something else or is of another format.
+    """
+    content = read_checkpoint(file, "compared system")
+    system = kind.from_config(content["config"]["system"])
+    system.load_state_dict(content["weights"])
+    system.prototypes = content["config"]["prototypes"]
+    return system.eval()
 
 
 @dataclass(frozen=True)
@@ -111,7 +147,7 @@ class ExperimentContext:
         normalisation.
 
         Prototypes are published on pretrained backbones, and from random weights their losses do not get off the
-        ground within any budget that others need; the black box's backbone stands in for one that is pretrained.
+        ground within the epochs that others need; the black box's backbone stands in for one that is pretrained.
         """
         if self.shared_backbone is not None:
             return copy.deepcopy(self.shared_backbone.model.backbone).requires_grad_(True)
@@ -141,6 +177,7 @@ class Entry:
 
     Args:
         title: name in tables.
+        kind: its class.
         train: trains it.
         shared_backbone: what it rests on or starts from; None: it trains all of itself.
         epochs: its own epochs of images as a share of the budget, beside the shared backbone's, which are the whole
@@ -148,6 +185,7 @@ class Entry:
     """
 
     title: str
+    kind: type[System]
     train: Callable[[ExperimentContext], System]
     shared_backbone: SharedBackbone | None = None
     epochs: float = 1.0
@@ -169,12 +207,13 @@ def train_on_images(
     Args:
         name: of the phase, in reports.
         terms: rows and their augmented images (uint8 B×C×S×S) → loss terms.
-        epochs: of this phase; the shared budget's by default. Phases of a system sum up to the shared budget.
+        epochs: of this phase; by default the context's, which the phases of a system sum up to.
         rates: prefix of parameter names → factor on the learning rate; see `csr.training.loop.Task`.
         validate: report macro F1 on ``val`` after each epoch.
         budget: other keys of the configuration that this phase replaces.
 
-    Parameters that do not require a gradient stay as they are.
+    Parameters that do not require a gradient stay as they are. Pretrained weights are tuned as the configuration says
+    (`csr.training.fine_tuning`), but for those of a shared backbone, which have been.
     """
     collection = context.data.collection
     findings = Findings(collection, context.data.side)
@@ -193,8 +232,11 @@ def train_on_images(
         predicted = predict(system, context.data, val).probabilities.argmax(1)
         return {"val_macro_f1": macro_f1(collection.truth()[val], predicted, len(collection.classes))}
 
-    task = Task(name, system, collection.rows("train"), batch_terms, after_epoch, phase.warmup, rates or {})
-    fit(task, phase, context.callbacks)
+    train = collection.rows("train")
+    task = Task(name, system, train, batch_terms, after_epoch, phase.warmup, rates or {}, "concepts", phase.precision)
+    if context.shared_backbone is not None:
+        phase = replace(phase, backbone_rate=1.0, layer_decay=None, freeze=0)
+    fit(fine_tuned(task, phase), phase, context.callbacks)
 
 
 @torch.no_grad()

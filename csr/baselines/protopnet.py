@@ -6,19 +6,21 @@ Ten prototypes a class, each one latent patch large (section 2.1):
 
     d_p = min over patches ‖z − p‖²        s_p = log( (d_p + 1) / (d_p + 1e-4) )        logits = W s, no bias
 
-The phases, in the paper's order (section 2.2):
+The paper's backbone is pretrained on ImageNet. Here it is that of the trained black box (shared backbone ``classes``;
+`csr.baselines.protocol.ExperimentContext.build_backbone` says why). The phases, in the paper's order (section 2.2):
 
-1. Backbone, convolutions and prototypes by CE + 0.8 · cluster − 0.08 · separation, W fixed at 1 for a prototype's own
-   class and −0.5 for every other. The authors' programs first warm up with the backbone frozen, since it holds ImageNet
-   weights that random prototypes must not spoil. Here it holds random weights, and prototypes fitted to random features
-   are soon worthless: the order is kept, at a tenth of the epochs. Both together are the shared budget's epochs.
-2. Push: each prototype becomes the nearest latent patch of un-augmented training images of its own class. Once, at the
-   end: the programs push every tenth of hundreds of epochs, and the shared budget is about one such round.
+0. Warm-up, a tenth of the epochs: convolutions and prototypes alone, by the loss of 1, so that random prototypes do not
+   spoil the backbone, as in the authors' programs.
+1. Backbone, convolutions and prototypes by CE + 0.8 · cluster − 0.08 · separation, W fixed: at first at 1 for a
+   prototype's own class and −0.5 for every other.
+2. Push: each prototype becomes the nearest latent patch of un-augmented training images of its own class.
 3. W by CE + 1e-4 · Σ |weights to other classes|, everything else fixed, a convex problem on cached similarities.
 4. Pruning (supplement): the six training images that come nearest to a prototype; fewer than three of its own class,
    and it goes. Then 3 again. Prototypes that all fail the rule all stay: the paper is silent.
 
-AdamW and its schedule are the shared budget's, for all layers alike; the paper's are for a pretrained backbone.
+1 to 3 come twice (`ROUNDS`), with half of the epochs each: the programs push every tenth of hundreds of epochs. AdamW
+and its schedule are the comparison's, anew in each round; the backbone learns at a thirtieth of the others' rate
+(`BACKBONE_RATE`), unless it starts from random weights, when all layers learn alike.
 
 Pointing-game map: the similarity map of the prototype of the predicted class that contributes most, W_tp · s_p, to its
 logit; of any prototype, should pruning have left that class none. The same map for every concept, since prototypes
@@ -28,6 +30,7 @@ belong to classes. Explanations: all prototypes left, as CSR's paper counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +39,9 @@ from torch import Tensor, nn
 
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
+from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.images import image_batches
-from csr.training.runtime import seed_everything
+from csr.training.runtime import device, seed_everything, seeds
 
 WIDTH = 128
 PER_CLASS = 10
@@ -85,6 +89,21 @@ class ProtoPNet(System):
         self.last_layer.weight.data.copy_(torch.where(other, OTHER_CONNECTION, OWN_CONNECTION))
         self.last_layer.requires_grad_(False)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": backbone_config(self.backbone),
+            "classes": self.last_layer.out_features,
+            "concepts": self.concepts,
+            "prototypes": self.prototypes,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ProtoPNet:
+        system = cls(build_backbone(config["backbone"]), config["classes"], config["concepts"])
+        system.keep(torch.arange(system.prototypes) < config["prototypes"])
+        return system
+
     def encode(self, images: Tensor) -> Tensor:
         """uint8 B×C×S×S → latent patches z B×128×h×w."""
         return self.add_on(self.backbone(images))
@@ -126,8 +145,8 @@ class ProtoPNet(System):
 
 def protopnet(context: ExperimentContext) -> ProtoPNet:
     """Trains, pushes, prunes and tunes the last layer."""
-    seed_everything(context.config.seed)
-    system = ProtoPNet(context.build_backbone(), context.classes, context.concepts)
+    seed_everything(seeds(context.config.seed, "weights"))
+    system = ProtoPNet(context.build_backbone(), context.classes, context.concepts).to(device())
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         labels = context.class_labels(rows)
@@ -141,9 +160,9 @@ def protopnet(context: ExperimentContext) -> ProtoPNet:
 
     own_class = ~other_classes(system.owners, context.classes).T
     left = warm_up(context, "protopnet", system, system.backbone, terms)
-    for part in np.array_split(np.arange(left), ROUNDS):
+    for number, part in enumerate(np.array_split(np.arange(left), ROUNDS), 1):
         rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
-        train_on_images(context, "protopnet_joint", system, terms, epochs=len(part), rates=rates)
+        train_on_images(context, f"protopnet_round_{number}", system, terms, epochs=len(part), rates=rates)
         pushed = nearest_patches(system.encode, system.prototype_vectors.data, own_class, context)
         system.prototype_vectors.data = pushed
         distances, labels = training_distances(system, context)
@@ -271,4 +290,4 @@ def warm_up(
     return epochs - spent
 
 
-SYSTEMS = {"protopnet": Entry("ProtoPNet", protopnet, "classes", WARM_START_EPOCHS)}
+SYSTEMS = {"protopnet": Entry("ProtoPNet", ProtoPNet, protopnet, "classes", WARM_START_EPOCHS)}

@@ -22,8 +22,8 @@ The authors' code is followed where the paper is silent: the hardening scales θ
 softmax's temperature 0.5 alone, so that noise dies out; rows of cosines are averaged. The paper is followed where the
 two differ: the code averages distances before taking the logarithm and measures orthogonality on θ. Cluster and
 separation take the prototypes that fill a slot, the code the K that fill most of them: the same while slots differ.
-Departures: rates are those of the shared schedule, the backbone's lower as in `csr.baselines.protopnet`, whose push and
-tuning of W are used, too; no mixup, since augmentation is shared.
+Departures: the backbone is that of the trained black box; rates are those of the shared schedule, the backbone's lower
+as in `csr.baselines.protopnet`, whose push and tuning of W are used, too; no mixup, since augmentation is shared.
 
 Pointing-game map, the same for every concept: the similarity map of the prototype that contributes most to the
 predicted class's logit. Explanations, as many for every image: the distinct prototypes that fill a slot of any class,
@@ -33,6 +33,7 @@ since after tuning all of them feed every logit. Prototypes that fill none are p
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,8 +51,9 @@ from csr.baselines.protopnet import (
     warm_up,
 )
 from csr.network.backbone import Backbone
+from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.images import image_batches
-from csr.training.runtime import count_batches, seed_everything
+from csr.training.runtime import count_batches, device, seed_everything, seeds
 
 # CUB has one prototype a class and ten classes to share each; with five to ten classes that would be fewer prototypes
 # than slots. Four times the slots leaves every class a choice and classes still few enough prototypes to meet.
@@ -95,6 +97,21 @@ class ProtoPool(System):
         self.last_layer.weight.data.copy_(~other_classes(self.owners, classes))
         self.last_layer.requires_grad_(False)
         self.sharpness = 1.0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": backbone_config(self.backbone),
+            "classes": self.last_layer.out_features,
+            "concepts": self.concepts,
+            "pool": self.pool.shape[0],
+            "slots": self.choice.shape[1],
+            "depth": self.pool.shape[1],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ProtoPool:
+        return cls(**config | {"backbone": build_backbone(config["backbone"])})
 
     def assignment(self) -> Tensor:
         """q T×K×P: drawn while training, one-hot afterwards."""
@@ -172,8 +189,8 @@ def sharpness_at(progress: float) -> float:
 def protopool(context: ExperimentContext) -> ProtoPool:
     """Trains everything but the last layer, pushes, tunes the last layer."""
     config, train = context.config, context.data.collection.rows("train")
-    seed_everything(config.seed)
-    system = ProtoPool(context.build_backbone(), context.classes, context.concepts)
+    seed_everything(seeds(config.seed, "weights"))
+    system = ProtoPool(context.build_backbone(), context.classes, context.concepts).to(device())
     annealing = ANNEALING * config.epochs * count_batches(len(train), config.batch_size)
     steps = itertools.count()
 
@@ -205,4 +222,4 @@ def protopool(context: ExperimentContext) -> ProtoPool:
     return system
 
 
-SYSTEMS = {"protopool": Entry("ProtoPool", protopool, "classes", WARM_START_EPOCHS)}
+SYSTEMS = {"protopool": Entry("ProtoPool", ProtoPool, protopool, "classes", WARM_START_EPOCHS)}

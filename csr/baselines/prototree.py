@@ -11,10 +11,10 @@ Leaves have no gradient. For each of an epoch's B batches (section 4, after Kont
 
     c_ℓ ← max( c_ℓ − c_ℓ^(start of epoch) / B, 0 ) + Σ_batch ( softmax(c_ℓ) ⊙ y ⊙ π_ℓ ) ⊘ ŷ
 
-The backbone is frozen at first, as in `csr.baselines.protopnet`, which says for how long and why. After the last epoch
-leaves whose largest class probability is at most τ go, and every node that then has leaves on one side only; each
-prototype left becomes the nearest latent patch of un-augmented training images, of the classes that lead in the leaves
-below its node, as the authors' program has it.
+The backbone is that of the trained black box, frozen at first and slower later, as in `csr.baselines.protopnet`. After
+the last epoch leaves whose largest class probability is at most τ go, and every node that then has leaves on one side
+only; each prototype left becomes the nearest latent patch of un-augmented training images, of the classes that lead in
+the leaves below its node, as the authors' program has it.
 
 Where the paper speaks of 200 classes or is silent: depth 5, 31 prototypes (the paper's is the depth that gives every
 class a leaf and one more, here 4; more leaves are pruned again); τ = 1/T + 0.01, which is "slightly greater than 1/T"
@@ -30,6 +30,7 @@ knows one.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ from torch import Tensor, nn
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.baselines.protopnet import nearest_patches, squared_distances, warm_up
 from csr.network.backbone import Backbone
-from csr.training.runtime import count_batches, seed_everything
+from csr.network.rebuild import backbone_config, build_backbone
+from csr.training.runtime import count_batches, device, seed_everything, seeds
 
 WIDTH = 256
 DEPTH = 5
@@ -70,6 +72,24 @@ class ProtoTree(System):
         self.register_buffer("leaves", torch.zeros(len(self.turns), classes))  # c, before the softmax
         self.prototypes = self.turns.shape[1]
         self.prototype_vectors = nn.Parameter(0.5 + 0.1 * torch.randn(self.prototypes, WIDTH))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": backbone_config(self.backbone),
+            "classes": self.leaves.shape[1],
+            "concepts": self.concepts,
+            "turns": list(self.turns.shape),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ProtoTree:
+        system = cls(build_backbone(config["backbone"]), config["classes"], config["concepts"], depth=1)
+        leaves, nodes = config["turns"]  # of the pruned tree
+        system.turns = system.turns.new_zeros(leaves, nodes)
+        system.leaves = system.leaves.new_zeros(leaves, config["classes"])
+        system.prototype_vectors = nn.Parameter(torch.zeros(nodes, WIDTH))
+        return system
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 B×C×S×S → latent patches z B×256×h×w."""
@@ -129,8 +149,8 @@ class LeafLearner:
 
 def prototree(context: ExperimentContext) -> ProtoTree:
     """Trains, prunes and projects."""
-    seed_everything(context.config.seed)
-    system = ProtoTree(context.build_backbone(), context.classes, context.concepts)
+    seed_everything(seeds(context.config.seed, "weights"))
+    system = ProtoTree(context.build_backbone(), context.classes, context.concepts).to(device())
     rows = context.data.collection.rows("train")
     learner = LeafLearner(system, count_batches(len(rows), context.config.batch_size))
 
@@ -220,4 +240,4 @@ def greedy_leaf(distances: Tensor, turns: Tensor) -> Tensor:
     return (~disagrees).float().argmax(1)
 
 
-SYSTEMS = {"prototree": Entry("ProtoTree", prototree, "classes", WARM_START_EPOCHS)}
+SYSTEMS = {"prototree": Entry("ProtoTree", ProtoTree, prototree, "classes", WARM_START_EPOCHS)}

@@ -2,8 +2,10 @@
 
     I(p_km) = argmax over training images with label k = 1 of ⟨p_km, v'_k⟩      (CSR, section 3.2; printed as argmin)
 
-The prototype is not replaced by that vector. Beside I(p) an entry names the next nearest studies. Usage and reliance
-are shown side by side because they say different things: a prototype that seldom wins can decide much.
+The prototype is not replaced by that vector. Beside I(p) an entry names the next nearest studies. Usage (the share of
+the concept's training vectors that a live prototype wins among the live ones, `csr.training.prototypes.usage`) and
+reliance are shown side by side because they say different things: a prototype that seldom wins can decide much. Of a
+pruned prototype both are 0, while its sources stay: they show what was pruned.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ import torch
 
 from csr.bundle.format import AtlasEntry, AtlasSource
 from csr.data.prepared import PreparedSet
+from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Reasoner
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.head import all_scores
-from csr.training.prototypes import PrototypeModel, positive_vectors
+from csr.training.prototypes import all_positive_vectors, positive_vectors, usage
 from csr.training.runtime import device
 
 SOURCES = 3  # training studies that an entry names
@@ -35,14 +39,16 @@ class Atlas:
 
 
 @torch.no_grad()
-def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner) -> Atlas:
+def build_atlas(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> Atlas:
     """Finds each prototype's sources in split ``train`` and measures its usage and reliance."""
-    place = device()
-    model, reasoner = model.to(place), reasoner.to(place)
+    csr = csr.to(device())
+    reasoner = csr.reasoner
     rows = data.collection.rows("train")
-    nearest, similarity, usage = _nearest(data, cache, model, rows)
-    reliance = _reliance(reasoner, all_scores(reasoner, model, cache, rows))
-    concepts, per_concept = usage.shape
+    nearest, similarity = _nearest(data, cache, csr.prototype_model, rows)
+    positive = all_positive_vectors(cache, torch.from_numpy(data.collection.concept_labels()), rows, csr.place)
+    won = usage(csr.prototype_model, *positive, reasoner.alive)
+    reliance = _reliance(reasoner, all_scores(reasoner, csr.prototype_model, cache, rows))
+    concepts, per_concept = won.shape
     weights = reasoner.head.weight.reshape(-1, concepts, per_concept).cpu().numpy()
     crop_side = min(data.side, max(8, round(CROP_CELLS * data.side / cache.features.shape[-1])))
 
@@ -54,8 +60,8 @@ def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, r
             for row, value in zip(nearest[k, m].tolist(), similarity[k, m].tolist(), strict=True):
                 if row == _NOBODY:
                     continue
-                features, _ = cache.batch(np.array([row]), place)
-                similar = reasoner.maps(model.projector.project_maps(features))[0, k, m].cpu().numpy()
+                features, _ = cache.batch(np.array([row]), csr.place)
+                similar = reasoner.maps(csr.project(features))[0, k, m].cpu().numpy()
                 left, top = _crop_corner(similar, data.side, crop_side)
                 right, bottom = left + crop_side, top + crop_side
                 crops.append(np.array(data.images[row][:, top:bottom, left:right]))
@@ -66,7 +72,7 @@ def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, r
                     concept=concept,
                     index=m,
                     sources=tuple(sources),
-                    usage=float(usage[k, m]),
+                    usage=float(won[k, m]),
                     reliance=float(reliance[k, m]),
                     weights={name: float(weights[t, k, m]) for t, name in enumerate(data.collection.classes)},
                     alive=bool(reasoner.alive[k, m] > 0),
@@ -77,15 +83,13 @@ def build_atlas(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, r
 
 def _nearest(
     data: PreparedSet, cache: FeatureCache, model: PrototypeModel, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """K×M×`SOURCES` rows, the nearest first and `_NOBODY` where there are no more; their similarities; and K×M, the
-    share of the concept's vectors that each prototype wins."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """K×M×`SOURCES` rows, the nearest first and `_NOBODY` where there are no more; and their similarities."""
     unit = model.prototypes.unit()
     concepts, per_concept, _ = unit.shape
     labels = torch.from_numpy(data.collection.concept_labels())
     best = np.full((concepts, per_concept, SOURCES), -np.inf)
     nearest = np.full((concepts, per_concept, SOURCES), _NOBODY)
-    wins = np.zeros((concepts, per_concept))
     for start in range(0, len(rows), 256):
         chosen = rows[start : start + 256]
         features, cam = cache.batch(chosen, unit.device)
@@ -101,8 +105,7 @@ def _nearest(
             whose = np.concatenate([nearest[k], np.tile(owner[own], (per_concept, 1))], 1)
             order = np.argsort(-similar, axis=1, kind="stable")[:, :SOURCES]
             best[k], nearest[k] = np.take_along_axis(similar, order, 1), np.take_along_axis(whose, order, 1)
-            wins[k] += np.bincount(inner[own].argmax(1), minlength=per_concept)
-    return nearest, best, wins / wins.sum(1, keepdims=True).clip(1)
+    return nearest, best
 
 
 def _reliance(reasoner: Reasoner, scores: torch.Tensor) -> np.ndarray:

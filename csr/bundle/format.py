@@ -45,7 +45,7 @@ class Manifest:
 
     Args:
         format: version of the bundle's layout.
-        preset: ``paper`` or ``robust``.
+        preset: ``paper`` or ``robust``, or ``custom``, trained without a pipeline.
         task: ``multiclass``, one class a study, or ``multilabel``, any number of them.
         concepts, classes: names, in the order of every K- and T-sized axis.
         channels, side: the encoder's input, C×S×S.
@@ -115,9 +115,10 @@ class AtlasEntry:
         concept, index: which prototype.
         sources: those of largest similarity, the largest first: I(p) of the paper, and a few more, since one image
             leaves open what in it is meant. Fewer where fewer training studies show the concept.
-        usage: share of the concept's training vectors for which the prototype is the nearest of its concept.
+        usage: share of the concept's training vectors for which the prototype is the nearest of those of its concept
+            that are alive; 0 once it is pruned, so a concept's entries sum to 1.
         reliance: the head's use of it: mean |W_t,km·(s − mean)/std| over training images and classes, as a share of
-            the whole head's.
+            the whole head's; 0 once it is pruned.
         weights: W_t,km by class, in standardised units.
         alive: False once it is pruned.
     """

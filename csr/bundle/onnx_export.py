@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS
 from csr.errors import BundleError
-from csr.network.csr import CSR
 from csr.network.reasoner import Reasoner, Reasoning
+from csr.network.trained import TrainedCSR
 
 _BATCH = torch.export.Dim("batch", min=1, max=4096)
 
@@ -31,23 +31,23 @@ class _NamedReasoner(nn.Module):
         return tuple(answer)
 
 
-def export_graphs(model: CSR, images: Tensor, folder: Path) -> None:
+def export_graphs(csr: TrainedCSR, images: Tensor, folder: Path) -> None:
     """Writes ``encoder.onnx`` and ``reasoner.onnx`` with a free batch axis.
 
     Args:
-        model: trained, on the CPU.
+        csr: trained; it is moved to the CPU.
         images: uint8 B×C×S×S, at least two, to trace with.
         folder: where to write.
     """
-    model = model.eval().cpu().to(memory_format=torch.contiguous_format)
+    csr = csr.eval().cpu().to(memory_format=torch.contiguous_format)
     with torch.no_grad():
-        patches = model.encoder(images)
+        patches = csr.encoder(images)
     batch, _, height, width = patches.shape
-    ones = torch.ones(batch, *model.reasoner.alive.shape)
+    ones = torch.ones(batch, *csr.reasoner.alive.shape)
     example = (patches, torch.full((batch, height, width), 0.5), ones, torch.ones(batch))
-    _export(model.encoder, (images,), ["image"], ["patches"], folder / "encoder.onnx")
+    _export(csr.encoder, (images,), ["image"], ["patches"], folder / "encoder.onnx")
     inputs = ["patches", *INTERACTION_INPUTS]
-    _export(_NamedReasoner(model.reasoner), example, inputs, list(REASONER_OUTPUTS), folder / "reasoner.onnx")
+    _export(_NamedReasoner(csr.reasoner), example, inputs, list(REASONER_OUTPUTS), folder / "reasoner.onnx")
 
 
 def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], file: Path) -> None:
@@ -66,28 +66,28 @@ def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], o
 
 
 @torch.no_grad()
-def measure_parity(model: CSR, images: Tensor, tensors: dict[str, np.ndarray], folder: Path) -> float:
+def measure_parity(csr: TrainedCSR, images: Tensor, tensors: dict[str, np.ndarray], folder: Path) -> float:
     """Largest |Δlogit| between torch and ONNX Runtime over images, each without and with an interaction.
 
     Args:
-        model: the exported model, on the CPU.
-        images: uint8 B×C×S×S real test images.
+        csr: what was exported; it computes wherever it is.
+        images: uint8 B×C×S×S real test images, on the CPU.
         tensors: ``importance``, ``prototype_mask`` and ``absent_weight`` of one interaction an image.
         folder: with the two graphs.
     """
     encoder = ort.InferenceSession(str(folder / "encoder.onnx"), providers=["CPUExecutionProvider"])
     reasoner = ort.InferenceSession(str(folder / "reasoner.onnx"), providers=["CPUExecutionProvider"])
     neutral = {name: np.ones_like(value) for name, value in tensors.items()}
-    gap = 0.0
+    place, gap = csr.place, 0.0
     for start in range(0, len(images), 16):
         part = slice(start, start + 16)
-        patches = model.encoder(images[part])
+        patches = csr.encoder(images[part].to(place))
         (graph_patches,) = encoder.run(["patches"], {"image": images[part].numpy()})
         for each in (neutral, tensors):
             chosen = {name: value[part] for name, value in each.items()}
-            expected = model.reasoner(patches, *(torch.from_numpy(value) for value in chosen.values())).logits.numpy()
+            said = csr.reasoner(patches, *(torch.from_numpy(value).to(place) for value in chosen.values()))
             (logits,) = reasoner.run(["logits"], {"patches": graph_patches, **chosen})
-            gap = max(gap, float(np.abs(logits - expected).max()))
+            gap = max(gap, float(np.abs(logits - said.logits.cpu().numpy()).max()))
     return gap
 
 

@@ -95,6 +95,6 @@ def _session(bundle: Bundle, name: str, threads: int, device: str) -> ort.Infere
     session = ort.InferenceSession(str(bundle.path / name), options, providers=providers)
     if session.get_providers()[0] != providers[0][0]:
         raise BundleError(
-            f"{name}: ONNX Runtime cannot use CUDA here; install onnxruntime-gpu[cuda,cudnn] or use the CPU"
+            f"{name}: ONNX Runtime cannot use CUDA here; pip install 'csr[gpu]' on a machine with a GPU, or use the CPU"
         )
     return session

@@ -21,8 +21,8 @@ from csr.data.records import BOX_COLUMNS
 from csr.errors import ConfigError, DataError
 from csr.evaluation.calibration import abstain_threshold, risk_coverage
 from csr.interaction.corrections import Interaction, RegionBox, importance_map, prototype_mask
-from csr.network.csr import CSR
 from csr.network.reasoner import DEFAULT_ALPHA
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 
 REFERENCE_BINS = 10
@@ -72,7 +72,7 @@ def write_bundle(
     path: Path,
     data: PreparedSet,
     cache: FeatureCache,
-    model: CSR,
+    csr: TrainedCSR,
     atlas: Atlas,
     config: ExportConfig,
     origin: Provenance,
@@ -80,7 +80,7 @@ def write_bundle(
     """Writes the bundle to ``path``, whole or not at all.
 
     Args:
-        cache: the backbone's features of every study, of the same backbone as the model's.
+        cache: the backbone's features of every study, of the same backbone as ``csr``'s.
 
     Returns:
         The opened bundle and the measured parity, max |Δlogit| over real test images with and without an interaction.
@@ -95,21 +95,21 @@ def write_bundle(
             f"export: {data.collection.name!r} has concepts and no classes (data.task), and a bundle serves a "
             "diagnosis; the stages up to evaluate and atlas are all there is for such a set"
         )
-    model = model.cpu().eval()
-    abstain_below = None if config.abstain_risk is None else _abstain_below(data, model, config.abstain_risk)
+    csr = csr.cpu().eval()
+    abstain_below = None if config.abstain_risk is None else _abstain_below(data, csr, config.abstain_risk)
     test = data.collection.rows("test")
     chosen = test[np.linspace(0, len(test) - 1, min(config.parity_images, len(test))).astype(int)]
     images = torch.from_numpy(np.ascontiguousarray(data.images[chosen]))
     with torch.no_grad():
-        height, width = model.encoder(images[:1]).shape[-2:]
-    tensors = _interactions(data, model, len(chosen), (height, width))
+        height, width = csr.encoder(images[:1]).shape[-2:]
+    tensors = _interactions(data, csr, len(chosen), (height, width))
     with atomic_folder(path) as draft:
-        export_graphs(model, images[:2], draft)
-        gap = measure_parity(model, images, tensors, draft)
+        export_graphs(csr, images[:2], draft)
+        gap = measure_parity(csr, images, tensors, draft)
         require_parity(gap, config.tolerance)
-        _write_golden(draft / "golden.npz", model, images[:2], {name: value[:2] for name, value in tensors.items()})
+        _write_golden(draft / "golden.npz", csr, images[:2], {name: value[:2] for name, value in tensors.items()})
         write_atlas(draft, atlas.entries, atlas.crops)
-        probabilities = _concept_probabilities(model, cache, data.collection.rows("train"))
+        probabilities = _concept_probabilities(csr, cache, data.collection.rows("train"))
         write_reference(draft, concept_references(data.collection.concepts, probabilities))
         _write_samples(draft / "samples", data, config.samples)
         write_manifest(
@@ -122,13 +122,13 @@ def write_bundle(
             side=data.side,
             height=height,
             width=width,
-            per_concept=model.reasoner.alive.shape[1],
-            patch_width=model.reasoner.prototypes.shape[2],
+            per_concept=csr.reasoner.alive.shape[1],
+            patch_width=csr.reasoner.prototypes.shape[2],
             alpha=config.alpha,
             rejection=config.rejection,
             ask_margin=config.ask_margin,
             abstain_below=abstain_below,
-            backbone=model.encoder.concept_model.config.backbone,
+            backbone=csr.concept_model.config.backbone,
             data=data.collection.name,
             data_digest=origin.data_digest,
             code_revision=origin.code_revision,
@@ -159,22 +159,21 @@ def concept_references(concepts: Sequence[str], probabilities: np.ndarray) -> li
 
 
 @torch.no_grad()
-def _concept_probabilities(model: CSR, cache: FeatureCache, rows: np.ndarray) -> np.ndarray:
+def _concept_probabilities(csr: TrainedCSR, cache: FeatureCache, rows: np.ndarray) -> np.ndarray:
     """N×K of the given rows without interaction, from the cached features: what the exported reasoner gives."""
     pieces = []
     for start in range(0, len(rows), 64):
         features, _ = cache.batch(rows[start : start + 64], torch.device("cpu"))
-        patches = model.encoder.projector.project_maps(features)
-        pieces.append(model.reasoner(patches).concept_probabilities)
+        pieces.append(csr.reasoner(csr.project(features)).concept_probabilities)
     return torch.cat(pieces).numpy()
 
 
 @torch.no_grad()
-def _abstain_below(data: PreparedSet, model: CSR, risk: float) -> float:
+def _abstain_below(data: PreparedSet, csr: TrainedCSR, risk: float) -> float:
     """The confidence from which on at most a share ``risk`` of the answers on split ``val`` is wrong."""
     rows = data.collection.rows("val")
     pieces = [
-        model(torch.from_numpy(np.ascontiguousarray(data.images[rows[start : start + 16]]))).probabilities
+        csr(torch.from_numpy(np.ascontiguousarray(data.images[rows[start : start + 16]]))).probabilities
         for start in range(0, len(rows), 16)
     ]
     truth, probabilities = data.collection.truth()[rows], torch.cat(pieces).numpy()
@@ -188,9 +187,9 @@ def _abstain_below(data: PreparedSet, model: CSR, risk: float) -> float:
     )
 
 
-def _interactions(data: PreparedSet, model: CSR, count: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
+def _interactions(data: PreparedSet, csr: TrainedCSR, count: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """One fixed interaction an image: a positive box that wanders, a negative one, one rejected concept."""
-    concepts, per_concept = model.reasoner.alive.shape
+    concepts, per_concept = csr.reasoner.alive.shape
     side = float(data.side)
     importance, masks = [], []
     for index in range(count):
@@ -209,8 +208,8 @@ def _interactions(data: PreparedSet, model: CSR, count: int, size: tuple[int, in
 
 
 @torch.no_grad()
-def _write_golden(file: Path, model: CSR, images: torch.Tensor, tensors: dict[str, np.ndarray]) -> None:
-    answer = model.reasoner(model.encoder(images), *(torch.from_numpy(value) for value in tensors.values()))
+def _write_golden(file: Path, csr: TrainedCSR, images: torch.Tensor, tensors: dict[str, np.ndarray]) -> None:
+    answer = csr.reasoner(csr.encoder(images), *(torch.from_numpy(value) for value in tensors.values()))
     expected = {f"expected_{name}": getattr(answer, name).numpy() for name in REASONER_OUTPUTS}
     del expected["expected_similarity_maps"]  # the concept maps stand for them at an M-th of the size
     arrays: dict[str, Any] = {"image": images.numpy(), **tensors, **expected}

@@ -1,4 +1,4 @@
-"""The whole comparison in one process, with no pipeline around it: needs torch, timm, pandas, pyarrow and scikit-learn.
+"""The whole comparison in one process, with no pipeline around it: csr's own dependencies are all that it needs.
 
     python -m csr.comparison OUT [--paper params/presets/paper.yaml] [--train 24000 --side 384 --seeds 0 1 2 ...]
 

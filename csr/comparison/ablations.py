@@ -20,7 +20,7 @@ class Variant:
     Args:
         title: what differs.
         shared_backbone: stage 1 that it rests on.
-        prototypes, head: keys of `PrototypeConfig` and `HeadConfig` that differ.
+        prototypes, head: keys of the `Recipe`'s parts that differ.
     """
 
     title: str

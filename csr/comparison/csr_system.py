@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, SharedBackbone, System
 from csr.interaction.alpha import calibrate
-from csr.network.csr import CSR, Encoder
+from csr.network.trained import TrainedCSR
 from csr.training.head import HeadConfig, train_head
-from csr.training.prototypes import PrototypeConfig, PrototypeModel, train_prototypes
+from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.runtime import device
 
 
@@ -28,16 +29,23 @@ class Recipe:
 
 
 class CSRSystem(System):
-    """CSR, and stage 2's model, from which atlas and refinement are made."""
+    """CSR, wrapped."""
 
-    def __init__(self, network: CSR, stage2: PrototypeModel) -> None:
+    def __init__(self, csr: TrainedCSR) -> None:
         super().__init__()
-        self.network = network
-        self.stage2 = stage2
-        self.prototypes = int(network.reasoner.alive.sum())
+        self.csr = csr
+        self.prototypes = int(csr.reasoner.alive.sum())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.csr.config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CSRSystem:
+        return cls(TrainedCSR.from_config(config))
 
     def answer(self, images: Tensor) -> Answer:
-        said = self.network(images)
+        said = self.csr(images)
         concepts = said.concept_maps.shape[1]
         return Answer(
             said.probabilities,
@@ -51,11 +59,12 @@ def train_csr(context: ExperimentContext, recipe: Recipe) -> CSRSystem:
     """Trains stages 2 and 3 on the context's shared backbone."""
     assert context.shared_backbone is not None
     shared, collection, seed = context.shared_backbone, context.data.collection, context.config.seed
-    stage2_config, head_config = replace(recipe.prototypes, seed=seed), replace(recipe.head, seed=seed)
-    stage2 = train_prototypes(collection, shared.cache, stage2_config, context.callbacks)
-    reasoner = train_head(collection, shared.cache, stage2, head_config, context.callbacks)
-    calibrate(collection, shared.cache, stage2, reasoner, context.data.side)
-    return CSRSystem(CSR(Encoder(shared.model, stage2.projector), reasoner), stage2).to(device()).eval()
+    stage2, stage3 = replace(recipe.prototypes, seed=seed), replace(recipe.head, seed=seed)
+    prototypes = train_prototypes(collection, shared.cache, stage2, context.callbacks)
+    reasoner = train_head(collection, shared.cache, prototypes, stage3, context.callbacks)
+    csr = TrainedCSR(shared.model, prototypes, reasoner, collection.concepts, collection.classes)
+    calibrate(context.data, shared.cache, csr)
+    return CSRSystem(csr).to(device()).eval()
 
 
 _ENTRIES: dict[str, tuple[str, str, SharedBackbone]] = {
@@ -67,7 +76,7 @@ _ENTRIES: dict[str, tuple[str, str, SharedBackbone]] = {
 def csr_systems(recipes: Mapping[str, Recipe]) -> dict[str, Entry]:
     """CSR by every given recipe: ``robust`` makes ``csr_robust``, ``paper`` makes ``csr_paper``."""
     return {
-        name: Entry(title, partial(train_csr, recipe=recipes[recipe]), backbone)
+        name: Entry(title, CSRSystem, partial(train_csr, recipe=recipes[recipe]), backbone)
         for name, (title, recipe, backbone) in _ENTRIES.items()
         if recipe in recipes
     }

@@ -14,10 +14,18 @@ from csr.baselines.protocol import System
 @torch.no_grad()
 def encode_latency(members: Mapping[str, System], image: torch.Tensor, rounds: int = 15) -> dict[str, float]:
     """Median seconds of one answer to one image, for every system: measured in turns so that a disturbance of the
-    machine hits all of them."""
+    machine hits all of them.
+
+    All are measured in the memory format in which they are trained (channels last, into which the members are brought),
+    since weights that come from a file have another, and the same network then answers at another speed.
+
+    Args:
+        image: 1×C×S×S.
+    """
     times: dict[str, list[float]] = {name: [] for name in members}
+    image = image.contiguous(memory_format=torch.channels_last)
     for system in members.values():
-        system.eval().answer(image)
+        system.to(memory_format=torch.channels_last).eval().answer(image)
     for _ in range(rounds):
         for name, system in members.items():
             start = time.perf_counter()

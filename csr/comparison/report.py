@@ -54,14 +54,15 @@ def published_section() -> Section:
 
 
 def f1_difference(collection: Collection, ours: Runs, theirs: Runs, part: str) -> Difference:
-    """Ours − theirs in macro F1 on one test part."""
+    """Ours − theirs in macro F1 on one test part, patients resampled."""
     rows, chosen = _part_rows(collection, ours, part)
     own, other = (np.stack([p.probabilities[chosen].argmax(1) for p in runs.test]) for runs in (ours, theirs))
-    return paired_bootstrap(collection.truth()[rows], own, other, len(collection.classes))
+    truth, patients = collection.truth()[rows], collection.patients()[rows]
+    return paired_bootstrap(truth, own, other, len(collection.classes), clusters=patients)
 
 
 def pointing_difference(collection: Collection, ours: Runs, theirs: Runs, part: str) -> Difference | None:
-    """Ours − theirs in the pointing game per pair, studies as clusters; None if a system has no maps or no box is."""
+    """Ours − theirs in the pointing game per pair, patients resampled; None if a system has no maps or no box is."""
     rows, chosen = _part_rows(collection, ours, part)
     boxes = collection.boxes_by_pair()
     if any(p.peaks is None for runs in (ours, theirs) for p in runs.test):
@@ -79,9 +80,8 @@ def pointing_difference(collection: Collection, ours: Runs, theirs: Runs, part: 
             for i, (row, own) in enumerate(zip(rows, pairs, strict=True))
         ]
 
-    return paired_ratio_bootstrap(
-        np.array([hits(p) for p in ours.test]), np.array([hits(p) for p in theirs.test]), counts
-    )
+    own, other = (np.array([hits(p) for p in runs.test]) for runs in (ours, theirs))
+    return paired_ratio_bootstrap(own, other, counts, clusters=collection.patients()[rows])
 
 
 def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -> Section:
@@ -94,7 +94,10 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
             f" Pointing game over {levels['pairs']} (image, concept) pairs, tolerance 0: "
             f"chance {levels['chance']:.3f}, the concept's mean position {levels['centre']:.3f}."
         )
-    note += f" Δ is {ours.title} minus the system, with the 95 % interval of a paired bootstrap over studies and seeds."
+    note += (
+        f" Δ is {ours.title} minus the system, with the 95 % interval of a paired bootstrap over "
+        f"{_resampled(collection, part)} and seeds."
+    )
     columns = (
         "system",
         "macro F1",
@@ -129,6 +132,13 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
     return Section(f"Test part: {part}", (note,), (Table("", columns, rows),))
 
 
+def _resampled(collection: Collection, part: str) -> str:
+    """What the bootstrap draws: a patient with all their studies, which are not independent."""
+    patients = collection.patients()[collection.rows("test", part)]
+    several = len(set(patients)) < len(patients)
+    return f"the {len(set(patients))} patients (each with all their studies)" if several else "studies"
+
+
 def _cost_section(runs: Mapping[str, Runs]) -> Section:
     base = next((each.latency for name, each in runs.items() if name == "black_box"), None)
     rows = []
@@ -146,8 +156,9 @@ def _cost_section(runs: Mapping[str, Runs]) -> Section:
             )
         )
     note = (
-        "Training seconds include the shared backbone that a system rests on. Latency is the median of one whole "
-        "answer to one image, the systems measured in turns; the ratio is to the black box."
+        "Training seconds include the shared backbone that a system rests on and the computing of its features. "
+        "Latency is the median of one whole answer to one image, the systems measured in turns and in one memory "
+        "format (channels last); the ratio is to the black box."
     )
     columns = ("system", "training, s", "parameters", "latency, ms", "ratio")
     return Section("Cost", (note,), (Table("", columns, rows),))

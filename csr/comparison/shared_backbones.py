@@ -2,7 +2,8 @@
 
 `csr.comparison.concept_backbones` trains CSR's stage 1, `csr.baselines.black_box` the one that knows classes only.
 
-A folder: ``model.pt``, ``features.npy``, ``cam.npy`` and ``about.json`` (seconds of training, trained parameters).
+A folder: ``model.pt``, ``features.npy``, ``cam.npy`` and ``about.json`` (seconds of training and of computing the
+features, trained parameters).
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ import json
 import time
 from pathlib import Path
 
-import torch
-
 from csr.baselines.protocol import BackboneTraining, ExperimentContext, SharedBackbone, TrainedBackbone
 from csr.errors import DataError
-from csr.training.concepts import from_checkpoint, to_checkpoint
+from csr.network.checkpoint import read_checkpoint, write_checkpoint
+from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
 from csr.training.features import FeatureCache, compute_features
 
 
@@ -25,23 +25,21 @@ def train_shared_backbone(
     """Trains a shared backbone and writes it to ``folder``, an existing and empty one."""
     start = time.perf_counter()
     model = train(context)
-    seconds = time.perf_counter() - start
-    collection = context.data.collection
-    names = collection.classes if kind == "classes" else collection.concepts
-    torch.save(to_checkpoint(model, names), folder / "model.pt")
+    write_checkpoint(concept_model_checkpoint(model), folder / "model.pt")
     compute_features(model, context.data, folder, context.callbacks)
+    seconds = time.perf_counter() - start
     about = {"seconds": seconds, "parameters": sum(parameter.numel() for parameter in model.parameters())}
     (folder / "about.json").write_text(json.dumps(about) + "\n")
 
 
 def open_shared_backbone(folder: Path) -> tuple[TrainedBackbone, float]:
-    """A shared backbone and the seconds that its training took.
+    """A shared backbone and the seconds that its training and its features took.
 
     Raises:
         DataError: the folder is missing or incomplete.
     """
     try:
-        model = from_checkpoint(torch.load(folder / "model.pt", weights_only=True))
+        model = concept_model_from_checkpoint(read_checkpoint(folder / "model.pt", "concept model"))
         seconds = json.loads((folder / "about.json").read_text())["seconds"]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: missing; train this shared backbone first") from None

@@ -31,7 +31,7 @@ def run_system(entry: Entry, context: ExperimentContext, shared_seconds: float =
     """Trains one system and judges it.
 
     Args:
-        shared_seconds: what training the shared backbone took; counted as part of the system's own time.
+        shared_seconds: what the shared backbone and its features took; counted as part of the system's own time.
     """
     collection, config = context.data.collection, context.config
     own = replace(context, config=replace(config, epochs=max(2, round(entry.epochs * config.epochs))))

@@ -38,7 +38,7 @@ def check(folder: Path, source: Source, options: SourceOptions) -> tuple[Collect
             collection = prepare_raw(raw, prepared, SIDE, 3, options.workers, problems)
             return collection, problems, [*raw.notes, *quality_warnings(PreparedSet.open(prepared))]
         except DataError as error:
-            if not problems.found:  # the reader could not go on, so nothing was gathered
+            if not problems.found:  # the source could not go on, so nothing was gathered
                 where, _, reason = str(error).partition(": ")
                 problems.add(where, reason, skippable=False)
             return None, problems, []

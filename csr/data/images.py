@@ -1,6 +1,7 @@
 """PNG, JPEG, TIFF and DICOM bytes → one image → the network's input. Torch-free: training and serving share it.
 
-Files of several pages or frames are refused. Not covered here: colour management beyond sRGB, and volumes.
+Files of several pages or frames, animations among them, are refused. Not covered here: colour management beyond sRGB,
+and volumes.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,8 +23,16 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 MAX_INFLATED = 8 * MAX_PIXELS  # bytes that a DICOM file of the deflated transfer syntax may unpack to
+MAX_ITEMS = 20_000  # of sequences in a DICOM file; fragments of compressed pixels count, too
+MAX_SCANS = 100  # of a JPEG; encoders make about ten
 FORMATS = ("PNG", "JPEG", "TIFF")  # no other of Pillow's plugins is exposed to strangers' bytes
 _DICOM_MAGIC = slice(128, 132)
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # little endian, big endian (PS3.5 7.5)
+_PHOTOMETRIC = 262  # TIFF's tag
+_START_OF_SCAN = b"\xff\xda"
+LEAST_SIDE = 16  # pixels of an image that is to be read
+MOST_ASPECT = 10
+LEAST_RANGE = 4  # grey levels of 255
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "PixelData")  # no parametric maps of FloatPixelData
 _TABLE = 2**16  # grey values up to which they are looked up instead of computed pixel by pixel
 _BAND = 64  # rows
@@ -38,6 +48,13 @@ class Placement:
     scale: float
     left: float
     top: float
+
+    @classmethod
+    def of(cls, width: int, height: int, side: int) -> Placement:
+        """In the middle of a canvas of ``side``×``side`` pixels, as large as it goes."""
+        scale = side / max(height, width)
+        inner_w, inner_h = _inner(width, height, scale)
+        return cls(width, height, scale, (side - inner_w) // 2, (side - inner_h) // 2)
 
     def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
         """n×4 boxes in pixels of the image → the same boxes in pixels of the canvas."""
@@ -63,11 +80,13 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(image.width, image.height, name)
-        if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
-            raise ImageError(f"{name}: has {pages} pages; send one image a file")
+        if getattr(image, "is_animated", False):  # TIFF too; to count its pages is to walk through thousands of them
+            raise ImageError(f"{name}: has more than one page or frame; send one image a file")
+        if image.format == "JPEG":
+            _check_scans(data, name)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: is over the limit of {MAX_PIXELS:,} pixels") from None
@@ -79,7 +98,8 @@ def decode(data: bytes, name: str = "image") -> np.ndarray:
         pixels = np.asarray(image, np.float32)
         _check_finite(pixels, name)
         top = 65535.0 if image.mode.startswith("I") else max(1.0, float(pixels.max(initial=0)))
-        return np.clip(pixels / top, 0, 1)[..., None]
+        grey = np.clip(pixels / top, 0, 1)[..., None]
+        return 1 - grey if _white_is_zero(image) else grey
     if image.mode in ("1", "L"):
         return np.asarray(image if image.mode == "L" else image.convert("L"))[..., None]
     if "A" in image.getbands() or "transparency" in image.info:
@@ -116,7 +136,7 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
     from pydicom.pixels import apply_color_lut
 
     try:
-        check_inflated(data, name)
+        check_structure(data, name)
         dataset = pydicom.dcmread(io.BytesIO(data))
         if missing := [tag for tag in _NEEDED if tag not in dataset]:
             raise ImageError(f"{name}: the DICOM file holds no image (it has no {missing[0]})")
@@ -124,29 +144,56 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
             raise ImageError(f"{name}: multi-frame DICOM is not supported; send one frame a file")
         _check_size(int(dataset.Columns), int(dataset.Rows), name)
         pixels = dataset.pixel_array  # YBR has become RGB
+        if pixels.shape not in ((size := (dataset.Rows, dataset.Columns)), (*size, 3)):
+            raise ImageError(f"{name}: its pixel data is no image of {size[0]} rows and {size[1]} columns")
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             pixels = apply_color_lut(pixels, dataset)
             return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
         if pixels.ndim == 3:
             return np.clip(pixels.astype(np.float32) / (2 ** int(dataset.BitsStored) - 1), 0, 1)
         return _grey_dicom(pixels, dataset, name)[..., None]
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # pydicom and its decoders raise many types for damaged or partial files
         raise ImageError(f"{name}: the DICOM file cannot be decoded ({error})") from None
 
 
-def check_inflated(data: bytes, name: str) -> None:
-    """Refuses a deflated data set (PS3.5 A.5) that would fill the memory, before pydicom unpacks all of it."""
+def check_structure(data: bytes, name: str) -> None:
+    """Refuses a DICOM file that would fill the memory or take minutes to parse, before pydicom does.
+
+    A deflated data set (PS3.5 A.5) may unpack to `MAX_INFLATED` bytes, and a data set may hold `MAX_ITEMS` items of
+    sequences: pydicom makes objects of each, of 8 bytes in the file a microsecond and a kilobyte.
+    """
     start = 144 + int.from_bytes(data[140:144], "little")  # the file meta information begins with its length (PS3.10)
+    whole: Iterable[bytes] = (data,)
     if b"1.2.840.10008.1.2.1.99" in data[132:start]:
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        size, rest = 0, data[start:]
-        while rest and size <= MAX_INFLATED:
-            size += len(inflate.decompress(rest, 2**24))
-            rest = inflate.unconsumed_tail
+        whole = _inflated(data[start:], name)
+    items = sum(part.count(tag) for part in whole for tag in _ITEM_TAGS)
+    if items > MAX_ITEMS:
+        raise ImageError(f"{name}: the DICOM file holds more than {MAX_ITEMS:,} items of sequences, the limit")
+
+
+def _inflated(rest: bytes, name: str) -> Iterator[bytes]:
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    size = 0
+    while rest:
+        part = inflate.decompress(rest, 2**24)
+        rest = inflate.unconsumed_tail
+        size += len(part)
         if size > MAX_INFLATED:
             raise ImageError(f"{name}: unpacks to more than {MAX_INFLATED:,} bytes, the limit")
+        yield part
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF's grey values run from white to black; Pillow turns them round in 8 bits and no others."""
+    return image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+
+
+def _check_scans(data: bytes, name: str) -> None:
+    """Refuses a progressive JPEG of very many scans: each goes over the whole image again."""
+    if data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise ImageError(f"{name}: the JPEG file has more than {MAX_SCANS} scans, the limit")
 
 
 def _grey_dicom(pixels: np.ndarray, dataset: pydicom.Dataset, name: str) -> np.ndarray:
@@ -232,16 +279,21 @@ def fit(image: np.ndarray, side: int, channels: int) -> tuple[np.ndarray, Placem
     height, width, depth = image.shape
     if channels == 1 and depth == 3:
         image = _unit(image) @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    scale = side / max(height, width)
-    inner_w, inner_h = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = (side - inner_w) // 2, (side - inner_h) // 2
+    place = Placement.of(width, height, side)
+    inner_w, inner_h = _inner(width, height, place.scale)
+    left, top = int(place.left), int(place.top)
     canvas = np.zeros((channels, side, side), np.uint8)
     inner = canvas[:, top : top + inner_h, left : left + inner_w]
     for channel in range(image.shape[2]):
         values = np.clip(_resampled(image[..., channel], inner_w, inner_h), 0, 1)
         inner[channel] = (values * 255 + 0.5).astype(np.uint8)
     inner[image.shape[2] :] = inner[0]  # grey, where colour is asked for
-    return canvas, Placement(width, height, scale, left, top)
+    return canvas, place
+
+
+def _inner(width: int, height: int, scale: float) -> tuple[int, int]:
+    """Width and height of the image on the canvas."""
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _resampled(plane: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -264,6 +316,29 @@ def _unit(values: np.ndarray) -> np.ndarray:
     """As float32 in [0, 1]."""
     floats = values.astype(np.float32)
     return np.divide(floats, 255, out=floats) if values.dtype == np.uint8 else floats
+
+
+def check_content(canvas: np.ndarray, placement: Placement, name: str) -> None:
+    """Refuses what shows nothing that could be read: an image too small or narrow, or of one shade.
+
+    Args:
+        canvas, placement: what `fit` made of it.
+
+    Raises:
+        ImageError: one of its sides is shorter than `LEAST_SIDE` pixels, or one is more than `MOST_ASPECT` times the
+            other, or all but a hundredth of its values lie within `LEAST_RANGE` grey levels.
+    """
+    short, long = sorted((placement.width, placement.height))
+    if short < LEAST_SIDE:
+        size = f"{placement.width}×{placement.height}"
+        raise ImageError(f"{name}: {size} pixels are too few; at least {LEAST_SIDE} a side are needed")
+    if long > MOST_ASPECT * short:
+        raise ImageError(f"{name}: is more than {MOST_ASPECT} times as long as wide, which is no picture of a study")
+    left, top, right, bottom = placement.to_canvas(np.array([[0, 0, placement.width, placement.height]]))[0]
+    inner = canvas[:, round(top) : round(bottom), round(left) : round(right)]
+    low, high = np.percentile(inner, (0.5, 99.5), axis=(1, 2))
+    if (high - low).max() < LEAST_RANGE:
+        raise ImageError(f"{name}: shows nothing, nearly all of its pixels have the same value")
 
 
 def to_png(canvas: np.ndarray) -> bytes:

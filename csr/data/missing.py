@@ -14,7 +14,7 @@ def hide_concept_labels(collection: Collection, share: float, seed: int) -> Coll
     """Hides known concept labels of split ``train`` completely at random (MCAR; Rubin 1976).
 
     Every concept keeps one study that shows it and one that lacks it, drawn at random, so that it can still be learned.
-    Boxes of hidden labels go too: a reader who did not judge a finding did not outline it. Splits ``val`` and ``test``
+    Boxes of hidden labels go too: who did not judge a finding did not outline it. Splits ``val`` and ``test``
     stay as they are, to judge on. With the same seed, what a smaller share hides a larger one hides too.
 
     Args:
@@ -31,7 +31,7 @@ def hide_concept_labels(collection: Collection, share: float, seed: int) -> Coll
     if not 0 <= share <= 1:
         raise ConfigError(f"share of concept labels to hide: {share} is outside 0..1")
     check_concept_labels(collection, collection.name)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 3])  # 0, 1 and 2 are the phantom's: its labels must not tell what is hidden
     rows, labels = collection.rows("train"), collection.concept_labels()
     known = ~np.isnan(labels[rows])
     free = known.copy()

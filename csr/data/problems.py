@@ -1,6 +1,6 @@
 """What is wrong with a data set, gathered so that one report names all of it.
 
-Readers add what they find and go on with the rest; nothing is written before `Problems.settle` has been asked. A
+Sources add what they find and go on with the rest; nothing is written before `Problems.settle` has been asked. A
 problem that concerns single studies or rows can be skipped, one that concerns the whole set cannot.
 """
 
@@ -24,7 +24,7 @@ class Problem:
     Args:
         where: file and row, or the set.
         reason: what is wrong and what to do.
-        skippable: the reader can go on without the row, box or study.
+        skippable: the source can go on without the row, box or study.
     """
 
     where: str
@@ -40,11 +40,13 @@ class Problems:
 
     def __init__(self) -> None:
         self.found: list[Problem] = []
+        self._known: set[Problem] = set()
 
     def add(self, where: str, reason: str, *, skippable: bool = True) -> None:
         """Adds one problem; the same one is not added twice."""
         problem = Problem(where, reason, skippable)
-        if problem not in self.found:
+        if problem not in self._known:
+            self._known.add(problem)
             self.found.append(problem)
 
     def add_rows(self, table: pd.DataFrame, wrong: pd.Series | np.ndarray, reason: str, column: str) -> None:

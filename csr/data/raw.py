@@ -1,6 +1,6 @@
-"""A data set as its publisher ships it, between the reader that understands it and the prepared form.
+"""A data set as its publisher ships it, between the source that understands it and the prepared form.
 
-Every reader yields a `RawSet`; what follows is the same for all: splits, decoding, moving boxes with their images, and
+Every source yields a `RawSet`; what follows is the same for all: splits, decoding, moving boxes with their images, and
 the checks that need all of it.
 """
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RawSet:
-    """What a reader found.
+    """What a source found.
 
     Args:
         collection: boxes are in pixels of the stored images. Both tables have one column more than `csr.data.records`
@@ -46,7 +46,7 @@ class RawSet:
             has one may have NaN for corners, and gets those of its mask.
         folder: the paths in ``collection.studies["image"]`` and ``collection.boxes["mask"]`` are relative to it.
         no_classes: a sentence on why the data set has no classes, where its task is ``concepts``.
-        notes: sentences on what the reader decided that its user should know.
+        notes: sentences on what the source decided that its user should know.
     """
 
     collection: Collection
@@ -130,7 +130,7 @@ def prepare_raw(
     """Decodes all images into a prepared set at ``path``; boxes move with their images.
 
     Args:
-        problems: what the reader found; what is found here is added.
+        problems: what the source found; what is found here is added.
         skip_bad: leave out studies, rows and boxes that are wrong, instead of refusing the set; what was left out is
             listed in ``skipped.csv`` of the prepared set.
         near_bits: see `csr.data.leaks.find_leaks`.

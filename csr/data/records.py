@@ -1,4 +1,4 @@
-"""Studies and boxes: the tables that every reader yields, and the checks they pass before anything is written.
+"""Studies and boxes: the tables that every source yields, and the checks they pass before anything is written.
 
 ``studies``: one row an image; ``study_id, image, split, part, patient_id, site`` and a float column ``concept:<name>``
 per concept holding 1 (present), 0 (absent) or NaN (unknown). ``part`` names the test half a row belongs to (``test``
@@ -65,6 +65,14 @@ class Collection:
         """N×T float32, 1 where a study has the class, 0 where not, NaN where unknown; whatever the task."""
         truth = self.truth()
         return np.eye(len(self.classes), dtype=np.float32)[truth] if self.task == "multiclass" else truth
+
+    def patients(self) -> np.ndarray:
+        """N names, equal for studies of one patient; a study whose patient is not known counts as one of its own."""
+        names = "study " + self.studies["study_id"].astype(object)
+        if "patient_id" in self.studies:
+            known = self.studies["patient_id"].astype(object)
+            names = ("patient " + known).where(known.notna() & (known != ""), names)
+        return names.to_numpy()
 
     def diagnosis(self, row: int) -> str:
         """The names of a study's classes, for people."""

@@ -27,7 +27,7 @@ def data_sections(data: PreparedSet, stride: int, skipped: pd.DataFrame, notes: 
     Args:
         stride: pixels of a prepared image that one cell of the maps covers.
         skipped: ``where, reason``.
-        notes: of the reader, shown with the warnings.
+        notes: of the source, shown with the warnings.
     """
     return [
         *_warnings([*notes, *quality_warnings(data)]),

@@ -1,7 +1,7 @@
 """What the tables of a prepared set must look like, checked before they are written; `csr.data.records` says it in
 words.
 
-A reader's mistake, or that of code which changes tables after it, stops here instead of in a stage that reads them.
+A source's mistake, or that of code which changes tables after it, stops here instead of in a stage that reads them.
 Mistakes of the people who made a data set are found earlier, in their own files: see `csr.data.problems`.
 """
 

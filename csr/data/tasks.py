@@ -1,6 +1,6 @@
 """What is to be learned from a data set's labels: which are concepts, which are classes, and of what kind.
 
-Readers yield every label that their publisher gives. `choose_task` then keeps what the user asks for.
+Sources yield every label that their publisher gives. `choose_task` then keeps what the user asks for.
 """
 
 from __future__ import annotations

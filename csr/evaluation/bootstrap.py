@@ -1,12 +1,14 @@
-"""How sure is a difference between two systems? Paired bootstrap over studies and seeds.
+"""How sure is a difference between two systems? Paired bootstrap over patients and seeds.
 
-Two things vary when a comparison is repeated: which studies are in the test set, and the seed a system was trained
-with. Every draw resamples both with replacement, the same studies and the same seeds for both systems, and averages the
-measure over the drawn seeds. Intervals are 95 % percentile intervals (Efron and Tibshirani 1993, chapter 13; paired for
-macro F1 as in Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation").
+Two things vary when a comparison is repeated: which patients are in the test set, and the seed a system was trained
+with. Every draw resamples both with replacement, the same patients and seeds for both systems, and averages the measure
+over the drawn seeds. A patient is drawn with all their studies, since those are not independent (Davison and Hinkley
+1997, section 3.8, the first strategy); where patients are not known, or each has one study, that is a bootstrap over
+studies. Intervals are 95 % percentile intervals (Efron and Tibshirani 1993, chapter 13; paired for macro F1 as in Koehn
+2004, "Statistical Significance Tests for Machine Translation Evaluation").
 
 Few seeds say little about seeds: resampling S of them understates their variance by the factor (S − 1)/S, and with one
-seed the interval is about the studies alone. Studies count as independent; several studies of one patient are not.
+seed the interval is about the patients alone.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 # Draws computed at a time: bounds the memory to BLOCK × N weights.
 BLOCK = 250
@@ -34,7 +37,12 @@ class Difference(Interval):
 
 
 def bootstrap_interval(
-    truth: np.ndarray, predicted: np.ndarray, classes: int, draws: int = 2000, seed: int = 0
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    classes: int,
+    draws: int = 2000,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
 ) -> Interval:
     """The macro F1 of one system (`csr.evaluation.metrics.macro_f1`).
 
@@ -44,16 +52,25 @@ def bootstrap_interval(
         classes: number of classes T.
         draws: number of bootstrap resamples.
         seed: of the resampling.
+        clusters: N names, equal for studies of one patient (`csr.data.records.Collection.patients`), which are
+            resampled together; None: every study is its own.
 
     Raises:
         ValueError: the shapes do not fit.
     """
     _check_shapes(truth, predicted)
-    return Interval(*_interval(lambda weights: _macro_f1(truth, predicted, classes, weights), truth.size, draws, seed))
+    units = _units(clusters, truth.size)
+    return Interval(*_interval(lambda weights: _macro_f1(truth, predicted, classes, weights), units, draws, seed))
 
 
 def paired_bootstrap(
-    truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray, classes: int, draws: int = 2000, seed: int = 0
+    truth: np.ndarray,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    classes: int,
+    draws: int = 2000,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
 ) -> Difference:
     """The difference of two systems' macro F1 (`csr.evaluation.metrics.macro_f1`).
 
@@ -64,6 +81,8 @@ def paired_bootstrap(
         classes: number of classes T; one neither present nor predicted in a resample counts 0 there.
         draws: number of bootstrap resamples.
         seed: of the resampling.
+        clusters: N names, equal for studies of one patient (`csr.data.records.Collection.patients`), which are
+            resampled together; None: every study is its own.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -73,10 +92,12 @@ def paired_bootstrap(
     def gain(weights: np.ndarray) -> np.ndarray:
         return _macro_f1(truth, ours, classes, weights) - _macro_f1(truth, theirs, classes, weights)
 
-    return Difference(*_interval(gain, truth.size, draws, seed))
+    return Difference(*_interval(gain, _units(clusters, truth.size), draws, seed))
 
 
-def paired_mean_bootstrap(ours: np.ndarray, theirs: np.ndarray, draws: int = 2000, seed: int = 0) -> Difference:
+def paired_mean_bootstrap(
+    ours: np.ndarray, theirs: np.ndarray, draws: int = 2000, seed: int = 0, clusters: np.ndarray | None = None
+) -> Difference:
     """The difference of two systems' means over studies, such as the pointing game counted per image.
 
     Args:
@@ -84,6 +105,8 @@ def paired_mean_bootstrap(ours: np.ndarray, theirs: np.ndarray, draws: int = 200
         theirs: the same of their system, NaN at the same places.
         draws: number of bootstrap resamples.
         seed: of the resampling.
+        clusters: N names, equal for studies of one patient (`csr.data.records.Collection.patients`), which are
+            resampled together; None: every study is its own.
 
     Raises:
         ValueError: the shapes do not fit, or a study has a value in one run and none in another.
@@ -92,15 +115,20 @@ def paired_mean_bootstrap(ours: np.ndarray, theirs: np.ndarray, draws: int = 200
     known = ~np.isnan(ours)
     if not ((known == known[:1]).all() and np.array_equal(known, ~np.isnan(theirs))):
         raise ValueError("a study must have a value in every run of both systems or in none")
-    return paired_ratio_bootstrap(np.nan_to_num(ours), np.nan_to_num(theirs), known[0], draws, seed)
+    return paired_ratio_bootstrap(np.nan_to_num(ours), np.nan_to_num(theirs), known[0], draws, seed, clusters)
 
 
 def paired_ratio_bootstrap(
-    ours_hits: np.ndarray, theirs_hits: np.ndarray, counts: np.ndarray, draws: int = 2000, seed: int = 0
+    ours_hits: np.ndarray,
+    theirs_hits: np.ndarray,
+    counts: np.ndarray,
+    draws: int = 2000,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
 ) -> Difference:
     """The difference of two systems' ratios Σ hits / Σ counts, such as the pointing game counted per pair.
 
-    Pairs of one image are not independent; here the study is resampled with all its pairs, as a cluster.
+    Pairs of one image are not independent either; a study is resampled with all its pairs.
 
     Args:
         ours_hits: S×N hits of each study.
@@ -108,6 +136,8 @@ def paired_ratio_bootstrap(
         counts: N pairs of each study; studies without a pair are left out. If none is left, all numbers are NaN.
         draws: number of bootstrap resamples.
         seed: of the resampling.
+        clusters: N names, equal for studies of one patient (`csr.data.records.Collection.patients`), which are
+            resampled together; None: every study is its own.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -118,7 +148,8 @@ def paired_ratio_bootstrap(
         return Difference(float("nan"), float("nan"), float("nan"))
     gains = np.asarray(ours_hits, np.float64)[:, judged] - np.asarray(theirs_hits, np.float64)[:, judged]
     sizes = counts[judged].astype(np.float64)
-    return Difference(*_interval(lambda w: (w @ gains.T) / (w @ sizes)[:, None], sizes.size, draws, seed))
+    units = _units(clusters, judged.size)[judged]
+    return Difference(*_interval(lambda w: (w @ gains.T) / (w @ sizes)[:, None], units, draws, seed))
 
 
 def _check_shapes(studies: np.ndarray, *systems: np.ndarray) -> None:
@@ -127,17 +158,27 @@ def _check_shapes(studies: np.ndarray, *systems: np.ndarray) -> None:
         raise ValueError(f"each system needs one row a seed, one column a study: shapes {shapes} for {studies.shape}")
 
 
+def _units(clusters: np.ndarray | None, studies: int) -> np.ndarray:
+    """N names of what each study is resampled with."""
+    if clusters is None:
+        return np.arange(studies)
+    if clusters.shape != (studies,):
+        raise ValueError(f"needs one cluster a study: shape {clusters.shape} for {studies} studies")
+    return clusters
+
+
 def _interval(
-    measure: Callable[[np.ndarray], np.ndarray], studies: int, draws: int, seed: int
+    measure: Callable[[np.ndarray], np.ndarray], units: np.ndarray, draws: int, seed: int
 ) -> tuple[float, float, float]:
     """Mean, low and high of a measure that takes b×N study weights and gives b×S values, one a resample and seed."""
-    observed = measure(np.ones((1, studies)))
+    unit_of, names = pd.factorize(units)  # numbered as they appear: alone, a study keeps its own number
+    observed = measure(np.ones((1, len(units))))
     seeds = observed.shape[1]
     rng = np.random.default_rng(seed)
     values = []
     for start in range(0, draws, BLOCK):
         size = min(BLOCK, draws - start)
-        by_seed = measure(_resampled(rng, size, studies))
+        by_seed = measure(_resampled(rng, size, len(names))[:, unit_of])
         values.append((by_seed * _resampled(rng, size, seeds)).mean(1))
     low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
     return float(observed.mean()), float(low), float(high)

@@ -53,7 +53,7 @@ def pointing_game(
 
     Args:
         peaks: n×K×2 points (x, y), in the order of ``rows``.
-        boxes: (row, concept) → boxes, as `Collection.boxes_by_pair` gives them.
+        boxes: (row, concept) → boxes, as `csr.data.records.Collection.boxes_by_pair` gives them.
         rows: the n rows that are judged.
         centres: K×2 mean box centres in training.
         side: image side in pixels.

@@ -2,7 +2,7 @@
 
 The paper has one α for all concepts and no word on how it was found. A box weighs every concept: it helps where it
 takes false evidence away and harms where it takes away another finding, and how much of each depends on how well a
-concept's maps point. So a perfect reader draws boxes on the validation studies, on each finding alone and on all
+concept's maps point. So a perfect clinician draws boxes on the validation studies, on each finding alone and on all
 together, and each concept gets, of a small grid, the α with the least cross-entropy of the classes, by coordinate
 descent from 1, no weighting. A step is taken only if its gain exceeds one standard error over the studies (the
 one-standard-error rule of Breiman et al. 1984): what cannot be told from no weighting stays no weighting.
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
 from csr.interaction.corrections import Interaction, RegionBox, importance_map
-from csr.network.reasoner import DEFAULT_ALPHA, Reasoner
+from csr.network.reasoner import DEFAULT_ALPHA
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.losses import class_loss
-from csr.training.prototypes import PrototypeModel
 from csr.training.runtime import device
 from csr.training.temperature import calibrate_temperature
 
@@ -30,37 +31,28 @@ _LOWEST = -1.0  # of all cosines: what a map with no cell outside the boxes hold
 _ROUNDING = 1e-6
 
 
-def calibrate(
-    collection: Collection, cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner, side: int
-) -> None:
-    """Sets what depends on a trained head: ``reasoner.alpha`` and ``reasoner.temperature``.
-
-    Args:
-        reasoner: with its head trained.
-        side: of the prepared images, in pixels; boxes are in them.
-    """
-    calibrate_alpha(collection, cache, model, reasoner, side)
-    calibrate_temperature(collection, cache, model, reasoner)
+def calibrate(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> None:
+    """Sets what depends on a trained head: ``csr.reasoner.alpha`` and ``csr.reasoner.temperature``."""
+    calibrate_alpha(data, cache, csr)
+    calibrate_temperature(data, cache, csr)
 
 
 @torch.no_grad()
-def calibrate_alpha(
-    collection: Collection, cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner, side: int
-) -> None:
-    """Sets ``reasoner.alpha`` from split ``val``; a concept without a box there keeps `DEFAULT_ALPHA`.
+def calibrate_alpha(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> None:
+    """Sets ``csr.reasoner.alpha`` from split ``val``; a concept without a box there keeps `DEFAULT_ALPHA`.
 
     Args:
-        reasoner: with its head trained.
-        side: of the prepared images, in pixels; boxes are in them.
+        csr: with its head trained.
     """
     place = device()
-    model, reasoner = model.to(place).eval(), reasoner.to(place).eval()
+    csr = csr.to(place).eval()
+    collection, reasoner = data.collection, csr.reasoner
     boxes = collection.boxes_by_pair()
     outlines = list(_outlines(collection, boxes))
     reasoner.alpha.fill_(DEFAULT_ALPHA)
     if not outlines or not collection.classes:
         return
-    extremes = torch.cat([_extremes(cache, model, reasoner, side, boxes, *each) for each in outlines])
+    extremes = torch.cat([_extremes(cache, csr, data.side, boxes, *each) for each in outlines])
     study = torch.tensor([index for index, (_, sets) in enumerate(outlines) for _ in sets], device=place)
     truth = torch.from_numpy(collection.truth()[[row for row, _ in outlines]]).to(place)
     share = 1 / torch.bincount(study)[study]  # a study counts once, however many ways to draw on it
@@ -102,8 +94,7 @@ def _outlines(
 
 def _extremes(
     cache: FeatureCache,
-    model: PrototypeModel,
-    reasoner: Reasoner,
+    csr: TrainedCSR,
     side: int,
     boxes: dict[tuple[int, int], np.ndarray],
     row: int,
@@ -114,8 +105,8 @@ def _extremes(
     Weighting is monotone and weighs all cells inside alike and all outside alike, so these two say all that the scores
     depend on, whatever α.
     """
-    features, _ = cache.batch(np.array([row]), device())
-    maps = reasoner.maps(model.projector.project_maps(features))
+    features, _ = cache.batch(np.array([row]), csr.place)
+    maps = csr.reasoner.maps(csr.project(features))
     height, width = maps.shape[-2:]
     pieces = []
     for concepts in sets:

@@ -43,7 +43,7 @@ class RegionBox:
 
 @dataclass(frozen=True)
 class Interaction:
-    """The whole state of one reader's correction of one study.
+    """The whole state of one clinician's correction of one study.
 
     Args:
         boxes: regions to attend to or to ignore.

@@ -16,13 +16,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from csr.data.records import Collection
+from csr.data.prepared import PreparedSet
 from csr.evaluation.metrics import correct, decide, macro_f1
 from csr.interaction.clinicians import Answer, Clinician, ClinicianConfig, Mode, Order, Truth
 from csr.interaction.corrections import Interaction, interaction_tensors, wants_help
-from csr.network.reasoner import Reasoner, Reasoning
+from csr.network.reasoner import Reasoning
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
-from csr.training.prototypes import PrototypeModel
 from csr.training.runtime import device
 
 Rejection = Literal["zero", "absent"]
@@ -39,8 +39,8 @@ class InterventionConfig:
         modes, orders: kinds of clinicians; see `csr.interaction.clinicians`.
         rejections: what a rejected score becomes, where a mode has rejections at all.
         alpha: weight outside positive boxes; None for each concept's own.
-        margin: of the trigger: ``uncertain`` clinicians only touch studies whose `decision_margin` is below it at
-            first.
+        margin: of the trigger: ``uncertain`` clinicians only touch studies whose decision margin
+            (`csr.interaction.corrections.decision_margin`) is below it at first.
         seed: of the clinicians.
     """
 
@@ -56,18 +56,9 @@ class InterventionConfig:
 
 @torch.no_grad()
 def intervention_curves(
-    collection: Collection,
-    cache: FeatureCache,
-    model: PrototypeModel,
-    reasoner: Reasoner,
-    side: int,
-    config: InterventionConfig,
-    split: str = "test",
+    data: PreparedSet, cache: FeatureCache, csr: TrainedCSR, config: InterventionConfig, split: str = "test"
 ) -> pd.DataFrame:
     """Lets every kind of clinician correct every study of a split.
-
-    Args:
-        side: of the prepared images, in pixels; boxes are in them.
 
     Returns:
         One row a part, kind of clinician and number of interactions: ``part, mode, order, rejection`` (``none`` where a
@@ -75,8 +66,9 @@ def intervention_curves(
         study), ``macro_f1, accuracy, fixed, broken`` (studies wrong before and right now, and the reverse) and
         ``interactions``, the mean number used a study of the part.
     """
+    collection = data.collection
     rows = collection.rows(split)
-    runner = InterventionRunner(collection, cache, model, reasoner, side, rows)
+    runner = InterventionRunner(data, cache, csr, rows)
     truth, multilabel = collection.truth()[rows], collection.task == "multilabel"
     parts = collection.studies["part"].to_numpy()[rows]
     table: list[dict[str, Any]] = []
@@ -121,23 +113,13 @@ def _kinds(config: InterventionConfig) -> Iterator[tuple[Mode, Order, Rejection,
 class InterventionRunner:
     """The studies of some rows, projected, with all that clinicians and the reasoner need."""
 
-    def __init__(
-        self,
-        collection: Collection,
-        cache: FeatureCache,
-        model: PrototypeModel,
-        reasoner: Reasoner,
-        side: int,
-        rows: np.ndarray,
-    ) -> None:
-        self._place = device()
-        self._rows, self._side, self._concepts = rows, side, collection.concepts
-        self._reasoner = reasoner.to(self._place).eval()
-        projector = model.to(self._place).eval().projector
-        pieces = [
-            projector.project_maps(cache.batch(rows[start : start + 64], self._place)[0])
-            for start in range(0, len(rows), 64)
-        ]
+    def __init__(self, data: PreparedSet, cache: FeatureCache, csr: TrainedCSR, rows: np.ndarray) -> None:
+        csr = csr.to(device()).eval()
+        collection = data.collection
+        self._place = csr.place
+        self._rows, self._side, self._concepts = rows, data.side, collection.concepts
+        self._reasoner = csr.reasoner
+        pieces = [csr.project(cache.batch(rows[start : start + 64], csr.place)[0]) for start in range(0, len(rows), 64)]
         self._patches = torch.cat(pieces)
         labels, boxes = collection.concept_labels(), collection.boxes_by_pair()
         by_row: dict[int, dict[int, np.ndarray]] = {}

@@ -24,11 +24,10 @@ from torch import Tensor
 from csr.data.prepared import PreparedSet
 from csr.evaluation.pointing import inside, map_peaks
 from csr.interaction.alpha import calibrate
-from csr.network.reasoner import Reasoner
+from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
-from csr.training.prototypes import PrototypeModel
 from csr.training.runtime import device
 
 CROPS = 10
@@ -36,13 +35,13 @@ SHOWN = 0.5
 
 
 @torch.no_grad()
-def review(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner) -> pd.DataFrame:
+def review(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> pd.DataFrame:
     """The simulated reviewer's verdict on every prototype.
 
     Returns:
         One row a prototype: ``concept, prototype, crops`` (how many were seen), ``shown`` (share that shows the
-        concept, NaN if no training image has a box of it), ``usage`` (share of the training images with a box of the
-        concept in which it is the most similar one) and ``prune``.
+        concept, NaN if no training image has a box of it), ``wins`` (share of the training images with a box of the
+        concept in which it is the most similar live one; 0 once pruned) and ``prune``.
     """
     collection = data.collection
     boxes, cell = collection.boxes_by_pair(), data.side / cache.features.shape[-1]
@@ -50,68 +49,66 @@ def review(data: PreparedSet, cache: FeatureCache, model: PrototypeModel, reason
     rows = np.array(
         [row for row in collection.rows("train") if any((int(row), k) in boxes for k in range(labels.shape[1]))]
     )
-    scores = _scores(cache, model, reasoner, rows)
+    csr = csr.to(device()).eval()
+    scores, alive = _scores(cache, csr, rows), csr.reasoner.alive.cpu().numpy() > 0
     # of each prototype, the images with its concept that it resembles most: K×M lists of positions in rows
     nearest = []
     for k in range(len(collection.concepts)):
         own = np.array([i for i, row in enumerate(rows) if (int(row), k) in boxes], np.int64)
-        usage = np.bincount(scores[own, k].argmax(1), minlength=scores.shape[2]) / max(1, len(own))
+        live = np.where(alive[k], scores[own, k], -np.inf)
+        wins = alive[k] * np.bincount(live.argmax(1), minlength=scores.shape[2]) / max(1, len(own))
         ranks = np.argsort(-scores[own, k], axis=0, kind="stable")[:CROPS]
-        nearest += [(k, m, own[ranks[:, m]], usage[m]) for m in range(scores.shape[2])]
+        nearest += [(k, m, own[ranks[:, m]], wins[m]) for m in range(scores.shape[2])]
     wanted = {(i, k, m) for k, m, positions, _ in nearest for i in positions.tolist()}
-    peaks = _peaks(data, cache, model, reasoner, rows, wanted)
+    peaks = _peaks(data, cache, csr, rows, wanted)
     verdicts = []
-    for k, m, positions, usage in nearest:
-        verdict = {"concept": collection.concepts[k], "prototype": m, "crops": 0, "shown": np.nan, "usage": np.nan}
+    for k, m, positions, won in nearest:
+        verdict = {"concept": collection.concepts[k], "prototype": m, "crops": 0, "shown": np.nan, "wins": np.nan}
         if len(positions):
             seen = [inside(peaks[i, k, m], _grown(boxes[int(rows[i]), k], cell / 2)) for i in positions.tolist()]
-            verdict |= {"crops": len(positions), "shown": float(np.mean(seen)), "usage": float(usage)}
+            verdict |= {"crops": len(positions), "shown": float(np.mean(seen)), "wins": float(won)}
         verdicts.append(verdict)
     table = pd.DataFrame(verdicts)
-    alive = reasoner.alive.flatten().cpu().numpy() > 0
-    table["prune"] = (table["shown"] < SHOWN) | ~alive
-    for _, group in table[alive].groupby("concept", sort=False):
+    table["prune"] = (table["shown"] < SHOWN) | ~alive.ravel()
+    for _, group in table[alive.ravel()].groupby("concept", sort=False):
         if group["prune"].all():
             table.loc[group["shown"].idxmax(), "prune"] = False
     return table
 
 
-def prune(reasoner: Reasoner, verdicts: pd.DataFrame) -> Reasoner:
-    """A copy of the reasoner without the prototypes that `review` (or a person) marked ``prune``; the head stays."""
-    refined = copy.deepcopy(reasoner)
-    flagged = torch.tensor(verdicts["prune"].to_numpy(bool)).reshape(reasoner.alive.shape)
+def prune(csr: TrainedCSR, verdicts: pd.DataFrame) -> TrainedCSR:
+    """The same without the prototypes that `review` (or a person) marked ``prune``; the head stays as it is. Stages 1
+    and 2 are shared with the original."""
+    refined = copy.deepcopy(csr.reasoner)
+    flagged = torch.tensor(verdicts["prune"].to_numpy(bool)).reshape(refined.alive.shape)
     refined.alive[flagged.to(refined.alive.device)] = 0
-    return refined
+    return csr.with_reasoner(refined)
 
 
 def retrain_head(
-    data: PreparedSet,
-    cache: FeatureCache,
-    model: PrototypeModel,
-    refined: Reasoner,
-    config: HeadConfig,
-    callbacks: Callbacks,
-) -> Reasoner:
+    data: PreparedSet, cache: FeatureCache, refined: TrainedCSR, config: HeadConfig, callbacks: Callbacks
+) -> TrainedCSR:
     """Trains the head anew on the prototypes that are left. Pruned ones score as if absent, a constant, so the bias
     can say what they say and the new head gives them no weight. It is calibrated anew too."""
-    retrained = train_head(data.collection, cache, model, config, callbacks, alive=refined.alive)
-    calibrate(data.collection, cache, model, retrained, data.side)
+    alive = refined.reasoner.alive
+    reasoner = train_head(data.collection, cache, refined.prototype_model, config, callbacks, alive=alive)
+    retrained = refined.with_reasoner(reasoner)
+    calibrate(data, cache, retrained)
     return retrained
 
 
-def _scores(cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner, rows: np.ndarray) -> np.ndarray:
+def _scores(cache: FeatureCache, csr: TrainedCSR, rows: np.ndarray) -> np.ndarray:
     """n×K×M, the largest value of each similarity map."""
-    scores = [np.zeros((0, *reasoner.alive.shape), np.float32)]
+    scores = [np.zeros((0, *csr.reasoner.alive.shape), np.float32)]
     for start in range(0, len(rows), 32):
-        scores.append(_maps(cache, model, reasoner, rows[start : start + 32]).flatten(3).amax(-1).cpu().numpy())
+        scores.append(_maps(cache, csr, rows[start : start + 32]).flatten(3).amax(-1).cpu().numpy())
     return np.concatenate(scores)
 
 
 def _peaks(
     data: PreparedSet,
     cache: FeatureCache,
-    model: PrototypeModel,
-    reasoner: Reasoner,
+    csr: TrainedCSR,
     rows: np.ndarray,
     wanted: set[tuple[int, int, int]],
 ) -> dict[tuple[int, int, int], np.ndarray]:
@@ -122,18 +119,16 @@ def _peaks(
         by_image.setdefault(i, []).append((k, m))
     for i, own in by_image.items():
         concepts, prototypes = np.array(own).T
-        maps = _maps(cache, model, reasoner, rows[i : i + 1])[0, concepts, prototypes]
+        maps = _maps(cache, csr, rows[i : i + 1])[0, concepts, prototypes]
         for (k, m), peak in zip(own, map_peaks(maps.cpu().numpy(), data.side), strict=True):
             found[i, k, m] = peak
     return found
 
 
-def _maps(cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner, rows: np.ndarray) -> Tensor:
+def _maps(cache: FeatureCache, csr: TrainedCSR, rows: np.ndarray) -> Tensor:
     """Similarity maps n×K×M×h×w."""
-    place = device()
-    model, reasoner = model.to(place).eval(), reasoner.to(place).eval()
-    features, _ = cache.batch(rows, place)
-    return reasoner.maps(model.projector.project_maps(features))
+    features, _ = cache.batch(rows, csr.place)
+    return csr.reasoner.maps(csr.project(features))
 
 
 def _grown(boxes: np.ndarray, margin: float) -> np.ndarray:

@@ -79,8 +79,9 @@ class Backbone(nn.Module):
         if config.context:
             if self.cell_offset > 0:
                 raise ConfigError(
-                    f"concepts.context: cells of {config.backbone} look down and right of their pixels (TensorFlow's "
-                    "SAME padding); merging two levels of such a backbone is not supported, set it to null"
+                    f"concepts.model.context: cells of {config.backbone} look down and right of their pixels "
+                    "(TensorFlow's SAME padding); merging two levels of such a backbone is not supported, set it to "
+                    "null"
                 )
             self.fine = nn.Conv2d(widths[0], config.width, 1, bias=False)
             self.deep = nn.Conv2d(widths[1], config.width, 1, bias=False)
@@ -166,21 +167,24 @@ def measure_cell_offset(body: nn.Module, channels: int, stride: int) -> int:
 
 def _build_body(config: BackboneConfig, channels: int) -> Any:  # timm's FeatureListNet, untyped
     if config.checkpoint is not None and not Path(config.checkpoint).is_file():
-        raise ConfigError(f"concepts.checkpoint: no file {config.checkpoint!r}")
+        raise ConfigError(f"concepts.model.checkpoint: no file {config.checkpoint!r}")
     if config.context is not None and config.context <= config.stride:
         raise ConfigError(
-            f"concepts.context: must be a deeper level than concepts.stride {config.stride}, got {config.context}"
+            f"concepts.model.context: must be a deeper level than concepts.model.stride {config.stride}, "
+            f"got {config.context}"
         )
     try:
         levels: Any = timm.create_model(config.backbone, features_only=True)
     except RuntimeError as error:
-        raise ConfigError(f"concepts.backbone: {error}") from None
+        raise ConfigError(f"concepts.model.backbone: {error}") from None
     reductions = levels.feature_info.reduction()
     wanted = [config.stride] + ([config.context] if config.context else [])
     for key, stride in zip(("stride", "context"), wanted, strict=False):
         if stride not in reductions:
             offered = ", ".join(map(str, reductions))
-            raise ConfigError(f"concepts.{key}: {config.backbone} has levels of stride {offered}, none of {stride}")
+            raise ConfigError(
+                f"concepts.model.{key}: {config.backbone} has levels of stride {offered}, none of {stride}"
+            )
     overlay = {"file": config.checkpoint} if config.checkpoint else None
     return timm.create_model(
         config.backbone,

@@ -3,7 +3,7 @@
 The supplement describes three residual blocks of 1-D convolution, IBN and ReLU. Instance statistics of a lone concept
 vector are degenerate, and batch statistics gathered on concept vectors do not fit patches, so here every block is
 pointwise and normalised by LayerNorm over channels: it does to a lone vector exactly what it does to a patch.
-Optionally the input is standardised per channel with statistics of all training patches.
+Optionally the input is standardised per channel with statistics of training patches.
 """
 
 from __future__ import annotations

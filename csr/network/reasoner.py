@@ -23,7 +23,7 @@ The temperature τ calibrates the probabilities and nothing else: logits are the
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,20 @@ class Reasoner(nn.Module):
         self.register_buffer("alpha", torch.full((concepts,), DEFAULT_ALPHA))  # see csr.interaction.alpha
         self.register_buffer("temperature", torch.tensor(1.0))  # see csr.training.temperature
         self.head = nn.Linear(concepts * per_concept, classes)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make a reasoner of the same shape."""
+        concepts, per_concept, width = self.prototypes.shape
+        return {
+            "concepts": concepts,
+            "per_concept": per_concept,
+            "width": width,
+            "classes": self.head.out_features,
+            "clip": self.clip,
+            "floor": self.floor,
+            "multilabel": self.multilabel,
+        }
 
     def maps(self, patches: Tensor, importance: Tensor | None = None) -> Tensor:
         """v' B×D'×h×w, A B×h×w → Ŝ B×K×M×h×w."""

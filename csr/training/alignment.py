@@ -2,12 +2,12 @@
 
 Stage 1's loss pools the maps over space, so it is the same wherever in a map the evidence stands: nothing keeps a cell
 looking at the pixels that it is drawn over, and random weights end a few pixels to one side, a direction and distance
-of the seed's own. On a map of stride 8 such a map_shift of 7 pixels moves every maximum off a finding of 12: on the
+of the seed's own. On a map of stride 8 such a shift of 7 pixels moves every maximum off a finding of 12: on the
 phantom's validation split it cost up to 14 points of the pointing game, and most of its variation between seeds.
 
-The map_shift can be seen without any box: the gradient of a concept's peak with respect to the image says which pixels
+The shift can be seen without any box: the gradient of a concept's peak with respect to the image says which pixels
 the peak rests on (Simonyan et al. 2014, arXiv 1312.6034, section 3). Its median offset from the middle of the peak's
-cell is the map_shift, and `csr.network.backbone.Backbone` moves images by it.
+cell is the shift, and `csr.network.backbone.Backbone` moves images by it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EXAMPLES = 24  # training images a concept
 
 
 def align(model: ConceptModel, data: PreparedSet, labels: np.ndarray) -> None:
-    """Measures the map_shift of a trained model and sets ``model.backbone.map_shift``; see `measure_map_shift`."""
+    """Measures the shift of a trained model's maps and sets ``model.backbone.map_shift``; see `measure_map_shift`."""
     model.backbone.map_shift = (0, 0)
     model.backbone.map_shift = measure_map_shift(model, data, labels)
 

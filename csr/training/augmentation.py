@@ -1,8 +1,11 @@
-"""Random changes of training images that leave in the picture what the labels say is there."""
+"""Random changes of training images that leave in the picture what the labels say is there.
+
+They are drawn on the CPU, wherever the images are: findings are looked for there, and no GPU is waited for.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -52,10 +55,10 @@ class Findings:
 
         Args:
             rows: B rows of the collection.
-            transforms: B×2×3, from the moved picture to the image, as `torch.nn.functional.affine_grid` takes them.
+            transforms: B×2×3 on the CPU, from the moved picture to the image, as `torch.nn.functional.affine_grid`
+                takes them.
         """
-        inverse = torch.linalg.inv(transforms[:, :, :2].cpu())
-        shift = transforms[:, :, 2].cpu()
+        inverse, shift = torch.linalg.inv(transforms[:, :, :2]), transforms[:, :, 2]
         lost = [
             any(
                 ((points - shift[index]) @ inverse[index].T).abs().le(1).all(1).float().mean() < KEPT
@@ -63,7 +66,7 @@ class Findings:
             )
             for index, row in enumerate(rows.tolist())
         ]
-        return torch.tensor(lost, device=transforms.device)
+        return torch.tensor(lost)
 
 
 def _points(boxes: np.ndarray, side: int) -> Tensor:
@@ -75,60 +78,85 @@ def _points(boxes: np.ndarray, side: int) -> Tensor:
     return torch.from_numpy(2 * points / side - 1).float()
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Where the random numbers of a batch come from.
+
+    They are drawn on the CPU, for a whole batch in every process, so that an image changes alike on every device and
+    however many processes share the batch.
+
+    Args:
+        count: B, images of the whole batch.
+        part: of the batch, the images that are to be changed.
+        generator: torch's global one by default.
+    """
+
+    count: int
+    part: slice = field(default_factory=lambda: slice(None))
+    generator: torch.Generator | None = None
+
+    def spread(self, width: float) -> Tensor:
+        """B numbers in ±width."""
+        return (torch.rand(self.count, generator=self.generator) * 2 - 1) * width
+
+
 def augment(
-    images: Tensor, config: AugmentConfig, findings: Findings | None = None, rows: np.ndarray | None = None
+    images: Tensor,
+    config: AugmentConfig,
+    findings: Findings | None = None,
+    rows: np.ndarray | None = None,
+    draws: Draws | None = None,
 ) -> Tensor:
-    """uint8 B×C×S×S → the same, each image moved and windowed at random (torch's global generator).
+    """uint8 B×C×S×S → the same, each image moved and windowed at random.
 
     Args:
         findings: what no move may cut away: such a move is drawn again, and after `REDRAWS` times the image stays.
-        rows: B rows of the collection, by which ``findings`` knows the images.
+        rows: of the collection, of the whole batch, by which ``findings`` knows the images.
+        draws: by default the images are the whole batch.
     """
-    return window(move(images, config, findings, rows), config)
+    draws = draws or Draws(len(images))
+    return window(move(images, config, findings, rows, draws), config, draws)
 
 
 def move(
-    images: Tensor, config: AugmentConfig, findings: Findings | None = None, rows: np.ndarray | None = None
+    images: Tensor,
+    config: AugmentConfig,
+    findings: Findings | None = None,
+    rows: np.ndarray | None = None,
+    draws: Draws | None = None,
 ) -> Tensor:
     """uint8 B×C×S×S → float32 0..255, each image rotated, scaled, shifted and perhaps mirrored at random; see
     `augment`."""
-    transforms = _draw_moves(images, config)
+    draws = draws or Draws(len(images))
+    transforms = _draw_moves(draws, config)
     if findings is not None and rows is not None:
         for _ in range(REDRAWS):
             lost = findings.lost(rows, transforms)
             if not lost.any():
                 break
-            transforms[lost] = _draw_moves(images[lost], config)
+            transforms[lost] = _draw_moves(replace(draws, count=int(lost.sum())), config)
         else:
-            transforms[findings.lost(rows, transforms)] = torch.eye(2, 3, device=images.device)
-    grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
+            transforms[findings.lost(rows, transforms)] = torch.eye(2, 3)
+    own = transforms[draws.part].to(images.device)
+    grid = F.affine_grid(own, list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
 
 
-def _draw_moves(images: Tensor, config: AugmentConfig) -> Tensor:
+def _draw_moves(draws: Draws, config: AugmentConfig) -> Tensor:
     """B×2×3 transforms from moved pictures to images, in −1..1 of the side."""
-    batch, place = images.shape[0], images.device
-    angle = torch.deg2rad(_spread(config.rotate, images))
-    zoom = 1 + _spread(config.scale, images)
-    mirror = (
-        torch.where(torch.rand(batch, device=place) < 0.5, -1.0, 1.0)
-        if config.flip
-        else torch.ones(batch, device=place)
-    )
+    angle = torch.deg2rad(draws.spread(config.rotate))
+    zoom = 1 + draws.spread(config.scale)
+    mirror = torch.where(draws.spread(1.0) < 0, -1.0, 1.0) if config.flip else torch.ones(draws.count)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    dx, dy = 2 * _spread(config.shift, images), 2 * _spread(config.shift, images)
+    dx, dy = 2 * draws.spread(config.shift), 2 * draws.spread(config.shift)
     rows = [mirror * cos, -sin, dx, mirror * sin, cos, dy]
-    return torch.stack(rows, 1).view(batch, 2, 3)
+    return torch.stack(rows, 1).view(draws.count, 2, 3)
 
 
-def window(images: Tensor, config: AugmentConfig) -> Tensor:
+def window(images: Tensor, config: AugmentConfig, draws: Draws | None = None) -> Tensor:
     """B×C×S×S of 0..255 → uint8, the contrast and brightness of each image changed at random; no cell moves."""
-    gain = (1 + _spread(config.contrast, images))[:, None, None, None]
-    offset = (255 * _spread(config.brightness, images))[:, None, None, None]
+    draws = draws or Draws(len(images))
+    gain = (1 + draws.spread(config.contrast))[draws.part].to(images.device)[:, None, None, None]
+    offset = (255 * draws.spread(config.brightness))[draws.part].to(images.device)[:, None, None, None]
     windowed = (images.float() - 127.5) * gain + 127.5 + offset
     return windowed.clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-
-
-def _spread(width: float, images: Tensor) -> Tensor:
-    """One random number in ±width an image, where the images are."""
-    return (torch.rand(len(images), device=images.device) * 2 - 1) * width

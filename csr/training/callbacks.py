@@ -36,3 +36,11 @@ class SilentCallbacks:
 
     def track(self, items: Iterable[Item], total: int, description: str) -> Iterable[Item]:
         return items
+
+
+class PrintedCallbacks(SilentCallbacks):
+    """Prints each epoch's metrics as a line."""
+
+    def epoch(self, metrics: Mapping[str, float], state: Callable[[], State]) -> None:
+        super().epoch(metrics, state)
+        print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()), flush=True)

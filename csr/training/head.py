@@ -6,7 +6,7 @@ they are standardised with training statistics, which the reasoner carries.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from csr.data.records import Collection, check_concept_labels
 from csr.evaluation.metrics import decide, macro_f1, mean_auroc
+from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Floor, Reasoner, concept_evidence
-from csr.training.callbacks import Callbacks, State
+from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
 from csr.training.losses import class_loss
-from csr.training.prototypes import PrototypeModel, all_positive_vectors, usage
-from csr.training.runtime import device, seed_everything
+from csr.training.prototypes import all_positive_vectors, usage
+from csr.training.runtime import device, seed_everything, seeds
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,16 @@ def train_head(
         TrainingError: the loss became NaN or infinite.
     """
     check_concept_labels(collection, collection.name)
-    seed_everything(config.seed)
+    seed_everything(seeds(config.seed, "head"))
     place = device()
+    model = model.to(place)
     truth = torch.from_numpy(collection.truth()).to(place)
     multilabel = collection.task != "multiclass"
     concept_labels = collection.concept_labels()
     train, val = collection.rows("train"), collection.rows("val")
     concepts, per_concept, width = model.prototypes.raw.shape
     reasoner = Reasoner(concepts, per_concept, width, len(collection.classes), config.clip, config.floor, multilabel)
-    reasoner = reasoner.to(place)
+    model, reasoner = model.to(place), reasoner.to(place)
     reasoner.prototypes.copy_(model.prototypes.unit().detach())
     train_scores = all_scores(reasoner, model, cache, train)
     val_scores = all_scores(reasoner, model, cache, val)
@@ -181,23 +183,3 @@ def _set_statistics(reasoner: Reasoner, scores: Tensor, labels: np.ndarray) -> N
         known = ~np.isnan(labels[:, k])
         fit = LogisticRegression(C=1e4, max_iter=1000).fit(evidence[known, k : k + 1], labels[known, k].astype(int))
         reasoner.concept_scale[k], reasoner.concept_shift[k] = float(fit.coef_[0, 0]), float(fit.intercept_[0])
-
-
-def to_checkpoint(reasoner: Reasoner, config: HeadConfig) -> State:
-    """All that is needed to rebuild the reasoner: plain types and tensors."""
-    return {
-        "config": asdict(config),
-        "shape": [*reasoner.prototypes.shape, reasoner.head.out_features],
-        "multilabel": reasoner.multilabel,
-        "weights": {name: value.cpu() for name, value in reasoner.state_dict().items()},
-    }
-
-
-def from_checkpoint(state: State) -> Reasoner:
-    """The inverse of `to_checkpoint`."""
-    concepts, per_concept, width, classes = state["shape"]
-    config = state["config"]
-    multilabel = state.get("multilabel", False)  # which no checkpoint had when a study had one class
-    reasoner = Reasoner(concepts, per_concept, width, classes, config["clip"], config["floor"], multilabel)
-    reasoner.load_state_dict(state["weights"])
-    return reasoner.eval()

@@ -5,28 +5,24 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from csr.data.records import Collection
+from csr.data.prepared import PreparedSet
 from csr.evaluation.pointing import map_peaks
 from csr.evaluation.predictions import Predictions
-from csr.network.reasoner import Reasoner
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
-from csr.training.prototypes import PrototypeModel
 from csr.training.runtime import device
 
 
 @torch.no_grad()
-def predict(
-    collection: Collection, cache: FeatureCache, model: PrototypeModel, reasoner: Reasoner, side: int
-) -> Predictions:
+def predict(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> Predictions:
     """Predicts the whole test split from cached features."""
-    place = device()
-    model, reasoner = model.to(place).eval(), reasoner.to(place).eval()
-    rows = collection.rows("test")
+    csr = csr.to(device()).eval()
+    rows = data.collection.rows("test")
     probabilities, concepts, peaks = [], [], []
     for start in range(0, len(rows), 64):
-        features, _ = cache.batch(rows[start : start + 64], place)
-        answer = reasoner(model.projector.project_maps(features))
+        features, _ = cache.batch(rows[start : start + 64], csr.place)
+        answer = csr.reasoner(csr.project(features))
         probabilities.append(answer.probabilities.cpu().numpy())
         concepts.append(answer.concept_probabilities.cpu().numpy())
-        peaks.append(map_peaks(answer.concept_maps.cpu().numpy(), side))
+        peaks.append(map_peaks(answer.concept_maps.cpu().numpy(), data.side))
     return Predictions(rows, np.concatenate(probabilities), np.concatenate(concepts), np.concatenate(peaks))

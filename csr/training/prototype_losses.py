@@ -80,9 +80,9 @@ def agreement(maps: Tensor, cam: Tensor, labels: Tensor, temperature: float = 20
         cam: B×K×h×w, not differentiated.
         labels: B×K of 1, 0 or NaN.
     """
-    present = labels == 1
-    if not present.any():
+    image, concept = (labels == 1).nonzero(as_tuple=True)
+    if not len(image):
         return maps.sum() * 0
-    target = cam.flatten(2)[present].detach().log_softmax(-1)
-    own = (temperature * maps.amax(2).flatten(2)[present]).log_softmax(-1)
+    target = cam.flatten(2)[image, concept].detach().log_softmax(-1)
+    own = (temperature * maps.amax(2).flatten(2)[image, concept]).log_softmax(-1)
     return F.kl_div(own, target, log_target=True, reduction="batchmean")

@@ -8,7 +8,7 @@ paper, each with a weight that is 0 in the ``paper`` preset, also show P the pat
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,13 +18,25 @@ from torch import Tensor, nn
 
 from csr.data.records import Collection, check_concept_labels
 from csr.errors import ConfigError
-from csr.network.projector import Projector
-from csr.network.prototypes import Prototypes, local_concept_vectors
-from csr.training.callbacks import Callbacks, State
+from csr.network.prototypes import PrototypeModel, local_concept_vectors
+from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
 from csr.training.prototype_losses import Margin, absence, agreement, prototype_contrastive, soft_similarity
-from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
+from csr.training.runtime import (
+    Precision,
+    autocast,
+    check_share,
+    device,
+    distribute,
+    gather,
+    own_part,
+    seed_everything,
+    seeds,
+    share_of_mean,
+    torch_seed,
+    world_size,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class PrototypeConfig:
         gamma, scale, delta: γ, λ and δ of the contrastive loss; margin: the sign of δ.
         absence, agreement: weights of the two terms beyond the paper.
         temperature: of the agreement term.
+        batch_size: images a step, of all workers together: each takes an equal part.
         precision: of the projector while it trains; prototypes and losses are float32, since γ magnifies any rounding.
         reseed: after each epoch but the last two, move prototypes that win no training vector onto the vectors that
             their concept's prototypes fit worst. More stay alive, but the vectors that fit worst are often the ones
@@ -69,35 +82,41 @@ class PrototypeConfig:
             raise ValueError(f"prototypes.per_concept: needs at least one prototype a concept, got {self.per_concept}")
 
 
-class PrototypeModel(nn.Module):
-    """Projector, prototypes and the concept read-out (scale and shift) that the absence term learns.
+def build_prototype_model(config: PrototypeConfig, features: int, concepts: int) -> PrototypeModel:
+    """An untrained projector and prototypes for D features and K concepts.
 
     Raises:
         ConfigError: the number of prototypes is not settled yet.
     """
+    if config.per_concept == "auto":
+        raise ConfigError("prototypes.per_concept: 'auto' must be settled first (csr.training.selection)")
+    return PrototypeModel(features, concepts, config.per_concept, config.width, config.blocks)
 
-    def __init__(self, config: PrototypeConfig, features: int, concepts: int) -> None:
+
+class PrototypeObjective(nn.Module):
+    """What stage 2 minimises. Its concept read-out (scale and shift) serves the absence term alone."""
+
+    def __init__(self, model: PrototypeModel, config: PrototypeConfig) -> None:
         super().__init__()
-        if config.per_concept == "auto":
-            raise ConfigError("prototypes.per_concept: 'auto' must be settled first (csr.training.selection)")
+        self.model = model
         self.config = config
-        self.projector = Projector(features, config.width, config.blocks)
-        self.prototypes = Prototypes(concepts, config.per_concept, config.width)
-        self.scale = nn.Parameter(torch.full((concepts,), 10.0))
-        self.shift = nn.Parameter(torch.full((concepts,), -5.0))
+        concepts = len(model.prototypes.raw)
+        learned = bool(config.absence or config.agreement)
+        self.scale = nn.Parameter(torch.full((concepts,), 10.0), requires_grad=learned)
+        self.shift = nn.Parameter(torch.full((concepts,), -5.0), requires_grad=learned)
 
     def forward(self, features: Tensor, cam: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The loss terms of one batch; f B×D×h×w, cam B×K×h×w, labels B×K of 1, 0 or NaN."""
-        config, unit = self.config, self.prototypes.unit()
+        config, model, unit = self.config, self.model, self.model.prototypes.unit()
         vectors, concept = positive_vectors(features, cam, labels)
         with autocast(config.precision):
-            projected = self.projector(vectors).float()
+            projected = model.projector(vectors).float()
         similarity, _ = soft_similarity(projected, unit, config.gamma)
         terms = {"contrastive": prototype_contrastive(similarity, concept, config.scale, config.delta, config.margin)}
         if config.absence or config.agreement:
             with autocast(config.precision):
-                patches = self.projector.project_maps(features).float()
-            maps = self.prototypes.similarity_maps(patches)
+                patches = model.projector.project_maps(features).float()
+            maps = model.prototypes.similarity_maps(patches)
             terms["absence"] = config.absence * absence(maps, labels, self.scale, self.shift)
             terms["agreement"] = config.agreement * agreement(maps, cam, labels, config.temperature)
         return terms
@@ -105,8 +124,8 @@ class PrototypeModel(nn.Module):
 
 def positive_vectors(features: Tensor, cam: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Local concept vectors of present concepts: n×D and their concept indices n."""
-    present = labels == 1
-    return local_concept_vectors(features, cam)[present], present.nonzero()[:, 1]
+    image, concept = (labels == 1).nonzero(as_tuple=True)
+    return local_concept_vectors(features, cam)[image, concept], concept
 
 
 def train_prototypes(
@@ -114,39 +133,45 @@ def train_prototypes(
 ) -> PrototypeModel:
     """Trains on split ``train`` and reports, on ``val``, the loss and the diagnostics of `diagnose` each epoch.
 
+    Processes of a distributed run share every batch and learn what one would.
+
     Raises:
+        ConfigError: a batch that the processes cannot share evenly.
         DataError: a concept that no training image is known to show, or to lack.
         TrainingError: the loss became NaN or infinite.
     """
     check_concept_labels(collection, collection.name)
-    seed_everything(config.seed)
+    check_share(config.batch_size, world_size(), "prototypes")
+    seed_everything(seeds(config.seed, "projector"))
     place = device()
     labels = torch.from_numpy(collection.concept_labels())
     train, val = collection.rows("train"), collection.rows("val")
-    model = PrototypeModel(config, cache.features.shape[1], len(collection.concepts))
+    model = build_prototype_model(config, cache.features.shape[1], len(collection.concepts))
     if config.standardise:
         model.projector.set_standardisation(*feature_statistics(cache, train))
     model = model.to(place)
     vectors, concept = all_positive_vectors(cache, labels, train, place)
     _seed_prototypes(model, vectors, concept, config.seed)
-    if not (config.absence or config.agreement):  # the read-out is learned by the absence term alone
-        model.scale.requires_grad_(False)
-        model.shift.requires_grad_(False)
-    engine = distribute(model)
+    objective = PrototypeObjective(model, config).to(place)
+    engine = distribute(objective)
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
-        return engine(*cache.batch(rows, place), labels[rows].to(place))
+        part, whole = own_part(len(rows)), labels[rows]
+        terms = engine(*cache.batch(rows[part], place), whole[part].to(place))
+        known, present = share_of_mean(~whole.isnan(), part), share_of_mean(whole == 1, part)
+        return {name: value * (known if name == "absence" else present) for name, value in terms.items()}
 
     def after_epoch(epoch: int) -> dict[str, float]:
         reseeded = _reseed(model, vectors, concept) if config.reseed and epoch < config.epochs - 2 else 0
-        return {"reseeded": reseeded, **diagnose(model, *all_positive_vectors(cache, labels, val, place))}
+        own = all_positive_vectors(cache, labels, val[own_part(len(val))], place)
+        return {"reseeded": reseeded, **diagnose(model, *map(gather, own))}
 
-    fit(Task("prototypes", model, train, terms, after_epoch), config, callbacks)
+    fit(Task("prototypes", objective, train, terms, after_epoch, precision=config.precision), config, callbacks)
     return model
 
 
 def feature_statistics(cache: FeatureCache, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and standard deviation of patches, over at most 500 evenly spaced rows."""
+    """Per-channel mean and standard deviation of patches, over evenly spaced rows, fewer than 1000."""
     sample = np.asarray(cache.features[rows[:: max(1, len(rows) // 500)]], np.float32)
     return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3)))
 
@@ -156,7 +181,7 @@ def all_positive_vectors(
 ) -> tuple[Tensor, Tensor]:
     """`positive_vectors` of many rows; labels N×K of the whole collection."""
     pieces = []
-    for start in range(0, len(rows), 256):
+    for start in range(0, max(len(rows), 1), 256):
         chosen = rows[start : start + 256]
         pieces.append(positive_vectors(*cache.batch(chosen, place), labels[chosen].to(place)))
     return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
@@ -165,7 +190,7 @@ def all_positive_vectors(
 @torch.no_grad()
 def _seed_prototypes(model: PrototypeModel, vectors: Tensor, concept: Tensor, seed: int) -> None:
     """Starts each concept's prototypes on projected vectors of its own (the paper leaves initialisation open)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(torch_seed(seeds(seed, "prototypes")))
     projected = model.projector(vectors)
     for k in range(model.prototypes.raw.shape[0]):
         own = projected[concept == k]
@@ -192,8 +217,9 @@ def _reseed(model: PrototypeModel, vectors: Tensor, concept: Tensor) -> int:
 @torch.no_grad()
 def usage(model: PrototypeModel, vectors: Tensor, concept: Tensor, alive: Tensor) -> Tensor:
     """K×M, the share of a concept's local concept vectors (n×D, of concepts n) that each of its prototypes wins: is
-    nearest to of those that are alive (K×M, not 0). 0 where a concept has no vector."""
-    return _shares_won(_similarities(model, vectors).where(alive > 0, -2.0), concept)
+    nearest to of those that are alive (K×M, not 0). The live ones of a concept sum to 1, pruned ones have 0, and all of
+    them where a concept has no vector."""
+    return _shares_won(_similarities(model, vectors).where(alive > 0, -2.0), concept) * (alive > 0)
 
 
 @torch.no_grad()
@@ -238,20 +264,3 @@ def _shares_won(inner: Tensor, concept: Tensor) -> Tensor:
     won = torch.bincount(concept * per_concept + winner, minlength=concepts * per_concept)
     won = won.view(concepts, per_concept).double()
     return won / won.sum(1, keepdim=True).clamp_min(1)
-
-
-def to_checkpoint(model: PrototypeModel) -> State:
-    """All that is needed to rebuild the model: plain types and tensors."""
-    return {
-        "config": asdict(model.config),
-        "features": model.projector.inlet.in_features,
-        "concepts": model.prototypes.raw.shape[0],
-        "weights": {name: value.cpu() for name, value in model.state_dict().items()},
-    }
-
-
-def from_checkpoint(state: State) -> PrototypeModel:
-    """The inverse of `to_checkpoint`."""
-    model = PrototypeModel(PrototypeConfig(**state["config"]), state["features"], state["concepts"])
-    model.load_state_dict(state["weights"])
-    return model.eval()

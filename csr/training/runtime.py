@@ -1,6 +1,8 @@
 """Where a training function runs: device, precision, seeds, and its share of a distributed run.
 
-Uses torch.distributed when somebody (Ray Train, torchrun) has set it up, and is a no-op otherwise.
+Uses torch.distributed when somebody (Ray Train, torchrun) has set it up, and is a no-op otherwise. Processes share each
+batch: the batch size, the order of the images and what an epoch learns are the same however many they are, but for
+rounding.
 """
 
 from __future__ import annotations
@@ -8,42 +10,89 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import zlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from csr.errors import TrainingError
+from csr.errors import ConfigError, TrainingError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+_device_choice: DeviceChoice = "auto"  # of this process; see `use_device`
+
+
+def use_device(choice: DeviceChoice) -> None:
+    """Says, for all of this process from now on, what `device` answers: ``auto`` is the GPU if there is one.
+
+    Whoever starts a program calls it once, before anything computes; until then it is ``auto``.
+
+    Raises:
+        ConfigError: ``cuda`` is asked for and there is no GPU that torch can use.
+    """
+    global _device_choice
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: 'cuda' is asked for, but torch finds no GPU here; give 'cpu', or 'auto' for either")
+    _device_choice = choice
 
 
 def device() -> torch.device:
-    """The GPU of this process if there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """Where this process computes: its GPU if there is one, else the CPU, unless `use_device` said otherwise."""
+    if _device_choice == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def number_format(precision: Precision) -> torch.dtype:
+    """What networks compute in while they train; weights and losses are float32 whatever it is.
+
+    ``auto`` is bfloat16 where the hardware computes in it: GPUs since Ampere, CPUs with avx512_bf16. Older GPUs (V100,
+    T4) only emulate it, slower than float32, but are fast in float16. Any other CPU is fastest in float32.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    if device().type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else torch.float32
 
 
 def autocast(precision: Precision) -> contextlib.AbstractContextManager:
-    """Mixed precision: ``auto`` is bfloat16 where the hardware computes in it (GPU, avx512_bf16), else float32."""
-    kind = device().type
-    if precision == "auto":
-        native = (
-            torch.cuda.is_bf16_supported() if kind == "cuda" else torch.cpu.get_capabilities().get("avx512_bf16", False)
-        )
-        precision = "bfloat16" if native else "float32"
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(kind, torch.bfloat16)
+    """Mixed precision in `number_format`; nothing at all if that is float32."""
+    kind = number_format(precision)
+    return contextlib.nullcontext() if kind == torch.float32 else torch.autocast(device().type, kind)
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch alike; a distributed rank adds itself so that augmentation differs by rank."""
-    random.seed(seed + rank())
-    np.random.seed(seed + rank())
-    torch.manual_seed(seed + rank())
+def gradient_scaler(precision: Precision) -> torch.amp.GradScaler:
+    """Keeps gradients within the range of float16; passes everything through if `number_format` is another."""
+    return torch.amp.GradScaler(device().type, enabled=number_format(precision) == torch.float16)
+
+
+def seeds(seed: int, purpose: str, epoch: int = 0, process: int = 0) -> np.random.SeedSequence:
+    """Where the random numbers of one purpose, epoch and process of a run come from.
+
+    Sums such as seed + epoch + process are the same for many of them; the words of a seed sequence are mixed, so that
+    numbers of different words have nothing to do with each other (O'Neill 2015; numpy's documentation of SeedSequence).
+    There are always four words, since a sequence takes words that are missing for 0.
+    """
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), epoch, process])
+
+
+def torch_seed(sequence: np.random.SeedSequence) -> int:
+    """A seed for a generator of torch's."""
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def seed_everything(sequence: np.random.SeedSequence) -> None:
+    """Seeds the global generators of Python, numpy and torch, each with its own numbers."""
+    own = sequence.spawn(3)
+    random.seed(torch_seed(own[0]))
+    np.random.seed(own[1].generate_state(4))
+    torch.manual_seed(torch_seed(own[2]))
 
 
 def rank() -> int:
@@ -56,43 +105,92 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def distribute(model: nn.Module) -> nn.Module:
-    """Wraps a model for gradient averaging if the run is distributed."""
+def distribute(model: nn.Module, partly: bool = False) -> nn.Module:
+    """Wraps a model for gradient averaging if the run is distributed.
+
+    Args:
+        partly: some parameters take part in some steps only.
+    """
     if world_size() == 1:
         return model
     place = device()
-    return nn.parallel.DistributedDataParallel(model, device_ids=[place] if place.type == "cuda" else None)
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=[place] if place.type == "cuda" else None, find_unused_parameters=partly
+    )
 
 
-def average(value: float) -> float:
-    """Mean of a number over all processes."""
+def check_share(batch_size: int, workers: int, section: str) -> None:
+    """Refuses a batch that workers cannot share evenly.
+
+    Raises:
+        ConfigError: it is too small, or no multiple of their number.
+    """
+    if workers > 1 and batch_size % workers:
+        raise ConfigError(
+            f"{section}.batch_size: {batch_size} images, of all workers together, cannot be shared evenly by {workers} "
+            f"(train.workers); take a multiple of {workers}"
+        )
+
+
+def own_part(count: int) -> slice:
+    """Which of ``count`` items are this process's: the parts of all processes, in the order of their ranks, are all."""
+    return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
+
+
+def share_of_mean(counted: Tensor, part: slice) -> float:
+    """Factor on a mean over this process's items, such that the average over processes is the mean over all items.
+
+    Without it a process with few items that count, such as known labels, would weigh as much as one with many.
+
+    Args:
+        counted: bool, of the whole batch, what the mean is over.
+        part: of the batch, this process's.
+    """
+    return world_size() * int(counted[part].sum()) / max(int(counted.sum()), 1)
+
+
+def gather(values: Tensor) -> Tensor:
+    """Rows of all processes, in the order of their ranks and in every process."""
     if world_size() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device())
-    dist.all_reduce(total)
-    return float(total) / world_size()
+        return values
+    pieces: list[Any] = [None] * world_size()
+    dist.all_gather_object(pieces, values.cpu())
+    return torch.cat(pieces).to(values.device)
 
 
-def batches(rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """Shuffles rows for an epoch and yields this rank's batches; every rank gets equally many, a short rest is cut."""
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
-    share = order[rank() :: world_size()][: len(order) // world_size()]
+def average(values: Tensor) -> Tensor:
+    """Mean of each number over all processes; a new tensor."""
+    total = values.clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total / world_size()
+
+
+def batches(rows: np.ndarray, batch_size: int, order: np.random.SeedSequence) -> Iterator[np.ndarray]:
+    """Shuffles rows for an epoch and yields its batches, the same in every process; a short rest is cut."""
+    shuffled = np.random.default_rng(order).permutation(rows)
     for start in range(0, count_batches(len(rows), batch_size) * batch_size, batch_size):
-        yield np.sort(share[start : start + batch_size])
+        yield np.sort(shuffled[start : start + batch_size])
 
 
 def count_batches(rows: int, batch_size: int) -> int:
-    """Batches a rank sees in an epoch: whole ones, at least one."""
-    return max(1, (rows // world_size()) // batch_size)
+    """Batches in an epoch: whole ones, at least one."""
+    return max(1, rows // batch_size)
 
 
-def check_finite(loss: Tensor, stage: str, epoch: int) -> None:
-    """Raises:
-    TrainingError: the loss is NaN or infinite.
+def check_finite(loss: Tensor, section: str, epoch: int) -> None:
+    """Refuses a loss that is no number; in a distributed run every process does, if the loss of any is none.
+
+    Args:
+        loss: of this process, one number.
+        section: of ``params.yaml`` that holds the learning rate.
+
+    Raises:
+        TrainingError: the loss is NaN or infinite.
     """
-    value = float(loss.detach())
+    value = float(average(loss))
     if not math.isfinite(value):
         raise TrainingError(
-            f"the loss became {value} in epoch {epoch}; lower {stage}.learning_rate, "
+            f"the loss became {value} in epoch {epoch}; lower {section}.learning_rate, "
             "or check the images and labels for extreme values"
         )

@@ -25,8 +25,9 @@ import torch
 
 from csr.data.records import Collection
 from csr.errors import DataError
+from csr.network.prototypes import PrototypeModel
 from csr.training.features import FeatureCache
-from csr.training.prototypes import PrototypeConfig, PrototypeModel, all_positive_vectors
+from csr.training.prototypes import PrototypeConfig, all_positive_vectors
 from csr.training.runtime import device
 
 PILOT = 16  # the most prototypes a concept that can be chosen; the pilot costs about one more stage 2

@@ -18,6 +18,7 @@ from csr.baselines.protocol import ExperimentContext
 from csr.data.prepared import PreparedSet
 from csr.errors import ConfigError, CSRError
 from csr.training.callbacks import SilentCallbacks, State
+from csr.training.runtime import use_device
 from pipelines.flatten import flatten
 from pipelines.params import Params, load_params
 from pipelines.revision import revision
@@ -47,7 +48,8 @@ class ComparisonCallbacks(SilentCallbacks):
 
 
 def make_context(params: Params, seed: int, name: str) -> ExperimentContext:
-    """The context that all systems of a seed share."""
+    """The context that all systems of a seed share; computes where ``params.yaml`` says from now on."""
+    use_device(params.train.device)
     if params.train.threads:
         torch.set_num_threads(params.train.threads)
     config = replace(params.concepts, seed=seed)

@@ -3,7 +3,7 @@
     python -m pipelines.comparison.fan_out [STAGE ...]
 
 Without stages all of `pipelines/comparison/dvc.yaml` is reproduced, level by level, since a system waits for its
-shared_backbone. Each task is one ``dvc repro --single-item``, so what has not changed is not repeated and the result is
+shared backbone. Each task is one ``dvc repro --single-item``, so what has not changed is not repeated and the result is
 the same as that of a plain ``dvc repro``. ``RAY_ADDRESS`` names a cluster, whose nodes must share this folder.
 """
 

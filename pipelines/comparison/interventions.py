@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
+from csr.baselines.protocol import load_system
 from csr.comparison.csr_system import CSRSystem, csr_systems
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.interaction.curves import InterventionConfig, intervention_curves
@@ -36,15 +35,8 @@ def run(name: str, seed: int, params: Params) -> None:
     context = make_context(params, seed, name)
     with comparison_run("interventions", name, seed, params):
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{shared_kind}-{seed}")
-        system: CSRSystem = torch.load(SYSTEMS_FOLDER / f"{name}-{seed}.pt", weights_only=False)
-        table = intervention_curves(
-            context.data.collection,
-            shared.cache,
-            system.stage2,
-            system.network.reasoner,
-            context.data.side,
-            replace(KINDS[name], seed=seed),
-        )
+        csr = load_system(CSRSystem, SYSTEMS_FOLDER / f"{name}-{seed}.pt").csr
+        table = intervention_curves(context.data, shared.cache, csr, replace(KINDS[name], seed=seed))
     folder = params.comparison.folder / "interventions"
     folder.mkdir(parents=True, exist_ok=True)
     table.insert(0, "seed", seed)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import torch
-
+from csr.baselines.protocol import load_system
 from csr.comparison.csr_system import CSRSystem, csr_systems
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.evaluation.evaluate import evaluate_predictions, rounded
@@ -34,17 +33,17 @@ def run(name: str, seed: int, params: Params) -> None:
     context = make_context(params, seed, name)
     with comparison_run("refinement", name, seed, params):
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{csr_systems(every)[name].shared_backbone}-{seed}")
-        system: CSRSystem = torch.load(SYSTEMS_FOLDER / f"{name}-{seed}.pt", weights_only=False)
-        data, cache, stage2, reasoner = context.data, shared.cache, system.stage2, system.network.reasoner
-        verdicts = review(data, cache, stage2, reasoner)
-        masked = prune(reasoner, verdicts)
+        csr = load_system(CSRSystem, SYSTEMS_FOLDER / f"{name}-{seed}.pt").csr
+        data, cache = context.data, shared.cache
+        verdicts = review(data, cache, csr)
+        masked = prune(csr, verdicts)
         head = replace(every[PRESET_OF[name]].head, seed=seed)
-        retrained = retrain_head(data, cache, stage2, masked, head, context.callbacks)
+        retrained = retrain_head(data, cache, masked, head, context.callbacks)
         report = {}
-        for kind, each in (("before", reasoner), ("masked", masked), ("retrained", retrained)):
-            predictions = predict(data.collection, cache, stage2, each, data.side)
+        for kind, each in (("before", csr), ("masked", masked), ("retrained", retrained)):
+            predictions = predict(data, cache, each)
             report[kind] = {
-                "prototypes": int(each.alive.sum()),
+                "prototypes": int(each.reasoner.alive.sum()),
                 **evaluate_predictions(data.collection, predictions, data.side),
             }
     folder = params.comparison.folder / "refinement"

@@ -15,9 +15,8 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
-import torch
 
-from csr.baselines.protocol import WARM_START_EPOCHS
+from csr.baselines.protocol import WARM_START_EPOCHS, load_system
 from csr.comparison.latency import encode_latency
 from csr.comparison.report import OURS, main_sections, spread
 from csr.comparison.runs import Runs, read_runs
@@ -26,7 +25,7 @@ from csr.data.html_report import Section, Table, to_html, to_markdown
 from csr.data.prepared import PreparedSet
 from csr.errors import CSRError, DataError
 from csr.training.images import load_images
-from csr.training.runtime import device
+from csr.training.runtime import device, use_device
 from pipelines.comparison import missing_labels
 from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER, load_comparison
 from pipelines.comparison.recipes import recipes
@@ -47,6 +46,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
     Raises:
         DataError: no system has run.
     """
+    use_device(params.train.device)
     folder, seeds = params.comparison.folder, list(params.comparison.seeds)
     data = PreparedSet.open(PREPARED)
     runs = _runs(folder, seeds, data)
@@ -66,11 +66,10 @@ def build(params: Params) -> tuple[str, list[Section]]:
 def _runs(folder: Path, seeds: list[int], data: PreparedSet) -> dict[str, Runs]:
     """Systems that have run with every seed, with the latency of the first seed's."""
     found, members = {}, {}
-    for name in systems(recipes()):
+    for name, entry in systems(recipes()).items():
         if all((folder / f"{name}-{seed}.json").is_file() for seed in seeds):
             found[name] = read_runs(folder, PREDICTIONS_FOLDER, name, seeds)
-            system = torch.load(SYSTEMS_FOLDER / f"{name}-{seeds[0]}.pt", weights_only=False)
-            members[name] = system.to(device())
+            members[name] = load_system(entry.kind, SYSTEMS_FOLDER / f"{name}-{seeds[0]}.pt").to(device())
     image = load_images(data, data.collection.rows("test")[:1], device())
     latency = encode_latency(members, image)
     return {name: replace(each, latency=latency[name]) for name, each in found.items()}
@@ -88,7 +87,7 @@ def _setting_section(params: Params, data: PreparedSet) -> Section:
         "Last layers are fitted on frozen scores in addition. Prototype systems start from the trained black box and "
         f"train on for {WARM_START_EPOCHS:g} times as many epochs. Nothing was tuned on a test split."
     )
-    return Section("ExperimentContext", (text,))
+    return Section("Setting", (text,))
 
 
 def _ablation_section(folder: Path, seeds: list[int]) -> list[Section]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import torch
-
-from csr.baselines.protocol import Entry
+from csr.baselines.protocol import Entry, save_system
 from csr.comparison.runs import save_predictions
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.comparison.training import run_system
@@ -38,7 +36,7 @@ def train_and_keep(name: str, entry: Entry, seed: int, params: Params) -> None:
         log_metrics("system", result.about)
     save_predictions(PREDICTIONS_FOLDER / f"{name}-{seed}.npz", result.validation, result.test)
     SYSTEMS_FOLDER.mkdir(parents=True, exist_ok=True)
-    torch.save(system.cpu(), SYSTEMS_FOLDER / f"{name}-{seed}.pt")
+    save_system(system, SYSTEMS_FOLDER / f"{name}-{seed}.pt")
     folder = params.comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
     report = {"system": name, "title": entry.title, "seed": seed, **result.about, **result.report}

@@ -21,7 +21,12 @@ _BEARER = re.compile(rf"bearer +({_SECRET}) *", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Credential:
-    """What a request shows. ``by_cookie``: the browser sent it, whoever made it ask."""
+    """What a request shows.
+
+    Args:
+        secret: an API key or a token; a session's secret if it came by cookie.
+        by_cookie: the browser sent it, whoever made it ask.
+    """
 
     secret: str = field(repr=False)
     by_cookie: bool
@@ -36,10 +41,16 @@ def read_credential(headers: Mapping[str, str]) -> Credential:
     bearer = _BEARER.fullmatch(headers.get("authorization", ""))
     if bearer:
         return Credential(bearer[1], by_cookie=False)
-    cookie = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE, "")
-    if re.fullmatch(_SECRET, cookie):
-        return Credential(cookie, by_cookie=True)
+    session = read_session(headers)
+    if session is not None:
+        return Credential(session, by_cookie=True)
     raise UnauthenticatedError("this needs a key: send it as 'Authorization: Bearer KEY', or sign in at /sign-in")
+
+
+def read_session(headers: Mapping[str, str]) -> str | None:
+    """What the cookie of a browser that signed in holds, if it may be a session's secret."""
+    cookie = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE, "")
+    return cookie if re.fullmatch(_SECRET, cookie) else None
 
 
 def require_same_site(headers: Mapping[str, str]) -> None:

@@ -11,7 +11,12 @@ from serving.access.rules import RULES, needed_role
 
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, or a token of the identity provider"},
-    "session": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE, "description": "of a browser that signed in"},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": SESSION_COOKIE,
+        "description": "of a browser that signed in: a secret of its own, no API key and no token",
+    },
 }
 _METHODS = frozenset({"get", "head", "post", "put", "patch", "delete", "options"})
 

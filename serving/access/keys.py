@@ -82,7 +82,7 @@ class KeyStore:
         self._database = database
         self._fresh_s = fresh_s
         self._snapshot = _NOTHING
-        self._failure: tuple[float, str] | None = None
+        self._failure: tuple[float, StoreError] | None = None
         self._lock = threading.Lock()
 
     def create(self, name: str, role: Role) -> tuple[ApiKey, str]:
@@ -179,13 +179,13 @@ class KeyStore:
     def _read(self) -> _Snapshot:
         """Reads the table; those who waited for an attempt that failed, or come just after, share its outcome."""
         if self._failure and time.monotonic() - self._failure[0] < RETRY_S:
-            raise StoreError(self._failure[1])
+            raise StoreError(str(self._failure[1]), self._failure[1].told)
         read_at = time.monotonic()
         try:
             with self._database.read() as connection:
                 rows = connection.execute(sa.select(api_key).where(api_key.c.revoked_at.is_(None))).all()
         except StoreError as error:
-            self._failure = (time.monotonic(), str(error))
+            self._failure = (time.monotonic(), error)
             raise
         self._failure = None
         return _Snapshot(read_at, {row.digest: _api_key(row) for row in rows})

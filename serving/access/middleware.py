@@ -1,7 +1,7 @@
 """ASGI middleware that lets through whom the rules let through, and tells the application who asks.
 
-Put it outside of everything that reads a body, so that strangers' bodies are not read. Clients' addresses are those of
-the connections: behind a proxy wrap the application in uvicorn's ``ProxyHeadersMiddleware`` with the proxy's address.
+Put it outside of everything that reads a body, so that strangers' bodies are not read, and inside of
+`serving.access.addresses.ClientAddress`, which knows what is a proxy's address and what a client's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.access.authenticator import UNKNOWN_ADDRESS, Authenticator, asking
+from serving.access.addresses import UNKNOWN
+from serving.access.authenticator import Authenticator, asking
 from serving.access.refusals import refusal
 from serving.access.roles import Actor, Role
 from serving.access.rules import READS, RULES, Rule, needed_role
@@ -84,9 +85,9 @@ class Access:
 
 
 def client_address(scope: Scope) -> str:
-    """The address at the other end of the connection."""
+    """The client's address."""
     client = scope.get("client")
-    return client[0] if client and client[0] else UNKNOWN_ADDRESS
+    return client[0] if client and client[0] else UNKNOWN
 
 
 def _refusal(scope: Scope, error: ServingError) -> Response:

@@ -118,7 +118,11 @@ class TokenVerifier:
         return actor if time.time() < until else None
 
     def verify(self, token: str) -> Actor:
-        """Whose token it is.
+        """Whose token it is; raises as `verify_until` does."""
+        return self.verify_until(token)[0]
+
+    def verify_until(self, token: str) -> tuple[Actor, float]:
+        """Whose token it is, and until when, in Unix time.
 
         Raises:
             TokenError: it is not accepted; the code says why.
@@ -140,9 +144,10 @@ class TokenVerifier:
             raise _refusal(error) from None
         name = "oidc:" + self._pseudonym(claims)
         actor = Actor(name, name, self._role(claims))
+        until = float(claims["exp"]) + self._config.leeway_s
         with self._lock:
-            self._remembered[_digest(token)] = (float(claims["exp"]) + self._config.leeway_s, actor)
-        return actor
+            self._remembered[_digest(token)] = (until, actor)
+        return actor, until
 
     def _key(self, token: str) -> jwt.PyJWK:
         """The key that the token says it is signed with. What can be refused without the provider is refused first."""

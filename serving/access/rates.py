@@ -140,6 +140,6 @@ def _network(address: str) -> str:
         return address
     if parsed.version == 4:
         return address
-    if parsed.ipv4_mapped:  # a socket for both versions writes IPv4 addresses so
+    if parsed.ipv4_mapped:
         return str(parsed.ipv4_mapped)
     return str(ipaddress.ip_network((int(parsed), _SITE_BITS), strict=False))

@@ -15,7 +15,6 @@ from serving.errors import (
     ForbiddenError,
     RateLimitedError,
     ServingError,
-    StoreError,
     TokenError,
     UnauthenticatedError,
 )
@@ -29,12 +28,9 @@ _logger = logging.getLogger(__name__)
 def refusal(scope: Scope, error: ServingError) -> JSONResponse:
     """The answer to a request that an error stopped."""
     _count(scope, error)
-    message = str(error)
     if error.status >= 500:
-        _logger.error("%s: %s", error.code, message)
-    if isinstance(error, StoreError):  # its sentence names our files and hosts, which are no stranger's business
-        message = "the store does not answer; try again in a moment"
-    return answer(scope, error.status, error.code, message, refusal_headers(error))
+        _logger.error("%s: %s", error.code, error)
+    return answer(scope, error.status, error.code, error.told, refusal_headers(error))
 
 
 def answer(

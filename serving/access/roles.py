@@ -33,3 +33,8 @@ class Actor:
     id: str
     name: str
     role: Role
+
+    @property
+    def by_key(self) -> bool:
+        """Whether an API key says who this is, or a provider's token."""
+        return self.id != self.name

@@ -1,7 +1,8 @@
-"""The sign-in page: a reader types their key once, and the browser keeps it in a cookie that no script can read.
+"""The sign-in page: a reader types their key or token once, and the browser keeps a session in a cookie that no script
+can read.
 
-The cookie holds the key itself, so that any replica can check it and revoking the key ends the session. The browser
-forgets it after `SESSION_S`, or at ``/sign-out``.
+What was typed is checked and forgotten: the cookie holds the session's own secret (`serving.access.sessions`), which
+``/sign-out`` ends in the store and not only in the browser.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import base64
 import hashlib
 from html import escape
+from typing import Literal, TypedDict
 
 from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from serving.access.authenticator import Authenticator
-from serving.access.credentials import SESSION_COOKIE, require_same_site
+from serving.access.credentials import SESSION_COOKIE, read_session, require_same_site
 from serving.access.middleware import SIGN_IN, client_address
 from serving.access.refusals import refusal_headers
 from serving.errors import ServingError, StoreError, UnauthenticatedError
 
-SESSION_S = 12 * 3600  # a long shift
-MAX_KEY = 3500  # characters; browsers drop cookies over 4096 bytes without a word
+MAX_KEY = 8192  # characters; tokens are long
 _STYLE = """
 :root { color-scheme: dark; font: 16px/1.5 system-ui, sans-serif; }
 body { display: grid; place-content: center; min-height: 100vh; margin: 0; background: #0b0f14; color: #e4eaf0; }
@@ -55,8 +56,10 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
+_UNCHECKED = "keys cannot be checked now; try again in a moment"
+_STILL_OPEN = "this browser is signed out, but its session could not be ended and stays open until it expires"
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-_SECURITY = {
+_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
         f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; "
@@ -65,8 +68,14 @@ _SECURITY = {
     # Not no-referrer: with that, browsers write "Origin: null" on the form, and over plain HTTP nothing else tells us
     # that it is our own.
     "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
 }
+
+
+class _Cookie(TypedDict):
+    path: str
+    secure: bool
+    httponly: bool
+    samesite: Literal["strict"]
 
 
 def add_sign_in(app: FastAPI, authenticator: Authenticator, secure: bool) -> None:
@@ -78,6 +87,8 @@ def add_sign_in(app: FastAPI, authenticator: Authenticator, secure: bool) -> Non
         secure: whether browsers come by TLS; then the cookie never goes over plain HTTP.
     """
 
+    cookie: _Cookie = {"path": "/", "secure": secure, "httponly": True, "samesite": "strict"}
+
     @app.get(SIGN_IN, include_in_schema=False)
     async def form() -> Response:
         return _page()
@@ -87,13 +98,12 @@ def add_sign_in(app: FastAPI, authenticator: Authenticator, secure: bool) -> Non
         try:
             require_same_site(request.headers)
             key = await _typed_key(request)
-            await authenticator.authenticate_soon(key, client_address(request.scope))
+            session = await authenticator.sign_in(key, client_address(request.scope))
         except ServingError as error:
             return _page(error)
         response = RedirectResponse("/", 303, {"Cache-Control": "no-store"})
-        response.set_cookie(
-            SESSION_COOKIE, key, max_age=SESSION_S, path="/", secure=secure, httponly=True, samesite="strict"
-        )
+        lasts = int(authenticator.sessions.limits.hours * 3600)
+        response.set_cookie(SESSION_COOKIE, session, max_age=lasts, **cookie)
         return response
 
     @app.post("/sign-out", include_in_schema=False)
@@ -102,8 +112,14 @@ def add_sign_in(app: FastAPI, authenticator: Authenticator, secure: bool) -> Non
             require_same_site(request.headers)
         except ServingError as error:
             return _page(error)
-        response = RedirectResponse(SIGN_IN, 303, {"Cache-Control": "no-store"})
-        response.delete_cookie(SESSION_COOKIE, path="/", secure=secure, httponly=True, samesite="strict")
+        response: Response = RedirectResponse(SIGN_IN, 303, {"Cache-Control": "no-store"})
+        session = read_session(request.headers)
+        try:
+            if session is not None:
+                await authenticator.sign_out(session)
+        except StoreError as error:  # whoever sits down here next must not be signed in all the same
+            response = _page(error, _STILL_OPEN)
+        response.delete_cookie(SESSION_COOKIE, **cookie)
         return response
 
 
@@ -119,12 +135,12 @@ async def _typed_key(request: Request) -> str:
     return key
 
 
-def _page(error: ServingError | None = None) -> Response:
-    """The form, above it what went wrong."""
+def _page(error: ServingError | None = None, instead: str = _UNCHECKED) -> Response:
+    """The form, above it what went wrong; ``instead`` of what the store says."""
     if error is None:
-        return HTMLResponse(_PAGE.format(style=_STYLE, error="", state=""), headers=_SECURITY)
-    sentence = "keys cannot be checked now; try again in a moment" if isinstance(error, StoreError) else str(error)
+        return HTMLResponse(_PAGE.format(style=_STYLE, error="", state=""), headers=_HEADERS)
+    sentence = instead if isinstance(error, StoreError) else error.told
     told = f'<p class="error" id="error" role="alert">{escape(sentence[0].upper() + sentence[1:])}.</p>\n'
     state = ' aria-invalid="true" aria-describedby="error"'
     page = _PAGE.format(style=_STYLE, error=told, state=state)
-    return HTMLResponse(page, error.status, {**_SECURITY, **refusal_headers(error)})
+    return HTMLResponse(page, error.status, {**_HEADERS, **refusal_headers(error)})

@@ -22,6 +22,8 @@ from serving.interfaces.schemas import (
     ReviewAnswer,
     ReviewRequest,
     ReviewsAnswer,
+    SessionsAnswer,
+    SignedIn,
     StudiesAnswer,
     StudyAnswer,
     WorklistAnswer,
@@ -31,7 +33,8 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """For one event loop. A server that refuses raises `ClientError`, none `ServerUnreachableError`.
+    """For one event loop. A server that refuses raises `serving.client.ClientError`, none
+    `serving.client.ServerUnreachableError`.
 
     Args:
         url: of the server, such as ``https://csr.example.org``.
@@ -107,6 +110,14 @@ class AsyncClient:
     async def models(self) -> ModelsAnswer:
         """What is in service, and what was."""
         return await self._send(calls.models())
+
+    async def sessions(self) -> SessionsAnswer:
+        """Browsers that are signed in; an administrator's key is needed."""
+        return await self._send(calls.sessions())
+
+    async def end_session(self, session: str) -> SignedIn:
+        """Signs a browser out; an administrator's key is needed."""
+        return await self._send(calls.end_session(session))
 
     async def _send(self, call: Call[T]) -> T:
         attempt = 1

@@ -23,6 +23,8 @@ from serving.interfaces.schemas import (
     ReviewAnswer,
     ReviewRequest,
     ReviewsAnswer,
+    SessionsAnswer,
+    SignedIn,
     StudiesAnswer,
     StudyAnswer,
     WorklistAnswer,
@@ -161,6 +163,16 @@ def worklist(order: str, progress: str, limit: int, offset: int) -> Call[Worklis
 def models() -> Call[ModelsAnswer]:
     """``GET /v1/models``."""
     return Call(ModelsAnswer, "GET", "/v1/models")
+
+
+def sessions() -> Call[SessionsAnswer]:
+    """``GET /v1/sessions``."""
+    return Call(SessionsAnswer, "GET", "/v1/sessions")
+
+
+def end_session(session: str) -> Call[SignedIn]:
+    """``DELETE /v1/sessions/{session}``."""
+    return Call(SignedIn, "DELETE", f"/v1/sessions/{_part(session)}")
 
 
 def wait_before(attempt: int, response: httpx.Response | None) -> float | None:

@@ -22,6 +22,8 @@ from serving.interfaces.schemas import (
     ReviewAnswer,
     ReviewRequest,
     ReviewsAnswer,
+    SessionsAnswer,
+    SignedIn,
     StudiesAnswer,
     StudyAnswer,
     WorklistAnswer,
@@ -31,7 +33,8 @@ T = TypeVar("T")
 
 
 class Client:
-    """Thread-safe. A server that refuses raises `ClientError`, none `ServerUnreachableError`.
+    """Thread-safe. A server that refuses raises `serving.client.ClientError`, none
+    `serving.client.ServerUnreachableError`.
 
     Args:
         url: of the server, such as ``https://csr.example.org``.
@@ -107,6 +110,14 @@ class Client:
     def models(self) -> ModelsAnswer:
         """What is in service, and what was."""
         return self._send(calls.models())
+
+    def sessions(self) -> SessionsAnswer:
+        """Browsers that are signed in; an administrator's key is needed."""
+        return self._send(calls.sessions())
+
+    def end_session(self, session: str) -> SignedIn:
+        """Signs a browser out; an administrator's key is needed."""
+        return self._send(calls.end_session(session))
 
     def _send(self, call: Call[T]) -> T:
         attempt = 1

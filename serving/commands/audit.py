@@ -1,4 +1,4 @@
-"""``csr audit``: whether the ledger is whole, and what is in it. Reads the store itself, not a server."""
+"""``csr audit``: whether ledger and studies are whole, and what is in the ledger. Reads the store, asks no server."""
 
 from __future__ import annotations
 
@@ -12,18 +12,28 @@ from csr.errors import ConfigError
 from serving.deploy.config import StoreConfig, load_config
 from serving.store import Store
 from serving.store.entries import Receipt
+from serving.store.verification import verify_studies
+
+SAMPLE = 100
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``csr audit verify`` and ``csr audit export``; status 1 if the ledger is not whole.
+    """``csr audit verify`` and ``csr audit export``; status 1 if the ledger or a study is not whole.
 
     Raises:
         CSRError: the store or the key cannot be read.
     """
     parser = argparse.ArgumentParser(prog="csr audit", description="The ledger of predictions and interactions.")
     commands = parser.add_subparsers(dest="command", required=True)
-    verify = commands.add_parser("verify", help="find any entry that was changed, removed, added or moved")
+    verify = commands.add_parser("verify", help="find any entry or study that was changed, removed, added or moved")
     verify.add_argument("--noted", type=_receipt, metavar="NUMBER:HASH", help="a head noted elsewhere, to compare with")
+    verify.add_argument(
+        "--studies",
+        type=_count,
+        default=SAMPLE,
+        metavar="COUNT",
+        help="whose pixels are compared with their digest: all, or so many, chosen by chance (%(default)s)",
+    )
     export = commands.add_parser("export", help="print all entries as JSON, one a line")
     export.add_argument("--after", type=int, default=0, metavar="NUMBER", help="only later ones")
     for command in (verify, export):
@@ -36,13 +46,24 @@ def main(arguments: Sequence[str]) -> int:
                 print(json.dumps(entry, ensure_ascii=False))
             return 0
         found = store.ledger.verify(given.noted)
+        studies = verify_studies(store.database, given.studies)
     finally:
         store.database.close()
-    for fault in found.faults:
+    for fault in (*studies.faults, *found.faults):
         print(fault, file=sys.stderr)
-    state = f"{len(found.faults)} faults" if found.faults else "whole"
-    print(f"{found.head.number} entries, {state}; head {found.head.number}:{found.head.hash}")
-    return 1 if found.faults else 0
+    print(f"{studies.recomputed} of {studies.stored} studies recomputed, {_state(studies.faults)}")
+    print(f"{found.head.number} entries, {_state(found.faults)}; head {found.head.number}:{found.head.hash}")
+    return 1 if found.faults or studies.faults else 0
+
+
+def _state(faults: Sequence[str]) -> str:
+    return f"{len(faults)} faults" if faults else "whole"
+
+
+def _count(text: str) -> int | None:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
+    return None if text == "all" else int(text)
 
 
 def _open(config: StoreConfig) -> Store:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.core.recording import changes, record, review_entry, reviews
+from serving.core.recording import record, review_entry, reviews
 from serving.core.timing import Timing
 from serving.interfaces.schemas import (
     AtlasAnswer,
@@ -17,6 +17,7 @@ from serving.interfaces.schemas import (
     WorklistAnswer,
     WorklistItem,
 )
+from serving.models.changes import changes
 from serving.models.in_service import ServedModels
 from serving.store import Store
 from serving.store.database import now

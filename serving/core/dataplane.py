@@ -24,13 +24,13 @@ from serving.core.intake import Intake, Upload
 from serving.core.overlays import overlay_png
 from serving.core.reasoning import encoded_study, reason
 from serving.core.recording import interaction_entry, prediction_entry, record
+from serving.core.shadow import Shadow
 from serving.core.study_cache import EncodedStudy, StudyCache
 from serving.core.timing import Timing
 from serving.core.worklist import expected_effect
 from serving.errors import FrameError, OtherInputError, StoreError
 from serving.interfaces.schemas import Frame, ImageSize, InteractionAnswer, InteractionRequest, MapsAnswer, StudyAnswer
 from serving.models.in_service import Model, ServedModels
-from serving.models.shadow import Shadow
 from serving.store import Store
 from serving.store.entries import Caller, Entry, Receipt
 from serving.store.studies import Assessment, StoredStudy, load_study, save_assessment, save_study, study_row
@@ -79,7 +79,7 @@ class DataPlane:
         """
         timing = Timing(self._telemetry)
         about = self.models.champion.manifest
-        stored = self._intake.read(uploads, about.channels, about.side)
+        stored = self._intake.read(uploads, about.channels, about.side, caller.actor)
         timing.lap("decode")
         encoded: list[tuple[Model, EncodedStudy]] = []
         assessments: list[Assessment] = []

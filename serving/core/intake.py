@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from csr.data.images import decode, fit, pixel_digest
-from csr.errors import ImageError
+from serving.core.decoding import DecodingPool
 from serving.errors import BatchError, ServingError, UnreadableImageError, UnsupportedImageError
 from serving.store.studies import StoredStudy
 
-DECODES_AT_ONCE = 2  # an image at the limit of `csr.data.images.MAX_PIXELS` takes most of a gigabyte as floats
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
 _NAMED = 10
-
-Identify = Callable[[bytes], str | None]
 
 
 @dataclass(frozen=True)
@@ -35,27 +30,31 @@ class Intake:
     """Thread-safe.
 
     Args:
-        identify: gives what is kept of a DICOM file's attributes, or None for other files.
+        decoding: decodes and de-identifies, within limits.
+        salt: of the pseudonyms.
     """
 
-    def __init__(self, identify: Identify) -> None:
-        self._identify = identify
-        self._decoding = threading.BoundedSemaphore(DECODES_AT_ONCE)
+    def __init__(self, decoding: DecodingPool, salt: bytes) -> None:
+        self._decoding = decoding
+        self._salt = salt
 
-    def read(self, uploads: Sequence[Upload], channels: int, side: int) -> list[StoredStudy]:
+    def read(self, uploads: Sequence[Upload], channels: int, side: int, caller: str) -> list[StoredStudy]:
         """Every file, or none.
+
+        Args:
+            caller: who sent them; callers take turns.
 
         Raises:
             UnsupportedImageError: a file is of a kind that is not read.
-            UnreadableImageError: it is empty, damaged or too big.
-            ServingError: whatever ``identify`` raises.
+            UnreadableImageError: it is empty, damaged or too big, or takes too long or too much memory to decode.
+            BurnedInAnnotationError, IncompleteDicomError: a DICOM file that is not taken.
             BatchError: several files are refused.
         """
         studies: list[StoredStudy] = []
         problems: list[ServingError] = []
         for upload in uploads:
             try:
-                studies.append(self._read_one(upload, channels, side))
+                studies.append(self._read_one(upload, channels, side, caller))
             except ServingError as error:
                 problems.append(error)
         if len(problems) == 1:
@@ -65,16 +64,10 @@ class Intake:
             raise BatchError("; ".join(str(problem) for problem in problems[:_NAMED]) + more)
         return studies
 
-    def _read_one(self, upload: Upload, channels: int, side: int) -> StoredStudy:
+    def _read_one(self, upload: Upload, channels: int, side: int, caller: str) -> StoredStudy:
         data, name = upload.data, upload.name
         if not data:
             raise UnreadableImageError(f"{name}: is empty")
         if not data.startswith(_SIGNATURES) and data[128:132] != b"DICM":
             raise UnsupportedImageError(f"{name}: not a PNG, JPEG, TIFF or DICOM image")
-        source = self._identify(data)
-        with self._decoding:
-            try:
-                canvas, placement = fit(decode(data, name), side, channels)
-            except ImageError as error:
-                raise UnreadableImageError(str(error)) from None
-        return StoredStudy(pixel_digest(canvas), canvas, placement, source)
+        return self._decoding.decode(data, name, channels, side, self._salt, caller)

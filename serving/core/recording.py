@@ -10,14 +10,13 @@ from serving.interfaces.schemas import (
     ImageSize,
     InteractionAnswer,
     InteractionRequest,
-    ModelChange,
     Prediction,
     Record,
     ReviewAnswer,
     ReviewRequest,
 )
 from serving.interfaces.schemas.dicom import SendRequest
-from serving.models.in_service import Model, Role
+from serving.models.in_service import Model
 from serving.store.entries import Caller, Entry, Receipt
 from serving.store.ledger import Ledger
 
@@ -111,28 +110,6 @@ def document_entry(
     about = {"node": request.node, "original": original, "interaction": answer.record.number}
     body = {"version": answer.model.version, "request": about, "documents": documents}
     return Entry("document", caller, answer.model.digest, body, answer.digest)
-
-
-def change_entry(role: Role, digest: str, version: str, previous: str, after: int) -> Entry:
-    """A change of what is in service, which all replicas report and which is put on record once.
-
-    Args:
-        role: that changes.
-        digest, version: of the bundle; empty where a trial ended.
-        previous: the digest of the bundle before it.
-        after: the number of the entry that put that into service.
-    """
-    caller = Caller("system", "", f"{role} {digest} after {after}")
-    request = {"role": role, "version": version, "previous_digest": previous}
-    return Entry("model", caller, digest, {"request": request})
-
-
-def changes(ledger: Ledger) -> list[ModelChange]:
-    """All changes of what is in service, oldest first."""
-    return [
-        ModelChange(at=row["at"], digest=row["bundle"], record=_record(row), **row["body"]["request"])
-        for row in ledger.entries("model")
-    ]
 
 
 def _record(row: dict[str, Any]) -> Record:

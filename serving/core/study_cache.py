@@ -1,6 +1,6 @@
 """Encoded studies, kept in memory up to a budget of bytes; the least recently used leave first.
 
-Thread-safe. A study is immutable, so what `get` returned stays valid after it has left the cache.
+Thread-safe. A study is immutable, so what `StudyCache.get` returned stays valid after it has left the cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Times the timing of a request, for whoever asked and for telemetry."""
+"""Times the steps of a request, for whoever asked and for telemetry."""
 
 from __future__ import annotations
 

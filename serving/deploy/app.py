@@ -23,7 +23,7 @@ from serving.access.secrets import read_secret
 from serving.deploy.cluster import ray_serve, set_environment
 from serving.deploy.config import ServerConfig, load_config, parse_config
 from serving.deploy.probe import wait_until_ready
-from serving.store.database import Database
+from serving.store import Store
 
 READY_WITHIN_S = 120.0
 
@@ -116,9 +116,9 @@ def _prepare_store(config: ServerConfig) -> None:
         files.append(config.access.oidc.pseudonym_salt_file)
     for secret in files:
         read_secret(secret)
-    database = Database(config.store.address)
+    store = Store.open(config.store.address, read_secret(config.store.ledger_key_file))
     try:
-        keys = KeyStore(database)
+        keys = KeyStore(store.database)
         if not keys.list():
             _, key = keys.create("admin", Role.ADMIN)
             file = config.access.admin_key_file
@@ -127,7 +127,7 @@ def _prepare_store(config: ServerConfig) -> None:
             file.write_text(key + "\n")
             print(f"made a first API key, an admin's, in {file}; `csr keys create` makes others", flush=True)
     finally:
-        database.close()
+        store.database.close()
 
 
 @contextlib.contextmanager

@@ -34,9 +34,16 @@ _SETTINGS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # no load balancer before us that must notice first
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # not an hour for a client that says nothing
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.interfaces.rest.headers.of_every_answer",
     # Three checks of five seconds, the default, end the start on a machine that is busy with something else.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
+# uvicorn, in replicas and in Ray's Python proxy, believes whatever X-Forwarded-For comes from this machine, and that is
+# everything which comes by HAProxy; `serving.access.addresses` is asked instead.
+_BELIEVES = "FORWARDED_ALLOW_IPS"
+# Ray's HAProxy tells replicas nothing of whom it was asked by. This is the setting that Ray copies into the section of
+# its configuration which holds for HTTP and gRPC; what stands on further lines there are further options.
+_BALANCE, _NAMES_CLIENTS = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM", "\n    option forwardfor"
 # Ray's defaults are the same for every server, and what listens for gRPC shares its port with whoever else does: two
 # servers on one machine would answer each other's requests.
 _PORTS = (
@@ -67,8 +74,17 @@ def set_environment(config: ServerConfig) -> str | None:
     problem = "it cannot end TLS" if config.http.tls else _haproxy_problem()
     if os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "0" if problem else "1") == "1":
         problem = None
+    os.environ[_BELIEVES] = ""
+    balance = os.environ.get(_BALANCE, "leastconn").removesuffix(_NAMES_CLIENTS)
+    os.environ[_BALANCE] = balance + _NAMES_CLIENTS
     _set_ports({config.http.port, config.grpc.port})
     return problem
+
+
+def names_clients() -> bool:
+    """Whether HAProxy stands before the replicas and says whom it was asked by: after `set_environment`."""
+    balance = os.environ.get(_BALANCE, "")
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and balance.endswith(_NAMES_CLIENTS)
 
 
 def _set_ports(taken: set[int | None]) -> None:
@@ -170,4 +186,4 @@ def _deploy(config: ServerConfig, numbers: Path) -> None:
     if config.grpc.port is not None:
         grpc = gRPCOptions(port=config.grpc.port, grpc_servicer_functions=[GRPC_SERVICE])
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=http, grpc_options=grpc, logging_config=quiet)
-    serve.run(build(config, numbers), name=APPLICATION, route_prefix="/", logging_config=quiet)
+    serve.run(build(config, numbers, names_clients()), name=APPLICATION, route_prefix="/", logging_config=quiet)

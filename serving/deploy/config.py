@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError, model_validator
 from starlette.types import Scope
 
 from csr.errors import ConfigError
 from serving.access.oidc import OidcConfig
 from serving.access.rates import RateLimits
+from serving.access.sessions import SessionLimits
+from serving.core.decoding import DecodingLimits
 from serving.dicom.node_config import NodeConfig
 from serving.interfaces.rest.limits import FORM_OVERHEAD, JSON_BYTES
 
@@ -115,6 +117,8 @@ class HTTPConfig(_Section):
     Args:
         host, port: to listen on.
         tls: None for plain HTTP, behind something that ends TLS.
+        trusted_proxies: addresses or networks of what stands before this server, whose ``X-Forwarded-For`` says who
+            asks, by gRPC too; anybody else's is not believed. See `serving.access.addresses`.
         body_seconds: within which a request's body must have arrived.
         upload_mb: of one file. batch_mb, batch_files: of one batch.
     """
@@ -122,6 +126,7 @@ class HTTPConfig(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     tls: TLSConfig | None = None
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     body_seconds: Seconds = 30.0
     upload_mb: Count = 64
     batch_mb: Count = 256
@@ -134,6 +139,18 @@ class HTTPConfig(_Section):
         if content_type.startswith(b"multipart/form-data"):
             return ((self.batch_mb if path.endswith("/batch") else self.upload_mb) << 20) + FORM_OVERHEAD
         return self.upload_mb << 20 if path.startswith("/v2/") else JSON_BYTES
+
+
+class DecodingConfig(_Section):
+    """What one uploaded file may cost; see `serving.core.decoding.DecodingLimits`."""
+
+    workers: Count = 2
+    seconds: Seconds = 10.0
+    memory_mb: int = Field(default=2048, ge=256)
+
+    @property
+    def limits(self) -> DecodingLimits:
+        return DecodingLimits(self.workers, self.seconds, self.memory_mb)
 
 
 class GRPCConfig(_Section):
@@ -205,11 +222,13 @@ class AccessConfig(_Section):
 
     Args:
         rates: limits of one replica.
+        sessions: when browsers that signed in have to do so again.
         oidc: an identity provider whose tokens are taken beside API keys.
         admin_key_file: where the first API key is left, if there is none yet.
     """
 
     rates: RateLimits = RateLimits()
+    sessions: SessionLimits = SessionLimits()
     oidc: OidcConfig | None = None
     admin_key_file: Path = ADMIN_KEY
 
@@ -252,6 +271,7 @@ class ServerConfig(_Section):
     replicas: ReplicaConfig = ReplicaConfig()
     encoder_batch: BatchConfig = BatchConfig()
     cache_mb: Count = 256
+    decoding: DecodingConfig = DecodingConfig()
     store: StoreConfig = StoreConfig()
     access: AccessConfig = AccessConfig()
     dicom: DicomConfig = DicomConfig()

@@ -82,11 +82,12 @@ class BatchingEngine:
         self._engine.close()
 
 
-def build(config: ServerConfig, numbers: Path) -> Any:
+def build(config: ServerConfig, numbers: Path, own_proxy: bool = False) -> Any:
     """The Serve application, to be passed to ``serve.run``. Everything is opened in the replica.
 
     Args:
         config: of the server.
+        own_proxy: see `serving.access.addresses.Addresses`.
         numbers: the folder in which replicas add up their metrics, see `serving.telemetry.metrics`.
     """
 
@@ -106,8 +107,8 @@ def build(config: ServerConfig, numbers: Path) -> Any:
                 engine = make(bundle, version)
                 return BatchingEngine(engine, config.encoder_batch, loop, telemetry.metrics.batch_encoded)
 
-            self._service = service = await asyncio.to_thread(Service.open, config, telemetry, batching)
-            super().__init__(service, service.authenticator, service.telemetry)
+            self._service = service = await asyncio.to_thread(Service.open, config, telemetry, batching, own_proxy)
+            super().__init__(service, service.authenticator, service.telemetry, service.addresses)
 
         def __serve_build_asgi_app__(self) -> ASGIApp:
             return create_server(self._service)

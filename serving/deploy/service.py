@@ -6,14 +6,18 @@ import os
 from dataclasses import dataclass
 
 from csr.bundle.format import Bundle
+from serving.access.addresses import Addresses
 from serving.access.authenticator import Authenticator
 from serving.access.keys import KeyStore
 from serving.access.oidc import TokenVerifier
 from serving.access.rates import Rates
 from serving.access.secrets import read_secret
+from serving.access.sessions import SessionStore
 from serving.core.catalogue import Catalogue
 from serving.core.dataplane import DataPlane
+from serving.core.decoding import DecodingPool
 from serving.core.intake import Intake
+from serving.core.shadow import Shadow
 from serving.deploy.config import (
     AccessConfig,
     ChallengerConfig,
@@ -22,7 +26,7 @@ from serving.deploy.config import (
     ModelConfig,
     ServerConfig,
 )
-from serving.dicom.exchange import Documents, identify
+from serving.dicom.exchange import Documents
 from serving.dicom.nodes import Node
 from serving.engines import Engine, OrtEngine, TritonEngine
 from serving.errors import ServingError
@@ -30,9 +34,10 @@ from serving.interfaces.oip import ServedVersions
 from serving.interfaces.oip.inference import AuditedInference
 from serving.models.follower import Follower, MakeEngine, Watch
 from serving.models.in_service import ServedModels
-from serving.models.shadow import Shadow
 from serving.models.sources import AliasSource, FolderSource, Source
 from serving.store import Store
+from serving.store.database import Database
+from serving.store.probe import WriteProbe
 from serving.telemetry import Telemetry
 
 _LOCAL_REGISTRY = "sqlite:///mlflow.db"
@@ -51,11 +56,21 @@ class Service:
     limits: HTTPConfig
     authenticator: Authenticator
     keys: KeyStore
+    addresses: Addresses
+    probe: WriteProbe
     shadow: Shadow
     watch: Watch
+    decoding: DecodingPool | None
 
     @classmethod
-    def open(cls, config: ServerConfig, telemetry: Telemetry, make: MakeEngine) -> Service:
+    def open(
+        cls,
+        config: ServerConfig,
+        telemetry: Telemetry,
+        make: MakeEngine,
+        own_proxy: bool = False,
+        decoding: DecodingPool | None = None,
+    ) -> Service:
         """Opens the store and puts into service what should be; a model that is refused is no error here, the service
         is just not ready.
 
@@ -63,6 +78,8 @@ class Service:
             config: of the deployment.
             telemetry: of this process.
             make: makes engines; `engine_maker`, or something around what that makes.
+            own_proxy: see `serving.access.addresses.Addresses`.
+            decoding: a pool that others use, too, and somebody else closes; None: one of its own.
 
         Raises:
             StoreError, ConfigError: it cannot be opened.
@@ -78,7 +95,11 @@ class Service:
         watch.start()
         shadow = Shadow(models, store.ledger, telemetry)
         salt = read_secret(config.dicom.salt_file)
-        plane = DataPlane(models, store, Intake(identify(salt)), shadow, telemetry, config.cache_mb << 20)
+        own = None if decoding else DecodingPool(config.decoding.limits)
+        pool = decoding or own
+        assert pool is not None
+        intake = Intake(pool, salt)
+        plane = DataPlane(models, store, intake, shadow, telemetry, config.cache_mb << 20)
         nodes = {name: Node(name, each) for name, each in config.dicom.nodes.items()}
         return cls(
             models=models,
@@ -88,10 +109,13 @@ class Service:
             documents=Documents(plane, nodes, salt, telemetry),
             telemetry=telemetry,
             limits=config.http,
-            authenticator=_authenticator(config.access, keys),
+            authenticator=_authenticator(config.access, keys, store.database),
             keys=keys,
+            addresses=Addresses(config.http.trusted_proxies, own_proxy),
+            probe=WriteProbe(store.database),
             shadow=shadow,
             watch=watch,
+            decoding=own,
         )
 
     def inference(self) -> AuditedInference:
@@ -110,11 +134,12 @@ class Service:
     def check_ready(self) -> None:
         """Raises:
         NotReadyError: no model is in service, or its engine cannot answer.
-        StoreError: the store does not answer.
+        StoreError: the store takes no writes.
         """
         try:
             self.models.champion.engine.ready()
-            self.store.database.check()
+            self.probe.check()
+            self.store.ledger.check()
         except ServingError:
             self.telemetry.metrics.ready(False)
             raise
@@ -124,7 +149,10 @@ class Service:
         """Finishes what waits."""
         self.watch.close()
         self.shadow.close()
+        if self.decoding is not None:
+            self.decoding.close()
         self.authenticator.close()
+        self.probe.close()
         self.store.database.close()
         self.telemetry.tracing.close()
 
@@ -140,9 +168,9 @@ def engine_maker(config: EngineConfig) -> MakeEngine:
     return make
 
 
-def _authenticator(config: AccessConfig, keys: KeyStore) -> Authenticator:
+def _authenticator(config: AccessConfig, keys: KeyStore, database: Database) -> Authenticator:
     tokens = TokenVerifier(config.oidc) if config.oidc else None
-    return Authenticator(keys, tokens, Rates(config.rates))
+    return Authenticator(keys, SessionStore(database, config.sessions), tokens, Rates(config.rates))
 
 
 def _source(which: ModelConfig | ChallengerConfig, model: ModelConfig) -> Source:

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydicom.dataelem import RawDataElement
 from pydicom.uid import UID
 
-from csr.data.images import check_inflated
+from csr.data.images import check_structure
 from csr.errors import ConfigError, ImageError
 from serving.dicom.terms import BODY_PARTS, LATERALITIES, MODALITIES, PHOTOMETRIC, SEXES, VIEWS
 from serving.errors import BurnedInAnnotationError, IncompleteDicomError, UnreadableImageError
@@ -134,7 +134,7 @@ def _read(data: bytes) -> dict[str, RawDataElement | None]:
     """The elements that are asked about, by keyword, unconverted."""
     keywords = [keyword for keyword, _ in _KEPT.values()] + [*_IDENTIFIERS.values(), "BurnedInAnnotation"]
     try:
-        check_inflated(data, "the DICOM file")
+        check_structure(data, "the DICOM file")
         dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(keywords))
         found = {keyword: dataset.get_item(keyword) for keyword in keywords}
     except ImageError as error:

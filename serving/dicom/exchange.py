@@ -17,10 +17,10 @@ import pydicom
 
 from serving.core.dataplane import DataPlane
 from serving.core.intake import Upload
-from serving.core.pictures import picture
+from serving.core.overlays import picture
 from serving.core.recording import document_entry, record
 from serving.core.timing import Timing
-from serving.dicom import DicomSource, deidentify, pseudonymous_uid
+from serving.dicom import DicomSource, pseudonymous_uid
 from serving.dicom.capture import secondary_capture
 from serving.dicom.identity import Algorithm
 from serving.dicom.nodes import Node, Query
@@ -176,16 +176,6 @@ class Documents:
             raise
         finally:
             self._telemetry.metrics.dicom(operation, perf_counter() - started)
-
-
-def identify(salt: bytes) -> Callable[[bytes], str | None]:
-    """What is kept of an upload's attributes, as `serving.core.intake.Intake` takes it."""
-
-    def kept(data: bytes) -> str | None:
-        source = deidentify(data, salt)
-        return None if source is None else source.to_json()
-
-    return kept
 
 
 def _found(instance: pydicom.Dataset) -> FoundInstance:

@@ -139,7 +139,9 @@ class Node:
         return buffer.getvalue()
 
     def header(self, study_uid: str, series_uid: str, instance_uid: str) -> pydicom.Dataset:
-        """One instance's attributes without its pixels. They name the patient: for `structured_report`, not to keep.
+        """One instance's attributes without its pixels.
+
+        They name the patient: they are for `serving.dicom.report.structured_report`, not to keep.
 
         Raises:
             As `retrieve`.

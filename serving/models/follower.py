@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from csr.bundle.format import Bundle
 from csr.errors import BundleError, CSRError
-from serving.core.recording import change_entry
 from serving.engines import Engine
+from serving.errors import ServingError
+from serving.models.changes import change_entry
 from serving.models.in_service import Challenge, Mode, Model, Role, ServedModels
 from serving.models.sources import Source, Target, first_line
 from serving.store import Store
@@ -68,7 +69,7 @@ class Follower:
             elif target.mark != self._served and not self._waits(target):
                 self._install(target)
         except CSRError as error:
-            self._refuse(str(error))
+            self._refuse(error.told if isinstance(error, ServingError) else str(error))
             _logger.error("%s: %s", self._role, error)
         except Exception as error:
             self._refuse(f"it failed to load ({first_line(error)})")

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from csr.bundle.format import Bundle
-from serving.core.atlas import BundleAtlas
-from serving.core.explain import Explainer
 from serving.engines import Engine
 from serving.errors import NotReadyError
 from serving.interfaces.schemas import ModelRef
+from serving.models.atlas import BundleAtlas
+from serving.models.explainer import Explainer
 from serving.telemetry.drift import ConceptDrift
 
 Role = Literal["champion", "challenger"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serving.store.database import Database
+from serving.store.entries import Chain, Receipt
 from serving.store.ledger import Ledger
 
 
@@ -24,5 +25,5 @@ class Store:
         Raises:
             StoreError: it cannot be reached, or holds tables of another version.
         """
-        database = Database(url)
+        database = Database(url, Chain(key).seal(Receipt(0, "")))
         return cls(database, Ledger(database, key))

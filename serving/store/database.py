@@ -4,6 +4,9 @@ Concurrency: a `Database` is thread-safe, a transaction belongs to the thread th
 write-ahead log and full sync, so that a commit that returned survives a power cut; its writers take turns from the
 first statement on (``BEGIN IMMEDIATE``), so none fails half-way. Waiting is bounded everywhere: a database that is gone
 is an error within seconds, never a request that hangs.
+
+A store of an earlier version of the schema gets the tables that it lacks when it is opened; from then on servers of
+that version refuse it.
 """
 
 from __future__ import annotations
@@ -19,10 +22,19 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from serving.errors import StoreError
-from serving.store.schema import VERSION, ledger_head, metadata, schema_version
+from serving.store.schema import HEAD, VERSION, ledger_head, metadata, schema_version
 
 WAIT_S = 5
 _WRITES = "csr_writes"
+# What databases say, and what of it strangers may know.
+_TOLD = (
+    ("is full", "the store is full"),
+    ("No space left", "the store is full"),
+    ("database is locked", "the store is locked by another writer; try again in a moment"),
+    ("lock timeout", "the store is locked by another writer; try again in a moment"),
+    ("readonly database", "the store takes no writes"),
+    ("read-only transaction", "the store takes no writes"),
+)
 _CREATION_LOCK = 7_214_021  # any number: PostgreSQL's advisory lock of those who create the tables
 
 
@@ -31,12 +43,13 @@ class Database:
 
     Args:
         url: SQLAlchemy's form: ``sqlite:///folder/file.db`` or ``postgresql+psycopg://user:password@host/name``.
+        seal: of the head of an empty ledger, for a store that is made now.
 
     Raises:
         StoreError: it cannot be reached, or holds tables of another version.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seal: str) -> None:
         try:
             parsed = sa.make_url(url)
         except ArgumentError:
@@ -45,8 +58,12 @@ class Database:
             raise StoreError(f"store.url: {parsed.drivername!r} is none of {', '.join(_OPEN)}")
         self._engine = _OPEN[parsed.drivername](parsed)
         self._writer = self._engine.execution_options(**{_WRITES: True})
+        postgresql = self._engine.dialect.name == "postgresql"  # SQLite's transactions are snapshots
+        self._snapshots = (
+            self._engine.execution_options(isolation_level="REPEATABLE READ") if postgresql else self._engine
+        )
         self.name = parsed.render_as_string(hide_password=True)
-        self._create()
+        self._create(seal)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -59,6 +76,16 @@ class Database:
             yield connection
 
     @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """A transaction that reads, all of it as things stood at its first statement.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        with self._translated(), self._snapshots.begin() as connection:
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that is durable when the block has ended without an error.
 
@@ -68,26 +95,23 @@ class Database:
         with self._translated(), self._writer.begin() as connection:
             yield connection
 
-    def check(self) -> None:
-        """Raises:
-        StoreError: the database does not answer.
-        """
-        with self.read() as connection:
-            connection.execute(sa.select(schema_version))
-
     def close(self) -> None:
         """Gives back all connections."""
         self._engine.dispose()
 
-    def _create(self) -> None:
+    def _create(self, seal: str) -> None:
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATION_LOCK})
-            if not sa.inspect(connection).has_table(schema_version.name):
-                metadata.create_all(connection)
+            found = None
+            if sa.inspect(connection).has_table(schema_version.name):
+                found = connection.execute(sa.select(sa.func.max(schema_version.c.version))).scalar_one()
+            if found is None or found < VERSION:
+                metadata.create_all(connection)  # those that are missing
                 connection.execute(schema_version.insert().values(version=VERSION))
-                connection.execute(ledger_head.insert().values(id=1, length=0, hash="", seal=""))
-            found = connection.execute(sa.select(sa.func.max(schema_version.c.version))).scalar_one()
+                if found is None:
+                    connection.execute(ledger_head.insert().values(id=HEAD, length=0, hash="", seal=seal))
+                found = VERSION
         if found != VERSION:
             raise StoreError(f"{self.name}: has tables of version {found}, this server needs {VERSION}")
 
@@ -97,7 +121,9 @@ class Database:
             yield
         except SQLAlchemyError as error:
             reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[0]
-            raise StoreError(f"{self.name}: the store does not answer ({reason})") from error
+            told = next((told for part, told in _TOLD if part in reason), None)
+            message = f"{self.name}: the store does not answer ({reason})"
+            raise (StoreError(message, told) if told else StoreError(message)) from error
 
 
 def now() -> str:
@@ -117,6 +143,7 @@ def _sqlite(url: sa.URL) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _: Any) -> None:
+        connection.text_factory = _text
         connection.isolation_level = None  # the driver's own BEGIN would come too late, see `begin`
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
@@ -129,9 +156,15 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     return engine
 
 
+def _text(data: bytes) -> str:
+    """Text that is no UTF-8 was not written by us; whoever compares it must see that, not fail."""
+    return data.decode(errors="surrogateescape")
+
+
 def _postgresql(url: sa.URL) -> sa.Engine:
     milliseconds = WAIT_S * 1000
-    options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+    # The lock's time is a little less, so that what is said is that it is locked.
+    options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds * 9 // 10}"
     wait = {"connect_timeout": WAIT_S, "options": options, "tcp_user_timeout": milliseconds}
     return sa.create_engine(url, connect_args=wait, pool_pre_ping=True, pool_size=8, pool_timeout=WAIT_S)
 

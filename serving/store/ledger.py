@@ -4,9 +4,9 @@
 
 H is HMAC-SHA256 with a secret key, so that whoever can write to the database but has not the key can change nothing
 unnoticed; without a key it is SHA-256, which shows accidents and clumsy hands only. `Ledger.verify` finds any entry
-that was changed, removed, added or moved. The head, sealed the same way, says how long the chain is, so that it cannot
-be cut at its end either. A database that was put back whole to an earlier state is sound in itself: compare with a head
-that was noted elsewhere.
+that was changed, removed, added or moved. The head, sealed the same way from the first, empty one on, says how long the
+chain is, so that it cannot be cut at its end either; nobody reads a row that it does not reach. A database that was put
+back whole to an earlier state is sound in itself: compare with a head that was noted elsewhere.
 
 Concurrency: `Ledger.append` returns when its entry is durable. One transaction at a time writes; whoever waits
 meanwhile rides in the next, so under load many entries share one sync of the disk. Replicas take turns at the head.
@@ -19,21 +19,32 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
 
-from serving.errors import IdempotencyError
+from serving.errors import IdempotencyError, StoreError
 from serving.store.database import Database
 from serving.store.entries import Chain, Entry, Kind, Receipt, canonical
-from serving.store.schema import ledger, ledger_head
+from serving.store.schema import HEAD, ledger, ledger_head
 
 Also = Callable[[sa.Connection], None]
 _CHUNK = 1000
 # Made once: to build and compile a statement costs more than to run it.
-_LOCK_HEAD = sa.select(ledger_head).with_for_update()
+_LOCK_HEAD = sa.select(ledger_head).where(ledger_head.c.id == HEAD).with_for_update()
 _ADD = ledger.insert()
-_MOVE_HEAD = sa.update(ledger_head).values({name: sa.bindparam(f"new_{name}") for name in ("length", "hash", "seal")})
+_MOVE_HEAD = (
+    sa.update(ledger_head)
+    .where(ledger_head.c.id == HEAD)
+    .values({name: sa.bindparam(f"new_{name}") for name in ("length", "hash", "seal")})
+)
+_LENGTH = sa.select(ledger_head.c.length).where(ledger_head.c.id == HEAD).scalar_subquery()
+_ENDS = sa.select(
+    sa.select(sa.func.count()).select_from(ledger_head).scalar_subquery().label("heads"),
+    sa.select(sa.func.max(ledger.c.number)).scalar_subquery().label("last"),
+    _LENGTH.label("length"),
+)
 _MOST_FAULTS = 20
 
 
@@ -104,31 +115,44 @@ class Ledger:
         Raises:
             StoreError: the database does not answer.
         """
-        with self._database.read() as connection:
-            row = connection.execute(sa.select(ledger_head)).one()
-            head = Receipt(row.length, row.hash)
+        with self._database.snapshot() as connection:
+            heads = connection.execute(sa.select(ledger_head).order_by(ledger_head.c.id)).mappings().all()
+            head, seal = Receipt(0, ""), ""
+            if heads and type(heads[0]["length"]) is int:
+                head, seal = Receipt(heads[0]["length"], heads[0]["hash"]), heads[0]["seal"]
             faults: list[str] = []
-            for fault in self._faults(connection, head, row.seal, anchor):
+            for fault in chain(_head_faults(heads), self._faults(connection, head, seal, anchor)):
                 if len(faults) == _MOST_FAULTS:
                     faults.append("and more")
                     break
                 faults.append(fault)
         return Verification(head, tuple(faults))
 
-    def entries(self, kind: Kind | None = None, study: str | None = None, after: int = 0) -> Iterator[dict[str, Any]]:
-        """Entries as dictionaries with their body parsed, oldest first.
+    def check(self) -> None:
+        """Whether it can be appended to.
 
         Raises:
-            StoreError: the database does not answer.
+            StoreError: the database does not answer, or there are rows where the next entry must go.
         """
-        query = sa.select(ledger).where(ledger.c.number > after).order_by(ledger.c.number)
+        with self._database.read() as connection:
+            row = connection.execute(_ENDS).one()
+        if row.heads != 1 or (row.last or 0) != row.length:
+            raise StoreError("the ledger and its head do not end at the same entry; see csr audit verify")
+
+    def entries(self, kind: Kind | None = None, study: str | None = None, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Entries as dictionaries with their body parsed, oldest first, as far as the head reaches.
+
+        Raises:
+            StoreError: the database does not answer, or an entry cannot be read.
+        """
+        query = sa.select(ledger).where(ledger.c.number > after, ledger.c.number <= _LENGTH).order_by(ledger.c.number)
         if kind is not None:
             query = query.where(ledger.c.kind == kind)
         if study is not None:
             query = query.where(ledger.c.study == study)
         with self._database.read() as connection:
             for row in connection.execute(query.execution_options(yield_per=_CHUNK)):
-                yield dict(row._mapping) | {"body": json.loads(row.body)}
+                yield dict(row._mapping) | {"body": _parsed(row)}
 
     def _write(self, batch: list[_Ticket]) -> None:
         try:
@@ -149,7 +173,9 @@ class Ledger:
     def _commit(self, batch: list[_Ticket]) -> None:
         given = [[(entry.once(), entry) for entry in ticket.entries] for ticket in batch]
         with self._database.write() as connection:
-            row = connection.execute(_LOCK_HEAD).one()
+            row = connection.execute(_LOCK_HEAD).one_or_none()
+            if row is None:
+                raise StoreError("the ledger has no head; see csr audit verify")
             head = Receipt(row.length, row.hash)
             known = _known(
                 connection, [once for pairs in given for once, entry in pairs if entry.caller.idempotency_key]
@@ -177,19 +203,21 @@ class Ledger:
             ticket.receipts = own
 
     def _faults(self, connection: sa.Connection, head: Receipt, seal: str, anchor: Receipt | None) -> Iterator[str]:
-        # Entries that came after the head was read are not looked at.
-        query = sa.select(ledger).where(ledger.c.number <= head.number).order_by(ledger.c.number)
+        query = sa.select(ledger).order_by(ledger.c.number)
         expected, previous = 1, ""
         for row in connection.execute(query.execution_options(yield_per=_CHUNK)).mappings():
             number = row["number"]
             if number < expected:
                 yield f"entry {number}: is before the first"
                 continue
+            if number > head.number:
+                yield f"entry {number}: is beyond the head"
+                continue
             if number > expected:
                 yield f"{_span(expected, number - 1)} missing"
             elif row["previous"] != previous:
                 yield f"entry {number}: does not follow the one before it"
-            if not hmac.compare_digest(row["hash"], self._chain.hash(dict(row))):
+            if not _same(row["hash"], self._hash(row)):
                 yield f"entry {number}: was changed"
             if anchor is not None and number == anchor.number and row["hash"] != anchor.hash:
                 yield f"entry {number}: is not the one that was noted"
@@ -198,10 +226,38 @@ class Ledger:
             yield f"{_span(expected, head.number)} missing"
         if previous != head.hash:
             yield "head: is not the hash of the last entry"
-        if head.number and not hmac.compare_digest(seal, self._chain.seal(head)):
+        if not _same(seal, self._chain.seal(head)):
             yield "head: was changed"
         if anchor is not None and anchor.number > head.number:
             yield f"{_span(head.number + 1, anchor.number)} missing, though noted elsewhere"
+
+    def _hash(self, row: sa.RowMapping) -> str | None:
+        """What the row's hash must be; None if it holds what the ledger never writes, a blob for example."""
+        try:
+            return self._chain.hash(dict(row))
+        except (TypeError, ValueError):
+            return None
+
+
+def _head_faults(heads: Sequence[sa.RowMapping]) -> Iterator[str]:
+    if not heads:
+        yield "head: is missing"
+    if len(heads) > 1:
+        yield f"head: there are {len(heads)} of them"
+
+
+def _same(found: Any, expected: str | None) -> bool:
+    """Whether a value of the table is the hash that it must be, in a time that tells nothing."""
+    if not isinstance(found, str) or expected is None:
+        return False
+    return hmac.compare_digest(found.encode(errors="surrogateescape"), expected.encode())
+
+
+def _parsed(row: Any) -> Any:
+    try:
+        return json.loads(row.body)
+    except (TypeError, ValueError):
+        raise StoreError(f"ledger entry {row.number} cannot be read; see csr audit verify") from None
 
 
 def _span(first: int, last: int) -> str:
@@ -211,7 +267,8 @@ def _span(first: int, last: int) -> str:
 def _known(connection: sa.Connection, keys: list[str]) -> dict[str, Any]:
     if not keys:
         return {}
-    return {row["once"]: row for row in connection.execute(sa.select(ledger).where(ledger.c.once.in_(keys))).mappings()}
+    query = sa.select(ledger).where(ledger.c.once.in_(keys), ledger.c.number <= _LENGTH)
+    return {row["once"]: row for row in connection.execute(query).mappings()}
 
 
 def _repeated(row: Any, entry: Entry) -> Receipt:

@@ -5,6 +5,8 @@
 - ``ledger``       every prediction, interaction, review and change of model, chained by hashes (`serving.store.ledger`)
 - ``ledger_head``  its length and last hash; its one row is what writers lock
 - ``api_key``      who may do what (`serving.access.keys`)
+- ``session``      browsers that signed in (`serving.access.sessions`)
+- ``write_probe``  one row at most, written anew to see whether the store takes writes (`serving.store.probe`)
 
 What can be derived is not stored: reviews and the history of the served model are read from the ledger, features are
 encoded again.
@@ -26,7 +28,8 @@ from sqlalchemy import (
     Text,
 )
 
-VERSION = 1
+VERSION = 2  # each version only added tables, see `serving.store.database.Database`
+HEAD = 1  # id of the one row of ``ledger_head``
 metadata = MetaData()
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
@@ -97,4 +100,25 @@ api_key = Table(
     Column("digest", String(64), nullable=False, unique=True),
     Column("created_at", String(32), nullable=False),
     Column("revoked_at", String(32)),
+)
+
+session = Table(
+    "session",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),  # of the cookie's value, which is stored nowhere
+    Column("actor", String(200), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("key_id", String(16), ForeignKey("api_key.id")),  # empty where a provider's token opened it
+    Column("opened_at", String(32), nullable=False),
+    Column("used_at", String(32), nullable=False),
+    Column("expires_at", String(32), nullable=False),
+)
+Index("session_actor", session.c.actor)
+
+write_probe = Table(
+    "write_probe",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("filler", LargeBinary, nullable=False),
 )

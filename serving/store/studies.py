@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,11 +13,13 @@ import sqlalchemy as sa
 from PIL import Image
 from sqlalchemy.dialects import postgresql, sqlite
 
-from csr.data.images import Placement
-from serving.errors import UnknownStudyError
+from csr.data.images import Placement, pixel_digest
+from serving.errors import AlteredStudyError, UnknownStudyError
 from serving.interfaces.schemas import Order, Progress
 from serving.store.database import Database, now
 from serving.store.schema import assessment, ledger, study
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -97,18 +100,38 @@ def save_assessment(connection: sa.Connection, given: Assessment) -> None:
 
 
 def load_study(database: Database, digest: str) -> StoredStudy:
-    """Raises:
-    UnknownStudyError: no study of this digest was added.
-    StoreError: the database does not answer.
+    """A study as it was added: its digest is computed again, so that another's pixels are never taken for it.
+
+    Raises:
+        UnknownStudyError: no study of this digest was added.
+        AlteredStudyError: what is kept under this digest is not what was added.
+        StoreError: the database does not answer.
     """
-    with database.read() as connection:
-        row = connection.execute(sa.select(study).where(study.c.digest == digest)).one_or_none()
+    row = None
+    if _DIGEST.fullmatch(digest):  # anything else is a stranger's text, which not every database takes
+        with database.read() as connection:
+            row = connection.execute(sa.select(study).where(study.c.digest == digest)).one_or_none()
     if row is None:
         raise UnknownStudyError("no study of this digest was added; upload it first")
-    pixels = np.asarray(Image.open(io.BytesIO(row.canvas)))
-    canvas = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
-    placement = Placement(row.width, row.height, row.scale, row.offset_left, row.offset_top)
+    try:
+        pixels = np.asarray(Image.open(io.BytesIO(row.canvas), formats=("PNG",)))
+        canvas = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+        placement = Placement(row.width, row.height, row.scale, row.offset_left, row.offset_top)
+        expected = Placement.of(row.width, row.height, canvas.shape[-1])
+    except Exception as error:  # whatever somebody put there
+        raise _altered(digest, "it cannot be read") from error
+    if pixel_digest(canvas) != digest:
+        raise _altered(digest, "its pixels have another digest")
+    if placement != expected:
+        raise _altered(digest, "its image was moved")
     return StoredStudy(digest, canvas, placement, row.source)
+
+
+def _altered(digest: str, how: str) -> AlteredStudyError:
+    return AlteredStudyError(
+        f"study {digest[:12]}: the store does not hold what was added ({how}); upload the image again, and tell who "
+        "runs this server"
+    )
 
 
 def worklist(database: Database, order: Order, progress: Progress, limit: int, offset: int) -> list[WorklistRow]:

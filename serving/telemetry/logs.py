@@ -1,7 +1,7 @@
 """Logs as JSON, one object a line, on standard error: who asked for what, how long it took, and no secret.
 
 A request's notes (its id, the key's id, the study's digest prefix) travel in a context variable, which
-`asyncio.to_thread` hands on, so that whoever logs while a request is answered need not know of them. Nothing but
+``asyncio.to_thread`` hands on, so that whoever logs while a request is answered need not know of them. Nothing but
 `FIELDS` is written: an ``extra`` of another name is dropped.
 
 Secrets are taken out of messages, tracebacks and fields before they are formatted (`RedactSecrets`): our API keys,

@@ -45,8 +45,8 @@ class RequestTelemetry:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope, request_id = settle_request_id(scope)
         known = _headers(scope)
-        request_id = _request_id(known.get(REQUEST_ID))
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -81,18 +81,21 @@ def _headers(scope: Scope) -> dict[bytes, bytes]:
     """Those that matter here; of several the first."""
     known: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        if name == REQUEST_ID or name in _CARRIED:
+        if name in _CARRIED:
             known.setdefault(name, value)
     return known
 
 
-def _request_id(given: bytes | None) -> str:
-    """The client's, unless it is malformed or, by mistake, a key."""
-    if given is not None:
-        text = given.decode("latin-1")
-        if _OWN_ID.fullmatch(text) and redact(text) == text:
-            return text
-    return uuid.uuid4().hex
+def settle_request_id(scope: Scope) -> tuple[Scope, str]:
+    """A request with one id, and the id: the client's first, unless it is malformed or, by mistake, a key; else ours.
+
+    One that was refused is gone from the request, so that nobody inside can give it back.
+    """
+    given = [value for name, value in scope["headers"] if name == REQUEST_ID]
+    text = given[0].decode("latin-1") if given else ""
+    request_id = text if _OWN_ID.fullmatch(text) and redact(text) == text else uuid.uuid4().hex
+    others = [pair for pair in scope["headers"] if pair[0] != REQUEST_ID]
+    return {**scope, "headers": [*others, (REQUEST_ID, request_id.encode())]}, request_id
 
 
 def _route(scope: Scope) -> str:

@@ -11,7 +11,9 @@ from torch import nn
 
 from csr.data.prepared import PreparedSet, PreparedWriter
 from csr.data.records import BOX_COLUMNS, Collection
+from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Floor, Reasoner
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 
 CONCEPTS = ("round", "streak", "haze")
@@ -96,6 +98,16 @@ def make_prepared(path: Path, collection: Collection, side: int = SIDE, seed: in
             writer.write_image(row, image)
         writer.write_tables(collection)
     return PreparedSet.open(path)
+
+
+def without_images(collection: Collection, side: int = SIDE) -> PreparedSet:
+    """A prepared set for what looks at features only."""
+    return PreparedSet(collection, np.zeros((0, 1, side, side), np.uint8), Path("nowhere"))
+
+
+def make_csr(model: PrototypeModel, reasoner: Reasoner, collection: Collection) -> TrainedCSR:
+    """Stages 2 and 3 on features that no network made."""
+    return TrainedCSR(nn.Identity(), model, reasoner, collection.concepts, collection.classes)  # type: ignore[arg-type]
 
 
 def make_reasoner(

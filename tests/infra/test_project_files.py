@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -19,20 +20,46 @@ from pipelines.params import parse_params
 
 ROOT = Path(__file__).parents[2]
 LOCK = (ROOT / "requirements.lock").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_the_lock_pins_every_dependency_within_its_range_and_names_no_address() -> None:
     pins = [Requirement(line) for line in LOCK.splitlines() if line]
     assert "://" not in LOCK and "--" not in LOCK
     assert all(len(pin.specifier) == 1 and next(iter(pin.specifier)).operator == "==" for pin in pins)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
-    for requirement in map(Requirement, wanted):
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras) == {"pipeline", "serving", "gpu", "all", "dev"}
+    wanted = [Requirement(line) for line in (*PROJECT["dependencies"], *chain.from_iterable(extras.values()))]
+    for requirement in wanted:
+        if requirement.name == PROJECT["name"]:
+            assert requirement.extras <= set(extras)
+            continue
         versions = [pin for pin in pins if canonicalize_name(pin.name) == canonicalize_name(requirement.name)]
         assert versions, f"{requirement.name} is not locked; run make lock"
         for pin in versions:
             version = next(iter(pin.specifier)).version
             assert requirement.specifier.contains(version), f"{requirement} is locked at {version}; run make lock"
+
+
+def test_one_onnx_runtime_is_installed_whatever_the_machine() -> None:
+    """Two wheels hold the same module; side by side one of them is half overwritten."""
+    wheels = [each for each in map(Requirement, PROJECT["dependencies"]) if each.name.startswith("onnxruntime")]
+    for system in ("linux", "darwin", "win32"):
+        for machine in ("x86_64", "aarch64", "arm64", "AMD64"):
+            place = {"sys_platform": system, "platform_machine": machine}
+            (chosen,) = (each.name for each in wheels if each.marker and each.marker.evaluate(place))
+            assert (chosen == "onnxruntime-gpu") == (place == {"sys_platform": "linux", "platform_machine": "x86_64"})
+
+
+def test_the_licence_is_whole_and_the_citation_names_the_version_and_the_paper() -> None:
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"] == "Apache-2.0"
+    (paper,) = citation["references"]
+    assert paper["authors"][0]["family-names"] == "Huy" and len(paper["authors"]) == 10
+    assert paper["identifiers"][0]["value"] == "arXiv:2503.06873"
 
 
 def test_make_help_lists_what_the_readme_names() -> None:

@@ -60,7 +60,7 @@ INTERACTIONS = st.builds(
 def test_its_probabilities_are_the_logits_at_the_temperature_that_was_chosen_on_validation_studies(
     tiny_run, runner, patches
 ):
-    answer, temperature = ask(runner, patches), float(tiny_run.reasoner.temperature)
+    answer, temperature = ask(runner, patches), float(tiny_run.csr.reasoner.temperature)
     assert abs(temperature - 1) > 0.02
     np.testing.assert_allclose(answer["probabilities"], softmax(answer["logits"] / temperature, axis=1), atol=1e-6)
 
@@ -73,7 +73,7 @@ def test_a_real_bundle_was_measured_on_real_images_and_opens_again(tiny_run):
     assert manifest.data_digest == tiny_run.data.digest()
     assert (manifest.channels, manifest.side) == (1, 64)
     assert (manifest.height, manifest.width) == tiny_run.cache.features.shape[2:]
-    assert (manifest.per_concept, manifest.patch_width) == tiny_run.reasoner.prototypes.shape[1:]
+    assert (manifest.per_concept, manifest.patch_width) == tiny_run.csr.reasoner.prototypes.shape[1:]
 
 
 def test_a_real_bundles_samples_are_test_images_with_their_labels_and_boxes(tiny_run):
@@ -147,12 +147,12 @@ def test_probabilities_are_probabilities_and_logits_the_bias_plus_contributions(
     answer = ask(runner, patches)
     np.testing.assert_allclose(answer["probabilities"].sum(1), 1, atol=1e-5)
     assert ((answer["concept_probabilities"] >= 0) & (answer["concept_probabilities"] <= 1)).all()
-    bias = tiny_run.reasoner.head.bias.detach().numpy()
+    bias = tiny_run.csr.reasoner.head.bias.detach().numpy()
     np.testing.assert_allclose(answer["logits"], bias + answer["contributions"].sum(1), atol=1e-3)
-    alive = tiny_run.reasoner.alive.numpy() > 0
+    alive = tiny_run.csr.reasoner.alive.numpy() > 0
     assert alive.any(1).all() and not alive.all()
     maps = answer["similarity_maps"]
-    scores = np.where(alive, maps.max((3, 4)), tiny_run.reasoner.absent_scores.numpy())
+    scores = np.where(alive, maps.max((3, 4)), tiny_run.csr.reasoner.absent_scores.numpy())
     np.testing.assert_allclose(answer["scores"], scores, atol=1e-6)
     live = np.where(alive[None, :, :, None, None], maps, -1)
     np.testing.assert_allclose(answer["concept_maps"], live.max(2), atol=1e-6)
@@ -214,7 +214,7 @@ def test_importance_weighs_what_the_plain_maps_hold_beyond_the_absent_scores(
     about = tiny_run.bundle.manifest
     weights = importance_map(interaction, about.side, about.height, about.width)
     plain = ask(runner, patches)["similarity_maps"]
-    absent = tiny_run.reasoner.absent_scores.numpy()[:, :, None, None]
+    absent = tiny_run.csr.reasoner.absent_scores.numpy()[:, :, None, None]
     expected = np.minimum(plain, absent) + weights * (plain - absent).clip(0)
     np.testing.assert_allclose(ask(runner, patches, interaction)["similarity_maps"], expected, atol=1e-6)
 
@@ -253,7 +253,7 @@ def test_a_positive_box_on_the_peak_keeps_the_score_and_one_elsewhere_lowers_it(
 
 def test_a_negative_box_over_the_image_leaves_every_concept_at_most_its_absent_score(tiny_run, runner, patches):
     answer = ask(runner, patches, Interaction((RegionBox(0, 0, 64, 64, "negative"),)))
-    expected = np.minimum(ask(runner, patches)["scores"], tiny_run.reasoner.absent_scores.numpy())
+    expected = np.minimum(ask(runner, patches)["scores"], tiny_run.csr.reasoner.absent_scores.numpy())
     np.testing.assert_allclose(answer["scores"], expected, atol=1e-5)
 
 
@@ -261,7 +261,7 @@ def test_a_negative_box_over_the_image_leaves_every_concept_at_most_its_absent_s
 @given(st.lists(boxes(st.sampled_from(["positive", "negative"])), max_size=3))
 def test_without_an_alpha_each_concept_is_weighted_by_its_own(tiny_run, runner, patches, drawn):
     own = ask(runner, patches, Interaction(tuple(drawn)))
-    for k, alpha in enumerate(tiny_run.reasoner.alpha.tolist()):
+    for k, alpha in enumerate(tiny_run.csr.reasoner.alpha.tolist()):
         answer = ask(runner, patches, Interaction(tuple(drawn), alpha=alpha))
         np.testing.assert_allclose(answer["scores"][:, k], own["scores"][:, k], atol=1e-6)
 
@@ -279,7 +279,7 @@ def test_rejecting_a_concept_changes_its_contribution_and_no_others(tiny_run, ru
 
 @pytest.mark.parametrize("rejection", ["zero", "absent"])
 def test_rejecting_everything_gives_every_study_the_logits_worked_out_by_hand(tiny_run, runner, patches, rejection):
-    reasoner = tiny_run.reasoner
+    reasoner = tiny_run.csr.reasoner
     substitute = reasoner.absent_scores.numpy() * (rejection == "absent")
     standard = (substitute - reasoner.score_mean.numpy()) / reasoner.score_std.numpy()
     expected = reasoner.head.bias.detach().numpy() + reasoner.head.weight.detach().numpy() @ standard.ravel()
@@ -290,7 +290,7 @@ def test_rejecting_everything_gives_every_study_the_logits_worked_out_by_hand(ti
 
 def test_an_absent_score_is_likelier_than_zero(tiny_run, runner):
     """Why ``absent`` is offered: zero lies further from the scores that the head was trained on."""
-    reasoner = tiny_run.reasoner
+    reasoner = tiny_run.csr.reasoner
     absent, zero = (
         ((value - reasoner.score_mean) / reasoner.score_std).abs().mean()
         for value in (reasoner.absent_scores, torch.zeros_like(reasoner.absent_scores))

@@ -16,15 +16,15 @@ import mlflow
 import networkx
 import pandas as pd
 import pytest
-import torch
 import yaml
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from mlflow.entities import Run
 
-from csr.baselines.protocol import Entry
+from csr.baselines.protocol import Entry, load_system
 from csr.comparison.ablations import VARIANTS
+from csr.comparison.csr_system import CSRSystem
 from csr.comparison.systems import SHARED_BACKBONES, systems
 from csr.errors import ConfigError
 from pipelines.comparison import (
@@ -41,7 +41,7 @@ from pipelines.comparison import (
     shared_backbone,
 )
 from pipelines.params import load_params
-from tests.csr.synthetic import make_collection, make_prepared
+from tests.csr.synthetic import CONCEPTS, make_collection, make_prepared
 from tests.pipelines.conftest import ROOT, merge
 
 FILE = "pipelines/comparison/dvc.yaml"
@@ -348,8 +348,8 @@ def test_the_variant_without_changes_is_csr_itself(workplace: Path) -> None:
     )
     assert same["test"] == robust["test"]
     assert other["test"] != robust["test"]
-    trained = torch.load(workplace / "build/comparison/systems/csr_robust-0.pt", weights_only=False)
-    assert trained.stage2.config.seed == 0
+    trained = load_system(CSRSystem, workplace / "build/comparison/systems/csr_robust-0.pt")
+    assert trained.csr.concepts == CONCEPTS
     for each, name in ((same, "robust"), (other, "no_absence")):
         assert (each["variant"], each["title"], each["seed"]) == (name, VARIANTS[name].title, 0)
         assert each["val"]["studies"] == 16 and each["test"]["studies"] == 12

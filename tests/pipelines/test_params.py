@@ -44,6 +44,11 @@ def test_the_shipped_file_names_every_key() -> None:
     assert leaves(yaml.safe_load(SHIPPED.read_text())) == set(flatten(load_params(SHIPPED)))
 
 
+def test_the_shipped_file_holds_the_defaults_of_the_dataclasses() -> None:
+    """Whoever imports csr without params.yaml trains the same model; null keys take the preset's values."""
+    assert flatten(load_params(ROOT / "params.yaml")) == flatten(Params("robust"))
+
+
 @pytest.mark.parametrize("preset", ["paper", "robust"])
 def test_null_takes_the_presets_value_and_a_value_overrides_it(preset: str) -> None:
     values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
@@ -125,6 +130,19 @@ def test_without_presets_the_folder_is_named(tmp_path: Path) -> None:
         ({}, "preset: must be one of"),
         ({"preset": "robust", "concepts": {"epochs": "many"}}, "concepts.epochs"),
         ({"preset": "robust", "data": {"channels": 2}}, "data.channels"),
+        (
+            {"preset": "robust", "concepts": {"batch_size": 16}, "train": {"workers": 3}},
+            "params.yaml: concepts.batch_size: 16 images, of all workers together, cannot be shared evenly by 3 "
+            "(train.workers); take a multiple of 3",
+        ),
+        ({"preset": "robust", "concepts": {"batch_size": 6}, "train": {"workers": 3}}, "prototypes.batch_size: 64"),
+        ({"preset": "robust", "concepts": {"freeze": "some"}}, "or Input should be 'all', got 'some'"),
+        ({"preset": "robust", "concepts": {"freeze": 2}}, "params.yaml: concepts.freeze: there are no pretrained"),
+        ({"preset": "robust", "concepts": {"layer_decay": 2}}, "params.yaml: concepts.layer_decay: must be above 0"),
+        (
+            {"preset": "robust", "concepts": {"precision": "half"}},
+            "concepts.precision: Input should be 'auto', 'float32', 'bfloat16' or 'float16', got 'half'",
+        ),
         (
             {"preset": "robust", "prototypes": {"per_concept": "many"}},
             "prototypes.per_concept: Input should be a valid integer, unable to parse string as an integer "

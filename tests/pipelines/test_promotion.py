@@ -62,7 +62,7 @@ def test_a_bundle_is_judged_as_torch_judges_it(tiny_run: TinyRun) -> None:
 
     run = tiny_run
     report, golden = judge_bundle(run.bundle, run.data)
-    predictions = predict(run.data.collection, run.cache, run.prototype_model, run.reasoner, run.data.side)
+    predictions = predict(run.data, run.cache, run.csr)
     expected = evaluate_predictions(run.data.collection, predictions, run.data.side)
     assert golden < 1e-3
     assert set(report) == {"iid", "shifted"}

@@ -255,9 +255,9 @@ def test_the_table_is_printed(project: Project) -> None:
             {"concepts": {"learning_rate": 1e30}},
             "concepts: the loss became nan in epoch 0; lower concepts.learning_rate",
         ),
-        ("concepts", {"concepts": {"model": {"backbone": "resnet10x"}}}, "concepts.backbone: Unknown model"),
-        ("concepts", {"concepts": {"model": {"stride": 3}}}, "concepts.stride: regnetx_002 has levels of stride"),
-        ("concepts", {"concepts": {"model": {"checkpoint": "no.pt"}}}, "concepts.checkpoint: no file 'no.pt'"),
+        ("concepts", {"concepts": {"model": {"backbone": "resnet10x"}}}, "concepts.model.backbone: Unknown model"),
+        ("concepts", {"concepts": {"model": {"stride": 3}}}, "concepts.model.stride: regnetx_002 has levels of stride"),
+        ("concepts", {"concepts": {"model": {"checkpoint": "no.pt"}}}, "concepts.model.checkpoint: no file 'no.pt'"),
     ],
 )
 def test_a_mistake_ends_a_stage_with_one_sentence_and_leaves_outputs_alone(

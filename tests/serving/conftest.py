@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import atexit
 import io
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from csr.bundle.format import Bundle
 from csr.interaction.corrections import Interaction
 from serving.access.roles import Role
 from serving.core.dataplane import DataPlane
+from serving.core.decoding import DecodingPool
 from serving.core.intake import Upload
 from serving.deploy.config import parse_config
 from serving.deploy.service import Service, engine_maker
@@ -58,6 +60,10 @@ class CountingEngine:
         self._engine.close()
 
 
+DECODING = DecodingPool()  # one for all tests: workers take a second to start
+atexit.register(DECODING.close)
+
+
 def make_service(bundle: Path, folder: Path, engine: Engine | None = None, **sections: Any) -> Service:
     """A service over a store of its own."""
     store = {"url": f"sqlite:///{folder}/store.db", "ledger_key_file": str(folder / "ledger.key")}
@@ -65,7 +71,7 @@ def make_service(bundle: Path, folder: Path, engine: Engine | None = None, **sec
     model = {"bundle": str(bundle)} | sections.pop("model", {})
     config = parse_config({"model": model, "store": store, "dicom": dicom, **sections})
     make = engine_maker(config.engine) if engine is None else lambda bundle, version: engine
-    return Service.open(config, Telemetry.open(), make)
+    return Service.open(config, Telemetry.open(), make, decoding=DECODING)
 
 
 def serve_instead(service: Service, bundle: Bundle, engine: Engine | None = None) -> None:
@@ -125,6 +131,13 @@ def sample(bundle: Bundle) -> bytes:
 def wide(sample: bytes) -> bytes:
     """A colour image of another shape and size than the network's input: 200×100."""
     return png(np.array(Image.open(io.BytesIO(sample)).convert("RGB").resize((200, 100))))
+
+
+def stripes(value: int, times: int = 1) -> bytes:
+    """A picture of 128 pixels a side for every number, in the grey values from it on; one of several times the size has
+    blocks for its pixels, so that a network which looks at 64 pixels sees the same of both."""
+    rows = value + np.arange(128) % 16
+    return png(np.broadcast_to(rows[:, None], (128, 128)).astype(np.uint8).repeat(times, 0).repeat(times, 1))
 
 
 def png(pixels: np.ndarray) -> bytes:

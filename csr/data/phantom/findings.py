@@ -140,7 +140,8 @@ def _effusion(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.
 
 
 def _cardiomegaly(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
-    """The enlarged heart is part of the body already (see `draw_habitus`); only its place is returned, at no dose."""
+    """The enlarged heart is part of the body already (`csr.data.phantom.anatomy.draw_habitus`); only its place is
+    returned, at no dose."""
     radius = body.habitus.heart_radius
     return [1e-6 * _ball(body, body.habitus.heart_x, 0.27, radius[0], radius[1])]
 

@@ -1,7 +1,7 @@
 """What each phantom study shows: concepts, diagnosis by rule, site marker, split.
 
 The plan is a table drawn before any pixel is rendered, so that prevalence, label noise and the planted shortcut can
-be read and tested without images. Rendering (`render.py`) adds nothing to it but geometry.
+be read and tested without images. Rendering (`csr.data.phantom.render`) adds nothing to it but geometry.
 """
 
 from __future__ import annotations

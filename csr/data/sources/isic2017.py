@@ -1,4 +1,4 @@
-"""Reader of the ISIC 2017 challenge (Codella et al. 2018) as its organisers ship it.
+"""Source: the ISIC 2017 challenge (Codella et al. 2018) as its organisers ship it.
 
 - ``ISIC-2017_{Training,Validation,Test_v2}_Data/<id>.jpg`` and ``<id>_superpixels.png``;
 - ``ISIC-2017_…_Part2_GroundTruth/<id>_features.json``: for each dermoscopic feature a list of 0 and 1 over superpixels;

@@ -1,4 +1,4 @@
-"""Reader of ISIC 2018, Task 2: lesion attributes (Codella et al. 2019, arXiv 1902.03368), as its organisers ship it.
+"""Source: ISIC 2018, Task 2: lesion attributes (Codella et al. 2019, arXiv 1902.03368), as its organisers ship it.
 
 - ``ISIC2018_Task1-2_{Training,Validation,Test}_Input/ISIC_<id>.jpg``;
 - ``ISIC2018_Task2_{Training,Validation,Test}_GroundTruth/ISIC_<id>_attribute_<name>.png`` (the folder may end in

@@ -22,7 +22,7 @@ Source = Literal["table", "tbx11k", "vindr_cxr", "isic2017", "isic2018"]
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What readers leave to the user.
+    """What sources leave to the user.
 
     Args:
         shares: of studies that the publisher put in no split.
@@ -45,7 +45,7 @@ def read_source(
     problems: Problems,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> RawSet:
-    """Reads a data set as its publisher ships it; see the reader's module for the layout.
+    """Reads a data set as its publisher ships it; see the source's module for the layout.
 
     Raises:
         DataError: a missing file or column, or nothing to learn the task from.

@@ -1,4 +1,4 @@
-"""Reader of the ``table`` layout: the user's own data as a folder of images and two tables.
+"""Source: the ``table`` layout, the user's own data as a folder of images and two tables.
 
 - ``images/``
 - ``studies.csv`` (or ``.parquet``): ``study_id, image, split`` (train, val, test, or empty = make one), optional

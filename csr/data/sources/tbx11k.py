@@ -1,4 +1,4 @@
-"""Reader of TBX11K (Liu et al. 2020) as its authors ship it, with concept labels of the user's own.
+"""Source: TBX11K (Liu et al. 2020) as its authors ship it, with concept labels of the user's own.
 
 - ``imgs/{health,sick,tb,test,extra}/*.png``, 512×512;
 - ``lists/TBX11K_{train,val}.txt``: a line an image, such as ``tb/tb0005.png``; the first path segment is the class;

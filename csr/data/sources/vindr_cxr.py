@@ -1,4 +1,4 @@
-"""Reader of VinDr-CXR (Nguyen et al. 2022, Scientific Data 9, 429).
+"""Source: VinDr-CXR (Nguyen et al. 2022, Scientific Data 9, 429).
 
 PhysioNet's edition, 1.0.0:
 
@@ -9,10 +9,11 @@ PhysioNet's edition, 1.0.0:
 - ``annotations/annotations_{train,test}.csv``: ``image_id``, in ``train`` ``rad_id``, ``class_name, x_min, y_min,
   x_max, y_max`` in pixels of the DICOM image, without coordinates for labels that have no place.
 
-A label is present where enough of an image's readers say so (`VinDrConfig.consensus`). All boxes of a finding that is
-present are kept, and none of one that was voted down: that is what a vote means, and no mistake. Labels that hardly any
-training image has are left out (`VinDrConfig.least`). The official test images are the test split; a validation split
-is drawn from the others. The set names no patients, so an image counts as one.
+A label is present where enough of an image's readers say so (`VinDrConfig.consensus`). Of a finding that is present all
+readers' boxes are kept, those that overlap as one (`VinDrConfig.merge_iou`), and none of one that was voted down: that
+is what a vote means, and no mistake. Labels that hardly any training image has are left out (`VinDrConfig.least`). The
+official test images are the test split, which speaks with one voice, so its boxes are kept as they are; a validation
+split is drawn from the others. The set names no patients, so an image counts as one.
 
 Kaggle's edition, ``train.csv`` with ``image_id, class_name, class_id, rad_id, x_min, y_min, x_max, y_max`` and
 ``train/<image_id>.dicom``, has 14 findings, "No finding" and no global labels: nothing but concepts can be learned. Its
@@ -32,6 +33,7 @@ from csr.data.files import read_rows
 from csr.data.problems import Problems
 from csr.data.raw import RawSet, check_boxes, named_columns, no_boxes
 from csr.data.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, TARGET_PREFIX, Collection
+from csr.data.sources.merging import merge_overlapping
 from csr.data.splits import SplitShares, complete_split
 from csr.errors import ConfigError, DataError
 
@@ -93,12 +95,21 @@ class VinDrConfig:
         consensus: how many of an image's readers must name a label: ``any`` one, the ``majority``, or ``all``.
         least: labels that fewer images have, by that rule and without those of the test split, are left out; 22
             findings and 6 global labels were asked for, and some were hardly ever found.
+        merge_iou: boxes of one finding, drawn on one image by several readers, become one from this intersection over
+            union on (`csr.data.sources.merging`); None: every reader's box stays. 0.4 is what Kaggle's competition
+            called found.
     """
 
     consensus: Literal["any", "majority", "all"] = "majority"
     least: int = 10
+    merge_iou: float | None = 0.4
 
     def __post_init__(self) -> None:
+        if self.merge_iou is not None and not 0 < self.merge_iou <= 1:
+            raise ConfigError(
+                "data.vindr_cxr.merge_iou: must be greater than 0 and at most 1, or null to keep every reader's box, "
+                f"got {self.merge_iou}"
+            )
         if self.least < 1:
             raise ConfigError(
                 "data.vindr_cxr.least: must be at least 1, since a label that no image has is not learned"
@@ -141,11 +152,12 @@ def _read_physionet(folder: Path, config: VinDrConfig, shares: SplitShares, prob
     is_test = studies["split"] == "test"
     voted = _annotations(folder, "train", studies[~is_test], findings, problems)
     agreed = _annotations(folder, "test", studies[is_test], findings, problems)
+    voted, merged = _merged(_of_present(voted, studies), config)
     # the test set speaks with one voice, so a box there of what it calls absent is a mistake, and is found later
-    tables = [table for table in (_of_present(voted, studies), agreed) if len(table)]
+    tables = [table for table in (voted, agreed) if len(table)]
     boxes = pd.concat(tables or [no_boxes()], ignore_index=True)
     collection = Collection("vindr_cxr", findings, diseases, studies, boxes, "multilabel")
-    return RawSet(collection, folder, notes=notes)
+    return RawSet(collection, folder, notes=(*notes, *merged))
 
 
 def _without_rare(
@@ -259,6 +271,20 @@ def _of_present(boxes: pd.DataFrame, studies: pd.DataFrame) -> pd.DataFrame:
     return boxes[np.array(present, bool)].reset_index(drop=True)
 
 
+def _merged(boxes: pd.DataFrame, config: VinDrConfig) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """One box for those of several readers that overlap, and a sentence that counts them."""
+    if config.merge_iou is None:
+        return boxes, ()
+    merged = merge_overlapping(boxes, config.merge_iou)
+    if len(merged) == len(boxes):
+        return boxes, ()
+    note = (
+        f"{len(boxes):,} boxes of several readers became {len(merged):,}: those of one finding that overlap are one, "
+        f"from an intersection over union of {config.merge_iou:g} on; data.vindr_cxr.merge_iou is that number"
+    )
+    return merged, (note,)
+
+
 def _read_kaggle(folder: Path, config: VinDrConfig, shares: SplitShares, problems: Problems) -> RawSet:
     file = folder / "train.csv"
     rows = read_rows(file, ("image_id", "class_name", "class_id", "rad_id", *CORNERS))
@@ -280,8 +306,9 @@ def _read_kaggle(folder: Path, config: VinDrConfig, shares: SplitShares, problem
     studies["part"] = studies["split"]
     findings = named_columns(studies, CONCEPT_PREFIX)
     boxes = _boxes(rows[known], labels, KAGGLE_FINDINGS, set(studies["study_id"]), file.name, problems)
-    boxes = _of_present(boxes[boxes["concept"].isin(findings)], studies)
-    return RawSet(Collection("vindr_cxr", findings, (), studies, boxes, "concepts"), folder, NO_DISEASES, notes)
+    boxes, merged = _merged(_of_present(boxes[boxes["concept"].isin(findings)], studies), config)
+    collection = Collection("vindr_cxr", findings, (), studies, boxes, "concepts")
+    return RawSet(collection, folder, NO_DISEASES, (*notes, *merged))
 
 
 def _kaggle_suffix(folder: Path, image: str) -> str:

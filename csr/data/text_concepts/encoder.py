@@ -75,13 +75,16 @@ def _unit(embedding: Tensor, count: int, method: str) -> Tensor:
     return F.normalize(embedding.float(), dim=-1).cpu()
 
 
-def load_encoder(factory: str, checkpoint: Path, options: Mapping[str, Any]) -> ImageTextEncoder:
+def load_encoder(
+    factory: str, checkpoint: Path, options: Mapping[str, Any], place: torch.device | None = None
+) -> ImageTextEncoder:
     """Calls ``factory(checkpoint, **options)``, which returns (model, preprocess, tokenizer).
 
     Args:
         factory: ``package.module:callable``; modules in the working folder are found as well.
         checkpoint: a local file or folder. Nothing is looked for anywhere else.
         options: keyword arguments of the factory.
+        place: where it computes; None: on the CPU.
 
     Raises:
         ConfigError: the checkpoint is not there, the factory cannot be imported or fails, or what it returns is not of
@@ -108,8 +111,7 @@ def load_encoder(factory: str, checkpoint: Path, options: Mapping[str, Any]) -> 
             f"{_KEY}.factory: the model that {factory} returns must be a torch module with the methods encode_image "
             f"and encode_text, got {type(model)}"
         )
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return ImageTextEncoder(model.to(place).eval(), preprocess, tokenizer, place)
+    return ImageTextEncoder(model.to(place or "cpu").eval(), preprocess, tokenizer, place)
 
 
 def _import(factory: str) -> Callable[..., Any]:

@@ -177,7 +177,7 @@ def _unsupported(call: str) -> Callable[[Any, Any, Context], Coroutine[Any, Any,
 def refuse(context: Context, error: ServingError, answer: type) -> Any:
     """Sets code and details of a call and returns an empty message; see the module's docstring."""
     context.set_code(status_code(error))
-    context.set_details(str(error))
+    context.set_details(error.told)
     return answer()
 
 

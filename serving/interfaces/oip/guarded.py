@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any, Protocol
 from uuid import uuid4
 
+from serving.access.addresses import FORWARDED, Addresses
 from serving.access.authenticator import Authenticator, asking
 from serving.access.roles import Role
 from serving.errors import ServingError
@@ -32,10 +33,14 @@ class GuardedServicer(InferenceServicer):
         server: what is served.
         authenticator: knows who asks.
         telemetry: is told of calls and refusals.
+        addresses: tells the client's.
     """
 
-    def __init__(self, server: InferenceServer, authenticator: Authenticator, telemetry: Telemetry) -> None:
+    def __init__(
+        self, server: InferenceServer, authenticator: Authenticator, telemetry: Telemetry, addresses: Addresses
+    ) -> None:
         super().__init__(server)
+        self._addresses = addresses
         self._authenticator = authenticator
         self._telemetry = telemetry
 
@@ -54,6 +59,8 @@ class GuardedServicer(InferenceServicer):
             metrics.request_ended(f"grpc {compute.__name__}", "POST", status, perf_counter() - started)
 
     async def _admit(self, context: CallContext) -> None:
-        metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
-        actor = await self._authenticator.authorize_soon(metadata, Role.READER, context.peer())
+        pairs = [(str(key), str(value)) for key, value in context.invocation_metadata()]
+        address = self._addresses.client(context.peer(), [value for key, value in pairs if key == FORWARDED])
+        metadata = dict(pairs)
+        actor = await self._authenticator.authorize_soon(metadata, Role.READER, address)
         asking.set(Caller(actor.name, metadata.get("x-request-id", uuid4().hex)[:64]))

@@ -142,7 +142,7 @@ export function drawExemplars(finding) {
         element("strong", { title: "Similarity between this prototype and the study" }, `similarity ${each.score.toFixed(2)}`),
         element("span", { title: "Training study, shown where it resembles the prototype" }, each.study_id),
         element("span", { title: "What is pruned or kept in a review" }, `prototype ${each.index}`),
-        element("span", { title: "Share of training studies with this concept that the prototype is closest to" }, `usage ${(each.usage * 100).toFixed(0)} %`),
+        element("span", { title: "Share of training studies with this concept that this prototype is closest to, of those in use" }, `usage ${(each.usage * 100).toFixed(0)} %`),
         element("span", { title: "Share of the classifier's decisions that rests on it" }, `reliance ${(each.reliance * 100).toFixed(1)} %`),
       );
     }),

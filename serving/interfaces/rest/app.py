@@ -7,19 +7,21 @@ loop, which under Ray Serve also answers health checks. Handlers keep no state.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from serving.access.addresses import ClientAddress
 from serving.access.description import describe_access
 from serving.access.middleware import Access
 from serving.access.signin import add_sign_in
 from serving.interfaces.oip.rest import add_open_inference
-from serving.interfaces.rest import catalogue, dicom, studies
+from serving.interfaces.rest import catalogue, dicom, sessions, studies
 from serving.interfaces.rest.errors import RESPONSES, add_error_handlers
+from serving.interfaces.rest.headers import AnswerHeaders
 from serving.interfaces.rest.limits import LimitBody
 from serving.interfaces.schemas import Health
 from serving.telemetry.middleware import RequestTelemetry
@@ -28,24 +30,20 @@ if TYPE_CHECKING:
     from serving.deploy.service import Service
 
 PAGE = Path(__file__).parents[1] / "page"
-_SECURITY = {
-    "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "same-origin",  # not no-referrer: see `serving.access.signin`
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def create_server(service: Service) -> ASGIApp:
-    """The application as it is served: each request has an id, and is counted, traced and logged."""
-    return RequestTelemetry(create_app(service), service.telemetry.metrics, service.telemetry.tracing)
+    """The application as it is served: each request has an id and a client, and is counted, traced and logged."""
+    app = RequestTelemetry(create_app(service), service.telemetry.metrics, service.telemetry.tracing)
+    return AnswerHeaders(ClientAddress(app, service.addresses))
 
 
 def create_app(service: Service) -> FastAPI:
     """The application alone, for its description."""
     # The interactive documentation pages load scripts from elsewhere, which a closed network cannot.
-    app = FastAPI(title="CSR reading API", version="1", docs_url=None, redoc_url=None, responses=RESPONSES)
+    about: dict[str, Any] = {"title": "CSR reading API", "version": "1", "responses": RESPONSES}
+    # A path is the one that is written; redirects to another would repeat whatever host the client named.
+    app = FastAPI(**about, docs_url=None, redoc_url=None, redirect_slashes=False)
     secure = service.limits.tls is not None
     # The last one added is the first to see a request: strangers go before anything of theirs is read.
     app.add_middleware(LimitBody, limit=service.limits.body_bytes, seconds=service.limits.body_seconds)
@@ -55,6 +53,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(studies.routes(service))
     app.include_router(dicom.routes(service))
     app.include_router(catalogue.routes(service))
+    app.include_router(sessions.routes(service))
     add_open_inference(app, service)
     _add_health(app, service)
     _add_page(app)
@@ -76,7 +75,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/health/ready")
     def ready() -> Health:
-        """A model is in service, its engine and the store answer; else 503 with the reason."""
+        """A model is in service, its engine answers and the store takes writes; else 503 with the reason."""
         service.check_ready()
         return Health(status="ready")
 
@@ -84,6 +83,6 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers=_SECURITY)
+        return FileResponse(PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=PAGE), name="page")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from csr.bundle.format import AtlasEntry, Manifest
-from serving.errors import ServingError
 from serving.interfaces.schemas.base import Answer
 from serving.interfaces.schemas.prediction import Changes, Prediction
 from serving.interfaces.schemas.requests import ImageSize, Verdict
@@ -169,6 +168,23 @@ class Sample(Answer):
     boxes: list[tuple[str, float, float, float, float]]
 
 
+class SignedIn(Answer):
+    """A browser's session. It ends at ``expires_at``, or earlier once nobody used it for a while since ``used_at``."""
+
+    id: str
+    actor: str
+    role: str
+    opened_at: str
+    used_at: str
+    expires_at: str
+
+
+class SessionsAnswer(Answer):
+    """Sessions that are open, oldest first."""
+
+    sessions: list[SignedIn]
+
+
 class Health(Answer):
     """A health check that passed."""
 
@@ -186,7 +202,3 @@ class ErrorBody(Answer):
     """The body of every answer that is not a success."""
 
     error: ErrorDetail
-
-    @classmethod
-    def of(cls, error: ServingError) -> ErrorBody:
-        return cls(error=ErrorDetail(code=error.code, message=str(error)))

@@ -273,8 +273,8 @@ def test_phases_share_the_budget_and_train_what_they_should(spots, monkeypatch, 
     parts, slow = {"add_on", "prototype_vectors"}, {"backbone.": pytest.approx(1e-4 / 3e-3)}
     assert seen == [
         ("protopnet_warm_up", expected[0], None, parts),
-        ("protopnet_joint", expected[1], slow, parts | {"backbone"}),
-        ("protopnet_joint", expected[2], slow, parts | {"backbone"}),
+        ("protopnet_round_1", expected[1], slow, parts | {"backbone"}),
+        ("protopnet_round_2", expected[2], slow, parts | {"backbone"}),
     ]
     assert pushed == [2, 3]  # after each round
 

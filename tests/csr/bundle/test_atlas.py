@@ -10,7 +10,7 @@ from csr.bundle.atlas import SOURCES, build_atlas
 from csr.training.callbacks import SilentCallbacks
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, train_prototypes
-from tests.csr.synthetic import CLASSES, CONCEPTS, make_cache, make_collection, make_prepared, with_labels
+from tests.csr.synthetic import CLASSES, CONCEPTS, make_cache, make_collection, make_csr, make_prepared, with_labels
 
 M = 4
 
@@ -23,7 +23,7 @@ def make_parts(folder, cells: int = 8):
     cache = make_cache(data.collection, cells=cells)
     model = train_prototypes(data.collection, cache, PrototypeConfig(M, 8, 1, epochs=1), SilentCallbacks())
     reasoner = train_head(data.collection, cache, model, HeadConfig(epochs=3, least_usage=0.0), SilentCallbacks())
-    return data, cache, model, reasoner
+    return data, cache, make_csr(model, reasoner, data.collection)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,8 @@ def atlas(parts):
 @pytest.fixture(scope="module")
 def inner(parts):
     """concept → [(training row, inner products with the concept's M prototypes)], by hand."""
-    data, cache, model, _ = parts
+    data, cache, csr = parts
+    model = csr.prototype_model
     labels = data.collection.concept_labels()
     with torch.no_grad():
         unit = model.prototypes.unit().double().numpy()
@@ -91,7 +92,7 @@ def test_a_concept_that_few_training_images_show_has_as_many_sources(tmp_path):
     cache = make_cache(data.collection, cells=8)
     model = train_prototypes(data.collection, cache, PrototypeConfig(M, 8, 1, epochs=1), SilentCallbacks())
     reasoner = train_head(data.collection, cache, model, HeadConfig(epochs=1, least_usage=0.0), SilentCallbacks())
-    atlas = build_atlas(data, cache, model, reasoner)
+    atlas = build_atlas(data, cache, make_csr(model, reasoner, data.collection))
     shown = [len(entry.sources) for entry in atlas.entries]
     assert shown == [SOURCES] * M + [2] * M + [SOURCES] * M
     assert len(atlas.crops) == sum(shown)
@@ -107,11 +108,30 @@ def test_usage_is_the_share_of_the_concepts_vectors_that_the_prototype_wins(atla
         assert sum(own) == pytest.approx(1)
 
 
+def test_live_prototypes_share_the_usage_of_pruned_ones(parts, inner):
+    data, cache, csr = parts
+    alive, before = csr.reasoner.alive, csr.reasoner.alive.clone()
+    busiest = {k: int(np.bincount([v.argmax() for _, v in inner[k]], minlength=M).argmax()) for k in range(3)}
+    alive[1, busiest[1]] = 0  # its vectors are won by others
+    alive[2] = 0  # nobody is left to win any
+    try:
+        entries = build_atlas(data, cache, csr).entries
+    finally:
+        alive.copy_(before)
+    used = np.array([entry.usage for entry in entries]).reshape(3, M)
+    assert used.sum(1) == pytest.approx([1, 1, 0])
+    assert used[1, busiest[1]] == 0
+    live = [m for m in range(M) if m != busiest[1]]
+    wins = np.bincount([live[values[live].argmax()] for _, values in inner[1]], minlength=M)
+    np.testing.assert_allclose(used[1], wins / wins.sum(), atol=1.5 / len(inner[1]))
+
+
 def test_reliance_is_the_share_of_mean_absolute_contributions(atlas, parts):
-    data, cache, model, reasoner = parts
+    data, cache, csr = parts
+    reasoner = csr.reasoner
     rows = data.collection.rows("train")
     with torch.no_grad():
-        answer = reasoner(model.projector.project_maps(cache.batch(rows, torch.device("cpu"))[0]))
+        answer = reasoner(csr.project(cache.batch(rows, torch.device("cpu"))[0]))
     scores = answer.scores.double().numpy()
     standard = (scores - reasoner.score_mean.numpy()) / reasoner.score_std.numpy()
     weight = reasoner.head.weight.detach().double().numpy()
@@ -123,13 +143,14 @@ def test_reliance_is_the_share_of_mean_absolute_contributions(atlas, parts):
 
 
 def test_weights_are_the_heads_own_by_class_name(atlas, parts):
-    weight = parts[3].head.weight.detach().numpy()
+    weight = parts[2].reasoner.head.weight.detach().numpy()
     for index, entry in enumerate(atlas.entries):
         assert entry.weights == pytest.approx(dict(zip(CLASSES, weight[:, index], strict=True)))
 
 
 def test_a_crop_is_cut_from_its_source_around_the_most_similar_cell(atlas, parts):
-    data, cache, model, _ = parts
+    data, cache, csr = parts
+    model = csr.prototype_model
     studies = data.collection.studies
     cell = data.side / cache.features.shape[-1]
     shown = [(index, source) for index, entry in enumerate(atlas.entries) for source in entry.sources]
@@ -150,10 +171,11 @@ def test_a_crop_is_cut_from_its_source_around_the_most_similar_cell(atlas, parts
 
 
 def test_pruned_prototypes_stay_in_the_atlas_marked_as_such(parts):
-    data, cache, model, reasoner = parts
+    data, cache, csr = parts
+    reasoner = csr.reasoner
     reasoner.alive[1, 2] = 0
     try:
-        entries = build_atlas(data, cache, model, reasoner).entries
+        entries = build_atlas(data, cache, csr).entries
     finally:
         reasoner.alive[1, 2] = 1
     assert [entry.alive for entry in entries].count(False) == 1
@@ -161,6 +183,6 @@ def test_pruned_prototypes_stay_in_the_atlas_marked_as_such(parts):
 
 
 def test_maps_of_fewer_cells_than_a_crop_is_wide_have_crops_too(tmp_path):
-    data, cache, model, reasoner = make_parts(tmp_path, cells=2)
-    atlas = build_atlas(data, cache, model, reasoner)
+    data, cache, csr = make_parts(tmp_path, cells=2)
+    atlas = build_atlas(data, cache, csr)
     assert all(0 <= edge <= data.side for entry in atlas.entries for source in entry.sources for edge in source.box)

@@ -23,16 +23,16 @@ from csr.data.prepared import PreparedSet
 from csr.errors import BundleError, ConfigError
 from csr.interaction.corrections import Interaction
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.network.csr import CSR, Encoder
-from csr.network.projector import Projector
+from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Floor
+from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
-from tests.csr.synthetic import make_collection, make_prepared, make_reasoner
+from tests.csr.synthetic import CLASSES, CONCEPTS, make_collection, make_prepared, make_reasoner
 
 INPUTS = ("importance", "prototype_mask", "absent_weight")
 
 
-def make_csr(seed: int, floor: Floor = "zero") -> CSR:
+def make_csr(seed: int, floor: Floor = "zero") -> TrainedCSR:
     """Random weights, pruned prototypes, and the letter of the paper's reasoner: the harder one to export."""
     torch.manual_seed(seed)
     concept_model = ConceptModel(ConceptModelConfig("test_resnet", stride=8), 1, 3)
@@ -42,11 +42,12 @@ def make_csr(seed: int, floor: Floor = "zero") -> CSR:
         if isinstance(module, torch.nn.BatchNorm2d):  # statistics of a trained network are not 0 and 1
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    projector = Projector(concept_model.backbone.width, 5, 2)
-    projector.set_standardisation(
+    prototypes = PrototypeModel(concept_model.backbone.width, 3, 4, 5, 2)
+    prototypes.projector.set_standardisation(
         torch.randn(concept_model.backbone.width), torch.rand(concept_model.backbone.width) + 0.5
     )
-    return CSR(Encoder(concept_model, projector), make_reasoner(seed, clip=False, pruned=2, floor=floor)).eval()
+    reasoner = make_reasoner(seed, clip=False, pruned=2, floor=floor)
+    return TrainedCSR(concept_model, prototypes, reasoner, CONCEPTS, CLASSES).eval()
 
 
 @pytest.fixture(scope="module", params=["zero", "absent"])
@@ -163,7 +164,7 @@ def test_a_tolerated_risk_that_says_nothing_is_refused(risk):
         ExportConfig(abstain_risk=risk)
 
 
-def data_on_which_it_is_right(model: CSR, right: list[int], folder: Path) -> tuple[PreparedSet, np.ndarray]:
+def data_on_which_it_is_right(model: TrainedCSR, right: list[int], folder: Path) -> tuple[PreparedSet, np.ndarray]:
     """A set on whose validation studies the model is right in those places, the surest first, and wrong in all others.
 
     Returns:
@@ -181,10 +182,10 @@ def data_on_which_it_is_right(model: CSR, right: list[int], folder: Path) -> tup
     return replace(data, collection=replace(data.collection, studies=studies)), probabilities.max(1)[surest]
 
 
-def cache_of(data: PreparedSet, model: CSR) -> FeatureCache:
+def cache_of(data: PreparedSet, model: TrainedCSR) -> FeatureCache:
     """What stage ``features`` keeps of the model's backbone."""
     with torch.no_grad():
-        features = model.encoder.concept_model.features(torch.from_numpy(np.ascontiguousarray(data.images[:])))
+        features = model.concept_model.features(torch.from_numpy(np.ascontiguousarray(data.images[:])))
     return FeatureCache(features.numpy().astype(np.float16), np.zeros((len(features), 0), np.float32))
 
 

@@ -1,4 +1,4 @@
-"""ExperimentContext systems against each other: differences with their intervals, and the sections of the report."""
+"""Systems against each other: differences with their intervals, and the sections of the report."""
 
 from __future__ import annotations
 
@@ -119,6 +119,21 @@ def test_pointing_is_compared_by_pairs_in_the_part_that_is_asked_for():
     assert pointing_difference(replace(COLLECTION, boxes=COLLECTION.boxes[:0]), ours, theirs, "iid") is None
 
 
+def test_patients_with_several_studies_are_drawn_as_a_whole_and_the_report_says_so():
+    studies = COLLECTION.studies.copy()
+    test = np.flatnonzero(studies["split"] == "test")
+    studies.loc[test, "patient_id"] = [f"p{i // 3}" for i in range(len(test))]
+    of_patients = replace(COLLECTION, studies=studies)
+    pair = runs(none, title="CSR"), runs(first_of_each_part(6), first_of_each_part(9))
+    for difference in (f1_difference, pointing_difference):
+        whole, alone = difference(of_patients, *pair, "iid"), difference(COLLECTION, *pair, "iid")
+        assert whole.mean == alone.mean
+        assert whole.high - whole.low > 1.2 * (alone.high - alone.low)
+    notes = [main_sections(each, {OURS: pair[0]})[0].paragraphs[0] for each in (of_patients, COLLECTION)]
+    assert "bootstrap over the 10 patients (each with all their studies) and seeds" in notes[0]
+    assert "bootstrap over studies and seeds" in notes[1]
+
+
 def table_of(sections: list[Section], title: str, index: int = 0) -> dict[str, dict[str, str]]:
     """A section's table as system → column → cell."""
     (section,) = (each for each in sections if each.title == title)
@@ -175,6 +190,9 @@ def test_cost_sets_latency_against_the_black_box_where_it_was_measured(sections)
     assert list(table["CSR"].values()) == ["CSR", "11 ± 1", "1,234", "4.0", "2.00"]
     assert list(table["middling"].values())[3:] == ["–", "–"]
     assert list(table["black box"].values())[3:] == ["2.0", "1.00"]
+    (note,) = next(each for each in sections if each.title == "Cost").paragraphs
+    assert "the shared backbone that a system rests on and the computing of its features" in note
+    assert "in one memory format" in note
 
 
 def test_calibration_and_abstaining_are_judged_part_by_part(sections):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -31,7 +32,17 @@ from pydicom.uid import (
 )
 
 from csr.data import images
-from csr.data.images import MAX_PIXELS, Placement, fit, pixel_digest, pixel_spacing, to_png
+from csr.data.images import (
+    MAX_ITEMS,
+    MAX_PIXELS,
+    MAX_SCANS,
+    Placement,
+    check_content,
+    fit,
+    pixel_digest,
+    pixel_spacing,
+    to_png,
+)
 from csr.errors import ImageError
 
 GREY = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
@@ -341,12 +352,40 @@ def test_a_damaged_header_has_no_spacing():
 # what is refused
 
 
-def test_a_tiff_of_several_pages_is_refused_by_its_name():
+@pytest.mark.parametrize(
+    ("kind", "options"), [("TIFF", {}), ("PNG", {}), ("PNG", {"default_image": True}), ("MPO", {})]
+)
+def test_a_file_of_several_images_is_refused_by_its_name(kind, options):
     buffer = io.BytesIO()
-    page = Image.fromarray(GREY)
-    page.save(buffer, "TIFF", save_all=True, append_images=[page, page])
-    with pytest.raises(ImageError, match=r"stack\.tif: has 3 pages; send one image a file"):
-        decode(buffer.getvalue(), "stack.tif")
+    first, second = Image.fromarray(GREY), Image.fromarray(255 - GREY)
+    first.save(buffer, kind, save_all=True, append_images=[second], **options)
+    with pytest.raises(ImageError, match=r"stack: has more than one page or frame; send one image a file"):
+        decode(buffer.getvalue(), "stack")
+
+
+def test_an_animation_of_one_frame_is_an_image():
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, "PNG", save_all=True)
+    assert np.array_equal(images.decode(buffer.getvalue())[..., 0], GREY)
+
+
+def test_the_pages_of_a_tiff_are_not_counted(monkeypatch):
+    """A few bytes a page make a file of thousands, and to find how many takes time that grows with their square."""
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    start = struct.unpack_from("<I", data, 4)[0]
+    following = start + 2 + 12 * struct.unpack_from("<H", data, start)[0]
+    for _ in range(3000):
+        struct.pack_into("<I", data, following, len(data))
+        following = len(data) + 2 + 2 * 12
+        data += struct.pack("<H" + 2 * "HHII" + "I", 2, 256, 4, 1, 8, 257, 4, 1, 8, 0)
+    read = []
+    load = TiffImagePlugin.ImageFileDirectory_v2.load
+    monkeypatch.setattr(TiffImagePlugin.ImageFileDirectory_v2, "load", lambda *given: read.append(load(*given)))
+    with pytest.raises(ImageError, match="more than one page"):
+        decode(bytes(data))
+    assert len(read) <= 2
 
 
 @pytest.mark.parametrize("tag", ["Rows", "Columns", "BitsAllocated", "PixelData"])
@@ -549,3 +588,133 @@ def test_one_other_pixel_gives_another_digest(row, column, change):
 def test_the_same_bytes_in_another_shape_have_another_digest():
     canvas = np.zeros((1, 4, 9), np.uint8)
     assert pixel_digest(canvas) != pixel_digest(canvas.reshape(1, 6, 6))
+
+
+# files that would hold a decoder for minutes
+
+
+def chained_tiff(pages: int) -> bytes:
+    """A TIFF whose directories are a chain of very many: the same small image each time."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    start = int.from_bytes(data[4:8], "little")
+    entries = int.from_bytes(data[start : start + 2], "little")
+    directory = bytes(data[start : start + 2 + 12 * entries])
+    for _ in range(pages - 1):
+        data += b"\0" * (len(data) % 2)
+        link = start + len(directory)
+        data[link : link + 4] = len(data).to_bytes(4, "little")
+        start = len(data)
+        data += directory + b"\0\0\0\0"
+    return bytes(data)
+
+
+def test_a_chain_of_tiff_directories_is_not_counted_to_its_end():
+    small, large = chained_tiff(3), chained_tiff(30_000)
+    for data in (small, large):
+        started = time.perf_counter()
+        with pytest.raises(ImageError, match="more than one page"):
+            decode(data, "chain.tif")
+        assert time.perf_counter() - started < 1
+
+
+def progressive(scans: int) -> bytes:
+    """A progressive JPEG in which one scan is written again and again."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(
+        buffer, "JPEG", progressive=True
+    )
+    data = buffer.getvalue()
+    first = data.rindex(b"\xff\xda")
+    return data[:first] + data[first:-2] * scans + data[-2:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
+    assert decode(progressive(3)).shape == (64, 64, 1)
+    with pytest.raises(ImageError, match=rf"scans\.jpg: the JPEG file has more than {MAX_SCANS} scans, the limit"):
+        decode(progressive(2_000), "scans.jpg")
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_dicom_file_of_very_many_items_is_refused_before_it_is_parsed(deflated):
+    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff\xfe\xff\x0d\xe0\x00\x00\x00\x00"
+    sequence = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff" + item * 300_000 + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    syntax = ("1.2.840.10008.1.2.1.99" if deflated else "1.2.840.10008.1.2.1").encode()
+    syntax += b"\0" * (len(syntax) % 2)
+    meta = b"\x02\x00\x10\x00UI" + len(syntax).to_bytes(2, "little") + syntax
+    head = b"\0" * 128 + b"DICM\x02\x00\x00\x00UL\x04\x00" + len(meta).to_bytes(4, "little") + meta
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    body = compressor.compress(sequence) + compressor.flush() if deflated else sequence
+    started = time.perf_counter()
+    with pytest.raises(ImageError, match=rf"items\.dcm: .*more than {MAX_ITEMS:,} items of sequences"):
+        decode(head + body, "items.dcm")
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("make", ["png", "dicom"])
+def test_memory_that_runs_out_is_no_damage_of_the_file(make, monkeypatch):
+    """Whoever decodes within a limit must know."""
+    data = encode(np.zeros((4, 4), np.uint8)) if make == "png" else dicom(np.zeros((4, 4), np.uint16))
+
+    def exhausted(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", exhausted)
+    monkeypatch.setattr("pydicom.dcmread", exhausted)
+    with pytest.raises(MemoryError):
+        decode(data)
+
+
+# what the numbers of a file mean
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_whose_white_is_zero_reads_like_one_whose_black_is(kind):
+    """The tag is written into the file: Pillow would turn the pixels round while saving."""
+    top = 1 if kind is np.float32 else np.iinfo(kind).max
+    ramp = (np.arange(16).reshape(4, 4) / 15 * top).astype(kind)
+    stored = encode(Image.fromarray(ramp), "TIFF")
+    entry = struct.pack("<HHI", 262, 3, 1)
+    assert stored.count(entry) == 1
+    at = stored.index(entry) + len(entry)
+    turned = stored[:at] + struct.pack("<H", 0) + stored[at + 2 :]
+    np.testing.assert_allclose(decode(turned), 1 - decode(stored), atol=1e-6)
+
+
+def test_dicom_pixels_that_are_no_image_of_its_rows_and_columns_are_refused():
+    data = pydicom.dcmread(io.BytesIO(dicom(np.zeros((6, 4), np.uint16))))
+    data.Rows = 2  # so that there are pixels for three images
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    with pytest.raises(ImageError, match=r"x\.dcm: its pixel data is no image of 2 rows and 4 columns"):
+        decode(buffer.getvalue(), "x.dcm")
+
+
+def shown(pixels: np.ndarray) -> None:
+    canvas, placement = fit(pixels[..., None], 64, 1)
+    check_content(canvas, placement, "x.png")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (np.zeros((100, 100), np.uint8), "shows nothing"),
+        (np.full((100, 100), 255, np.uint8), "shows nothing"),
+        (np.random.default_rng(0).integers(100, 103, (100, 100)).astype(np.uint8), "shows nothing"),
+        (np.zeros((1, 1), np.uint8), "too few"),
+        (np.random.default_rng(0).integers(0, 255, (15, 40)).astype(np.uint8), "15 pixels are too few"),
+        (np.random.default_rng(0).integers(0, 255, (20, 300)).astype(np.uint8), "more than 10 times"),
+    ],
+)
+def test_what_shows_nothing_is_refused(pixels, reason):
+    with pytest.raises(ImageError, match=rf"x\.png: .*{reason}"):
+        shown(pixels)
+
+
+def test_a_faint_picture_is_one():
+    ramp = np.linspace(100, 110, 100).astype(np.uint8)
+    shown(np.broadcast_to(ramp, (50, 100)).copy())
+    spot = np.zeros((100, 100), np.uint8)
+    spot[40:60, 40:60] = 200
+    shown(spot)

@@ -72,6 +72,15 @@ def test_boxes_by_pair_agree_with_boxes_of_and_lack_pairs_without_a_box(collecti
             np.testing.assert_array_equal(pairs.get((row, k), np.zeros((0, 4))), own)
 
 
+def test_a_study_whose_patient_is_not_known_counts_as_a_patient_of_its_own(collection):
+    few = collection.studies.iloc[:4].assign(patient_id=["s000", "p", "p", None])
+    names = replace(collection, studies=few).patients()
+    assert names[1] == names[2] and len(set(names)) == 3
+    empty = replace(collection, studies=few.assign(patient_id=["p", "", "", "s001"])).patients()
+    assert len(set(empty)) == 4
+    assert len(set(replace(collection, studies=few.drop(columns="patient_id")).patients())) == 4
+
+
 def test_a_collection_with_everything_it_needs_passes(collection):
     check_collection(collection, "here")
 

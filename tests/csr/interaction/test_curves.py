@@ -12,9 +12,10 @@ import torch
 from csr.data.records import BOX_COLUMNS, Collection
 from csr.interaction.alpha import GRID, calibrate_alpha
 from csr.interaction.curves import InterventionConfig, intervention_curves
+from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Reasoner
 from csr.training.features import FeatureCache
-from csr.training.prototypes import PrototypeConfig, PrototypeModel
+from tests.csr.synthetic import make_csr, without_images
 
 SIDE, CELLS = 32, 4
 CONCEPTS, CLASSES = ("a", "b"), ("none", "has a", "has b")
@@ -62,7 +63,7 @@ def make_run(studies: list[Study], split: str = "test", part: str | None = None,
             patches[index, CONCEPTS.index(name), row, column] = similarity
             patches[index, 2, row, column] = (1 - similarity**2) ** 0.5
     cache = FeatureCache(patches, np.zeros((len(studies), 2, CELLS, CELLS), np.float32))
-    model = PrototypeModel(PrototypeConfig(per_concept=1, width=3, blocks=0), 3, 2)
+    model = PrototypeModel(features=3, concepts=2, per_concept=1, width=3, blocks=0)
     with torch.no_grad():
         model.projector.inlet.weight.copy_(torch.eye(3))
         model.projector.inlet.bias.zero_()
@@ -75,12 +76,12 @@ def make_run(studies: list[Study], split: str = "test", part: str | None = None,
         reasoner.alpha.fill_(alpha)
         reasoner.head.weight.copy_(10 * torch.tensor([[0.0, 0], [1, 0], [0, 1]]))
         reasoner.head.bias.copy_(torch.tensor([4.0, 0, 0]))
-    return collection, cache, model, reasoner
+    return without_images(collection, SIDE), cache, make_csr(model, reasoner, collection)
 
 
 def curves(studies: list[Study], own_alpha: float = 0.2, **config: object) -> pd.DataFrame:
     settings = InterventionConfig(**{"budget": 3, "errors": (0.0,), **config})  # type: ignore[arg-type]
-    return intervention_curves(*make_run(studies, alpha=own_alpha), SIDE, settings)
+    return intervention_curves(*make_run(studies, alpha=own_alpha), settings)
 
 
 def one(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
@@ -133,10 +134,10 @@ def test_the_trigger_leaves_confident_studies_alone():
 
 
 def test_parts_are_judged_apart():
-    collection, *rest = make_run([TRUE_A, FALSE_B, FALSE_ONLY, HAS_B])
-    collection.studies["part"] = ["iid", "shifted", "shifted", "iid"]
+    data, *rest = make_run([TRUE_A, FALSE_B, FALSE_ONLY, HAS_B])
+    data.collection.studies["part"] = ["iid", "shifted", "shifted", "iid"]
     settings = InterventionConfig(budget=1, errors=(0.0,), modes=("concept",), orders=("uncertainty",))
-    table = intervention_curves(collection, *rest, SIDE, settings)
+    table = intervention_curves(data, *rest, settings)
     assert one(table, part="iid", rejection="absent")["accuracy"].tolist() == [1, 1]
     assert one(table, part="shifted", rejection="absent")["accuracy"].tolist() == [0, 1]
 
@@ -169,27 +170,27 @@ def test_a_reader_who_is_always_wrong_breaks_what_was_right():
 
 
 def test_alpha_stays_where_there_is_no_box_to_choose_it_on():
-    collection, cache, model, reasoner = make_run([FALSE_ONLY] * 6 + [TRUE_A] * 6, "val", alpha=0.7)
-    calibrate_alpha(collection, cache, model, reasoner, SIDE)
-    assert reasoner.alpha.tolist() == pytest.approx([GRID[0], 0.2])  # no validation study has b
+    data, cache, csr = make_run([FALSE_ONLY] * 6 + [TRUE_A] * 6, "val", alpha=0.7)
+    calibrate_alpha(data, cache, csr)
+    assert csr.reasoner.alpha.tolist() == pytest.approx([GRID[0], 0.2])  # no validation study has b
 
 
 def test_alpha_falls_for_a_concept_that_is_seen_outside_boxes_where_it_is_not():
     """b is present in some studies, where its box shows it, and false in all others, outside the box on a."""
-    collection, cache, model, reasoner = make_run([FALSE_B] * 10 + [HAS_B] * 10, "val")
-    calibrate_alpha(collection, cache, model, reasoner, SIDE)
-    assert reasoner.alpha[0] == 1
-    assert reasoner.alpha[1] < 0.5
+    data, cache, csr = make_run([FALSE_B] * 10 + [HAS_B] * 10, "val")
+    calibrate_alpha(data, cache, csr)
+    assert csr.reasoner.alpha[0] == 1
+    assert csr.reasoner.alpha[1] < 0.5
 
 
 def test_alpha_is_one_where_boxes_would_take_true_findings_away():
     both = Study("has b", {"a": (0, 0), "b": (3, 3)}, [("a", 0.6, (0, 0)), ("b", 0.9, (3, 3))])
-    collection, cache, model, reasoner = make_run([both] * 10 + [TRUE_A] * 10, "val")
-    calibrate_alpha(collection, cache, model, reasoner, SIDE)
-    assert reasoner.alpha[1] == 1
+    data, cache, csr = make_run([both] * 10 + [TRUE_A] * 10, "val")
+    calibrate_alpha(data, cache, csr)
+    assert csr.reasoner.alpha[1] == 1
 
 
 def test_only_validation_studies_decide_on_alpha():
-    collection, cache, model, reasoner = make_run([FALSE_B] * 10 + [HAS_B] * 10, "test", alpha=0.7)
-    calibrate_alpha(collection, cache, model, reasoner, SIDE)
-    assert reasoner.alpha.tolist() == pytest.approx([0.2, 0.2])
+    data, cache, csr = make_run([FALSE_B] * 10 + [HAS_B] * 10, "test", alpha=0.7)
+    calibrate_alpha(data, cache, csr)
+    assert csr.reasoner.alpha.tolist() == pytest.approx([0.2, 0.2])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from csr.training.callbacks import SilentCallbacks
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, PrototypeModel, train_prototypes
-from tests.csr.synthetic import make_cache, make_collection, make_patches, make_reasoner
+from tests.csr.synthetic import make_cache, make_collection, make_csr, make_patches, make_reasoner, without_images
 
 SIDE, CELLS = 32, 4
 CELL = SIDE // CELLS
@@ -75,14 +74,13 @@ def make_run(studies: list[Study]) -> Run:
             rest = 1 - np.square(patches[index, :4, row, column].astype(float)).sum()
             patches[index, 4, row, column] = rest**0.5
     cache = FeatureCache(patches, np.zeros((len(studies), 2, CELLS, CELLS), np.float32))
-    model = PrototypeModel(PrototypeConfig(per_concept=2, width=5, blocks=0), 5, 2)
+    model = PrototypeModel(features=5, concepts=2, per_concept=2, width=5, blocks=0)
     reasoner = Reasoner(2, 2, 5, 2, clip=True, floor="absent")
     with torch.no_grad():
         model.projector.inlet.weight.copy_(torch.eye(5))
         model.projector.inlet.bias.zero_()
         reasoner.prototypes.copy_(torch.eye(5)[:4].reshape(2, 2, 5))
-    images = np.zeros((len(studies), 1, SIDE, SIDE), np.uint8)
-    return PreparedSet(collection, images, Path("nowhere")), cache, model, reasoner
+    return without_images(collection, SIDE), cache, make_csr(model, reasoner, collection)
 
 
 def verdicts(studies: list[Study]) -> pd.DataFrame:
@@ -102,7 +100,7 @@ def test_a_prototype_that_peaks_on_findings_is_kept_and_one_that_peaks_elsewhere
     assert table["crops"].tolist() == [3, 3, 2, 2]
     assert table["shown"].tolist() == [1, 0, 1, 1]
     assert table["prune"].tolist() == [False, True, False, False]
-    assert table["usage"].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 1])
+    assert table["wins"].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 1])
 
 
 @pytest.mark.parametrize(("hits", "pruned"), [(CROPS // 2, False), (CROPS // 2 - 1, True)])
@@ -140,10 +138,10 @@ def test_any_box_of_the_concept_will_do_but_not_one_of_another():
     table = verdicts([Study(boxes, {A0: (0.6, (0, 3)), A1: (0.6, FINDING), B0: (0.6, (0, 3)), B1: (0.6, FINDING)})])
     assert table["shown"].tolist() == [0, 1, 1, 0]
 
-    one, cache, model, reasoner = make_run([study_of_a((0.9, MARKER), (0.9, FINDING))])
+    one, cache, csr = make_run([study_of_a((0.9, MARKER), (0.9, FINDING))])
     second = pd.DataFrame([("s0", "a", *box_of(MARKER))], columns=list(BOX_COLUMNS))
     both = replace(one.collection, boxes=pd.concat([one.collection.boxes, second]))
-    table = review(replace(one, collection=both), cache, model, reasoner)
+    table = review(replace(one, collection=both), cache, csr)
     assert table["shown"].tolist()[:2] == [1, 1]
 
 
@@ -165,11 +163,13 @@ def test_of_equally_bad_prototypes_one_stays():
 
 def test_what_an_earlier_review_pruned_stays_pruned_and_cannot_stand_for_its_concept():
     """A0 would be kept on sight; it is gone, so A1 has to stay."""
-    data, cache, model, reasoner = make_run([study_of_a((0.9, FINDING), (0.8, MARKER))])
-    reasoner.alive[0, 0] = 0
-    assert review(data, cache, model, reasoner)["prune"].tolist() == [True, False, False, False]
-    reasoner.alive[0, 0] = 1
-    assert review(data, cache, model, reasoner)["prune"].tolist() == [False, True, False, False]
+    data, cache, csr = make_run([study_of_a((0.9, FINDING), (0.8, MARKER))])
+    csr.reasoner.alive[0, 0] = 0
+    table = review(data, cache, csr)
+    assert table["prune"].tolist() == [True, False, False, False]
+    assert table["wins"].tolist()[:2] == [0, 1]
+    csr.reasoner.alive[0, 0] = 1
+    assert review(data, cache, csr)["prune"].tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -179,7 +179,7 @@ def test_only_training_boxes_are_looked_at_and_a_concept_without_any_is_never_pr
     table = verdicts([study_of_a((0.9, FINDING), (0.5, MARKER)), of_b, misleading, misleading])
     assert table["crops"].tolist() == [1, 1, 0, 0]
     assert table["shown"].tolist()[:2] == [1, 0]
-    assert table.loc[[B0, B1], ["shown", "usage"]].isna().all(axis=None)
+    assert table.loc[[B0, B1], ["shown", "wins"]].isna().all(axis=None)
     assert table["prune"].tolist() == [False, True, False, False]
 
 
@@ -210,7 +210,8 @@ def test_pruning_masks_what_is_flagged_and_leaves_the_original_untouched():
     before = {name: value.clone() for name, value in reasoner.state_dict().items()}
     flags = np.zeros((3, 4), bool)
     flags[0, 1] = flags[2, :3] = True
-    refined = prune(reasoner, pd.DataFrame({"prune": flags.ravel()}))
+    csr = make_csr(PrototypeModel(5, 3, 4, 5, 0), reasoner, make_collection())
+    refined = prune(csr, pd.DataFrame({"prune": flags.ravel()})).reasoner
     np.testing.assert_array_equal(refined.alive == 0, flags)
     for name, value in refined.state_dict().items():
         torch.testing.assert_close(reasoner.state_dict()[name], before[name], rtol=0, atol=0)
@@ -225,9 +226,10 @@ def test_pruning_masks_what_is_flagged_and_leaves_the_original_untouched():
 
 
 def test_pruning_again_brings_nothing_back():
-    once = prune(make_reasoner(0, clip=True), pd.DataFrame({"prune": [True] + [False] * 11}))
+    csr = make_csr(PrototypeModel(5, 3, 4, 5, 0), make_reasoner(0, clip=True), make_collection())
+    once = prune(csr, pd.DataFrame({"prune": [True] + [False] * 11}))
     twice = prune(once, pd.DataFrame({"prune": [False, True] + [False] * 10}))
-    assert twice.alive.flatten().tolist() == [0, 0] + [1] * 10
+    assert twice.reasoner.alive.flatten().tolist() == [0, 0] + [1] * 10
 
 
 # the new head
@@ -240,7 +242,7 @@ def trained() -> Run:
     cache, callbacks = make_cache(collection), SilentCallbacks()
     model = train_prototypes(collection, cache, PrototypeConfig(per_concept=3, width=8, epochs=2), callbacks)
     reasoner = train_head(collection, cache, model, HeadConfig(epochs=10), callbacks)
-    return PreparedSet(collection, np.zeros((0, 1, SIDE, SIDE), np.uint8), Path("nowhere")), cache, model, reasoner
+    return without_images(collection), cache, make_csr(model, reasoner, collection)
 
 
 FLAGS = np.array([[0, 1, 0], [1, 0, 1], [0, 0, 1]], bool)
@@ -248,17 +250,17 @@ FLAGS = np.array([[0, 1, 0], [1, 0, 1], [0, 0, 1]], bool)
 
 @pytest.fixture(scope="module", params=[True, False], ids=["clipped", "signed"])
 def retrained(trained, request) -> tuple[Reasoner, HeadConfig]:
-    data, cache, model, reasoner = trained
+    data, cache, csr = trained
     config = HeadConfig(clip=request.param, floor="absent" if request.param else "zero", epochs=10)
-    refined = prune(reasoner, pd.DataFrame({"prune": FLAGS.ravel()}))
-    return retrain_head(data, cache, model, refined, config, SilentCallbacks()), config
+    refined = prune(csr, pd.DataFrame({"prune": FLAGS.ravel()}))
+    return retrain_head(data, cache, refined, config, SilentCallbacks()).reasoner, config
 
 
 @torch.no_grad()
 def patches_of(trained: Run, split: str = "test") -> torch.Tensor:
-    data, cache, model, _ = trained
+    data, cache, csr = trained
     features, _ = cache.batch(data.collection.rows(split), torch.device("cpu"))
-    return model.projector.project_maps(features)
+    return csr.project(features)
 
 
 def test_the_new_head_gives_pruned_prototypes_no_weight(trained, retrained):
@@ -266,7 +268,7 @@ def test_the_new_head_gives_pruned_prototypes_no_weight(trained, retrained):
     assert (head[:, FLAGS] == 0).all()
     assert (head[:, ~FLAGS] != 0).any(0).all()
     np.testing.assert_array_equal(retrained[0].alive == 0, FLAGS)
-    assert (trained[3].alive == 1).all()
+    assert (trained[2].reasoner.alive == 1).all()
 
 
 def test_predictions_do_not_depend_on_pruned_prototypes(trained, retrained):
@@ -289,21 +291,20 @@ def test_predictions_do_not_depend_on_pruned_prototypes(trained, retrained):
 
 
 def test_the_new_head_is_calibrated_anew(trained, retrained):
-    data, cache, model, _ = trained
+    data, cache, csr = trained
     again = copy.deepcopy(retrained[0])
     again.alpha.fill_(0.3)
     again.temperature.fill_(3.0)
-    calibrate(data.collection, cache, model, again, SIDE)
+    calibrate(data, cache, csr.with_reasoner(again))
     assert torch.equal(retrained[0].alpha, again.alpha)
     assert torch.equal(retrained[0].temperature, again.temperature)
 
 
 def test_the_new_head_says_what_was_trained(trained, retrained):
     """Emptying the weights of constants into the bias changes no logit."""
-    data, cache, model, _ = trained
-    raw = train_head(
-        data.collection, cache, model, retrained[1], SilentCallbacks(), alive=torch.from_numpy(~FLAGS).float()
-    )
+    data, cache, csr = trained
+    alive = torch.from_numpy(~FLAGS).float()
+    raw = train_head(data.collection, cache, csr.prototype_model, retrained[1], SilentCallbacks(), alive=alive)
     patches = patches_of(trained, "train")
     with torch.no_grad():
         expected, found = raw(patches), retrained[0](patches)

@@ -1,4 +1,4 @@
-"""Where training has moved a concept model's cell_offset: measured without boxes, and moved back."""
+"""Where training has moved a concept model's maps: measured without boxes, and moved back."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
 from csr.training.alignment import align, measure_map_shift
-from csr.training.concepts import from_checkpoint, to_checkpoint
 
 SIDE, STRIDE = 96, 8
 LABELS = np.array([[1.0], [1.0], [0.0], [np.nan]] * 10)
@@ -112,7 +112,7 @@ def test_drift_travels_with_a_checkpoint():
     torch.manual_seed(0)
     model = ConceptModel(ConceptModelConfig("test_resnet", stride=8, context=None), channels=1, concepts=2).eval()
     model.backbone.map_shift = (3, -1)
-    again = from_checkpoint(to_checkpoint(model, ("a", "b")))
+    again = concept_model_from_checkpoint(concept_model_checkpoint(model))
     assert again.backbone.map_shift == (3, -1)
     images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
     torch.testing.assert_close(again(images)[0], model(images)[0])

@@ -17,6 +17,7 @@ from csr.data.records import CORNERS, check_concept_labels
 from csr.errors import ConfigError, DataError
 from csr.evaluation.evaluate import evaluate_predictions
 from csr.network.concept_model import ConceptModelConfig
+from csr.network.trained import TrainedCSR
 from csr.training.augmentation import AugmentConfig
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig, train_concepts
@@ -27,7 +28,7 @@ from csr.training.prediction import predict
 from csr.training.prototype_losses import absence, agreement, prototype_contrastive, soft_similarity
 from csr.training.prototypes import PrototypeConfig, diagnose, positive_vectors, train_prototypes
 from csr.training.selection import count_curve
-from tests.csr.synthetic import SIDE, make_cache, make_collection, with_labels
+from tests.csr.synthetic import SIDE, make_cache, make_collection, make_csr, with_labels, without_images
 
 SHARES = pytest.mark.parametrize("share", [0.5, 0.9])
 STAGE2 = PrototypeConfig(per_concept=3, width=8, blocks=1, epochs=8, batch_size=20, learning_rate=3e-3)
@@ -245,9 +246,8 @@ def trained(seen, tmp_path_factory):
             model = train_prototypes(collection, cache, STAGE2, callbacks)
             reasoner = train_head(collection, cache, model, STAGE3, callbacks)
             assert np.isfinite(list(reasoner.concept_scale)).all()
-            known[share] = evaluate_predictions(
-                collection, predict(collection, cache, model, reasoner, data.side), data.side
-            )["test"]
+            csr = TrainedCSR(concept_model, model, reasoner, collection.concepts, collection.classes)
+            known[share] = evaluate_predictions(collection, predict(data, cache, csr), data.side)["test"]
         return known[share]
 
     return train
@@ -269,7 +269,8 @@ def test_stages_2_and_3_learn_from_what_is_known(share):
     for name, used in (("full", collection), ("partly", partly)):
         model = train_prototypes(used, cache, STAGE2, SilentCallbacks())
         reasoner = train_head(used, cache, model, STAGE3, SilentCallbacks())
-        reports[name] = evaluate_predictions(used, predict(used, cache, model, reasoner, SIDE), SIDE)["test"]
+        csr = make_csr(model, reasoner, used)
+        reports[name] = evaluate_predictions(used, predict(without_images(used), cache, csr), SIDE)["test"]
     assert reports["full"]["concept_auroc"] > 0.95
     assert reports["partly"]["concept_auroc"] > (0.93 if share == 0.5 else 0.8)
 

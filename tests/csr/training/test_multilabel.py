@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from math import log
 
@@ -25,17 +26,26 @@ from csr.interaction.alpha import calibrate, calibrate_alpha
 from csr.interaction.corrections import decision_margin, wants_help
 from csr.interaction.curves import InterventionConfig, intervention_curves
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.network.csr import CSR, Encoder
 from csr.network.reasoner import Reasoner
+from csr.network.trained import TrainedCSR
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache, compute_features
-from csr.training.head import HeadConfig, from_checkpoint, to_checkpoint, train_head
+from csr.training.head import HeadConfig, train_head
 from csr.training.losses import class_loss
 from csr.training.prediction import predict
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.temperature import calibrate_temperature
-from tests.csr.synthetic import SIDE, make_cache, make_collection, make_patches, make_prepared, make_reasoner
+from tests.csr.synthetic import (
+    SIDE,
+    make_cache,
+    make_collection,
+    make_csr,
+    make_patches,
+    make_prepared,
+    make_reasoner,
+    without_images,
+)
 
 NAN = np.nan
 TRUTH = np.array([[1, 0, 1], [0, 0, NAN], [1, 1, 0], [0, NAN, 0]], np.float32)
@@ -129,22 +139,24 @@ def trained():
     model = train_prototypes(collection, cache, stage2, SilentCallbacks())
     config = HeadConfig(epochs=20, batch_size=32)
     reasoner = train_head(collection, cache, model, config, SilentCallbacks())
-    calibrate(collection, cache, model, reasoner, SIDE)
-    return collection, cache, model, reasoner, config
+    csr = make_csr(model, reasoner, collection)
+    calibrate(without_images(collection), cache, csr)
+    return collection, cache, csr
 
 
 def test_a_head_learns_several_classes_in_spite_of_unknown_ones(trained) -> None:
-    collection, cache, model, reasoner, _ = trained
+    collection, cache, csr = trained
     whole = with_targets(make_collection(160, 60, 40))
     assert np.isnan(collection.truth()[collection.rows("train")]).mean() > 0.1
-    report = evaluate_predictions(whole, predict(whole, cache, model, reasoner, SIDE), SIDE)["test"]
+    report = evaluate_predictions(whole, predict(without_images(whole), cache, csr), SIDE)["test"]
     assert report["macro_f1"] > 0.9 and report["auroc"] > 0.95
     assert 0 <= report["ece"] <= 0.5 and 0 <= report["aurc"] < 0.2
 
 
 def test_a_checkpoint_remembers_the_task(trained) -> None:
-    *_, reasoner, config = trained
-    again = from_checkpoint(to_checkpoint(reasoner, config))
+    reasoner = trained[2].reasoner
+    again = Reasoner(**reasoner.config).eval()
+    again.load_state_dict(reasoner.state_dict())
     assert again.multilabel
     patches = make_patches(3, width=8)
     with torch.no_grad():
@@ -152,26 +164,26 @@ def test_a_checkpoint_remembers_the_task(trained) -> None:
 
 
 def test_the_temperature_stays_one_where_every_known_decision_is_right(trained) -> None:
-    collection, cache, model, reasoner, config = trained
-    reasoner = from_checkpoint(to_checkpoint(reasoner, config))
+    collection, cache, csr = trained
+    csr = csr.with_reasoner(copy.deepcopy(csr.reasoner))
     rows = collection.rows("test")
-    said = decide(predict(collection, cache, model, reasoner, SIDE).probabilities, multilabel=True)
+    said = decide(predict(without_images(collection), cache, csr).probabilities, multilabel=True)
     studies = collection.studies.copy()
     studies["split"] = studies["split"].replace({"val": "spare", "test": "val"})
     studies.loc[rows, ["target:marked", "target:hazy"]] = said.astype(np.float32)
-    calibrate_temperature(replace(collection, studies=studies), cache, model, reasoner)
-    assert float(reasoner.temperature) == 1
+    calibrate_temperature(without_images(replace(collection, studies=studies)), cache, csr)
+    assert float(csr.reasoner.temperature) == 1
 
 
 def test_readers_correct_studies_with_several_classes(trained) -> None:
-    collection, cache, model, reasoner, _ = trained
+    collection, cache, csr = trained
     config = InterventionConfig(modes=("both",), orders=("random",), rejections=("absent",), errors=(0.0,), budget=2)
-    table = intervention_curves(collection, cache, model, reasoner, SIDE, config)
+    table = intervention_curves(without_images(collection), cache, csr, config)
     whole = table[(table["trigger"] == "all") & (table["budget"] == 0)].iloc[0]
-    expected = evaluate_predictions(collection, predict(collection, cache, model, reasoner, SIDE), SIDE)["test"]
+    expected = evaluate_predictions(collection, predict(without_images(collection), cache, csr), SIDE)["test"]
     assert whole["macro_f1"] == pytest.approx(expected["macro_f1"], abs=1e-6)
     truth = collection.truth()[collection.rows("test")]
-    said = decide(predict(collection, cache, model, reasoner, SIDE).probabilities, multilabel=True)
+    said = decide(predict(without_images(collection), cache, csr).probabilities, multilabel=True)
     assert whole["accuracy"] == pytest.approx(correct(truth, said).mean())
     asked = table[(table["trigger"] == "uncertain") & (table["budget"] == 2)].iloc[0]
     assert asked["interactions"] < table[(table["trigger"] == "all") & (table["budget"] == 2)].iloc[0]["interactions"]
@@ -189,8 +201,8 @@ def exported(trained, tmp_path_factory):
     stage2 = PrototypeConfig(per_concept=2, width=8, blocks=1, epochs=1)
     prototypes = train_prototypes(collection, cache, stage2, SilentCallbacks())
     reasoner = train_head(collection, cache, prototypes, HeadConfig(epochs=2), SilentCallbacks())
-    atlas = build_atlas(data, cache, prototypes, reasoner)
-    csr = CSR(Encoder(model, prototypes.projector), reasoner)
+    csr = TrainedCSR(model, prototypes, reasoner, collection.concepts, collection.classes)
+    atlas = build_atlas(data, cache, csr)
     return folder, data, cache, csr, atlas
 
 
@@ -218,9 +230,10 @@ def test_concepts_only_are_learned_judged_and_not_exported(exported, tmp_path) -
     stage2 = PrototypeConfig(per_concept=2, width=8, blocks=1, epochs=4, batch_size=32)
     model = train_prototypes(collection, cache, stage2, SilentCallbacks())
     reasoner = train_head(collection, cache, model, HeadConfig(), SilentCallbacks())
-    calibrate_alpha(collection, cache, model, reasoner, SIDE)
-    calibrate_temperature(collection, cache, model, reasoner)
-    report = evaluate_predictions(collection, predict(collection, cache, model, reasoner, SIDE), SIDE)["test"]
+    own = make_csr(model, reasoner, collection)
+    calibrate_alpha(without_images(collection), cache, own)
+    calibrate_temperature(without_images(collection), cache, own)
+    report = evaluate_predictions(collection, predict(without_images(collection), cache, own), SIDE)["test"]
     assert report["macro_f1"] is None and report["aurc"] is None
     assert report["concept_auroc"] > 0.9 and report["pointing_game"]["pairs"] > 0
     bare = replace(data, collection=without_classes(make_collection()))

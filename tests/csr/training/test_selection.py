@@ -10,7 +10,7 @@ import torch
 
 from csr.errors import ConfigError, DataError
 from csr.training.callbacks import SilentCallbacks
-from csr.training.prototypes import PrototypeConfig, PrototypeModel, train_prototypes
+from csr.training.prototypes import PrototypeConfig, build_prototype_model, train_prototypes
 from csr.training.selection import PILOT, count_curve, explained, pilot, rank
 from tests.csr.synthetic import make_cache, make_collection, with_labels
 
@@ -164,7 +164,7 @@ CONFIG = PrototypeConfig(per_concept="auto", width=8, blocks=1, epochs=3, batch_
 
 def test_auto_must_be_settled_before_there_is_a_model():
     with pytest.raises(ConfigError, match=r"prototypes\.per_concept: 'auto'"):
-        PrototypeModel(CONFIG, 6, 3)
+        build_prototype_model(CONFIG, 6, 3)
     assert pilot(CONFIG) == replace(CONFIG, per_concept=PILOT)
 
 

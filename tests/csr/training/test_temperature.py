@@ -19,17 +19,29 @@ from csr.evaluation.predictions import Predictions
 from csr.interaction.alpha import calibrate, calibrate_alpha
 from csr.interaction.review import retrain_head
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.network.prototypes import PrototypeModel, prototype_model_checkpoint
 from csr.network.reasoner import Reasoner
+from csr.network.rebuild import concept_model_checkpoint
+from csr.network.trained import TrainedCSR
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
-from csr.training.head import HeadConfig, all_scores, class_logits, from_checkpoint, to_checkpoint
+from csr.training.head import HeadConfig, all_scores, class_logits
 from csr.training.prediction import predict
-from csr.training.prototypes import PrototypeConfig, PrototypeModel, train_prototypes
-from csr.training.prototypes import to_checkpoint as to_stage2_checkpoint
+from csr.training.prototypes import PrototypeConfig, build_prototype_model, train_prototypes
 from csr.training.temperature import calibrate_temperature
 from pipelines import head as stage
-from tests.csr.synthetic import CLASSES, SIDE, make_cache, make_collection, make_patches, make_prepared, make_reasoner
+from tests.csr.synthetic import (
+    CLASSES,
+    SIDE,
+    make_cache,
+    make_collection,
+    make_csr,
+    make_patches,
+    make_prepared,
+    make_reasoner,
+    without_images,
+)
 
 STAGE2 = PrototypeConfig(per_concept=2, width=5, blocks=1, epochs=2, batch_size=10)
 STAGE3 = HeadConfig(epochs=3, batch_size=10)
@@ -59,7 +71,7 @@ def untrained():
     """Many validation studies, and a model of random weights: its logits are as good as any."""
     collection = make_collection(20, 1200, 300)
     torch.manual_seed(0)
-    model = PrototypeModel(STAGE2, 6, 3).eval()
+    model = build_prototype_model(STAGE2, 6, 3).eval()
     reasoner = make_reasoner(0, clip=True, per_concept=2, floor="absent")
     cache = make_cache(collection)
     with torch.no_grad():  # logits of a trained head's size: far larger ones leave nothing to chance
@@ -78,7 +90,7 @@ def test_the_temperature_that_validation_labels_were_drawn_with_is_found_whateve
     logits = logits_of(cache, model, reasoner, val)
     own = labelled(collection, val, drawn(logits, true, seed=1))
     own = labelled(own, test, drawn(logits_of(cache, model, reasoner, test), 10.0, seed=2))
-    calibrate_temperature(own, cache, model, reasoner)
+    calibrate_temperature(without_images(own), cache, make_csr(model, reasoner, own))
     assert float(reasoner.temperature) == pytest.approx(true, rel=0.12)
 
     truth = own.truth()[val]
@@ -107,7 +119,7 @@ def test_the_temperature_moves_probabilities_and_nothing_else():
 
 def test_where_validation_studies_cannot_tell_the_temperature_is_one(untrained):
     collection, cache, model, reasoner = untrained
-    val = collection.rows("val")
+    val, csr = collection.rows("val"), make_csr(model, reasoner, collection)
     right = logits_of(cache, model, reasoner, val).argmax(1)
     assert len(set(right)) == 3
     none = collection.studies.assign(split=collection.studies["split"].replace("val", "train"))
@@ -118,10 +130,10 @@ def test_where_validation_studies_cannot_tell_the_temperature_is_one(untrained):
     }
     for name, own in blank.items():
         reasoner.temperature.fill_(7.0)
-        calibrate_temperature(own, cache, model, reasoner)
+        calibrate_temperature(without_images(own), cache, csr)
         assert float(reasoner.temperature) == 1, name
     right[0] = (right[0] + 1) % 3  # one mistake is enough to know that certainty is too much
-    calibrate_temperature(labelled(collection, val, right), cache, model, reasoner)
+    calibrate_temperature(without_images(labelled(collection, val, right)), cache, csr)
     assert TEMPERATURES[0] < float(reasoner.temperature) < 1
 
 
@@ -131,9 +143,10 @@ def test_calibrating_chooses_alpha_and_temperature(untrained):
     for each in (first, second):
         each.temperature.fill_(7.0)
         each.alpha.fill_(0.33)
-    calibrate(collection, cache, model, first, SIDE)
-    calibrate_alpha(collection, cache, model, second, SIDE)
-    calibrate_temperature(collection, cache, model, second)
+    data = without_images(collection)
+    calibrate(data, cache, make_csr(model, first, collection))
+    calibrate_alpha(data, cache, make_csr(model, second, collection))
+    calibrate_temperature(data, cache, make_csr(model, second, collection))
     assert torch.equal(first.alpha, second.alpha)
     assert float(first.temperature) == float(second.temperature) != 7
     assert not (first.alpha == 0.33).any()
@@ -153,30 +166,31 @@ def trained(tmp_path_factory):
     return folder, data, cache, train_prototypes(data.collection, cache, STAGE2, SilentCallbacks())
 
 
-def by_the_pipeline(folder, data, cache, model) -> tuple[PrototypeModel, Reasoner]:
+def by_the_pipeline(folder, data, cache, model) -> TrainedCSR:
     names = str(folder / "prepared"), str(folder / "features")
-    state = stage.fit(*names, to_stage2_checkpoint(model), STAGE3, SilentCallbacks())
-    return model, from_checkpoint(state)
+    concepts = ConceptModel(ConceptModelConfig("test_resnet", stride=8), 1, 3)
+    stages = stage.Stages(concept_model_checkpoint(concepts), prototype_model_checkpoint(model))
+    return TrainedCSR.from_checkpoint(stage.fit(*names, stages, STAGE3, SilentCallbacks()))
 
 
-def by_the_comparison(folder, data, cache, model) -> tuple[PrototypeModel, Reasoner]:
+def by_the_comparison(folder, data, cache, model) -> TrainedCSR:
     config = ConceptTrainingConfig(model=ConceptModelConfig("test_resnet", stride=8))
     shared_backbone = TrainedBackbone(ConceptModel(config.model, 1, 3), cache)
     system = train_csr(ExperimentContext(data, config, SilentCallbacks(), shared_backbone), Recipe(STAGE2, STAGE3))
-    return system.stage2, system.network.reasoner
+    return system.csr
 
 
-def by_refinement(folder, data, cache, model) -> tuple[PrototypeModel, Reasoner]:
-    refined = make_reasoner(0, clip=True, per_concept=2, pruned=1)
-    return model, retrain_head(data, cache, model, refined, STAGE3, SilentCallbacks())
+def by_refinement(folder, data, cache, model) -> TrainedCSR:
+    refined = make_csr(model, make_reasoner(0, clip=True, per_concept=2, pruned=1), data.collection)
+    return retrain_head(data, cache, refined, STAGE3, SilentCallbacks())
 
 
 @pytest.mark.parametrize("train", [by_the_pipeline, by_the_comparison, by_refinement])
 def test_a_trained_head_comes_calibrated(trained, train):
     _, data, cache, _ = trained
-    model, reasoner = train(*trained)
-    expected = copy.deepcopy(reasoner)
-    calibrate(data.collection, cache, model, expected, data.side)
+    csr = train(*trained)
+    reasoner, expected = csr.reasoner, copy.deepcopy(csr.reasoner)
+    calibrate(data, cache, csr.with_reasoner(expected))
     assert float(reasoner.temperature) == pytest.approx(float(expected.temperature), rel=1e-3)
     assert abs(float(reasoner.temperature) - 1) > 0.05
     np.testing.assert_allclose(reasoner.alpha, expected.alpha)
@@ -184,7 +198,8 @@ def test_a_trained_head_comes_calibrated(trained, train):
 
 def test_a_heads_checkpoint_keeps_the_temperature():
     reasoner = make_reasoner(3, clip=True)
-    again = from_checkpoint(to_checkpoint(reasoner, HeadConfig(clip=True, floor="zero")))
+    again = Reasoner(**reasoner.config).eval()
+    again.load_state_dict(reasoner.state_dict())
     assert float(again.temperature) == float(reasoner.temperature) != 1
     patches = make_patches(3)
     with torch.no_grad():
@@ -214,6 +229,7 @@ def test_calibration_reaches_the_predictions_that_are_judged(untrained):
     collection, cache, model, reasoner = untrained
     hot = copy.deepcopy(reasoner)
     hot.temperature.mul_(5)
-    before, after = (predict(collection, cache, model, each, SIDE) for each in (reasoner, hot))
+    data = without_images(collection)
+    before, after = (predict(data, cache, make_csr(model, each, collection)) for each in (reasoner, hot))
     np.testing.assert_array_equal(after.probabilities.argmax(1), before.probabilities.argmax(1))
     assert after.probabilities.max(1).mean() < before.probabilities.max(1).mean() - 0.05

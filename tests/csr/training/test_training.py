@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from csr.errors import DataError, TrainingError
+from csr.network.checkpoint import read_checkpoint, write_checkpoint
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.training import concepts as stage1
-from csr.training import head as stage3
-from csr.training import prototypes as stage2
+from csr.network.prototypes import prototype_model_checkpoint, prototype_model_from_checkpoint
+from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
+from csr.network.trained import TrainedCSR
 from csr.training import runtime
 from csr.training.augmentation import AugmentConfig, augment
 from csr.training.callbacks import SilentCallbacks
@@ -24,11 +25,14 @@ from csr.training.losses import masked_bce
 from csr.training.prototypes import (
     PrototypeConfig,
     PrototypeModel,
+    PrototypeObjective,
+    build_prototype_model,
     diagnose,
     positive_vectors,
     train_prototypes,
     usage,
 )
+from csr.training.runtime import seeds
 from tests.csr.synthetic import make_cache, make_collection, make_prepared, make_reasoner, with_labels
 
 NET = ConceptModelConfig("test_resnet", stride=8)
@@ -117,17 +121,26 @@ def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> 
 # what holds for every stage
 
 
-@STAGES
-def test_a_run_cut_off_in_its_second_epoch_resumes_to_the_weights_of_an_uninterrupted_one(run, stage):
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("concepts", {}),
+        ("prototypes", {}),
+        ("head", {}),
+        ("concepts", {"precision": "float16"}),
+        ("prototypes", {"precision": "float16"}),
+    ],
+)
+def test_a_run_cut_off_in_its_second_epoch_resumes_to_the_weights_of_an_uninterrupted_one(run, stage, changes):
     whole = Recorder()
-    expected = weights(run(stage, whole))
+    expected = weights(run(stage, whole, **changes))
     cut = Recorder(cut_in_epoch=1)
     with pytest.raises(Interruption):
-        run(stage, cut)
+        run(stage, cut, **changes)
     torch.manual_seed(987)  # another process has other random numbers
     np.random.seed(987)
     rest = Recorder(cut.checkpoint)
-    assert_same(expected, weights(run(stage, rest)))
+    assert_same(expected, weights(run(stage, rest, **changes)))
     assert [row["epoch"] for row in rest.history] == [row["epoch"] for row in whole.history][1:]
     for resumed, original in zip(rest.history, whole.history[1:], strict=True):
         assert resumed == pytest.approx(original, rel=1e-4, abs=1e-5, nan_ok=True)
@@ -192,7 +205,7 @@ def test_a_very_short_run_has_a_schedule_too(data, epochs, warmup):
 
 def test_an_image_without_known_labels_adds_nothing_to_any_gradient_of_stage_2(cache, collection):
     torch.manual_seed(0)
-    model = PrototypeModel(STAGE2, 6, 3)
+    model = PrototypeObjective(build_prototype_model(STAGE2, 6, 3), STAGE2)
     labels = torch.from_numpy(collection.concept_labels())
 
     def gradients(rows: list[int], hidden: list[int]) -> list[torch.Tensor]:
@@ -359,10 +372,11 @@ def test_stages_2_and_3_learn_what_can_be_learned():
 
 def test_the_letter_of_the_paper_trains_by_the_contrastive_term_alone(collection, cache):
     callbacks = SilentCallbacks()
-    model = train_prototypes(collection, cache, replace(STAGE2, absence=0.0, agreement=0.0), callbacks)
+    config = replace(STAGE2, absence=0.0, agreement=0.0)
+    train_prototypes(collection, cache, config, callbacks)
     assert [key for key in callbacks.history[0] if key.startswith("train_")] == ["train_contrastive"]
-    assert (model.scale == 10).all()
-    assert (model.shift == -5).all()
+    objective = PrototypeObjective(build_prototype_model(config, 6, 3), config)
+    assert not objective.scale.requires_grad and not objective.shift.requires_grad  # the absence term alone uses them
 
 
 def test_features_are_standardised_over_training_patches_only_when_asked(collection, cache):
@@ -421,6 +435,7 @@ def test_usage_is_the_share_of_its_concepts_vectors_that_a_living_prototype_wins
             alive[:, pruned] = 0
         np.testing.assert_allclose(usage(prototypes, vectors, concept, alive), won / won.sum(1, keepdims=True))
     assert not usage(prototypes, vectors[:0], concept[:0], torch.ones(3, 3)).any()
+    assert not usage(prototypes, vectors, concept, torch.zeros(3, 3)).any()
 
 
 def test_reseeding_revives_dead_prototypes_and_stops_before_the_last_two_epochs(collection, cache):
@@ -549,58 +564,60 @@ def test_dropped_concepts_score_their_absent_values_whole_concepts_at_a_time():
 
 def test_batches_are_a_new_permutation_each_epoch_of_whole_batches():
     rows = np.arange(100, 123)
-    first = list(runtime.batches(rows, 5, seed=0, epoch=0))
+    first = list(runtime.batches(rows, 5, seeds(0, "order")))
     assert [len(batch) for batch in first] == [5] * 4
     drawn = np.concatenate(first)
     assert len(set(drawn)) == 20
     assert set(drawn) <= set(rows)
-    again, second = (np.concatenate(list(runtime.batches(rows, 5, 0, epoch))) for epoch in (0, 1))
+    again, second = (np.concatenate(list(runtime.batches(rows, 5, seeds(0, "order", epoch)))) for epoch in (0, 1))
     np.testing.assert_array_equal(drawn, again)
     assert not np.array_equal(drawn, second)
 
 
 def test_fewer_rows_than_a_batch_make_one_batch():
-    (only,) = runtime.batches(np.arange(3), 8, 0, 0)
+    (only,) = runtime.batches(np.arange(3), 8, seeds(0, "order"))
     np.testing.assert_array_equal(only, np.arange(3))
 
 
-def test_ranks_of_a_distributed_run_get_equally_many_batches_of_different_rows(monkeypatch):
+def test_processes_of_a_distributed_run_are_given_the_same_whole_batches(monkeypatch):
+    """Which they share, so that the batch size does not depend on their number."""
+    alone = list(runtime.batches(np.arange(31), 5, seeds(0, "order")))
     monkeypatch.setattr(runtime, "world_size", lambda: 3)
-    shares = []
     for rank in range(3):
         monkeypatch.setattr(runtime, "rank", lambda rank=rank: rank)
-        shares.append(list(runtime.batches(np.arange(31), 5, 0, 0)))
-    assert [[len(batch) for batch in share] for share in shares] == [[5, 5]] * 3
-    everything = np.concatenate([np.concatenate(share) for share in shares])
-    assert len(set(everything)) == len(everything) == 30
+        assert runtime.count_batches(31, 5) == 6
+        for batch, expected in zip(runtime.batches(np.arange(31), 5, seeds(0, "order")), alone, strict=True):
+            np.testing.assert_array_equal(batch, expected)
 
 
-def reloaded(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+def reloaded(content, folder):
+    write_checkpoint(content, folder / "model.pt")
+    return read_checkpoint(folder / "model.pt", content["kind"])
 
 
-def test_every_stages_checkpoint_rebuilds_the_same_model_from_plain_types(prototypes, reasoner, data, cache):
+def test_every_stages_checkpoint_rebuilds_the_same_model_from_plain_types(prototypes, reasoner, data, cache, tmp_path):
     torch.manual_seed(0)
     model = ConceptModel(NET, 1, 3).eval()
     images = torch.from_numpy(data.images[[0, 1]])
-    again = stage1.from_checkpoint(reloaded(stage1.to_checkpoint(model, data.collection.concepts)))
+    again = concept_model_from_checkpoint(reloaded(concept_model_checkpoint(model), tmp_path))
     features, _ = cache.batch(np.arange(4), torch.device("cpu"))
-    other = stage2.from_checkpoint(reloaded(stage2.to_checkpoint(prototypes)))
-    head = stage3.from_checkpoint(reloaded(stage3.to_checkpoint(reasoner, STAGE3)))
+    other = prototype_model_from_checkpoint(reloaded(prototype_model_checkpoint(prototypes), tmp_path))
+    csr = TrainedCSR(model, prototypes, reasoner, data.collection.concepts, data.collection.classes).eval()
+    csr.save(tmp_path / "csr.pt")
+    whole = TrainedCSR.load(tmp_path / "csr.pt")
     with torch.no_grad():
         assert torch.equal(again(images)[1], model(images)[1])
         patches = prototypes.projector.project_maps(features)
         assert torch.equal(other.projector.project_maps(features), patches)
-        assert torch.equal(head(patches).logits, reasoner(patches).logits)
-    assert head.clip == reasoner.clip
+        assert torch.equal(whole.reasoner(patches).logits, reasoner(patches).logits)
+    assert whole.reasoner.config == reasoner.config
+    assert (whole.concepts, whole.classes) == (csr.concepts, csr.classes)
     assert other.config == prototypes.config
     assert again.config == model.config
 
 
-def test_a_rebuilt_concept_model_asks_for_no_pretrained_weights(data):
+def test_a_rebuilt_concept_model_asks_for_no_pretrained_weights():
     model = ConceptModel(NET, 1, 3)
-    state = stage1.to_checkpoint(model, data.collection.concepts)
-    state["config"] |= {"pretrained": True, "checkpoint": "gone.pth"}
-    assert stage1.from_checkpoint(state).config.pretrained is False
+    model.config = replace(NET, pretrained=True, checkpoint="gone.pth")
+    again = concept_model_from_checkpoint(concept_model_checkpoint(model))
+    assert not again.config.pretrained and again.config.checkpoint is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from http.cookies import SimpleCookie
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,13 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from serving.access.authenticator import Authenticator
+from serving.access.credentials import SESSION_COOKIE
 from serving.access.keys import KeyStore
 from serving.access.middleware import Access
 from serving.access.oidc import TokenVerifier
 from serving.access.rates import RateLimits, Rates
 from serving.access.roles import Role
+from serving.access.sessions import SessionStore
 from serving.access.signin import add_sign_in
 from serving.store.database import Database
 from tests.serving.access.provider import Provider
@@ -49,6 +52,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     module = SimpleNamespace(monotonic=clock.monotonic)
     monkeypatch.setattr("serving.access.keys.time", module)
     monkeypatch.setattr("serving.access.jwks.time", module)
+    monkeypatch.setattr("serving.access.sessions.time", module)
     return clock
 
 
@@ -59,7 +63,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def database(file: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{file}")
+    database = Database(f"sqlite:///{file}", seal="")
     yield database
     database.close()
 
@@ -72,6 +76,11 @@ def queries(database: Database) -> Queries:
 @pytest.fixture
 def keys(database: Database) -> KeyStore:
     return KeyStore(database)
+
+
+@pytest.fixture
+def sessions(database: Database) -> SessionStore:
+    return SessionStore(database)
 
 
 @pytest.fixture
@@ -99,12 +108,12 @@ def tokens(provider: Provider, tmp_path: Path) -> TokenVerifier:
 
 
 @pytest.fixture
-def build(keys: KeyStore) -> Iterator[Callable[..., TestClient]]:
+def build(keys: KeyStore, sessions: SessionStore) -> Iterator[Callable[..., TestClient]]:
     """Makes an application behind `Access`, whose handlers say who asks, and a client of it."""
     made: list[Authenticator] = []
 
     def build(tokens: TokenVerifier | None = None, secure: bool = False, **limits: int) -> TestClient:
-        authenticator = Authenticator(keys, tokens, Rates(RateLimits(**limits)))
+        authenticator = Authenticator(keys, sessions, tokens, Rates(RateLimits(**limits)))
         made.append(authenticator)
         app = FastAPI()
         add_sign_in(app, authenticator, secure)
@@ -130,3 +139,12 @@ def secret(keys: KeyStore) -> str:
 
 def bearer(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
+
+
+def open_session(client: TestClient, secret: str) -> str:
+    """Signs in as the page does, and returns what the cookie holds; the client itself keeps none."""
+    answer = client.post("/sign-in", data={"key": secret}, headers={"Sec-Fetch-Site": "same-origin"})
+    assert answer.status_code == 303, answer.text
+    session = SimpleCookie(answer.headers["set-cookie"])[SESSION_COOKIE].value
+    client.cookies.clear()
+    return session

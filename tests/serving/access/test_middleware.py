@@ -21,13 +21,15 @@ from serving.access.oidc import TokenVerifier
 from serving.access.rates import RateLimits, Rates
 from serving.access.roles import Actor, Role
 from serving.access.rules import OPEN, RULES, Rule, needed_role
+from serving.access.sessions import SessionStore
 from serving.errors import ForbiddenError, RateLimitedError, UnauthenticatedError
-from tests.serving.access.conftest import Clock, bearer
+from tests.serving.access.conftest import Clock, bearer, open_session
 from tests.serving.access.provider import Provider
 
 Build = Callable[..., TestClient]
 OPEN_PATHS = ["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"]
 WRONG = "csr_" + 43 * "A"
+WRONG_SESSION = "csr_session_" + 43 * "A"
 
 
 @pytest.mark.parametrize("path", OPEN_PATHS)
@@ -135,7 +137,7 @@ def test_a_wrong_key(build: Build, secret: str, wrong: str) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([b"", b"Bearer ", b"Bearer csr_", b"Basic "]))
-def test_no_header_causes_a_500(keys: KeyStore, header: bytes, prefix: bytes) -> None:
+def test_no_header_causes_a_500(keys: KeyStore, sessions: SessionStore, header: bytes, prefix: bytes) -> None:
     statuses = []
 
     async def app(*_: Any) -> None:
@@ -145,7 +147,7 @@ def test_no_header_causes_a_500(keys: KeyStore, header: bytes, prefix: bytes) ->
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    authenticator = Authenticator(keys, rates=Rates(RateLimits(failures_per_minute=10_000)))
+    authenticator = Authenticator(keys, sessions, rates=Rates(RateLimits(failures_per_minute=10_000)))
     raw = [(b"authorization", prefix + header), (b"cookie", header), (b"accept", header), (b"origin", header)]
     scope = {"type": "http", "method": "POST", "path": "/v1/studies", "headers": raw, "client": None}
     asyncio.run(Access(app, authenticator)(scope, None, send))  # type: ignore[arg-type]
@@ -182,15 +184,16 @@ def test_a_database_that_is_gone_is_a_503(
     build: Build, secret: str, lose: Callable[[], None], clock: Clock, file: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = build()
-    assert client.get("/v1/models", headers=bearer(secret)).status_code == 200
+    session = {"Cookie": f"{SESSION_COOKIE}={open_session(client, secret)}"}
+    for headers in (bearer(secret), session):
+        assert client.get("/v1/models", headers=headers).status_code == 200
     lose()
     clock.now += FRESH_S
-    for key in (secret, WRONG):
-        for headers in (bearer(key), {"Cookie": f"{SESSION_COOKIE}={key}"}):
-            answer = client.get("/v1/models", headers=headers)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
-            assert str(file) not in answer.text
-            assert answer.headers["retry-after"] == "2"
+    for headers in (bearer(secret), bearer(WRONG), session, {"Cookie": f"{SESSION_COOKIE}={WRONG_SESSION}"}):
+        answer = client.get("/v1/models", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+        assert str(file) not in answer.text
+        assert answer.headers["retry-after"] == "2"
     assert str(file) in caplog.text
     assert client.get("/health/live").status_code == 200
     assert client.get("/v1/models").status_code == 401
@@ -198,7 +201,7 @@ def test_a_database_that_is_gone_is_a_503(
 
 def test_a_browser_is_led_to_the_sign_in(build: Build) -> None:
     html = {"Accept": "text/html,application/xhtml+xml"}
-    for headers in (html, {**html, "Cookie": f"{SESSION_COOKIE}={WRONG}"}):
+    for headers in (html, {**html, "Cookie": f"{SESSION_COOKIE}={WRONG_SESSION}"}):
         answer = build().get("/", headers=headers)
         assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
     assert build().get("/v1/models", headers=html).status_code == 401
@@ -209,8 +212,8 @@ def test_a_browser_is_led_to_the_sign_in(build: Build) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_another_sites_page_cannot_use_a_session(build: Build, keys: KeyStore, method: str) -> None:
     _, secret = keys.create("boss", Role.ADMIN)
-    session = {"Cookie": f"{SESSION_COOKIE}={secret}"}
     client = build()
+    session = {"Cookie": f"{SESSION_COOKIE}={open_session(client, secret)}"}
     for foreign in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.test"}, {"Origin": "null"}):
         refused = client.request(method, "/v1/studies", headers={**session, **foreign})
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "cross_site")
@@ -237,7 +240,7 @@ def test_too_many_wrong_keys_refuse_wrong_keys_only(build: Build, secret: str) -
     assert client.get("/v1/models", headers=bearer(secret)).status_code == 200
 
 
-def test_too_many_at_once(keys: KeyStore, secret: str) -> None:
+def test_too_many_at_once(keys: KeyStore, sessions: SessionStore, secret: str) -> None:
     running, release = threading.Semaphore(0), threading.Event()
 
     app = FastAPI()
@@ -247,7 +250,7 @@ def test_too_many_at_once(keys: KeyStore, secret: str) -> None:
         running.release()
         await asyncio.to_thread(release.wait, 20)
 
-    authenticator = Authenticator(keys, rates=Rates(RateLimits(concurrent=2)))
+    authenticator = Authenticator(keys, sessions, rates=Rates(RateLimits(concurrent=2)))
     with TestClient(Access(app, authenticator)) as client, ThreadPoolExecutor(2) as threads:
         waiting = [threads.submit(client.get, "/v1/models", headers=bearer(secret)) for _ in range(2)]
         for _ in waiting:
@@ -260,11 +263,11 @@ def test_too_many_at_once(keys: KeyStore, secret: str) -> None:
     authenticator.close()
 
 
-def test_a_handler_that_fails_gives_its_place_back(keys: KeyStore, secret: str) -> None:
+def test_a_handler_that_fails_gives_its_place_back(keys: KeyStore, sessions: SessionStore, secret: str) -> None:
     async def app(*_: Any) -> None:
         raise ForbiddenError("raised by the application, and none of our business")
 
-    authenticator = Authenticator(keys, rates=Rates(RateLimits(concurrent=1)))
+    authenticator = Authenticator(keys, sessions, rates=Rates(RateLimits(concurrent=1)))
     client = TestClient(Access(app, authenticator))
     for _ in range(3):
         with pytest.raises(ForbiddenError, match="none of our business"):
@@ -272,7 +275,7 @@ def test_a_handler_that_fails_gives_its_place_back(keys: KeyStore, secret: str) 
     authenticator.close()
 
 
-def test_the_actor_is_nobody_elses_state(keys: KeyStore, secret: str) -> None:
+def test_the_actor_is_nobody_elses_state(keys: KeyStore, sessions: SessionStore, secret: str) -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -280,7 +283,7 @@ def test_the_actor_is_nobody_elses_state(keys: KeyStore, secret: str) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body"})
 
-    authenticator = Authenticator(keys)
+    authenticator = Authenticator(keys, sessions)
     shared = {"plane": 1}
     headers = [(b"authorization", f"Bearer {secret}".encode())]
     scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers, "state": shared}
@@ -295,13 +298,13 @@ def test_the_actor_is_nobody_elses_state(keys: KeyStore, secret: str) -> None:
     assert shared == {"plane": 1}
 
 
-def test_web_sockets_are_refused(keys: KeyStore, secret: str) -> None:
+def test_web_sockets_are_refused(keys: KeyStore, sessions: SessionStore, secret: str) -> None:
     reached: list[Any] = []
 
     async def app(*scope: Any) -> None:
         reached.append(scope)
 
-    authenticator = Authenticator(keys)
+    authenticator = Authenticator(keys, sessions)
     with (
         pytest.raises(WebSocketDisconnect),
         TestClient(Access(app, authenticator)).websocket_connect("/health/live", headers=bearer(secret)),
@@ -311,8 +314,10 @@ def test_web_sockets_are_refused(keys: KeyStore, secret: str) -> None:
     assert reached == []
 
 
-def test_one_decision_for_grpc(keys: KeyStore, secret: str, tokens: TokenVerifier, provider: Provider) -> None:
-    authenticator = Authenticator(keys, tokens, Rates(RateLimits(failures_per_minute=1)))
+def test_one_decision_for_grpc(
+    keys: KeyStore, sessions: SessionStore, secret: str, tokens: TokenVerifier, provider: Provider
+) -> None:
+    authenticator = Authenticator(keys, sessions, tokens, Rates(RateLimits(failures_per_minute=1)))
     metadata = {"user-agent": "grpc-python/1.85", "authorization": f"Bearer {secret}"}
     assert authenticator.authorize(metadata, Role.READER, "10.0.0.1") == Actor(
         keys.list()[0].id, "key:reader-1", Role.READER

@@ -19,9 +19,10 @@ from serving.access.keys import FRESH_S, KeyStore
 from serving.access.oidc import TokenVerifier
 from serving.access.rates import RateLimits, Rates
 from serving.access.roles import Role
+from serving.access.sessions import SessionStore
 from serving.errors import KeyConflictError, ServingError, StoreError
 from serving.store.database import Database
-from tests.serving.access.conftest import Clock, bearer
+from tests.serving.access.conftest import Clock, bearer, open_session
 from tests.serving.access.provider import Provider, private_key
 
 WRONG = "csr_" + 43 * "W"
@@ -115,7 +116,23 @@ def test_keys(
     seen.check(right, revoked, WRONG)
 
 
-def test_keys_in_errors(keys: KeyStore, database: Database, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions(
+    build: Callable[..., TestClient], sessions: SessionStore, secret: str, seen: Seen, lose: Callable[[], None]
+) -> None:
+    client = build(failures_per_minute=10_000)
+    session = open_session(client, secret)
+    answers = attempts(client, session)
+    sessions.end(session)
+    lose()
+    answers += attempts(client, session)
+    assert {answer.status_code for answer in answers} == {200, 303, 400, 401, 403, 503}
+    seen.add(*texts(answers), sessions, sessions.__dict__, sessions.find)
+    seen.check(session, session.removeprefix("csr_session_"), secret)
+
+
+def test_keys_in_errors(
+    keys: KeyStore, sessions: SessionStore, database: Database, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = "W" * 43
     monkeypatch.setattr("serving.access.keys.secrets.token_urlsafe", lambda _: made)
     _, secret = keys.create("reader-1", Role.READER)
@@ -128,7 +145,7 @@ def test_keys_in_errors(keys: KeyStore, database: Database, seen: Seen, monkeypa
         keys.create("reader-2", Role.READER)
     with pytest.raises(StoreError) as find:
         keys.find(secret)
-    authenticator = Authenticator(keys)
+    authenticator = Authenticator(keys, sessions)
     with pytest.raises(StoreError) as authenticate:
         authenticator.authorize({"authorization": f"Bearer {secret}"}, Role.READER)
     authenticator.close()
@@ -171,11 +188,13 @@ def test_the_salt(tokens: TokenVerifier, provider: Provider, tmp_path: Path, see
     seen.check((tmp_path / "salt").read_text())
 
 
-def test_a_broken_store_says_nothing_of_a_credential_even_unhandled(keys: KeyStore, seen: Seen) -> None:
-    authenticator = Authenticator(keys, rates=Rates(RateLimits(failures_per_minute=1)))
+def test_a_broken_store_says_nothing_of_a_credential_even_unhandled(
+    keys: KeyStore, sessions: SessionStore, seen: Seen
+) -> None:
+    authenticator = Authenticator(keys, sessions, rates=Rates(RateLimits(failures_per_minute=1)))
     for _ in range(2):
         with pytest.raises(ServingError) as refused:
-            authenticator.authenticate(WRONG, "10.0.0.1")
+            authenticator.authorize({"authorization": f"Bearer {WRONG}"}, Role.READER, "10.0.0.1")
         seen.add(refused.value)
     authenticator.close()
     seen.check(WRONG)

@@ -11,8 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.access.credentials import SESSION_COOKIE
-from serving.access.keys import KeyStore
+from serving.access.keys import FRESH_S, KeyStore
 from serving.access.oidc import TokenVerifier
+from tests.serving.access.conftest import Clock, bearer, open_session
 from tests.serving.access.provider import Provider
 
 Build = Callable[..., TestClient]
@@ -69,7 +70,6 @@ def test_the_policy_allows_its_own_style_and_nothing_else(build: Build) -> None:
         "frame-ancestors": "'none'",
     }
     assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["referrer-policy"] == "same-origin"
 
 
@@ -77,39 +77,70 @@ def test_the_policy_allows_its_own_style_and_nothing_else(build: Build) -> None:
 def test_a_right_key_opens_a_session(build: Build, secret: str, secure: bool) -> None:
     client = build(secure=secure)
     (cookie,) = sign_in(client, f" {secret}\r\n").values()
-    assert (cookie.key, cookie.value) == (SESSION_COOKIE, secret)
+    assert cookie.key == SESSION_COOKIE and re.fullmatch("csr_session_[A-Za-z0-9_-]{43}", cookie.value)
+    assert secret.removeprefix("csr_") not in cookie.value
     assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "strict", "/")
     assert bool(cookie["secure"]) is secure
     assert not cookie["domain"]
-    assert 0 < int(cookie["max-age"]) <= 12 * 3600
+    assert int(cookie["max-age"]) == 12 * 3600
     assert client.get("/", headers={"Accept": "text/html"}).json()["actor"] == "key:reader-1"
 
 
-def test_signing_out_ends_it(build: Build, secret: str) -> None:
+def test_signing_out_ends_it_and_not_only_in_the_browser(build: Build, secret: str) -> None:
     client = build()
-    sign_in(client, secret)
+    (cookie,) = sign_in(client, secret).values()
+    copied = {"Cookie": f"{SESSION_COOKIE}={cookie.value}"}
+    assert client.get("/v1/models", headers=copied).status_code == 200
     answer = client.post("/sign-out", headers=OWN)
     assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
     assert SESSION_COOKIE not in client.cookies
     assert client.get("/v1/models").status_code == 401
+    assert client.get("/v1/models", headers=copied).status_code == 401
     assert build().post("/sign-out").status_code == 303, "who has no session may too"
 
 
-def test_revoking_ends_it(build: Build, keys: KeyStore, secret: str) -> None:
+def test_a_session_that_cannot_be_ended_leaves_the_browser_all_the_same(
+    build: Build, secret: str, lose: Callable[[], None]
+) -> None:
     client = build()
     sign_in(client, secret)
+    lose()
+    answer = client.post("/sign-out", headers=OWN)
+    assert answer.status_code == 503
+    assert "its session could not be ended and stays open until it expires" in answer.text
+    assert SESSION_COOKIE not in client.cookies
+
+
+def test_revoking_the_key_ends_it(build: Build, keys: KeyStore, secret: str, clock: Clock) -> None:
+    client = build()
+    sign_in(client, secret)
+    assert client.get("/v1/models").status_code == 200
     keys.revoke(keys.list()[0].id)
+    clock.now += FRESH_S
     assert client.get("/", headers={"Accept": "text/html"}).headers["location"] == "/sign-in"
+
+
+def test_a_session_is_no_key_and_a_key_no_session(build: Build, secret: str) -> None:
+    client = build()
+    session = open_session(client, secret)
+    assert client.get("/v1/models", headers={"Cookie": f"{SESSION_COOKIE}={session}"}).status_code == 200
+    assert client.get("/v1/models", headers=bearer(session)).status_code == 401
+    assert client.get("/v1/models", headers={"Cookie": f"{SESSION_COOKIE}={secret}"}).status_code == 401
+    assert client.post("/sign-in", data={"key": session}, headers=OWN).status_code == 401
 
 
 def test_a_token_opens_a_session_too(build: Build, tokens: TokenVerifier, provider: Provider) -> None:
     client = build(tokens)
-    sign_in(client, provider.token())
+    token = provider.token()
+    (cookie,) = sign_in(client, token).values()
     assert client.get("/v1/models").json()["actor"].startswith("oidc:")
+    assert cookie.value not in token and token not in cookie.value
+    client.cookies.clear()
+    assert client.get("/v1/models", headers={"Cookie": f"{SESSION_COOKIE}={token}"}).status_code == 401
 
 
 @pytest.mark.parametrize(
-    "key", [WRONG, "", "  ", "wrong", "ä", "<script>alert(1)</script>", 4000 * "a", "a\nb", "\x00"]
+    "key", [WRONG, "", "  ", "wrong", "ä", "<script>alert(1)</script>", 9000 * "a", "a\nb", "\x00"]
 )
 def test_a_wrong_key_gets_the_page_again(build: Build, key: str) -> None:
     answer = build().post("/sign-in", data={"key": key}, headers=OWN)

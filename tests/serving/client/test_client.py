@@ -51,7 +51,7 @@ class _Waiting(httpx.BaseTransport):
 @pytest.fixture(params=["sync", "async"])
 def run(request: pytest.FixtureRequest, service: Service) -> Run:
     """Calls a client's method by name, on either client."""
-    key = service.keys.create("client", Role.REVIEWER)[1]
+    key = service.keys.create("client", Role.ADMIN)[1]
     app = create_server(service)
 
     def waiting(name: str, *arguments: Any) -> Any:
@@ -85,6 +85,17 @@ def test_a_reader_s_round(run: Run, sample: bytes, tmp_path: Path) -> None:
     assert run("worklist").items[0].digest == study.digest
     assert run("models").models[0].digest == study.model.digest
     assert len(run("add_studies", [("a.png", sample), ("b.png", sample)]).studies) == 2
+
+
+def test_sessions(run: Run, service: Service) -> None:
+    sessions = service.authenticator.sessions
+    secret = sessions.open(service.keys.list()[0].actor)
+    (listed,) = run("sessions").sessions
+    assert (listed.actor, listed.role) == ("key:client", "admin")
+    assert run("end_session", listed.id) == listed
+    assert sessions.find(secret) is None and run("sessions").sessions == []
+    with pytest.raises(ClientError, match="unknown_session"):
+        run("end_session", listed.id)
 
 
 def test_refusals_say_what_the_server_said(run: Run, sample: bytes) -> None:

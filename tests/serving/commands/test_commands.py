@@ -120,7 +120,8 @@ def test_the_ledger_is_verified_from_the_command_line(
     capsys.readouterr()
     assert run("audit", "verify") == 0
     said = capsys.readouterr().out.strip()
-    assert said.startswith("2 entries, whole; head 2:")
+    assert said.splitlines()[0] == "1 of 1 studies recomputed, whole"
+    assert said.splitlines()[1].startswith("2 entries, whole; head 2:")
     head = said.rpartition(" ")[2]
     assert run("audit", "verify", "--noted", head) == 0
     assert run("audit", "export", "--after", "1") == 0
@@ -130,9 +131,25 @@ def test_the_ledger_is_verified_from_the_command_line(
         connection.exec_driver_sql("UPDATE ledger SET actor = 'nobody' WHERE number = 2")
     assert run("audit", "verify") == 1
     assert "entry 2: was changed" in capsys.readouterr().err
-    assert run("audit", "verify", "--noted", "x") == 2
+    assert run("audit", "verify", "--noted", "x") == run("audit", "verify", "--studies", "some") == 2
     (folder / ".state/serving/ledger.key").unlink()
     assert "cannot be verified without its key" in str(run("audit", "verify"))
+
+
+def test_studies_are_verified_from_the_command_line(
+    served: Service, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("predict", *(str(file) for file in sorted((bundle.path / "samples").glob("*.png"))[:3]))
+    capsys.readouterr()
+    assert run("audit", "verify", "--studies", "2") == 0
+    assert capsys.readouterr().out.startswith("2 of 3 studies recomputed, whole\n4 entries, whole; head 4:")
+    with served.store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE study SET canvas = (SELECT canvas FROM study ORDER BY digest LIMIT 1)")
+    assert run("audit", "verify", "--studies", "all") == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("3 of 3 studies recomputed, 2 faults\n4 entries, whole; head 4:")
+    assert said.err.count("its pixels have another digest") == 2
+    assert run("audit", "verify", "--studies", "0") == 0
 
 
 def test_there_is_nothing_to_audit(folder: Path) -> None:
@@ -160,6 +177,21 @@ def test_keys_are_made_and_ended(
     listed = capsys.readouterr().out
     assert "dr.a" in listed and "revoked" in listed and secret not in listed
     assert secret not in (folder / ".state/serving/store.db").read_bytes().decode("latin-1")
+
+
+def test_sessions_are_listed_and_ended(served: Service, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = served.keys.list()[0]
+    secret = served.authenticator.sessions.open(key.actor)
+    assert run("keys", "sessions") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 1 and "key:someone" in listed[0] and secret not in listed[0]
+    session = listed[0].split()[0]
+    assert run("keys", "end-session", session) == 0
+    assert served.authenticator.sessions.find(secret) is None
+    assert "no session of this id is open" in str(run("keys", "end-session", session))
+    capsys.readouterr()
+    assert run("keys", "sessions") == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_no_key_is_named(folder: Path) -> None:

@@ -14,7 +14,7 @@ from csr.interaction.corrections import Interaction
 from serving.access.roles import Role
 from serving.deploy.service import Service
 from serving.interfaces.rest.app import create_server
-from tests.serving.conftest import CountingEngine, client_of, make_service, png
+from tests.serving.conftest import CountingEngine, client_of, make_service, stripes
 
 
 @pytest.fixture
@@ -159,8 +159,8 @@ def test_another_replica_answers_for_a_study_that_it_never_saw(
     with TestClient(create_server(other), headers={"Authorization": f"Bearer {key}"}) as second:
         there = second.post(path, json=state).json()
         assert there["after"] == client.post(path, json=state).json()["after"]
-        wide = second.post("/v1/studies", files={"file": ("w.png", png(np.full((50, 50), 90, np.uint8)))}).json()
-    again = client.post("/v1/studies", files={"file": ("w.png", png(np.full((100, 100), 90, np.uint8)))}).json()
+        wide = second.post("/v1/studies", files={"file": ("w.png", stripes(90))}).json()
+    again = client.post("/v1/studies", files={"file": ("w.png", stripes(90, times=2))}).json()
     assert again["digest"] == wide["digest"] and again["image"] != wide["image"]
     boxes = {"boxes": [{"x_min": 1, "y_min": 1, "x_max": 90, "y_max": 90}], "image": again["image"]}
     with TestClient(create_server(other), headers={"Authorization": f"Bearer {key}"}) as second:

@@ -17,9 +17,8 @@ from csr.bundle.runtime import BundleRunner
 from csr.data.images import Placement, decode, fit, pixel_digest
 from csr.interaction.corrections import Interaction, RegionBox
 from serving.core.dataplane import DataPlane
-from serving.core.explain import Explainer
 from serving.core.frames import image_part, on_canvas
-from serving.core.overlays import Upsampler, overlay_png
+from serving.core.overlays import overlay_png
 from serving.core.study_cache import StudyCache
 from serving.core.timing import Timing
 from serving.deploy.service import Service
@@ -34,7 +33,9 @@ from serving.errors import (
     UnsupportedImageError,
 )
 from serving.interfaces.schemas import Box, ImageSize, InteractionRequest
-from tests.serving.conftest import CALLER, CountingEngine, add, interact, make_service, png, serve_instead
+from serving.models.explainer import Explainer
+from serving.models.upsampling import Upsampler
+from tests.serving.conftest import CALLER, CountingEngine, add, interact, make_service, serve_instead, stripes
 
 BOX = Box(x_min=10, y_min=20, x_max=40, y_max=50)
 
@@ -181,10 +182,9 @@ def test_a_box_that_reaches_over_the_edge_is_cut_to_the_image() -> None:
 
 
 def test_the_same_pixels_from_a_file_of_another_size_get_its_frame(plane: DataPlane, engine: CountingEngine) -> None:
-    small, large = (png(np.full((side, side), 80, np.uint8)) for side in (50, 100))
-    first, second = add(plane, small), add(plane, large)
+    first, second = add(plane, stripes(80)), add(plane, stripes(80, times=2))
     assert first.digest == second.digest
-    assert (first.image.width, second.image.width) == (50, 100)
+    assert (first.image.width, second.image.width) == (128, 256)
     assert engine.encoded == 1
     with pytest.raises(FrameError, match="upload yours again"):
         interact(plane, first.digest, boxes=[BOX], image=first.image)
@@ -242,7 +242,7 @@ def test_bytes_that_are_no_image(plane: DataPlane, sample: bytes) -> None:
 def test_the_cache_holds_its_budget_and_what_left_it_is_encoded_again(
     bundle: Bundle, engine: CountingEngine, tmp_path: Path
 ) -> None:
-    files = [png(np.full((64, 64), value, np.uint8)) for value in (10, 20, 30)]
+    files = [stripes(value) for value in (10, 20, 30)]
     service = make_service(bundle.path, tmp_path, engine)
     plane, cache = service.plane, StudyCache(0)
     plane._studies = cache

@@ -39,6 +39,13 @@ def test_the_example_says_every_default_there_is() -> None:
         (LEAST | {"challenger": {"alias": "x", "mode": "weighted", "share": 2}}, "challenger.share"),
         (LEAST | {"replicas": {"least": 3, "most": 2}}, "most: 2 is less than least: 3"),
         (LEAST | {"http": {"port": 0}}, "http.port"),
+        (LEAST | {"http": {"trusted_proxies": ["nginx"]}}, "http.trusted_proxies.0: value is not a valid IPv4 or IPv6"),
+        (LEAST | {"http": {"trusted_proxies": "10.0.0.1"}}, "http.trusted_proxies: Input should be a valid tuple"),
+        (LEAST | {"access": {"sessions": {"hours": 0}}}, "access.sessions.hours"),
+        (
+            LEAST | {"access": {"sessions": {"idle": 5}}},
+            "unknown key access.sessions.idle; did you mean 'idle_minutes'",
+        ),
         (LEAST | {"engine": {"kind": "magic"}}, "engine.kind"),
         (LEAST | {"access": {"oidc": {"issuer": "x"}}}, "access.oidc.audience"),
         (LEAST | {"cache_mb": "many"}, "cache_mb"),
@@ -58,6 +65,13 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("model: [")
     with pytest.raises(ConfigError, match="is not YAML"):
         load_config(tmp_path / "bad.yaml")
+
+
+def test_proxies_are_addresses_and_networks() -> None:
+    config = parse_config(LEAST | {"http": {"trusted_proxies": ["10.0.0.5", "10.1.0.0/16", "fd00::/8"]}})
+    assert [str(each) for each in config.http.trusted_proxies] == ["10.0.0.5/32", "10.1.0.0/16", "fd00::/8"]
+    assert parse_config(config.model_dump(exclude_unset=True)) == config
+    assert parse_config(LEAST).http.trusted_proxies == ()
 
 
 def test_limits_by_kind_of_body() -> None:

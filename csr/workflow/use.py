@@ -1,0 +1,95 @@
+"""What a trained CSR is for: answering, being corrected, being judged, and being packed for the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from csr.bundle.atlas import build_atlas
+from csr.bundle.format import Bundle
+from csr.bundle.writing import ExportConfig, Provenance, write_bundle
+from csr.data.prepared import PreparedSet
+from csr.evaluation.evaluate import Predictions, evaluate_predictions
+from csr.evaluation.pointing import map_peaks
+from csr.interaction.corrections import Interaction, interaction_tensors
+from csr.network.reasoner import Reasoning
+from csr.network.trained import TrainedCSR
+from csr.training.callbacks import SilentCallbacks
+from csr.training.concepts import image_batches
+from csr.training.features import FeatureCache, compute_features
+from csr.training.runtime import device
+
+
+@torch.no_grad()
+def predict(csr: TrainedCSR, images: np.ndarray, interactions: Sequence[Interaction] = ()) -> Reasoning:
+    """What is concluded about images, and about images and what somebody says of them.
+
+    Args:
+        csr: moved to the GPU if there is one.
+        images: B×C×S×S uint8, as a prepared set holds them.
+        interactions: one an image; none for the model's own answer.
+
+    Returns:
+        Tensors on the CPU: maps, scores, concept probabilities, contributions, logits and probabilities.
+
+    Raises:
+        InteractionError: a box outside the image or an unknown concept.
+        ValueError: as many interactions as images are needed, or none.
+    """
+    csr = csr.to(device()).eval()
+    patches = csr.encoder(torch.from_numpy(np.ascontiguousarray(images)).to(csr.place))
+    tensors: dict[str, np.ndarray] = {}
+    if interactions:
+        if len(interactions) != len(images):
+            raise ValueError(f"{len(interactions)} interactions for {len(images)} images; give one each")
+        per_concept, (height, width) = csr.reasoner.alive.shape[1], patches.shape[-2:]
+        tensors = interaction_tensors(interactions, csr.concepts, per_concept, images.shape[-1], height, width)
+    said = csr.reasoner(patches, **{name: torch.from_numpy(value).to(csr.place) for name, value in tensors.items()})
+    return Reasoning(*(value.cpu() for value in said))
+
+
+@torch.no_grad()
+def evaluate(csr: TrainedCSR, data: PreparedSet) -> dict[str, dict[str, Any]]:
+    """The test split part by part: macro F1, AUROC, calibration, pointing game.
+
+    Returns:
+        By part; see `csr.evaluation.evaluate.evaluate_predictions`.
+    """
+    csr, rows = csr.to(device()).eval(), data.collection.rows("test")
+    probabilities, concepts, peaks = [], [], []
+    for _, images in image_batches(data, rows, 64):
+        said = csr(images)
+        probabilities.append(said.probabilities.cpu().numpy())
+        concepts.append(said.concept_probabilities.cpu().numpy())
+        peaks.append(map_peaks(said.concept_maps.cpu().numpy(), data.side))
+    predictions = Predictions(rows, *map(np.concatenate, (probabilities, concepts, peaks)))
+    return evaluate_predictions(data.collection, predictions, data.side)
+
+
+def export_bundle(csr: TrainedCSR, data: PreparedSet, path: Path, config: ExportConfig | None = None) -> Bundle:
+    """Writes the bundle that ``csr serve --bundle`` serves and `csr.bundle.runtime.BundleRunner` runs.
+
+    Args:
+        csr: moved to the CPU.
+        data: what it was trained on: the atlas shows its training images, and its test images prove that the exported
+            graphs compute the same.
+        path: the folder; replaced if it exists.
+        config: None for the defaults.
+
+    Raises:
+        BundleError: the exported graphs compute something else; nothing is written.
+        ConfigError: no threshold brings the errors on ``val`` down to ``config.abstain_risk``; nothing is written.
+        DataError: the data set has concepts only, so the model says nothing that could be served.
+    """
+    origin = Provenance("custom", data.digest(), f"csr {version('csr')}", evaluate(csr, data))
+    with TemporaryDirectory(prefix="csr-features-") as folder:
+        compute_features(csr.concept_model, data, Path(folder), SilentCallbacks())
+        cache = FeatureCache.open(Path(folder))
+        atlas = build_atlas(data, cache, csr)
+        return write_bundle(path, data, cache, csr, atlas, config or ExportConfig(), origin)[0]
