@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from csr.data.digests import file_digest, folder_digest
+from pipelines.flatten import flatten
 from pipelines.imports import ROOT, needed_files
-from pipelines.params import flatten
 from pipelines.tracking import STATE
 
 CHECKPOINTS = STATE / "checkpoints"

@@ -27,6 +27,7 @@ NEVER_IN_OUTPUTS = {
     "pipelines.params": "checks parameters; their values are known to DVC",
     "pipelines.stage": "opens the MLflow run and turns errors into sentences; paths of outputs are in dvc.yaml too",
     "pipelines.tracking": "MLflow",
+    "pipelines.flatten": "names of parameters for MLflow, and for telling trainings apart",
     "pipelines.registry": "MLflow's registry",
     "pipelines.imports": "this walk",
     "pipelines.progress": "bars in the terminal",

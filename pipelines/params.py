@@ -8,7 +8,7 @@ these files, so an edit to a section runs the stages again that use it, and no o
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -211,16 +211,6 @@ def _key(location: tuple[int | str, ...], content: Any) -> str:
             break
         names.append(str(part))
     return ".".join(names)
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dataclasses as ``section.key`` → value, for MLflow."""
-    if not is_dataclass(value):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for each in fields(value):
-        flat |= flatten(getattr(value, each.name), f"{prefix}.{each.name}" if prefix else each.name)
-    return flat
 
 
 def _refuse_unknown(content: dict[str, Any], kind: type, source: str, prefix: str) -> None:

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from csr.errors import CSRError
-from pipelines.params import Params, load_params
 from pipelines.tracking import log_metrics, stage_run
+
+if TYPE_CHECKING:
+    from pipelines.params import Params
 
 PREPARED = Path("data/prepared")
 CONCEPTS = Path("build/concepts")
@@ -31,6 +34,8 @@ def run_stage(name: str, body: Callable[[Params], None], last: bool = False) -> 
 
     See `errors_for_people` for how it ends on a mistake.
     """
+    from pipelines.params import load_params  # brings torch, timm and ONNX, which `register` does without
+
     signal.signal(signal.SIGTERM, _terminate)
     start = time.perf_counter()
     with errors_for_people(name):

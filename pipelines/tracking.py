@@ -15,7 +15,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities import RunStatus
@@ -24,8 +24,11 @@ from mlflow.tracking import MlflowClient
 
 from csr.data.digests import file_digest
 from csr.errors import ConfigError
-from pipelines.params import Params, flatten
+from pipelines.flatten import flatten
 from pipelines.revision import revision
+
+if TYPE_CHECKING:
+    from pipelines.params import Params
 
 EXPERIMENT = "csr"
 MODEL_NAME = "csr"

@@ -19,7 +19,8 @@ from csr.data.prepared import PreparedSet
 from csr.errors import ConfigError, CSRError
 from csr.training.callbacks import SilentCallbacks, State
 from csr.training.runtime import use_device
-from pipelines.params import Params, flatten, load_params
+from pipelines.flatten import flatten
+from pipelines.params import Params, load_params
 from pipelines.revision import revision
 from pipelines.stage import PREPARED
 from pipelines.tracking import connect, log_metrics

@@ -16,7 +16,8 @@ from csr.network.concept_model import ConceptModelConfig
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
 from pipelines import overlay
-from pipelines.params import Params, flatten, load_params, parse_params
+from pipelines.flatten import flatten
+from pipelines.params import Params, load_params, parse_params
 from tests.pipelines.conftest import PRESETS, ROOT
 
 SHIPPED = ROOT / "params.yaml"
