@@ -362,7 +362,8 @@ def test_hidden_labels_change_what_is_learned_and_all_labels_judge_it(workplace:
         for partly in (half[name]["test"], tenth[name]["test"]):
             assert partly["studies"] == whole["studies"] == 12
             assert partly["pointing_game"]["pairs"] == whole["pointing_game"]["pairs"]
-        assert len({each["concept_auroc"] for each in (whole, half[name]["test"], tenth[name]["test"])}) == 3
+        judged = [(each["concept_auroc"], each["ece"]) for each in (whole, half[name]["test"], tenth[name]["test"])]
+        assert len(set(judged)) == 3
     text = (workplace / "reports/comparison.md").read_text()
     rows = text.partition("## Missing concept labels")[2].partition("\n## ")[0]
     for hidden, found in (("50%", half), ("90%", tenth)):
@@ -417,7 +418,7 @@ def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
     text = (workplace / "reports/comparison.md").read_text()
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert headings == [
-        "ExperimentContext",
+        "Setting",
         "Test part: test",
         "Cost",
         "Calibration and abstaining",
