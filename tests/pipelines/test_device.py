@@ -5,6 +5,7 @@ The rules of the claimed GPU are in `tests.csr.device.claimed`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,6 +49,7 @@ def folder(tmp_path_factory) -> Path:
     for changes in (SMALL, TINY):
         merge(content, changes)
     (made / "params.yaml").write_text(yaml.safe_dump(content))
+    shutil.copytree(ROOT / "params" / "presets", made / "params" / "presets")
     return made
 
 
