@@ -21,8 +21,8 @@ from csr.data.records import Collection
 from csr.interaction.corrections import Interaction, RegionBox, importance_map
 from csr.network.reasoner import DEFAULT_ALPHA
 from csr.network.trained import TrainedCSR
+from csr.training.class_losses import class_loss
 from csr.training.features import FeatureCache
-from csr.training.losses import class_loss
 from csr.training.runtime import device
 from csr.training.temperature import calibrate_temperature
 

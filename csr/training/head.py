@@ -18,9 +18,9 @@ from csr.evaluation.metrics import decide, macro_f1, mean_auroc
 from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Floor, Reasoner, concept_evidence
 from csr.training.callbacks import Callbacks
+from csr.training.class_losses import class_loss
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
-from csr.training.losses import class_loss
 from csr.training.prototypes import all_positive_vectors, usage
 from csr.training.runtime import device, seed_everything, seeds
 

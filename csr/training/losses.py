@@ -1,30 +1,13 @@
-"""What wrong labels cost, as pure functions: concepts (stage 1) and classes (stage 3). K concepts, T classes.
+"""What wrong concept labels cost, as a pure function: stage 1's loss. K concepts.
 
-Stage 2's losses are in `csr.training.prototype_losses`.
+Each stage's losses are in a module of their own, so that an edit to a later stage's trains no earlier one again: stage
+2's in `csr.training.prototype_losses`, stage 3's in `csr.training.class_losses`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def class_loss(logits: Tensor, truth: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
-    """What the classes cost: cross-entropy where a study has one, else BCE, mean over a study's known ones.
-
-    Args:
-        logits: B×T.
-        truth: B indices, or B×T of 1, 0 or NaN; see `csr.data.records.Collection.truth`.
-        reduction: the mean over studies, or B values, one a study.
-    """
-    if truth.ndim == 1:
-        return F.cross_entropy(logits.float(), truth, reduction=reduction)
-    known = ~truth.isnan()
-    loss = F.binary_cross_entropy_with_logits(logits.float(), truth.nan_to_num(0), reduction="none")
-    each = (loss * known).sum(1) / known.sum(1).clamp_min(1)
-    return each.mean() if reduction == "mean" else each
 
 
 def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:

@@ -191,6 +191,7 @@ def code() -> dict[str, set[str]]:
         ("csr/data/html_report.py", {"data_report"}),
         ("csr/data/report.py", {"data_report"}),
         ("csr/interaction/alpha.py", {"head"}),
+        ("csr/training/class_losses.py", {"head", "atlas", "export"}),
         ("csr/evaluation/evaluate.py", {"evaluate"}),
         ("csr/evaluation/pointing.py", {"evaluate"}),
         ("csr/bundle/onnx_export.py", {"export"}),

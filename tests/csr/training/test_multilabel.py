@@ -29,10 +29,10 @@ from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.reasoner import Reasoner
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import SilentCallbacks
+from csr.training.class_losses import class_loss
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache, compute_features
 from csr.training.head import HeadConfig, train_head
-from csr.training.losses import class_loss
 from csr.training.prediction import predict
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.temperature import calibrate_temperature
