@@ -69,7 +69,7 @@ class Size:
     batch_size: int
 
 
-FULL = Size(train=1200, val=200, test=200, side=192, backbone="regnetx_002", epochs=3, batch_size=32)
+FULL = Size(train=800, val=160, test=160, side=192, backbone="regnetx_002", epochs=3, batch_size=32)
 SMALL = Size(train=60, val=24, test=24, side=64, backbone="test_convnext", epochs=2, batch_size=12)
 
 
