@@ -28,7 +28,7 @@ from csr.errors import ConfigError
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
-from csr.training.runtime import DeviceChoice
+from csr.training.runtime import DeviceChoice, check_share
 
 PARAMS_FILE = Path("params.yaml")
 PRESETS = Path("params/presets")  # beside the parameters
@@ -94,7 +94,8 @@ class TrainParams:
     """Where the training stages run.
 
     Args:
-        workers: 0 runs in this process; n ≥ 1 starts Ray with n workers.
+        workers: 0 runs in this process; n ≥ 1 starts Ray with n workers. They share each batch of stages 1 and 2, so
+            what is learned is the same, but for rounding, however many they are.
         gpu: ``auto`` gives this process, or each worker, a GPU when there is one; ``never`` keeps all stages off it.
         threads: torch threads a process on the CPU; 0 leaves torch's choice.
         max_failures: how often Ray restarts a failed worker group, from its last checkpoint.
@@ -144,6 +145,13 @@ class Params:
     export: ExportConfig = field(default_factory=ExportConfig)
     comparison: ComparisonParams = field(default_factory=ComparisonParams)
     train: TrainParams = field(default_factory=TrainParams)
+
+    def __post_init__(self) -> None:
+        try:
+            check_share(self.concepts.batch_size, self.train.workers, "concepts")
+            check_share(self.prototypes.batch_size, self.train.workers, "prototypes")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
 
 def load_params(file: Path = PARAMS_FILE, preset: str | None = None) -> Params:

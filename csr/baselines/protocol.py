@@ -29,6 +29,7 @@ from csr.training.augmentation import Findings, augment
 from csr.training.callbacks import Callbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
+from csr.training.fine_tuning import fine_tuned
 from csr.training.images import channel_statistics, image_batches, load_images
 from csr.training.loop import Task, fit
 from csr.training.runtime import autocast, device
@@ -211,7 +212,8 @@ def train_on_images(
         validate: report macro F1 on ``val`` after each epoch.
         budget: other keys of the configuration that this phase replaces.
 
-    Parameters that do not require a gradient stay as they are.
+    Parameters that do not require a gradient stay as they are. Pretrained weights are tuned as the configuration says
+    (`csr.training.fine_tuning`), but for those of a shared backbone, which have been.
     """
     collection = context.data.collection
     findings = Findings(collection, context.data.side)
@@ -232,7 +234,9 @@ def train_on_images(
 
     train = collection.rows("train")
     task = Task(name, system, train, batch_terms, after_epoch, phase.warmup, rates or {}, "concepts", phase.precision)
-    fit(task, phase, context.callbacks)
+    if context.shared_backbone is not None:
+        phase = replace(phase, backbone_rate=1.0, layer_decay=None, freeze=0)
+    fit(fine_tuned(task, phase), phase, context.callbacks)
 
 
 @torch.no_grad()

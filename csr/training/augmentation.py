@@ -5,7 +5,7 @@ They are drawn on the CPU, wherever the images are: findings are looked for ther
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -78,56 +78,85 @@ def _points(boxes: np.ndarray, side: int) -> Tensor:
     return torch.from_numpy(2 * points / side - 1).float()
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Where the random numbers of a batch come from.
+
+    They are drawn on the CPU, for a whole batch in every process, so that an image changes alike on every device and
+    however many processes share the batch.
+
+    Args:
+        count: B, images of the whole batch.
+        part: of the batch, the images that are to be changed.
+        generator: torch's global one by default.
+    """
+
+    count: int
+    part: slice = field(default_factory=lambda: slice(None))
+    generator: torch.Generator | None = None
+
+    def spread(self, width: float) -> Tensor:
+        """B numbers in ±width."""
+        return (torch.rand(self.count, generator=self.generator) * 2 - 1) * width
+
+
 def augment(
-    images: Tensor, config: AugmentConfig, findings: Findings | None = None, rows: np.ndarray | None = None
+    images: Tensor,
+    config: AugmentConfig,
+    findings: Findings | None = None,
+    rows: np.ndarray | None = None,
+    draws: Draws | None = None,
 ) -> Tensor:
-    """uint8 B×C×S×S → the same, each image moved and windowed at random (torch's global generator).
+    """uint8 B×C×S×S → the same, each image moved and windowed at random.
 
     Args:
         findings: what no move may cut away: such a move is drawn again, and after `REDRAWS` times the image stays.
-        rows: B rows of the collection, by which ``findings`` knows the images.
+        rows: of the collection, of the whole batch, by which ``findings`` knows the images.
+        draws: by default the images are the whole batch.
     """
-    return window(move(images, config, findings, rows), config)
+    draws = draws or Draws(len(images))
+    return window(move(images, config, findings, rows, draws), config, draws)
 
 
 def move(
-    images: Tensor, config: AugmentConfig, findings: Findings | None = None, rows: np.ndarray | None = None
+    images: Tensor,
+    config: AugmentConfig,
+    findings: Findings | None = None,
+    rows: np.ndarray | None = None,
+    draws: Draws | None = None,
 ) -> Tensor:
     """uint8 B×C×S×S → float32 0..255, each image rotated, scaled, shifted and perhaps mirrored at random; see
     `augment`."""
-    transforms = _draw_moves(len(images), config)
+    draws = draws or Draws(len(images))
+    transforms = _draw_moves(draws, config)
     if findings is not None and rows is not None:
         for _ in range(REDRAWS):
             lost = findings.lost(rows, transforms)
             if not lost.any():
                 break
-            transforms[lost] = _draw_moves(int(lost.sum()), config)
+            transforms[lost] = _draw_moves(replace(draws, count=int(lost.sum())), config)
         else:
             transforms[findings.lost(rows, transforms)] = torch.eye(2, 3)
-    grid = F.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
+    own = transforms[draws.part].to(images.device)
+    grid = F.affine_grid(own, list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
 
 
-def _draw_moves(batch: int, config: AugmentConfig) -> Tensor:
+def _draw_moves(draws: Draws, config: AugmentConfig) -> Tensor:
     """B×2×3 transforms from moved pictures to images, in −1..1 of the side."""
-    angle = torch.deg2rad(_spread(config.rotate, batch))
-    zoom = 1 + _spread(config.scale, batch)
-    mirror = torch.where(torch.rand(batch) < 0.5, -1.0, 1.0) if config.flip else torch.ones(batch)
+    angle = torch.deg2rad(draws.spread(config.rotate))
+    zoom = 1 + draws.spread(config.scale)
+    mirror = torch.where(draws.spread(1.0) < 0, -1.0, 1.0) if config.flip else torch.ones(draws.count)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    dx, dy = 2 * _spread(config.shift, batch), 2 * _spread(config.shift, batch)
+    dx, dy = 2 * draws.spread(config.shift), 2 * draws.spread(config.shift)
     rows = [mirror * cos, -sin, dx, mirror * sin, cos, dy]
-    return torch.stack(rows, 1).view(batch, 2, 3)
+    return torch.stack(rows, 1).view(draws.count, 2, 3)
 
 
-def window(images: Tensor, config: AugmentConfig) -> Tensor:
+def window(images: Tensor, config: AugmentConfig, draws: Draws | None = None) -> Tensor:
     """B×C×S×S of 0..255 → uint8, the contrast and brightness of each image changed at random; no cell moves."""
-    gain = 1 + _spread(config.contrast, len(images))
-    offset = 255 * _spread(config.brightness, len(images))
-    gain, offset = (each.to(images.device)[:, None, None, None] for each in (gain, offset))
+    draws = draws or Draws(len(images))
+    gain = (1 + draws.spread(config.contrast))[draws.part].to(images.device)[:, None, None, None]
+    offset = (255 * draws.spread(config.brightness))[draws.part].to(images.device)[:, None, None, None]
     windowed = (images.float() - 127.5) * gain + 127.5 + offset
     return windowed.clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-
-
-def _spread(width: float, count: int) -> Tensor:
-    """So many random numbers in ±width."""
-    return (torch.rand(count) * 2 - 1) * width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,12 +13,25 @@ from csr.data.prepared import PreparedSet
 from csr.evaluation.metrics import mean_auroc
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.alignment import align
-from csr.training.augmentation import AugmentConfig, Findings, augment
+from csr.training.augmentation import AugmentConfig, Draws, Findings, augment
+from csr.training.batch_norm import shared_batch_norm
 from csr.training.callbacks import Callbacks
+from csr.training.fine_tuning import fine_tuned
 from csr.training.images import channel_statistics, image_batches, load_images
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce
-from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
+from csr.training.runtime import (
+    Precision,
+    autocast,
+    check_share,
+    device,
+    distribute,
+    gather,
+    own_part,
+    seed_everything,
+    share_of_mean,
+    world_size,
+)
 
 
 @dataclass(frozen=True)
@@ -25,8 +39,15 @@ class ConceptTrainingConfig:
     """How stage 1 is trained; ``model`` says what is trained.
 
     Args:
+        batch_size: images a step, of all workers together: each takes an equal part.
         learning_rate: the peak of a one-cycle schedule that warms up during the first ``warmup`` share of steps.
         precision: that the network computes in while it trains; see `csr.training.runtime.number_format`.
+        decay_norms: whether weight decay also pulls norms and biases towards 0, and what timm spares in the backbone,
+            such as position embeddings.
+        backbone_rate: factor on the learning rate of the backbone's pretrained weights.
+        layer_decay: further factor for each layer between such a weight and the maps, in (0, 1]; None for none.
+        freeze: epochs from the start in which the pretrained weights and running statistics stay as they are, or
+            ``all``. `csr.training.fine_tuning` says which weights the last three are about.
     """
 
     model: ConceptModelConfig = field(default_factory=ConceptModelConfig)
@@ -36,18 +57,41 @@ class ConceptTrainingConfig:
     learning_rate: float = 4e-3
     weight_decay: float = 0.02
     warmup: float = 0.15
+    decay_norms: bool = True
+    backbone_rate: float = 1.0
+    layer_decay: float | None = None
+    freeze: int | Literal["all"] = 0
     precision: Precision = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.backbone_rate > 0:
+            raise ValueError(
+                f"concepts.backbone_rate: must be above 0, got {self.backbone_rate}; concepts.freeze keeps weights as "
+                "they are"
+            )
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"concepts.layer_decay: must be above 0 and at most 1, or null, got {self.layer_decay}")
+        if self.freeze != "all" and self.freeze < 0:
+            raise ValueError(f"concepts.freeze: must be a number of epochs or all, got {self.freeze}")
+        if self.freeze and not (self.model.pretrained or self.model.checkpoint):
+            raise ValueError(
+                "concepts.freeze: there are no pretrained weights to keep; set concepts.model.pretrained or "
+                "concepts.model.checkpoint, or this to 0"
+            )
 
 
 def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: Callbacks) -> ConceptModel:
     """Trains on split ``train`` and reports loss and mean concept AUROC on ``val`` each epoch, then aligns the maps.
 
-    The last epoch's weights are the result, so nothing is selected on ``val``.
+    The last epoch's weights are the result, so nothing is selected on ``val``. Processes of a distributed run share
+    every batch and learn what one would.
 
     Raises:
+        ConfigError: a batch that the processes cannot share evenly.
         TrainingError: the loss became NaN or infinite.
     """
+    check_share(config.batch_size, world_size(), "concepts")
     seed_everything(config.seed)
     place = device()
     labels = torch.from_numpy(data.collection.concept_labels())
@@ -56,29 +100,40 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     model = ConceptModel(config.model, data.channels, len(data.collection.concepts))
     model.backbone.set_normalisation(*channel_statistics(data, train))
     model = model.to(place).to(memory_format=torch.channels_last)
-    engine = distribute(model)
+    engine, generator = distribute(model, partly=bool(config.freeze)), torch.Generator()
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
-        images = augment(load_images(data, rows, place), config.augment, findings, rows)
-        with autocast(config.precision):
+        part = own_part(len(rows))
+        own, draws = rows[part], Draws(len(rows), part, generator)
+        images = augment(load_images(data, own, place), config.augment, findings, rows, draws)
+        with autocast(config.precision), shared_batch_norm():
             _, logits = engine(images)
-        return {"loss": masked_bce(logits, labels[rows].to(place))}
+        return {"loss": masked_bce(logits, labels[own].to(place)) * share_of_mean(~labels[rows].isnan(), part)}
 
     def after_epoch(epoch: int) -> dict[str, float]:
         return validate(model, data, val)
 
-    fit(
-        Task("concepts", model, train, terms, after_epoch, config.warmup, precision=config.precision), config, callbacks
+    task = Task(
+        "concepts",
+        model,
+        train,
+        terms,
+        after_epoch,
+        config.warmup,
+        precision=config.precision,
+        draws=generator,
     )
+    fit(fine_tuned(task, config), config, callbacks)
     align(model, data, labels.numpy())
     return model
 
 
 @torch.no_grad()
 def validate(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> dict[str, float]:
-    """Loss and mean AUROC of the concept logits on given rows."""
+    """Loss and mean AUROC of the concept logits on given rows, of which each process looks at its part."""
     labels = data.collection.concept_labels()[rows]
-    logits = torch.cat([model(images)[1].cpu() for _, images in image_batches(data, rows, 64)])
+    own = [model(images)[1].cpu() for _, images in image_batches(data, rows[own_part(len(rows))], 64)]
+    logits = gather(torch.cat([torch.zeros(0, labels.shape[1]), *own]))
     return {
         "val_loss": float(masked_bce(logits, torch.from_numpy(labels))),
         "val_auroc": mean_auroc(labels, logits.numpy()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,12 +48,17 @@ class Task:
         stage: name of the stage, for messages and progress bars.
         model: whose state is checkpointed; its parameters that require a gradient are trained by AdamW.
         rows: training rows to draw batches from.
-        terms: batch of rows → the loss terms, already weighted; their sum is minimised.
+        terms: rows of a batch → the loss terms, already weighted; their sum is minimised. Where processes share the
+            batch, each is given all of its rows and computes its part of the terms, such that the average over
+            processes is the term of the batch (`csr.training.runtime.share_of_mean`).
         after_epoch: epoch → numbers to report beside the mean of each term.
         warmup: share of steps of a one-cycle schedule's rise; 0 decays from the start by a cosine.
         rates: prefix of parameter names → factor on the learning rate; the first prefix that fits counts.
         section: of ``params.yaml`` that holds the configuration, for messages; the stage's own by default.
         precision: that ``terms`` computes in, since gradients of float16 need a scaler.
+        spared: names of parameters that weight decay leaves alone.
+        before_epoch: called with each epoch's number, once the model is in training mode.
+        draws: random numbers that are to be the same in every process; seeded anew each epoch.
     """
 
     stage: str
@@ -65,6 +70,9 @@ class Task:
     rates: Mapping[str, float] = field(default_factory=dict)
     section: str = ""
     precision: Precision = "float32"
+    spared: Set[str] = frozenset()
+    before_epoch: Callable[[int], None] = lambda epoch: None
+    draws: torch.Generator = field(default_factory=torch.Generator)
 
 
 def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
@@ -106,7 +114,9 @@ def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
 
     for epoch in range(first, config.epochs):
         seed_everything(config.seed * 1000 + epoch)
+        task.draws.manual_seed(config.seed * 1000 + epoch)
         task.model.train()
+        task.before_epoch(epoch)
         totals: dict[str, Tensor] = {}
         seen: Tensor | None = None
         chosen = batches(task.rows, config.batch_size, config.seed, epoch)
@@ -154,10 +164,13 @@ def _check_scale(scaler: torch.amp.GradScaler, section: str, epoch: int) -> None
 
 
 def _parameter_groups(task: Task, learning_rate: float) -> list[dict[str, Any]]:
-    """The trained parameters, grouped by learning rate."""
-    by_rate: dict[float, list[nn.Parameter]] = {}
+    """The trained parameters, grouped by learning rate and by whether weight decay spares them."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in task.model.named_parameters():
         if parameter.requires_grad:
             factor = next((factor for prefix, factor in task.rates.items() if name.startswith(prefix)), 1.0)
-            by_rate.setdefault(learning_rate * factor, []).append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+            groups.setdefault((learning_rate * factor, name in task.spared), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate} | ({"weight_decay": 0.0} if spared else {})
+        for (rate, spared), parameters in groups.items()
+    ]

@@ -23,7 +23,18 @@ from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
 from csr.training.prototype_losses import Margin, absence, agreement, prototype_contrastive, soft_similarity
-from csr.training.runtime import Precision, autocast, device, distribute, seed_everything
+from csr.training.runtime import (
+    Precision,
+    autocast,
+    check_share,
+    device,
+    distribute,
+    gather,
+    own_part,
+    seed_everything,
+    share_of_mean,
+    world_size,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class PrototypeConfig:
         gamma, scale, delta: γ, λ and δ of the contrastive loss; margin: the sign of δ.
         absence, agreement: weights of the two terms beyond the paper.
         temperature: of the agreement term.
+        batch_size: images a step, of all workers together: each takes an equal part.
         precision: of the projector while it trains; prototypes and losses are float32, since γ magnifies any rounding.
         reseed: after each epoch but the last two, move prototypes that win no training vector onto the vectors that
             their concept's prototypes fit worst. More stay alive, but the vectors that fit worst are often the ones
@@ -119,11 +131,15 @@ def train_prototypes(
 ) -> PrototypeModel:
     """Trains on split ``train`` and reports, on ``val``, the loss and the diagnostics of `diagnose` each epoch.
 
+    Processes of a distributed run share every batch and learn what one would.
+
     Raises:
+        ConfigError: a batch that the processes cannot share evenly.
         DataError: a concept that no training image is known to show, or to lack.
         TrainingError: the loss became NaN or infinite.
     """
     check_concept_labels(collection, collection.name)
+    check_share(config.batch_size, world_size(), "prototypes")
     seed_everything(config.seed)
     place = device()
     labels = torch.from_numpy(collection.concept_labels())
@@ -138,11 +154,15 @@ def train_prototypes(
     engine = distribute(objective)
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
-        return engine(*cache.batch(rows, place), labels[rows].to(place))
+        part, whole = own_part(len(rows)), labels[rows]
+        terms = engine(*cache.batch(rows[part], place), whole[part].to(place))
+        known, present = share_of_mean(~whole.isnan(), part), share_of_mean(whole == 1, part)
+        return {name: value * (known if name == "absence" else present) for name, value in terms.items()}
 
     def after_epoch(epoch: int) -> dict[str, float]:
         reseeded = _reseed(model, vectors, concept) if config.reseed and epoch < config.epochs - 2 else 0
-        return {"reseeded": reseeded, **diagnose(model, *all_positive_vectors(cache, labels, val, place))}
+        own = all_positive_vectors(cache, labels, val[own_part(len(val))], place)
+        return {"reseeded": reseeded, **diagnose(model, *map(gather, own))}
 
     fit(Task("prototypes", objective, train, terms, after_epoch, precision=config.precision), config, callbacks)
     return model
@@ -159,7 +179,7 @@ def all_positive_vectors(
 ) -> tuple[Tensor, Tensor]:
     """`positive_vectors` of many rows; labels N×K of the whole collection."""
     pieces = []
-    for start in range(0, len(rows), 256):
+    for start in range(0, max(len(rows), 1), 256):
         chosen = rows[start : start + 256]
         pieces.append(positive_vectors(*cache.batch(chosen, place), labels[chosen].to(place)))
     return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])

@@ -1,6 +1,8 @@
 """Where a training function runs: device, precision, seeds, and its share of a distributed run.
 
-Uses torch.distributed when somebody (Ray Train, torchrun) has set it up, and is a no-op otherwise.
+Uses torch.distributed when somebody (Ray Train, torchrun) has set it up, and is a no-op otherwise. Processes share each
+batch: the batch size, the order of the images and what an epoch learns are the same however many they are, but for
+rounding.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import contextlib
 import math
 import random
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -86,12 +88,57 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def distribute(model: nn.Module) -> nn.Module:
-    """Wraps a model for gradient averaging if the run is distributed."""
+def distribute(model: nn.Module, partly: bool = False) -> nn.Module:
+    """Wraps a model for gradient averaging if the run is distributed.
+
+    Args:
+        partly: some parameters take part in some steps only.
+    """
     if world_size() == 1:
         return model
     place = device()
-    return nn.parallel.DistributedDataParallel(model, device_ids=[place] if place.type == "cuda" else None)
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=[place] if place.type == "cuda" else None, find_unused_parameters=partly
+    )
+
+
+def check_share(batch_size: int, workers: int, section: str) -> None:
+    """Refuses a batch that workers cannot share evenly.
+
+    Raises:
+        ConfigError: it is too small, or no multiple of their number.
+    """
+    if workers > 1 and batch_size % workers:
+        raise ConfigError(
+            f"{section}.batch_size: {batch_size} images, of all workers together, cannot be shared evenly by {workers} "
+            f"(train.workers); take a multiple of {workers}"
+        )
+
+
+def own_part(count: int) -> slice:
+    """Which of ``count`` items are this process's: the parts of all processes, in the order of their ranks, are all."""
+    return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
+
+
+def share_of_mean(counted: Tensor, part: slice) -> float:
+    """Factor on a mean over this process's items, such that the average over processes is the mean over all items.
+
+    Without it a process with few items that count, such as known labels, would weigh as much as one with many.
+
+    Args:
+        counted: bool, of the whole batch, what the mean is over.
+        part: of the batch, this process's.
+    """
+    return world_size() * int(counted[part].sum()) / max(int(counted.sum()), 1)
+
+
+def gather(values: Tensor) -> Tensor:
+    """Rows of all processes, in the order of their ranks and in every process."""
+    if world_size() == 1:
+        return values
+    pieces: list[Any] = [None] * world_size()
+    dist.all_gather_object(pieces, values.cpu())
+    return torch.cat(pieces).to(values.device)
 
 
 def average(values: Tensor) -> Tensor:
@@ -103,16 +150,15 @@ def average(values: Tensor) -> Tensor:
 
 
 def batches(rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """Shuffles rows for an epoch and yields this rank's batches; every rank gets equally many, a short rest is cut."""
+    """Shuffles rows for an epoch and yields its batches, the same in every process; a short rest is cut."""
     order = np.random.default_rng([seed, epoch]).permutation(rows)
-    share = order[rank() :: world_size()][: len(order) // world_size()]
     for start in range(0, count_batches(len(rows), batch_size) * batch_size, batch_size):
-        yield np.sort(share[start : start + batch_size])
+        yield np.sort(order[start : start + batch_size])
 
 
 def count_batches(rows: int, batch_size: int) -> int:
-    """Batches a rank sees in an epoch: whole ones, at least one."""
-    return max(1, (rows // world_size()) // batch_size)
+    """Batches in an epoch: whole ones, at least one."""
+    return max(1, rows // batch_size)
 
 
 def check_finite(loss: Tensor, section: str, epoch: int) -> None:

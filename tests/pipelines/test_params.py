@@ -130,6 +130,15 @@ def test_without_presets_the_folder_is_named(tmp_path: Path) -> None:
         ({"preset": "robust", "concepts": {"epochs": "many"}}, "concepts.epochs"),
         ({"preset": "robust", "data": {"channels": 2}}, "data.channels"),
         (
+            {"preset": "robust", "concepts": {"batch_size": 16}, "train": {"workers": 3}},
+            "params.yaml: concepts.batch_size: 16 images, of all workers together, cannot be shared evenly by 3 "
+            "(train.workers); take a multiple of 3",
+        ),
+        ({"preset": "robust", "concepts": {"batch_size": 6}, "train": {"workers": 3}}, "prototypes.batch_size: 64"),
+        ({"preset": "robust", "concepts": {"freeze": "some"}}, "or Input should be 'all', got 'some'"),
+        ({"preset": "robust", "concepts": {"freeze": 2}}, "params.yaml: concepts.freeze: there are no pretrained"),
+        ({"preset": "robust", "concepts": {"layer_decay": 2}}, "params.yaml: concepts.layer_decay: must be above 0"),
+        (
             {"preset": "robust", "concepts": {"precision": "half"}},
             "concepts.precision: Input should be 'auto', 'float32', 'bfloat16' or 'float16', got 'half'",
         ),

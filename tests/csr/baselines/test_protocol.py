@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from csr.baselines.protocol import Answer, ExperimentContext, System, predict, train_on_images
+from csr.baselines.protocol import Answer, ExperimentContext, System, TrainedBackbone, predict, train_on_images
 from csr.evaluation.metrics import macro_f1
-from csr.network.concept_model import ConceptModelConfig
+from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.augmentation import AugmentConfig
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
@@ -220,6 +222,38 @@ def test_a_frozen_parameter_stays_and_a_slow_one_lags(data):
     slow.head.requires_grad_(False)
     train_on_images(context(data), "slow", slow, slow.terms, rates={"scale": 0.1})
     assert 0 < (slow.scale - before["scale"]).abs().max() < 0.2 * far
+
+
+class OnBackbone(System):
+    """A backbone of ones, and a number beside it, that all move against a constant gradient."""
+
+    def __init__(self, context) -> None:
+        super().__init__()
+        self.backbone, self.beside = context.build_backbone(), nn.Parameter(torch.ones(()))
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+
+    def answer(self, images):
+        return Answer(torch.full((len(images), 3), 1 / 3), None, None, torch.zeros(len(images)))
+
+    def terms(self, rows, images):
+        return {"sum": torch.stack([parameter.sum() for parameter in self.parameters()]).sum()}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_pretrained_weights_are_tuned_as_configured_unless_a_shared_backbone_has_been(data, shared):
+    net = ConceptModelConfig("test_resnet", stride=8, context=None)
+    config = ConceptTrainingConfig(
+        model=net, augment=STILL, epochs=1, batch_size=40, weight_decay=0.0, warmup=0.0, backbone_rate=0.1
+    )
+    own = context(data, config)
+    if shared:
+        own = replace(own, shared_backbone=TrainedBackbone(ConceptModel(net, 1, 3), cache=None))
+    system = OnBackbone(own)
+    train_on_images(own, "one", system, system.terms, validate=False)
+    assert 1 - system.beside.item() == pytest.approx(4e-3, rel=1e-3)
+    for name, value in system.backbone.named_parameters():
+        assert 1 - value.detach().double().mean().item() == pytest.approx(4e-3 if shared else 4e-4, rel=1e-2), name
 
 
 def test_images_are_changed_as_the_budget_says(data):

@@ -147,7 +147,7 @@ class Accelerator(TorchDispatchMode):
     """While it is open, ``cuda`` is a device, the only one of its kind, and `csr.training.runtime.device` finds it.
 
     Args:
-        bfloat16: what `torch.cuda.is_bf16_supported` answers.
+        bfloat16: whether it computes in that type, as an H100 does and a T4 does not.
 
     Attributes:
         operations: how many were computed on it.
@@ -168,6 +168,7 @@ class Accelerator(TorchDispatchMode):
             "current_device": lambda: PLACE.index,
             "set_device": lambda device: None,
             "is_bf16_supported": lambda including_emulation=True: self._bfloat16,
+            "get_device_capability": lambda device=None: (9, 0) if self._bfloat16 else (7, 5),
             "is_current_stream_capturing": lambda: False,
             "synchronize": lambda device=None: None,
             "get_device_name": lambda device=None: "claimed",

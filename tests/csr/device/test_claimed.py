@@ -182,6 +182,20 @@ def test_autocast_is_for_the_device_that_it_names(accelerator):
         assert layer(x).dtype == torch.float32
 
 
+def test_float16_is_trained_with_a_gradient_scaler(accelerator):
+    model, images = network().to(GPU), torch.rand(8, 1, 4, 4, device=GPU)
+    before = model[0].weight.detach().clone()
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+    scaler = torch.amp.GradScaler("cuda")
+    with torch.autocast("cuda", torch.float16):
+        answer = model(images)
+    scaler.scale(F.cross_entropy(answer.float(), torch.zeros(8, dtype=torch.long, device=GPU))).backward()
+    scaler.step(optimiser)
+    scaler.update()
+    assert scaler.is_enabled() and answer.dtype == torch.float16
+    assert not torch.equal(model[0].weight, before) and not accelerator.reads["copy"]
+
+
 def test_a_saved_state_comes_back_on_the_cpu_and_can_be_loaded_there_and_here(accelerator):
     model, file = network().to(GPU), io.BytesIO()
     torch.save(model.state_dict(), file)

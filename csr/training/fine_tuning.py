@@ -1,0 +1,141 @@
+"""How pretrained weights are trained on: slower, the slower the nearer to the image, not at all for some epochs; and
+what weight decay spares. The rules are timm's (`timm.optim`), for networks that hold a `csr.network.backbone.Backbone`.
+
+Pretrained is only the backbone's body, which is timm's; what merges its levels and reads its maps is new, learns at the
+whole rate from the first epoch on, and counts as the one layer above the body:
+
+    rate of a body parameter = learning_rate · backbone_rate · layer_decay^(layers above it)
+
+as in BEiT (Bao et al. 2021, arXiv 2106.08254, appendix). Which layer a parameter is of is what timm says of the whole
+network, of which the body is a part under other names.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import replace
+from typing import Any, Literal, Protocol
+
+import timm
+import torch
+from timm.models import group_parameters
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from csr.errors import ConfigError
+from csr.network.backbone import Backbone
+from csr.training.loop import Task
+
+
+class FineTuningConfig(Protocol):
+    """See `csr.training.concepts.ConceptTrainingConfig`."""
+
+    @property
+    def decay_norms(self) -> bool: ...
+    @property
+    def backbone_rate(self) -> float: ...
+    @property
+    def layer_decay(self) -> float | None: ...
+    @property
+    def freeze(self) -> int | Literal["all"]: ...
+
+
+def fine_tuned(task: Task, config: FineTuningConfig) -> Task:
+    """The task, with its model's backbone trained as the configuration says. The task's own rates come first.
+
+    Raises:
+        ConfigError: a layer decay for a backbone whose layers timm does not tell apart.
+    """
+
+    def before_epoch(epoch: int) -> None:
+        task.before_epoch(epoch)
+        if config.freeze:
+            hold(task.model, config.freeze == "all" or epoch < config.freeze)
+
+    return replace(
+        task,
+        rates={**task.rates, **learning_rates(task.model, config)},
+        spared=frozenset() if config.decay_norms else spared_of_decay(task.model),
+        before_epoch=before_epoch,
+    )
+
+
+def learning_rates(model: nn.Module, config: FineTuningConfig) -> dict[str, float]:
+    """Names of the model's pretrained parameters → factors on the learning rate; see the module's docstring.
+
+    Raises:
+        ConfigError: a layer decay for a backbone whose layers timm does not tell apart.
+    """
+    rates: dict[str, float] = {}
+    for prefix, backbone in _backbones(model).items():
+        names = [name for name, _ in backbone.body.named_parameters()]
+        if config.layer_decay is None:
+            rates |= {prefix + name: config.backbone_rate for name in names}
+            continue
+        layers = _layers(backbone, names)
+        above = 1 + max(layers.values())
+        rates |= {prefix + name: config.backbone_rate * config.layer_decay ** (above - layers[name]) for name in names}
+    return rates
+
+
+def spared_of_decay(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that weight decay leaves alone: norms and biases, and what timm's network names, such as
+    position embeddings."""
+    groups = param_groups_weight_decay(model, 1.0)
+    plain = {id(parameter) for group in groups if not group["weight_decay"] for parameter in group["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in plain}
+    for prefix, backbone in _backbones(model).items():
+        whole = _whole_network(backbone)
+        patterns = whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else ()
+        for name, original in _original_names(backbone, whole).items():
+            if any(fnmatch.fnmatch(original, pattern) for pattern in patterns):
+                names.add(prefix + name)
+    return frozenset(names)
+
+
+def hold(model: nn.Module, held: bool) -> None:
+    """Keeps the weights and running statistics of the model's backbone as they are, or lets go of the weights.
+
+    Call it after ``model.train()``, which lets go of the statistics.
+    """
+    for backbone in _backbones(model).values():
+        backbone.body.requires_grad_(not held)
+        if held:
+            backbone.body.eval()
+
+
+def _backbones(model: nn.Module) -> dict[str, Backbone]:
+    """Prefix of a body's parameter names → its backbone."""
+    return {f"{name}.body.": module for name, module in model.named_modules() if isinstance(module, Backbone)}
+
+
+def _layers(backbone: Backbone, names: list[str]) -> dict[str, int]:
+    """The body's parameters → how many layers lie between them and the image."""
+    whole = _whole_network(backbone)
+    originals = _original_names(backbone, whole)
+    if not hasattr(whole, "group_matcher") or any(name not in originals for name in names):
+        raise ConfigError(
+            f"concepts.layer_decay: timm does not tell of which layers the parameters of {backbone.config.backbone} "
+            "are; set it to null: concepts.backbone_rate slows the whole backbone"
+        )
+    layers = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
+    return {name: layers[originals[name]] for name in names}
+
+
+def _whole_network(backbone: Backbone) -> Any:  # a timm network, untyped
+    """timm's network that the body is a part of, without memory for its weights."""
+    with torch.device("meta"):
+        return timm.create_model(backbone.config.backbone, in_chans=backbone.mean.numel())
+
+
+def _original_names(backbone: Backbone, whole: nn.Module) -> dict[str, str]:
+    """The body's parameters → their names in the whole network.
+
+    timm's feature extractors (``timm.models._features``) keep a network's names, or join their first two parts, or hold
+    the network as ``model`` or ``body``.
+    """
+    originals: dict[str, str] = {}
+    for name, _ in whole.named_parameters():
+        first, _, rest = name.partition(".")
+        originals |= {name: name, f"{first}_{rest}": name, f"model.{name}": name, f"body.{name}": name}
+    return {name: originals[name] for name, _ in backbone.body.named_parameters() if name in originals}
