@@ -30,6 +30,10 @@ def _stages(file: str) -> str:
     return _block(layered.svg(rooms.stages(file), f"The stages of {file}"))
 
 
+def _file(name: str) -> str:
+    return _block((rooms.ROOT / name).read_text().replace("\n", ""))
+
+
 def _block(drawing: str) -> str:
     """HTML that Markdown leaves alone."""
     return f"<div>{drawing}</div>"
@@ -41,4 +45,4 @@ def _modules(package: str) -> str:
     return "\n".join(["| module | |", "|---|---|", *rows])
 
 
-_DRAWERS = {"rooms": _rooms, "stages": _stages, "modules": _modules}
+_DRAWERS = {"file": _file, "rooms": _rooms, "stages": _stages, "modules": _modules}

@@ -8,6 +8,7 @@ Colours are the page's own variables, so a drawing follows its light and dark fo
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from html import escape
 from statistics import fmean
 
@@ -30,13 +31,14 @@ def svg(drawing: Drawing, title: str) -> str:
     right = max(x[node] + widths[node] / 2 for node in x) + MARGIN
     height = len(floors) * FLOOR_HEIGHT - (FLOOR_HEIGHT - BOX_HEIGHT) + 2 * MARGIN
     top = {node: MARGIN + level[node] * FLOOR_HEIGHT for node in level}
-    lines = [_arrow([(x[node], top[node], isinstance(node, str)) for node in path]) for path in paths]
-    lines += [_beside(x, widths, top, a, b) for a, b in drawing.arrows if a < b and level[a] == level[b]]
+    tip = "tip-" + "-".join(title.lower().split())
+    lines = [_arrow([(x[node], top[node], isinstance(node, str)) for node in path], tip) for path in paths]
+    lines += [_beside(x, widths, top, a, b, tip) for a, b in drawing.arrows if a < b and level[a] == level[b]]
     boxes = [_box(name, drawing, x[name], top[name], widths[name]) for floor in drawing.floors for name in floor]
     return (
         f'<svg class="house" role="img" aria-label="{escape(title)}" style="max-width: {right - left:.0f}px" '
         f'viewBox="{left:.0f} 0 {right - left:.0f} {height:.0f}" xmlns="http://www.w3.org/2000/svg">'
-        f'<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+        f'<defs><marker id="{tip}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
         f'orient="auto-start-reverse"><path d="M0 0 8 4 0 8z"/></marker></defs>{"".join(lines + boxes)}</svg>'
     )
 
@@ -161,7 +163,7 @@ def _box(name: str, drawing: Drawing, x: float, top: float, width: float) -> str
     return f'<a href="{escape(drawing.links[name])}">{group}</a>' if name in drawing.links else group
 
 
-def _arrow(points: list[tuple[float, float, bool]]) -> str:
+def _arrow(points: list[tuple[float, float, bool]], tip: str) -> str:
     """A curve from the lower edge of the first box over the points to the upper edge of the last."""
     x, top, _ = points[0]
     parts = [f"M{x:.0f} {top + BOX_HEIGHT}"]
@@ -172,13 +174,15 @@ def _arrow(points: list[tuple[float, float, bool]]) -> str:
         if not is_box:
             parts.append(f"V{next_top + BOX_HEIGHT}")
         x, y = next_x, next_top + (0 if is_box else BOX_HEIGHT)
-    return f'<path class="arrow" marker-end="url(#tip)" d="{"".join(parts)}"/>'
+    return f'<path class="arrow" marker-end="url(#{tip})" d="{"".join(parts)}"/>'
 
 
-def _beside(x: dict[Node, float], widths: dict[Node, float], top: dict[Node, float], a: str, b: str) -> str:
+def _beside(
+    x: Mapping[Node, float], widths: Mapping[Node, float], top: Mapping[Node, float], a: str, b: str, tip: str
+) -> str:
     """An arrow with two heads between two boxes of one floor."""
     left, right = sorted((a, b), key=x.__getitem__)
     start, end = x[left] + widths[left] / 2, x[right] - widths[right] / 2
     y = top[a] + BOX_HEIGHT / 2
-    heads = 'marker-start="url(#tip)" marker-end="url(#tip)"'
+    heads = f'marker-start="url(#{tip})" marker-end="url(#{tip})"'
     return f'<path class="arrow" {heads} d="M{start:.0f} {y:.0f}H{end:.0f}"/>'
