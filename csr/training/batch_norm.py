@@ -70,9 +70,9 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        variance, mean = torch.var_mean(images.float(), _all_but_channels(images), correction=0)
+        variance, mean = torch.var_mean(_exact(images), _all_but_channels(images), correction=0)
         count = mean.new_full((1,), images.numel() / images.shape[1])
-        pieces = [torch.empty(2 * len(mean) + 1, device=mean.device) for _ in range(world_size())]
+        pieces = [mean.new_empty(2 * len(mean) + 1) for _ in range(world_size())]
         dist.all_gather(pieces, torch.cat([mean, variance, count]))
         means, variances, counts = torch.stack(pieces).split([len(mean), len(mean), 1], 1)
         count = counts.sum()
@@ -86,15 +86,20 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         images, weight, mean, scale, count = ctx.saved_tensors
         dims, shape = _all_but_channels(images), (1, -1) + (1,) * (images.ndim - 2)
-        normal = (images.float() - mean.view(shape)) * scale.view(shape)
-        own = torch.stack([gradient.float().sum(dims), (gradient.float() * normal).sum(dims)])
+        gradient, normal = _exact(gradient), (_exact(images) - mean.view(shape)) * scale.view(shape)
+        own = torch.stack([gradient.sum(dims), (gradient * normal).sum(dims)])
         sums = own.clone()
         dist.all_reduce(sums)
         shift, slope = (sums / count).view(2, *shape)
         factor = (scale if weight is None else scale * weight).view(shape)
-        inward = (factor * (gradient.float() - shift - normal * slope)).to(images.dtype)
+        inward = (factor * (gradient - shift - normal * slope)).to(images.dtype)
         # of weight and bias each process gives its own part, as of every other parameter
         return inward, None if weight is None else own[1], None if weight is None else own[0], None
+
+
+def _exact(values: Tensor) -> Tensor:
+    """At least float32, whatever the precision of the network."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _all_but_channels(images: Tensor) -> list[int]:

@@ -162,7 +162,7 @@ def _check_scale(scaler: torch.amp.GradScaler, section: str, epoch: int) -> None
     """Refuses to go on where float16 skips one step after another: below 1 it is the gradients that are too large."""
     if scaler.is_enabled() and scaler.get_scale() < 1:
         raise TrainingError(
-            f"the gradients outgrew float16 in epoch {epoch}, and most steps were skipped; set {section}.precision to "
+            f"the gradients outgrew float16 in epoch {epoch}, so steps were skipped; set {section}.precision to "
             f"float32, or lower {section}.learning_rate"
         )
 

@@ -1,9 +1,10 @@
 """Two processes that share each batch learn what one learns alone: real ones, over gloo, on made-up data.
 
-What differs is rounding: sums are added up in another order. Seen were 2e-5 of a loss and 4e-6 of a weight in the mean.
-Adam divides gradients by their size, so where a gradient is nothing but rounding, so is the direction of a step: single
-weights differed by 2e-3. Where each process has its own BatchNorm, augmentation or count of known labels, losses differ
-by 3e-2 and more.
+What differs is rounding: sums are added up in another order. Adam magnifies it, for it divides gradients by their size:
+where one is nothing but rounding, so is the direction of its step. So that no mistake can hide behind that, stage 1's
+network computes in float64 here, though not its loss: losses then agree to 1e-7 and weights to 3e-7, those of stage 2,
+in float32, to 3e-6 and 1e-7. In float32 three epochs of stage 1 agree to 2e-4 in their losses; single weights differ
+by 0.04. Where each process has its own BatchNorm, augmentation or count of known labels, losses differ by 0.06 or more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from csr.data.prepared import PreparedSet
 from csr.errors import ConfigError, CSRError
-from csr.network.concept_model import ConceptModelConfig
+from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training import concepts as stage1
 from csr.training import runtime
 from csr.training.augmentation import AugmentConfig, Draws, augment
@@ -38,8 +39,7 @@ STAGE1 = ConceptTrainingConfig(
     NET, AugmentConfig(rotate=10, shift=0.1, flip=True), epochs=3, batch_size=8, precision="float32"
 )
 STAGE2 = PrototypeConfig(per_concept=3, width=8, blocks=1, epochs=3, batch_size=10, reseed=True)
-LOGGED = 2e-4  # relative tolerance of every logged number
-MEAN, LARGEST = 1e-4, 1e-2  # tolerance of weights
+TOLERANCE = 2e-5  # of weights, and relative of every logged number
 
 
 def one_sided(collection):
@@ -47,6 +47,11 @@ def one_sided(collection):
     labels = collection.concept_labels()
     labels[::2, 1:] = np.nan
     return with_labels(collection, labels)
+
+
+def doubled(*given: Any) -> ConceptModel:
+    """A concept model in float64; see above."""
+    return ConceptModel(*given).double()
 
 
 def trainings(folder: Path) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def work(rank: int, folder: Path) -> None:
         answers["validated"].append(rows)
         return original(data, rows, batch_size)
 
-    stage1.image_batches = watched
+    stage1.image_batches, stage1.ConceptModel = watched, doubled
     answers["trainings"] = trainings(folder)
     answers["normal"] = normalise(rank)
     answers["gathered"] = runtime.gather(torch.arange(3 - 2 * rank) + 10 * rank)
@@ -132,7 +137,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder) -> dict[str, Any]:
-    return trainings(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage1, "ConceptModel", doubled)
+        return trainings(folder)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +156,7 @@ TRAINED = pytest.mark.parametrize("name", ["concepts", "frozen", "prototypes", "
 def test_two_processes_have_the_loss_curve_of_one(alone, together, name):
     for expected, *found in zip(alone[name][1], *(each["trainings"][name][1] for each in together), strict=True):
         assert found[0] == pytest.approx(found[1], nan_ok=True)
-        assert found[0] == pytest.approx(expected, rel=LOGGED, abs=1e-6, nan_ok=True)
+        assert found[0] == pytest.approx(expected, rel=TOLERANCE, abs=1e-6, nan_ok=True)
 
 
 @TRAINED
@@ -158,9 +165,8 @@ def test_two_processes_have_the_weights_of_one_under_the_same_names(alone, toget
     for each in together:
         found = each["trainings"][name][0]
         assert found.keys() == expected.keys()
-        off = torch.cat([(found[key].double() - value.double()).abs().flatten() for key, value in expected.items()])
-        assert off.max() < LARGEST
-        assert off.mean() < MEAN
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, atol=TOLERANCE, rtol=TOLERANCE, msg=key)
 
 
 def test_every_study_is_validated_by_one_process(folder, together):
