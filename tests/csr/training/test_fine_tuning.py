@@ -12,7 +12,7 @@ from torch import nn
 
 from csr.errors import ConfigError
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
-from csr.training import concepts as stage1
+from csr.network.rebuild import concept_model_checkpoint
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig, train_concepts
 from csr.training.fine_tuning import fine_tuned, hold, learning_rates, spared_of_decay
@@ -215,7 +215,7 @@ def test_what_cannot_be_is_refused_by_naming_the_key(changes, sentence):
 def test_a_checkpoint_of_a_fine_tuned_model_is_like_any_other(data, pretrained):
     config = replace(pretrained, epochs=1, freeze="all", decay_norms=False, layer_decay=0.7)
     model = train_concepts(data, config, SilentCallbacks())
-    state = stage1.to_checkpoint(model, data.collection.concepts)
-    plain = stage1.to_checkpoint(ConceptModel(NET, 1, 3), data.collection.concepts)
+    state = concept_model_checkpoint(model)
+    plain = concept_model_checkpoint(ConceptModel(NET, 1, 3))
     assert state["weights"].keys() == plain["weights"].keys()
     assert not any(value.requires_grad for value in state["weights"].values())

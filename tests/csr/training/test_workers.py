@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from csr.data.prepared import PreparedSet
 from csr.errors import ConfigError, CSRError
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.network.rebuild import concept_model_checkpoint
 from csr.training import concepts as stage1
 from csr.training import runtime
 from csr.training.augmentation import AugmentConfig, Draws, augment
@@ -63,7 +64,7 @@ def trainings(folder: Path) -> dict[str, Any]:
     for name, config in (("concepts", STAGE1), ("frozen", pretrained)):
         callbacks = SilentCallbacks()
         model = train_concepts(data, config, callbacks)
-        found[name] = (stage1.to_checkpoint(model, data.collection.concepts)["weights"], callbacks.history)
+        found[name] = (concept_model_checkpoint(model)["weights"], callbacks.history)
     for name, config in (("prototypes", STAGE2), ("paper", replace(STAGE2, absence=0.0, agreement=0.0))):
         callbacks = SilentCallbacks()
         found[name] = (train_prototypes(data.collection, cache, config, callbacks).state_dict(), callbacks.history)
