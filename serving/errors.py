@@ -50,6 +50,12 @@ class TooLargeError(ServingError):
     code, status = "too_large", 413
 
 
+class UnsupportedMediaTypeError(ServingError):
+    """A body of another content type than the route reads."""
+
+    code, status = "unsupported_media_type", 415
+
+
 class UnsupportedImageError(ServingError):
     """The bytes are of a kind that this server does not read."""
 

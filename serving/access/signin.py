@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from serving.access.authenticator import Authenticator
+from serving.access.content_types import require_content_type
 from serving.access.credentials import SESSION_COOKIE, read_session, require_same_site
 from serving.access.middleware import SIGN_IN, client_address
 from serving.access.refusals import refusal_headers
@@ -125,8 +126,10 @@ def add_sign_in(app: FastAPI, authenticator: Authenticator, secure: bool) -> Non
 
 async def _typed_key(request: Request) -> str:
     """Raises:
+    UnsupportedMediaTypeError: what was sent is no form.
     UnauthenticatedError: the form has none that could be one.
     """
+    require_content_type(request.headers, "application/x-www-form-urlencoded", "multipart/form-data")
     async with request.form(max_files=0, max_fields=4) as fields:
         value = fields.get("key")
     key = value.strip() if isinstance(value, str) else ""

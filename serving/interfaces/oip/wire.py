@@ -6,6 +6,7 @@ In the second form the header ``Inference-Header-Content-Length`` says where the
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from serving.errors import InvalidInferenceError, TooLargeError, UnsupportedEncodingError
+from serving.interfaces import strict_json
 from serving.interfaces.oip.models import ModelSpec, TensorSpec
 from serving.interfaces.oip.schemas import InferAnswer, InferRequest, InputTensor, OutputTensor
 from serving.interfaces.oip.tensors import Tensor, check_parameters, encode, requested
@@ -114,7 +116,9 @@ class AnswerForm:
 
 def _parse(text: bytes) -> InferRequest:
     try:
-        return InferRequest.model_validate_json(text)
+        return InferRequest.model_validate(strict_json.parse(text))
+    except json.JSONDecodeError as error:
+        raise InvalidInferenceError(f"the body is no JSON: {error.msg}") from None
     except ValidationError as error:  # one sentence, and never the input: it may be a patient's
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])[:200]

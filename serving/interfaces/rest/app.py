@@ -22,6 +22,7 @@ from serving.interfaces.oip.rest import add_open_inference
 from serving.interfaces.rest import catalogue, dicom, sessions, studies
 from serving.interfaces.rest.errors import RESPONSES, add_error_handlers
 from serving.interfaces.rest.headers import AnswerHeaders
+from serving.interfaces.rest.heads import AnswerHeads
 from serving.interfaces.rest.limits import LimitBody
 from serving.interfaces.schemas import Health
 from serving.telemetry.middleware import RequestTelemetry
@@ -34,7 +35,7 @@ PAGE = Path(__file__).parents[1] / "page"
 
 def create_server(service: Service) -> ASGIApp:
     """The application as it is served: each request has an id and a client, and is counted, traced and logged."""
-    app = RequestTelemetry(create_app(service), service.telemetry.metrics, service.telemetry.tracing)
+    app = RequestTelemetry(AnswerHeads(create_app(service)), service.telemetry.metrics, service.telemetry.tracing)
     return AnswerHeaders(ClientAddress(app, service.addresses))
 
 

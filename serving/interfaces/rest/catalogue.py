@@ -10,6 +10,7 @@ from starlette.convertors import IntegerConvertor, register_url_convertor
 
 from serving.core.timing import Timing
 from serving.interfaces.rest.context import PNG, CallerOf, png
+from serving.interfaces.rest.routing import strict_router
 from serving.interfaces.schemas import AtlasAnswer, ModelsAnswer, ReviewAnswer, ReviewRequest, ReviewsAnswer, Sample
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ register_url_convertor("index", _Index())
 
 def routes(service: Service) -> APIRouter:
     """All of them, over one service."""
-    router = APIRouter(prefix="/v1")
+    router = strict_router()
     catalogue, models = service.catalogue, service.models
 
     @router.get("/atlas")

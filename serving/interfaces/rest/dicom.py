@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from serving.dicom.nodes import Query as DicomQuery
 from serving.interfaces.rest.context import CallerOf
+from serving.interfaces.rest.routing import strict_router
 from serving.interfaces.rest.studies import Digest
 from serving.interfaces.schemas import StudyAnswer
 from serving.interfaces.schemas.dicom import (
@@ -31,7 +32,7 @@ _Text = Annotated[str | None, Query(max_length=64)]
 
 def routes(service: Service) -> APIRouter:
     """All of them, over one service."""
-    router = APIRouter(prefix="/v1")
+    router = strict_router()
     documents = service.documents
 
     @router.get("/nodes")

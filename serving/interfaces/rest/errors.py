@@ -29,6 +29,8 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]  # one sentence, and never the input: it may hold a NaN, or a patient's name
+        if first["type"] == "json_invalid":
+            return answer(request.scope, 422, "invalid_request", f"body: is no JSON: {first['ctx']['error']}")
         place = ".".join(str(part) for part in first["loc"])
         return answer(request.scope, 422, "invalid_request", f"{place}: {first['msg']}")
 

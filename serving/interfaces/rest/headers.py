@@ -6,7 +6,6 @@ frame and to tell other sites nothing. An answer that sets one of them itself ke
 
 from __future__ import annotations
 
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.telemetry.middleware import REQUEST_ID, settle_request_id
@@ -45,8 +44,3 @@ class AnswerHeaders:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
-
-
-def of_every_answer() -> list[Middleware]:
-    """For Ray Serve, which adds an id of its own to what the application answers, and answers some requests itself."""
-    return [Middleware(AnswerHeaders)]

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi import Path as InPath
 
 from serving.access.sessions import Session
+from serving.interfaces.rest.routing import strict_router
 from serving.interfaces.schemas import SessionsAnswer, SignedIn
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _Id = Annotated[str, InPath(description="of a session that was listed", max_leng
 
 def routes(service: Service) -> APIRouter:
     """All of them, over one service."""
-    router = APIRouter(prefix="/v1")
+    router = strict_router()
     sessions = service.authenticator.sessions
 
     @router.get("/sessions")

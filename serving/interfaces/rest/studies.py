@@ -12,6 +12,7 @@ from serving.core.intake import Upload
 from serving.core.timing import Timing
 from serving.errors import TooManyFilesError
 from serving.interfaces.rest.context import PNG, CallerOf, answered, png
+from serving.interfaces.rest.routing import strict_router
 from serving.interfaces.schemas import (
     InteractionAnswer,
     InteractionRequest,
@@ -33,7 +34,7 @@ Concept = Annotated[str, InPath(description="a concept's name", max_length=200)]
 
 def routes(service: Service) -> APIRouter:
     """All of them, over one service."""
-    router = APIRouter(prefix="/v1")
+    router = strict_router()
     plane = service.plane
 
     @router.post(

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
 import httpx2 as httpx
+import psutil
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from csr.bundle.format import Bundle
@@ -27,7 +39,8 @@ from serving.client import Box, Client, ClientError, InteractionRequest
 from serving.deploy import cluster
 from serving.deploy.cluster import free_port
 from serving.deploy.config import parse_config
-from tests.bench.servers import ray_serve
+from serving.deploy.haproxy import HEADERS_S
+from tests.bench.servers import family, ray_serve
 from tests.serving.conftest import altered_copy, stripes
 from tests.serving.interfaces.oip.conftest import expected, inputs, reasoner_inputs, runner
 from tests.serving.interfaces.oip.test_protocol import PROTOCOLS, Arrays, check_conversation, converse, tensors
@@ -46,6 +59,11 @@ class Server:
     grpc: str
 
     @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        return str(parts.hostname), int(parts.port or 0)
+
+    @property
     def log(self) -> Path:
         return self.folder / "log"
 
@@ -59,6 +77,20 @@ class Server:
 
 def command(bundle: Path, port: int, *more: str) -> list[str]:
     return [sys.executable, "-m", "serving.deploy.app", "--bundle", str(bundle), "--port", str(port), *more]
+
+
+def certificate(folder: Path) -> dict[str, str]:
+    """A server's certificate for this machine, by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+    signed = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    (folder / "cert.pem").write_bytes(signed.public_bytes(Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +127,26 @@ def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 process.kill()
 
 
-def test_the_server_listens(server: Server) -> None:
+@pytest.fixture(scope="module")
+def slow(server: Server) -> Iterator[Future[float]]:
+    """How long a client may take for its headers that sends a byte a second; found out while other tests run."""
+
+    def send() -> float:
+        began = time.monotonic()
+        with socket.create_connection(server.address, 1) as line, contextlib.suppress(ConnectionError):
+            line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            while time.monotonic() - began < 60:
+                line.sendall(b"a")
+                with contextlib.suppress(TimeoutError):
+                    if not line.recv(4096):
+                        break
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(send)
+
+
+def test_the_server_listens(slow: Future[float], server: Server) -> None:
     """Waits for the start, so that the next test's time is its own."""
     answer = httpx.get(f"{server.url}/health/ready", timeout=20, trust_env=False)
     assert answer.json() == {"status": "ready"}
@@ -134,15 +185,29 @@ def test_more_uploads_at_once_than_threads(server: Server) -> None:
 
 
 def test_two_servers_on_one_machine_answer_their_own_clients(server: Server, bundle: Bundle, tmp_path: Path) -> None:
-    """Each knows its own keys alone, so whoever is answered by the other is refused."""
-    with ray_serve(bundle.path, tmp_path) as second:
-        for each in (server, second):
-            with Client(each.url, each.key) as client:
-                assert {client.models().models[0].digest for _ in range(8)} == {bundle.digest}
+    """Each knows its own keys alone, so whoever is answered by the other is refused. The second one ends TLS."""
+    port, tls = free_port(), certificate(tmp_path)
+    trusted = ssl.create_default_context(cafile=tls["certificate"])
+    known = grpc.ssl_channel_credentials(Path(tls["certificate"]).read_bytes())
+    with ray_serve(bundle.path, tmp_path, http={"port": port, "tls": tls}) as second:
+        keys = [{"authorization": f"Bearer {each.key}"} for each in (server, second)]
+        with httpx.Client(verify=trusted, trust_env=False, timeout=20) as client:
             for _ in range(8):
-                by_grpc = PROTOCOLS["grpc"].InferenceServerClient(each.grpc)
-                assert by_grpc.get_server_metadata({"authorization": f"Bearer {each.key}"}).name == "csr"
-                by_grpc.close()
+                for url, key in zip((server.url, f"https://localhost:{port}"), keys, strict=True):
+                    assert client.get(f"{url}/v1/models", headers=key).status_code == 200
+            with pytest.raises(httpx.TransportError):
+                client.get(f"http://localhost:{port}/health/live")
+        encrypted = second.grpc.replace("127.0.0.1", "localhost")
+        with grpc.insecure_channel(server.grpc) as plain, grpc.secure_channel(encrypted, known) as secure:
+            for _ in range(8):
+                for channel, key in zip((plain, secure), keys, strict=True):
+                    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+                    asked = stub.ServerMetadata(
+                        service_pb2.ServerMetadataRequest(), metadata=[*key.items()], timeout=20
+                    )
+                    assert asked.name == "csr"
+        with grpc.insecure_channel(second.grpc) as plain, pytest.raises(grpc.RpcError):
+            service_pb2_grpc.GRPCInferenceServiceStub(plain).ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
 
 
 def test_metrics_are_of_all_replicas(server: Server, sample: bytes) -> None:
@@ -169,6 +234,44 @@ def test_an_answer_has_one_id_and_its_headers(server: Server) -> None:
                 ids = answer.headers.get_list("x-request-id")
                 assert answer.status_code == status and answer.headers["x-content-type-options"] == "nosniff"
                 assert ids == ["mine"] if given == "mine" else re.fullmatch("[0-9a-f]{32}", ",".join(ids))
+
+
+def raw(server: Server, *lines: str) -> str:
+    """What the server answers to these lines, whole."""
+    with socket.create_connection(server.address, 20) as line:
+        line.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+        return b"".join(iter(lambda: line.recv(65536), b"")).decode()
+
+
+def test_an_http_1_1_request_names_its_host(server: Server) -> None:
+    answer = raw(server, "GET /health/live HTTP/1.1")
+    assert answer.startswith("HTTP/1.1 400 ") and "names its Host" in answer
+    assert raw(server, "GET /health/live HTTP/1.1", "Host: x").startswith("HTTP/1.1 200 ")
+    assert raw(server, "GET /health/live HTTP/1.0").split()[1] == "200", "the older HTTP has no such rule"
+
+
+@pytest.mark.parametrize(
+    "path", ["/-/healthz", "/-/routes", "/-/ROUTES", "/%2d/routes", "/%2D%2froutes", "http://x/-/routes", "/-/", "/-/x"]
+)
+def test_ray_s_own_routes_are_nobody_s(server: Server, path: str) -> None:
+    answer = raw(server, f"GET {path} HTTP/1.1", "Host: x")
+    assert answer.split()[1] in ("401", "404") and "success" not in answer and "csr" not in answer.split("\r\n\r\n")[1]
+
+
+def test_ray_s_own_calls_are_nobody_s(server: Server) -> None:
+    with grpc.insecure_channel(server.grpc) as channel:
+        for name in ("Healthz", "ListApplications"):
+            call = channel.unary_unary(f"/ray.serve.RayServeAPIService/{name}")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=20)
+            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_haproxy_s_numbers_are_where_the_server_listens(server: Server) -> None:
+    started = [psutil.Process(pid) for pid, _ in family(server.process.pid)]
+    proxies = [line for each in started if each.name() == "haproxy" for line in each.net_connections("tcp")]
+    listening = [line.laddr for line in proxies if line.status == psutil.CONN_LISTEN]
+    assert len(listening) == 4 and {each.ip for each in listening} == {"127.0.0.1"}, listening
 
 
 def test_wrong_keys_are_limited_by_where_they_really_come_from(server: Server, inputs: Arrays) -> None:
@@ -210,6 +313,10 @@ def test_a_session_is_known_to_every_replica_and_ends_everywhere(server: Server)
         assert time.monotonic() < deadline, "a copied cookie outlives the sign-out"
 
 
+def test_who_sends_headers_slowly_is_cut_off(slow: Future[float]) -> None:
+    assert HEADERS_S - 1 < slow.result() < HEADERS_S + 5
+
+
 def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle: Bundle) -> None:
     with Client(server.url, server.key) as client:
         study = client.add_study(("a.png", sample))
@@ -237,13 +344,24 @@ def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle
     assert "Traceback" not in server.log.read_text(), server.failed("a traceback")
     assert server.key not in server.log.read_text()
     with pytest.raises(OSError):
-        socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port), 2)
+        socket.create_connection(server.address, 2)
 
     audit = subprocess.run(
         [sys.executable, "-m", "csr", "audit", "verify"], cwd=server.folder, capture_output=True, text=True, timeout=60
     )
     assert audit.returncode == 0, audit.stderr
     assert ", whole; head " in audit.stdout
+
+
+def test_a_key_of_another_certificate_is_refused_before_anything_starts(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    mixed = certificate(tmp_path) | {"key": certificate(tmp_path / "other")["key"]}
+    config = {"model": {"bundle": str(bundle.path)}, "http": {"port": free_port(), "tls": mixed}}
+    (tmp_path / "serving.yaml").write_text(yaml.safe_dump(config))
+    serve = [sys.executable, "-m", "serving.deploy.app", "--config", "serving.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(serve, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 1 and "http.tls: " in done.stderr and "no certificate and its key" in done.stderr
 
 
 def refusal(bundle: Path, port: int) -> str:
@@ -282,25 +400,22 @@ def test_one_port_for_both_protocols(bundle: Bundle, tmp_path: Path) -> None:
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test sets is undone."""
     names = [name.format(end) for name in cluster._RANGES for end in ("MIN", "MAX")]
-    names += [*cluster._SETTINGS, *cluster._PORTS, cluster._BELIEVES, cluster._BALANCE, "RAY_SERVE_ENABLE_HA_PROXY"]
+    names += [*cluster._SETTINGS, *cluster._PORTS, cluster._BELIEVES, "RAY_SERVE_ENABLE_HA_PROXY"]
     for name in names:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
 
-def test_haproxy_says_whom_it_was_asked_by_and_nobody_else_is_believed(
-    environment: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_haproxy_is_used_and_nobody_else_is_believed(environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
-    monkeypatch.setenv("RAY_SERVE_HAPROXY_BALANCE_ALGORITHM", "roundrobin")
-    assert not cluster.names_clients()
+    assert not cluster.uses_haproxy()
     for _ in range(2):
         assert cluster.set_environment(parse_config({"model": {"bundle": "x"}})) is None
-        assert os.environ["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"] == "roundrobin\n    option forwardfor"
-        assert os.environ["FORWARDED_ALLOW_IPS"] == "" and cluster.names_clients()
+        assert os.environ["FORWARDED_ALLOW_IPS"] == "" and cluster.uses_haproxy()
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
-    cluster.set_environment(parse_config({"model": {"bundle": "x"}}))
-    assert not cluster.names_clients(), "Ray's Python proxy passes on the connection's own address"
+    problem = cluster.set_environment(parse_config({"model": {"bundle": "x"}}))
+    assert problem == "RAY_SERVE_ENABLE_HA_PROXY says so"
+    assert not cluster.uses_haproxy(), "Ray's Python proxy passes on the connection's own address"
 
 
 def test_a_machine_without_haproxy_says_so(environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +425,10 @@ def test_a_machine_without_haproxy_says_so(environment: None, monkeypatch: pytes
     assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
-def test_tls_and_grpc_together_are_refused() -> None:
+def test_tls_and_grpc_together_need_haproxy(environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tls = {"certificate": "a.pem", "key": "b.pem"}
-    with pytest.raises(ConfigError, match="cannot encrypt gRPC"):
-        cluster.set_environment(parse_config({"model": {"bundle": "x"}, "http": {"tls": tls}, "grpc": {"port": 9000}}))
+    config = parse_config({"model": {"bundle": "x"}, "http": {"tls": tls}, "grpc": {"port": 9000}})
+    assert cluster.set_environment(config) is None
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    with pytest.raises(ConfigError, match="gRPC cannot be encrypted"):
+        cluster.set_environment(config)

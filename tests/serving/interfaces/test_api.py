@@ -180,10 +180,7 @@ def test_hostile_uploads(client: TestClient, sample: bytes) -> None:
     bomb = png(np.zeros((8100, 8000), np.uint8))
     assert len(bomb) < 1 << 20
     assert "over the limit" in assert_error(upload(client, bomb), 422, "unreadable_image")
-    assert_error(
-        client.post("/v1/studies", content=sample, headers={"content-type": "image/png"}), 422, "invalid_request"
-    )
-    assert_error(client.post("/v1/studies", data={"file": "text"}), 422, "invalid_request")
+    assert_error(client.post("/v1/studies", files={"file": (None, "text")}), 422, "invalid_request")
     assert_error(client.post("/v1/studies", files={"other": ("a.png", sample)}), 422, "invalid_request")
     broken = client.post("/v1/studies", content=b"xx", headers={"content-type": "multipart/form-data; boundary=q"})
     assert 400 <= broken.status_code < 500 and broken.json()["error"]["code"]
@@ -253,9 +250,67 @@ def test_json_that_is_none(client: TestClient, digest: str, body: str) -> None:
     assert response.json()["error"]["code"] in ("invalid_request", "bad_request")
 
 
-def test_an_interaction_of_the_wrong_content_type(client: TestClient, digest: str) -> None:
-    response = client.post(f"/v1/studies/{digest}/interactions", content="{}", headers={"content-type": "text/plain"})
-    assert_error(response, 422, "invalid_request")
+MULTIPART, JSON = "multipart/form-data; boundary=q", "application/json"
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds", "others"),
+    [
+        ("/v1/studies", [MULTIPART], [JSON, "image/png", "application/x-www-form-urlencoded", None]),
+        ("/v1/studies/batch", [MULTIPART], [JSON, None]),
+        ("/v1/studies/DIGEST/interactions", [JSON, "APPLICATION/JSON ;charset=utf-8"], [MULTIPART, "text/plain", None]),
+        ("/v1/studies/DIGEST/maps", [JSON, "application/vnd.x+json"], ["application/xjson", "json", "text/json"]),
+        ("/v1/studies/DIGEST/report.dcm", [JSON], ["text/plain"]),
+        ("/v1/atlas/mass/0/review", [JSON], ["text/plain"]),
+        ("/sign-in", [MULTIPART, "application/x-www-form-urlencoded"], [JSON, "text/plain", None]),
+    ],
+)
+def test_bodies_say_what_they_are(
+    client: TestClient, digest: str, path: str, kinds: list[str], others: list[str | None]
+) -> None:
+    url = path.replace("DIGEST", digest)
+    for kind in [*kinds, *others]:
+        answer = client.post(url, content=b"{}", headers={"content-type": kind} if kind else {})
+        assert (answer.status_code == 415) is (kind in others), (kind, answer.text)
+        if kind in others and path != "/sign-in":
+            said = assert_error(answer, 415, "unsupported_media_type")
+            assert (repr(kind) if kind else "missing") in said and kinds[0].partition(";")[0] in said
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/studies/DIGEST/interactions", '{"rejected": ["mass"], "rejected": []}'),
+        ("/v1/studies/DIGEST/interactions", '{"rejected": ["mass"], "r\\u0065jected": []}'),
+        ("/v1/studies/DIGEST/interactions", '{"boxes": [{"x_min": 1, "x_min": 2}]}'),
+        ("/v1/studies/DIGEST/maps", '{"alpha": 0.1, "alpha": 0.9}'),
+        ("/v1/atlas/mass/0/review", '{"verdict": "keep", "verdict": "prune"}'),
+        ("/v2/models/csr_encoder/infer", '{"inputs": [], "inputs": []}'),
+        ("/v2/models/csr_encoder/infer", '{"inputs": [{"name": "image", "name": "other"}]}'),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(client: TestClient, digest: str, path: str, body: str) -> None:
+    answer = client.post(path.replace("DIGEST", digest), content=body, headers={"content-type": JSON})
+    assert answer.status_code == (400 if path.startswith("/v2") else 422)
+    assert "is no JSON: Detected duplicate key" in str(answer.json()["error"])
+
+
+def test_head_is_get_without_its_body(client: TestClient, service: Service, digest: str) -> None:
+    paths = [
+        "/", "/page/page.js", "/sign-in", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/v2",
+        "/v1/models", "/v1/atlas", "/v1/samples/0.png", f"/v1/studies/{digest}/image.png",
+        f"/v1/studies/{digest}/maps/mass.png",
+        "/v2/models/csr_encoder", "/v1/nothing", "/page/nothing.js",
+    ]  # fmt: skip
+    for path in paths:
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert head.headers.get("content-type") == got.headers.get("content-type"), path
+        assert int(head.headers["content-length"]) > 0, path
+    assert client.head(f"/v1/studies/{digest}/interactions").status_code == 405
+    stranger = TestClient(create_server(service), raise_server_exceptions=False)
+    assert [stranger.head(path).status_code for path in ("/v1/models", "/metrics", "/health/live")] == [401, 401, 200]
+    assert 'method="HEAD"' in client.get("/metrics").text
 
 
 def test_boxes_drawn_on_an_image_of_another_size(client: TestClient, digest: str) -> None:
