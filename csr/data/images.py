@@ -170,7 +170,7 @@ def check_structure(data: bytes, name: str) -> None:
         whole = _inflated(data[start:], name)
     items = sum(part.count(tag) for part in whole for tag in _ITEM_TAGS)
     if items > MAX_ITEMS:
-        raise ImageError(f"{name}: the DICOM file holds more than {MAX_ITEMS:,} items of sequences, the limit")
+        raise ImageError(f"{name}: holds more than {MAX_ITEMS:,} items of sequences, the limit")
 
 
 def _inflated(rest: bytes, name: str) -> Iterator[bytes]:

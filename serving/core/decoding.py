@@ -51,14 +51,15 @@ class DecodingLimits:
     """What one file may cost.
 
     Args:
-        workers: processes, each decoding one file at a time.
+        workers: processes, each decoding one file at a time; one caller has all but one of them at the most, so that
+            nobody waits for another's dear files.
         seconds: of a processor's time, so that a busy machine refuses nothing that an idle one reads. A worker that
             does nothing is given up after `PATIENCE` times as many by the clock.
         memory_mb: that a worker may allocate (RLIMIT_DATA). An image at the limit of `csr.data.images.MAX_PIXELS`
             needs about 1,200.
     """
 
-    workers: int = 2
+    workers: int = 3
     seconds: float = 10.0
     memory_mb: int = 2048
 

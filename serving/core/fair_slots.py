@@ -8,11 +8,11 @@ Thread-safe.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
-Thing = TypeVar("Thing")
+Thing = TypeVar("Thing", bound=Hashable)
 
 
 class _Turn(Generic[Thing]):
@@ -24,37 +24,48 @@ class _Turn(Generic[Thing]):
 
 
 class FairSlots(Generic[Thing]):
-    """Lends each of some things to one request at a time.
+    """Lends each of some things to one request at a time, and never all of them to one caller, if there are several:
+    what one caller's requests hold for long, others need not wait for.
 
     Args:
-        things: what is lent.
+        things: what is lent; hashable.
     """
 
     def __init__(self, things: Iterable[Thing]) -> None:
         self._guard = threading.Lock()
         self._free = list(things)
+        self._most = max(1, len(self._free) - 1)  # of one caller
+        self._lent: dict[Thing, str] = {}
         self._waiting: OrderedDict[str, deque[_Turn[Thing]]] = OrderedDict()
 
     def take(self, caller: str) -> Thing:
-        """Waits for a thing; give it, or what takes its place, back by `give`."""
+        """Waits for a thing; give it back by `give`."""
+        turn: _Turn[Thing] = _Turn()
         with self._guard:
-            if self._free:
-                return self._free.pop()  # the last one used is the warmest
-            turn: _Turn[Thing] = _Turn()
             self._waiting.setdefault(caller, deque()).append(turn)
+            self._serve()
         turn.come.wait()
         assert turn.thing is not None
         return turn.thing
 
     def give(self, thing: Thing) -> None:
-        """Hands a thing to the next in turn."""
+        """Takes a thing back, for the next in turn."""
         with self._guard:
-            if not self._waiting:
-                self._free.append(thing)
-                return
-            caller, turns = self._waiting.popitem(last=False)
+            del self._lent[thing]
+            self._free.append(thing)
+            self._serve()
+
+    def _serve(self) -> None:
+        """Lends what is free to those whose turn it is."""
+        while self._free and (caller := self._next()) is not None:
+            turns = self._waiting.pop(caller)
             turn = turns.popleft()
             if turns:
                 self._waiting[caller] = turns  # to the end: others first
-        turn.thing = thing
-        turn.come.set()
+            turn.thing = self._free.pop()  # the last one used is the warmest
+            self._lent[turn.thing] = caller
+            turn.come.set()
+
+    def _next(self) -> str | None:
+        held = Counter(self._lent.values())
+        return next((caller for caller in self._waiting if held[caller] < self._most), None)

@@ -144,7 +144,7 @@ class HTTPConfig(_Section):
 class DecodingConfig(_Section):
     """What one uploaded file may cost; see `serving.core.decoding.DecodingLimits`."""
 
-    workers: Count = 2
+    workers: Count = 3
     seconds: Seconds = 10.0
     memory_mb: int = Field(default=2048, ge=256)
 

@@ -38,7 +38,7 @@ def test_callers_take_turns_however_many_requests_one_has():
 
 def test_every_thing_is_lent_once_at_a_time_and_comes_back():
     slots = FairSlots([1, 2])
-    first, second = slots.take("a"), slots.take("a")
+    first, second = slots.take("a"), slots.take("c")
     assert {first, second} == {1, 2}
     taken: list[int] = []
     thread = threading.Thread(target=lambda: taken.append(slots.take("b")))
@@ -50,3 +50,16 @@ def test_every_thing_is_lent_once_at_a_time_and_comes_back():
     assert taken == [first]
     slots.give(second)
     assert slots.take("c") == second
+
+
+def test_one_caller_never_has_all_of_them():
+    slots, order = FairSlots([1, 2, 3]), []
+    first = slots.take("a")
+    slots.take("a")
+    (third,) = waiting(slots, order, ["a"])
+    assert not order, "there is a free one, but not for this caller"
+    slots.give(slots.take("b"))
+    assert not order
+    slots.give(first)
+    third.join(5)
+    assert order == ["a"]

@@ -26,6 +26,7 @@ from schemathesis import GenerationMode, checks
 from csr.bundle.format import Bundle
 from serving.deploy.service import Service
 from serving.interfaces.rest.app import create_app, create_server
+from tests.serving.bombs import BOMBS
 from tests.serving.conftest import client_of, make_service
 from tests.serving.dicom.files import dataset, written
 
@@ -155,6 +156,15 @@ def test_damaged_files_are_refused_or_read(
 def test_undamaged_files_are_read(client: TestClient, kind: str) -> None:
     answer = client.post("/v1/studies", files={"file": ("a", FILES[kind])})
     assert answer.status_code == 201, answer.text
+
+
+@MORE
+@given(kind=st.sampled_from(sorted(BOMBS)), number=st.integers(0, 300))
+def test_files_of_many_parts_are_refused_or_read(client: TestClient, kind: str, number: int) -> None:
+    """Those of very many are in `tests.serving.faults.test_bombs`."""
+    make, _ = BOMBS[kind]
+    answer = client.post("/v1/studies", files={"file": ("a", make(number))})
+    assert answer.status_code in (201, 422), (kind, number, answer.text)
 
 
 numbers = st.floats() | st.integers(-(2**70), 2**70) | st.none() | st.booleans() | st.text(max_size=5)
