@@ -23,12 +23,15 @@ def read_mask(file: Path, width: int, height: int) -> np.ndarray:
     try:
         with Image.open(file, formats=("PNG",)) as image:
             size = image.size  # known before the pixels are unpacked
+            frames = getattr(image, "n_frames", 1)
             values = np.asarray(image) if size == (width, height) else np.zeros(0)
             bands = image.getbands()
     except FileNotFoundError:
         raise ImageError("there is no such file") from None
     except Exception as error:  # Pillow raises many types for damaged files
         raise ImageError(f"cannot be read as a PNG image ({error})") from None
+    if frames > 1:
+        raise ImageError(f"is an animation of {frames} frames; save one picture a file")
     if size != (width, height):
         raise ImageError(f"is of {size[0]}×{size[1]} pixels and its image of {width}×{height} when it is upright")
     values = values.reshape(height, width, len(bands))[..., : len(bands) - ("A" in bands)]

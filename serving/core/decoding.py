@@ -97,7 +97,7 @@ class DecodingPool:
         try:
             worker = self._worker(slot)
             try:
-                return _study(*worker.ask(task, data, PATIENCE * self.limits.seconds))
+                return study_of(*worker.ask(task, data, PATIENCE * self.limits.seconds))
             except TimeoutError:
                 reason = f"takes longer than {self.limits.seconds:g} seconds to decode, the limit"
             except MemoryError:
@@ -189,7 +189,12 @@ class _Worker:
         self._started = True
 
 
-def _study(answer: dict[str, Any], pixels: bytes) -> StoredStudy:
+def study_of(answer: dict[str, Any], pixels: bytes) -> StoredStudy:
+    """What a worker answered, as a study.
+
+    Raises:
+        ServingError: the file was refused.
+    """
     if (error := answer.get("error")) is not None:
         refusal: type[ServingError] = _REFUSALS.get(error, UnreadableImageError)
         raise refusal(answer["message"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import platform
 import sqlite3
@@ -20,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2 as httpx
 import numpy as np
@@ -29,9 +30,13 @@ import tritonclient.http as triton_http
 
 from csr.bundle.format import Bundle
 from csr.interaction.corrections import Interaction, RegionBox
+from serving.core.decoding import DecodingPool, study_of
+from serving.deploy import decoder
 from serving.engines import OrtEngine, TritonEngine
 from serving.engines.triton import ENCODER, REASONER, build_repository
+from serving.store.studies import StoredStudy
 from tests.bench.servers import Serving, echo, family, processor_s, ray_serve, resident_mb
+from tests.serving.conftest import add, make_service
 from tests.serving.engines.triton.server import triton_server
 from tests.serving.interfaces.oip.test_protocol import Key, tensors
 
@@ -40,6 +45,7 @@ BATCH, ENCODE_S, ENCODE_ROUNDS = 8, 5.0, 5
 CLIENTS_A_CORE = 4  # so that none of them waits for another's client
 CLIENTS, MANY = 32, 3200
 LONG = 10_000
+DECODED = 200
 
 
 def main() -> None:
@@ -65,6 +71,8 @@ def main() -> None:
         lines += memory(bundle, server)
         lines += engines(bundle, folder)
         lines += throughput(bundle, server, folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        lines += decoding(bundle, Path(scratch))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -247,6 +255,53 @@ def throughput(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
             f"| {spent:.1f} ms | {f'{asked:.1f} ms' if asked else 'none'} |"
         )
     return [*lines, ""]
+
+
+class _DecodingHere:
+    """In place of a `DecodingPool`: decodes in the process, and the thread, that asks."""
+
+    def decode(self, data: bytes, name: str, channels: int, side: int, salt: bytes, caller: str) -> StoredStudy:
+        about, pixels = decoder.read(data, name, channels, side, salt)
+        return study_of(json.loads(about), pixels)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+def decoding(bundle: Bundle, folder: Path) -> list[str]:
+    """What processes of their own for decoding cost uploads: the same service with them and without, in turns.
+
+    Without HTTP and Ray, which would hide a part of it.
+    """
+    png = (bundle.path / "samples" / bundle.samples()[0]["file"]).read_bytes()
+    count = itertools.count()
+    pools: dict[str, DecodingPool] = {
+        "in processes of their own": DecodingPool(),
+        "in the replica's threads": cast(DecodingPool, _DecodingHere()),
+    }
+    services = {
+        name: make_service(bundle.path, folder / str(number), decoding=pool)
+        for number, (name, pool) in enumerate(pools.items())
+    }
+    rates: dict[str, list[float]] = {name: [] for name in services}
+    clients = (os.cpu_count() or 1) * CLIENTS_A_CORE
+    with ThreadPoolExecutor(clients) as threads:
+        for _ in range(ENCODE_ROUNDS + 1):
+            for name, service in services.items():
+                files = [_altered(png, next(count)) for _ in range(DECODED)]
+                started = time.perf_counter()
+                list(threads.map(lambda file, plane=service.plane: add(plane, file), files))
+                rates[name].append(DECODED / (time.perf_counter() - started))
+    for service in services.values():
+        service.close()
+    for pool in pools.values():
+        pool.close()
+    ratio = statistics.median(a / b for a, b in zip(*(each[1:] for each in rates.values()), strict=True))
+    lines = ["## Decoding in processes of its own", "", "| uploads, without HTTP | images a second |", "|---|---|"]
+    for name, (_, *found) in rates.items():  # the first round warms up
+        lines.append(f"| decoded {name} | {statistics.median(found):.0f} ({min(found):.0f} to {max(found):.0f}) |")
+    said = f"With processes: {ratio:.2f} × the throughput without, the median of {ENCODE_ROUNDS} rounds' ratios."
+    return [*lines, "", said, ""]
 
 
 def _study(bundle: Bundle, server: Serving) -> tuple[str, dict[str, Any], int]:

@@ -64,14 +64,16 @@ DECODING = DecodingPool()  # one for all tests: workers take a second to start
 atexit.register(DECODING.close)
 
 
-def make_service(bundle: Path, folder: Path, engine: Engine | None = None, **sections: Any) -> Service:
+def make_service(
+    bundle: Path, folder: Path, engine: Engine | None = None, decoding: DecodingPool = DECODING, **sections: Any
+) -> Service:
     """A service over a store of its own."""
     store = {"url": f"sqlite:///{folder}/store.db", "ledger_key_file": str(folder / "ledger.key")}
     dicom = {"salt_file": str(folder / "salt.key")} | sections.pop("dicom", {})
     model = {"bundle": str(bundle)} | sections.pop("model", {})
     config = parse_config({"model": model, "store": store, "dicom": dicom, **sections})
     make = engine_maker(config.engine) if engine is None else lambda bundle, version: engine
-    return Service.open(config, Telemetry.open(), make, decoding=DECODING)
+    return Service.open(config, Telemetry.open(), make, decoding=decoding)
 
 
 def serve_instead(service: Service, bundle: Bundle, engine: Engine | None = None) -> None:

@@ -119,6 +119,13 @@ def test_masks_of_any_mode_are_set_where_they_are_not_0(tmp_path: Path, mode: st
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", 40, 20), DISC)
 
 
+def test_an_animation_is_no_mask(tmp_path: Path) -> None:
+    frames = [Image.fromarray(np.full((4, 6), value, np.uint8)) for value in (0, 255)]
+    frames[0].save(tmp_path / "mask.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match="is an animation of 2 frames"):
+        read_mask(tmp_path / "mask.png", 6, 4)
+
+
 def test_transparency_marks_nothing(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (0, 0, 0, 255)).save(tmp_path / "mask.png")
     with pytest.raises(ImageError, match="is 0 everywhere"):
