@@ -15,6 +15,7 @@ import pytest
 from serving.access.keys import FRESH_S, MAX_KEYS, RETRY_S, KeyStore
 from serving.access.roles import Role
 from serving.errors import InvalidKeyNameError, KeyConflictError, StoreError, UnknownKeyError
+from serving.store import Store
 from serving.store.database import Database
 from tests.serving.access.conftest import Clock, Queries
 
@@ -105,10 +106,10 @@ def test_an_unknown_id_cannot_be_revoked(keys: KeyStore) -> None:
         keys.revoke("0123456789abcdef")
 
 
-def test_a_key_revoked_elsewhere_ends_in_time(keys: KeyStore, database: Database, secret: str, clock: Clock) -> None:
+def test_a_key_revoked_elsewhere_ends_in_time(keys: KeyStore, store: Store, secret: str, clock: Clock) -> None:
     key = keys.find(secret)
     assert key
-    KeyStore(database).revoke(key.id)
+    KeyStore(store).revoke(key.id)
     clock.now += FRESH_S - 0.01
     assert keys.find(secret) == key
     clock.now += 0.01
@@ -116,9 +117,9 @@ def test_a_key_revoked_elsewhere_ends_in_time(keys: KeyStore, database: Database
     assert keys.find(secret) is None
 
 
-def test_a_key_made_elsewhere_works_in_time(keys: KeyStore, database: Database, clock: Clock) -> None:
+def test_a_key_made_elsewhere_works_in_time(keys: KeyStore, store: Store, clock: Clock) -> None:
     assert keys.find(WRONG) is None
-    key, secret = KeyStore(database).create("reader-2", Role.READER)
+    key, secret = KeyStore(store).create("reader-2", Role.READER)
     clock.now += RETRY_S
     assert keys.find(secret) == key
 
