@@ -251,9 +251,7 @@ class DataPlane:
             for (model, study), receipt in zip(encoded, receipts, strict=True)
         ]
 
-    def _record(
-        self, entries: Sequence[Entry], timing: Timing, keep: Also | None = None
-    ) -> list[Receipt]:
+    def _record(self, entries: Sequence[Entry], timing: Timing, keep: Also | None = None) -> list[Receipt]:
         try:
             receipts = self.store.ledger.append(entries, keep)
         except StoreError:

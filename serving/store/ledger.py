@@ -6,9 +6,9 @@ H is HMAC-SHA256 with a secret key, so that whoever can write to the database bu
 unnoticed; without a key it is SHA-256, which shows accidents and clumsy hands only. `Ledger.verify` finds any entry
 that was changed, removed, added or moved. The head, sealed the same way from the first, empty one on, says how long the
 chain is, so that it cannot be cut at its end either; nobody reads a row that it does not reach, and nothing is added
-behind a head whose seal is broken. Entries say what other tables hold, too (`serving.store.rows`), and those are compared
-with them. A database that was put back whole to an earlier state is sound in itself: compare with a head that was noted
-elsewhere.
+behind a head whose seal is broken. Entries say what other tables hold, too (`serving.store.rows`), and the tables are
+compared with them. A database that was put back whole to an earlier state is sound in itself: compare with a head that
+was noted elsewhere.
 
 Concurrency: `Ledger.append` returns when its entry is durable. One transaction at a time writes; whoever waits
 meanwhile rides in the next, so under load many entries share one sync of the disk. Replicas take turns at the head.

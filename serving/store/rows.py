@@ -38,7 +38,7 @@ class Sealed:
     columns: tuple[sa.Column[Any], ...]
     says: Callable[..., str]
 
-    def key(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    def key(self, values: Mapping[str, Any] | sa.RowMapping) -> tuple[Any, ...]:
         """A row's primary key."""
         return tuple(values[column.name] for column in self.table.primary_key)
 
@@ -73,7 +73,7 @@ class Replay:
     def __init__(self) -> None:
         self._expected: dict[str, dict[tuple[Any, ...], tuple[Any, ...]]] = {name: {} for name in SEALED}
 
-    def take(self, entry: Mapping[str, Any]) -> bool:
+    def take(self, entry: sa.RowMapping) -> bool:
         """Takes note of an entry; False if it cannot be read."""
         if entry["kind"] not in KINDS:
             return True

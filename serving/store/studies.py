@@ -107,8 +107,8 @@ def keep_study(
 ) -> list[Entry]:
     """Keeps a study as an upload brings it, in the transaction that puts on record what this returns.
 
-    One of the same pixels gets the new placement. A DICOM source that is not among the study's is added to them; none is
-    ever replaced.
+    One of the same pixels gets the new placement. A DICOM source that is not among the study's is added to them; none
+    is ever replaced.
 
     Args:
         connection: of `serving.store.ledger.Ledger.append`.

@@ -42,4 +42,4 @@ def test_a_newer_store_is_refused(store: Store) -> None:
     with store.database.write() as connection:
         connection.execute(schema_version.insert().values(version=VERSION + 1))
     with pytest.raises(StoreError, match=f"has tables of version {VERSION + 1}, this server needs {VERSION}"):
-        Database(url(store), seal="")
+        Store.open(url(store), KEY)
