@@ -21,7 +21,7 @@ from serving.store.schema import api_key, assessment, study, study_source
 KINDS = ("study", "key", "migration")  # of the entries that write into tables
 Rows = dict[str, list[dict[str, Any]]]
 _CHUNK = 1000
-_CHARACTERS = 16
+_CHARACTERS = 12
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _sealed(table: sa.Table, says: Callable[..., str], apart: Sequence[str] = ()
     return Sealed(table, tuple(each for each in table.columns if each.name not in apart), says)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """Enough of a digest or an id to find it; as letters that every terminal knows, whatever somebody put there."""
     return ascii(value[:_CHARACTERS])[1:-1] if isinstance(value, str) else ascii(value)[: 2 * _CHARACTERS]
 
@@ -59,10 +59,10 @@ def _short(value: Any) -> str:
 SEALED = {
     each.table.name: each
     for each in (
-        _sealed(study, lambda digest: f"study {_short(digest)}", apart=("canvas",)),
-        _sealed(study_source, lambda digest, number: f"DICOM source {number} of study {_short(digest)}"),
-        _sealed(assessment, lambda digest: f"worklist row of study {_short(digest)}"),
-        _sealed(api_key, lambda key_id: f"key {_short(key_id)}"),
+        _sealed(study, lambda digest: f"study {short(digest)}", apart=("canvas",)),
+        _sealed(study_source, lambda digest, number: f"DICOM source {short(number)} of study {short(digest)}"),
+        _sealed(assessment, lambda digest: f"worklist row of study {short(digest)}"),
+        _sealed(api_key, lambda key_id: f"key {short(key_id)}"),
     )
 }
 
