@@ -123,7 +123,7 @@ def _is_whole(connection: sa.Connection, chain: Chain, found: int) -> bool:
 
 def _rows(connection: sa.Connection, sealed: Sealed) -> Iterator[list[dict[str, Any]]]:
     """What a table holds, in parts. Values that no server wrote are left out, and stay unknown to the ledger."""
-    found = connection.execute(sealed.select().execution_options(yield_per=_ROWS_AN_ENTRY)).mappings()
+    found = connection.execute(sealed.query.execution_options(yield_per=_ROWS_AN_ENTRY)).mappings()
     for part in found.partitions():
         yield [dict(row) for row in part if _can_be_told(row)]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -42,7 +43,8 @@ class Sealed:
         """A row's primary key."""
         return tuple(values[column.name] for column in self.table.primary_key)
 
-    def select(self) -> Any:
+    @cached_property
+    def query(self) -> Any:
         """The sealed columns as the database holds them: SQLAlchemy would make a Boolean of anything."""
         return sa.select(*(sa.type_coerce(each, sa.types.NullType()).label(each.name) for each in self.columns))
 
@@ -89,7 +91,7 @@ class Replay:
         """How the tables differ from what was taken note of."""
         for name, sealed in SEALED.items():
             expected = self._expected[name]
-            query = sealed.select().execution_options(yield_per=_CHUNK)
+            query = sealed.query.execution_options(yield_per=_CHUNK)
             for row in connection.execute(query).mappings():
                 what, known = sealed.says(*sealed.key(row)), expected.pop(sealed.key(row), None)
                 if known is None:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from serving.store.entries import SYSTEM, Caller, Entry
 from serving.store.rows import SEALED, Rows, same_value
 from serving.store.schema import assessment, ledger, study, study_source
 
+_SOURCES = sa.select(study_source.c.number, study_source.c.source).where(study_source.c.study == sa.bindparam("digest"))
+_ADD_SOURCE = study_source.insert()
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -132,13 +135,12 @@ def keep_assessment(connection: sa.Connection, given: Assessment) -> list[Entry]
 
 
 def _keep_source(connection: sa.Connection, digest: str, source: str) -> Rows:
-    query = sa.select(study_source.c.number, study_source.c.source).where(study_source.c.study == digest)
-    known = {text: number for number, text in connection.execute(query)}
+    known = {text: number for number, text in connection.execute(_SOURCES, {"digest": digest})}
     if source in known:
         return {}
     last = max((number for number in known.values() if isinstance(number, int)), default=0)
     row = {"study": digest, "number": last + 1, "added_at": now(), "source": source}
-    connection.execute(study_source.insert().values(row))
+    connection.execute(_ADD_SOURCE, row)
     return {study_source.name: [row]}
 
 
@@ -164,19 +166,33 @@ def _keep(
     Returns:
         What the ledger must know of it.
     """
-    sealed = SEALED[table.name]
+    sealed, (find, insert) = SEALED[table.name], _statements(table)
     (key,) = (column.name for column in table.primary_key)
-    found = connection.execute(sealed.select().where(table.c[key] == row[key])).mappings().one_or_none()
+    found = connection.execute(find, {"key": row[key]}).mappings().one_or_none()
     said = {column.name: row[column.name] for column in sealed.columns}
     if found is None:
-        connection.execute(table.insert().values(row))
+        connection.execute(insert, row)
         return {table.name: [said]}
     changed = [name for name in said if name not in (*lasting, *still) and not same_value(found[name], said[name])]
     apart = [name for name in row if name not in said]  # a study's pixels, which may have been altered
     names = [*changed, *apart, *(still if changed else ())]
     if names:
-        connection.execute(table.update().where(table.c[key] == row[key]).values({name: row[name] for name in names}))
+        connection.execute(_update(table, tuple(names)), {f"new_{name}": row[name] for name in (key, *names)})
     return {table.name: [{name: said[name] for name in (key, *changed, *still)}]} if changed else {}
+
+
+@cache
+def _statements(table: sa.Table) -> tuple[Any, sa.Insert]:
+    """Finds a row by its key, and inserts one. Made once: it costs more than to run them."""
+    (key,) = table.primary_key
+    return SEALED[table.name].query.where(key == sa.bindparam("key")), table.insert()
+
+
+@cache
+def _update(table: sa.Table, names: tuple[str, ...]) -> sa.Update:
+    (key,) = table.primary_key
+    values: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
+    return table.update().where(key == sa.bindparam(f"new_{key.name}")).values(values)
 
 
 def load_sources(database: Database, digest: str) -> list[StoredSource]:
