@@ -22,7 +22,7 @@ from serving.store.schema import api_key, assessment, study, study_source
 KINDS = ("study", "key", "migration")  # of the entries that write into tables
 Rows = dict[str, list[dict[str, Any]]]
 _CHUNK = 1000
-_CHARACTERS = 12
+_NAME = 64  # characters of a key's
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,20 @@ class Sealed:
     Args:
         table: it.
         columns: the sealed ones.
-        says: how a row is called, by its primary key.
+        says: how a row is called, by its values.
     """
 
     table: sa.Table
     columns: tuple[sa.Column[Any], ...]
-    says: Callable[..., str]
+    says: Callable[[Any], str]
 
     def key(self, values: Mapping[str, Any] | sa.RowMapping) -> tuple[Any, ...]:
         """A row's primary key."""
         return tuple(values[column.name] for column in self.table.primary_key)
+
+    def named(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The sealed values of a row by their columns."""
+        return {column.name: value for column, value in zip(self.columns, values, strict=True)}
 
     @cached_property
     def query(self) -> Any:
@@ -49,22 +53,22 @@ class Sealed:
         return sa.select(*(sa.type_coerce(each, sa.types.NullType()).label(each.name) for each in self.columns))
 
 
-def _sealed(table: sa.Table, says: Callable[..., str], apart: Sequence[str] = ()) -> Sealed:
+def _sealed(table: sa.Table, says: Callable[[Any], str], apart: Sequence[str] = ()) -> Sealed:
     return Sealed(table, tuple(each for each in table.columns if each.name not in apart), says)
 
 
-def short(value: Any) -> str:
+def short(value: Any, characters: int = 12) -> str:
     """Enough of a digest or an id to find it; as letters that every terminal knows, whatever somebody put there."""
-    return ascii(value[:_CHARACTERS])[1:-1] if isinstance(value, str) else ascii(value)[: 2 * _CHARACTERS]
+    return ascii(value[:characters])[1:-1] if isinstance(value, str) else ascii(value)[: 2 * characters]
 
 
 SEALED = {
     each.table.name: each
     for each in (
-        _sealed(study, lambda digest: f"study {short(digest)}", apart=("canvas",)),
-        _sealed(study_source, lambda digest, number: f"DICOM source {short(number)} of study {short(digest)}"),
-        _sealed(assessment, lambda digest: f"worklist row of study {short(digest)}"),
-        _sealed(api_key, lambda key_id: f"key {short(key_id)}"),
+        _sealed(study, lambda row: f"study {short(row['digest'])}", apart=("canvas",)),
+        _sealed(study_source, lambda row: f"DICOM source {short(row['number'])} of study {short(row['study'])}"),
+        _sealed(assessment, lambda row: f"worklist row of study {short(row['study'])}"),
+        _sealed(api_key, lambda row: f"key {short(row['name'], _NAME)} (id {short(row['id'], _NAME)})"),
     )
 }
 
@@ -93,7 +97,7 @@ class Replay:
             expected = self._expected[name]
             query = sealed.query.execution_options(yield_per=_CHUNK)
             for row in connection.execute(query).mappings():
-                what, known = sealed.says(*sealed.key(row)), expected.pop(sealed.key(row), None)
+                what, known = sealed.says(row), expected.pop(sealed.key(row), None)
                 if known is None:
                     yield f"{what}: was put there, the ledger does not know it"
                     continue
@@ -101,17 +105,16 @@ class Replay:
                     if not same_value(row[column.name], said):
                         yield f"{what}: {column.name} was changed"
             for key in sorted(expected, key=str):
-                yield f"{sealed.says(*key)}: is gone, though the ledger knows it"
+                yield f"{sealed.says(sealed.named(expected[key]))}: is gone, though the ledger knows it"
 
     @staticmethod
     def _note(sealed: Sealed, known: dict[tuple[Any, ...], tuple[Any, ...]], values: dict[str, Any]) -> None:
-        names = [each.name for each in sealed.columns]
         before = known.get(sealed.key(values))
         if before is not None:
-            values = dict(zip(names, before, strict=True)) | values
-        elif any(name not in values for name in names):
+            values = sealed.named(before) | values
+        elif any(each.name not in values for each in sealed.columns):
             return  # a change to a row that nobody added: it stays unknown
-        known[sealed.key(values)] = tuple(values[name] for name in names)
+        known[sealed.key(values)] = tuple(values[each.name] for each in sealed.columns)
 
 
 def same_value(found: Any, expected: Any) -> bool:

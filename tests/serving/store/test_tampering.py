@@ -227,7 +227,7 @@ ANYWHERE: dict[str, Tampering] = {
     "key's role": ((write("api_key", "role", "'admin'", IS_READER),), "^key .*: role was changed"),
     "key put there": (
         (insert_copy(api_key, IS_READER, id="'forged'", name="'forged'", digest="'forged'", role="'admin'"),),
-        "^key forged: was put there",
+        r"^key forged \(id forged\): was put there",
     ),
     "key revived": ((write("api_key", "revoked_at", "NULL", HAS_LEFT),), "^key .*: revoked_at was changed"),
     "keys' secrets swapped": (
@@ -407,7 +407,7 @@ def test_rows_are_not_sealed_a_second_time(tampered: Copy, name: str) -> None:
     with pytest.raises(StoreError, match=r"head of its ledger is not what that version left|of which version"):
         Store.open(tampered.url, tampered.key)
     tampered.tamper("INSERT INTO schema_version (version) VALUES (3)")
-    assert any("key forged: was put there" in fault for fault in tampered.faults())
+    assert any("key forged (id forged): was put there" in fault for fault in tampered.faults())
 
 
 def test_a_key_that_was_put_there_is_not_made_sound_by_revoking_it(tampered: Copy) -> None:
@@ -415,7 +415,7 @@ def test_a_key_that_was_put_there_is_not_made_sound_by_revoking_it(tampered: Cop
     store = Store.open(tampered.url, tampered.key)
     KeyStore(store).revoke("forged")
     store.database.close()
-    assert any("key forged: was put there" in fault for fault in tampered.faults())
+    assert any("key forged (id forged): was put there" in fault for fault in tampered.faults())
     tampered.tamper("DELETE FROM api_key WHERE id = 'forged'")
     assert tampered.faults() == []
 
