@@ -291,6 +291,18 @@ class NoSourceError(ServingError):
     code, status = "not_dicom", 409
 
 
+class SeveralSourcesError(ServingError):
+    """A study that came as several DICOM images, and a request that names none of them."""
+
+    code, status = "several_sources", 409
+
+
+class UnknownSourceError(ServingError):
+    """A study that did not come as this DICOM image."""
+
+    code, status = "unknown_source", 404
+
+
 class UnknownNodeError(ServingError):
     """No archive of this name in the configuration."""
 

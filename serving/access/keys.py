@@ -8,6 +8,9 @@ Keys in use are few, so all of them are held in memory, read again once they are
 things: an authenticated request costs no query; a key that was revoked in another process ends within `FRESH_S`; and a
 flood of wrong keys costs one query each `RETRY_S`, after which time a key made in another process works too.
 
+Every change of a key is an entry of the ledger, which holds the digest and never the secret; `csr audit verify`
+compares keys with them, so one that was put into the table, or changed there, is found.
+
 Thread-safe. `KeyStore.find` may wait for the database, `KeyStore.recall` never waits.
 """
 
@@ -22,11 +25,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from serving.access.roles import Actor, Role
 from serving.errors import InvalidKeyNameError, KeyConflictError, StoreError, UnknownKeyError
-from serving.store.database import Database, now
+from serving.store import Store
+from serving.store.database import now
+from serving.store.entries import SYSTEM, Entry
 from serving.store.schema import api_key
 
 PREFIX = "csr_"  # so that people, and scanners of leaked secrets, know one when they see it
@@ -74,12 +78,13 @@ class KeyStore:
     """Makes, finds and revokes keys.
 
     Args:
-        database: the store.
+        store: where they are, and the ledger that says so.
         fresh_s: seconds for which what was read may be used.
     """
 
-    def __init__(self, database: Database, fresh_s: float = FRESH_S) -> None:
-        self._database = database
+    def __init__(self, store: Store, fresh_s: float = FRESH_S) -> None:
+        self._database = store.database
+        self._ledger = store.ledger
         self._fresh_s = fresh_s
         self._snapshot = _NOTHING
         self._failure: tuple[float, StoreError] | None = None
@@ -107,17 +112,19 @@ class KeyStore:
             )
         secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
         key = ApiKey(secrets.token_hex(8), name, role, now(), None)
-        row = {"id": key.id, "name": name, "role": role.value, "digest": _digest(secret), "created_at": key.created_at}
+        row = vars(key) | {"role": role.value, "digest": _digest(secret)}
         in_use = sa.select(sa.func.count()).select_from(api_key).where(api_key.c.revoked_at.is_(None))
-        try:
-            with self._database.write() as connection:
-                if connection.execute(in_use).scalar_one() >= MAX_KEYS:
-                    raise KeyConflictError(f"there are {MAX_KEYS} keys in use; revoke some first")
-                connection.execute(api_key.insert().values(row))
-        except StoreError as error:
-            if isinstance(error.__cause__, IntegrityError):
-                raise KeyConflictError(f"a key named {name} exists or existed; choose another name") from None
-            raise
+        taken = sa.select(api_key.c.id).where(api_key.c.name == name)
+
+        def add(connection: sa.Connection) -> list[Entry]:
+            if connection.execute(taken).first() is not None:
+                raise KeyConflictError(f"a key named {name} exists or existed; choose another name")
+            if connection.execute(in_use).scalar_one() >= MAX_KEYS:
+                raise KeyConflictError(f"there are {MAX_KEYS} keys in use; revoke some first")
+            connection.execute(api_key.insert().values(row))
+            return [_entry(row)]
+
+        self._ledger.append((), add)
         self._forget()
         return key, secret
 
@@ -153,9 +160,14 @@ class KeyStore:
             StoreError: the database does not answer.
         """
         row = sa.select(api_key).where(api_key.c.id == key_id)
-        end = api_key.update().where(api_key.c.id == key_id, api_key.c.revoked_at.is_(None))
-        with self._database.write() as connection:
-            connection.execute(end.values(revoked_at=now()))
+        at = now()
+        end = api_key.update().where(api_key.c.id == key_id, api_key.c.revoked_at.is_(None)).values(revoked_at=at)
+
+        def revoke(connection: sa.Connection) -> list[Entry]:
+            return [_entry({"id": key_id, "revoked_at": at})] if connection.execute(end).rowcount else []
+
+        self._ledger.append((), revoke)
+        with self._database.read() as connection:
             found = connection.execute(row).one_or_none()
         self._forget()
         if found is None:
@@ -193,6 +205,10 @@ class KeyStore:
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    return Entry("key", SYSTEM, "", {"rows": {api_key.name: [row]}})
 
 
 def _api_key(row: Any) -> ApiKey:

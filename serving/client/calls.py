@@ -29,6 +29,7 @@ from serving.interfaces.schemas import (
     StudyAnswer,
     WorklistAnswer,
 )
+from serving.interfaces.schemas.dicom import DocumentRequest, SendAnswer, SendRequest, SourcesAnswer
 
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 TRIES = 5
@@ -138,6 +139,29 @@ def overlay(digest: str, concept: str, request: InteractionRequest | None) -> Ca
     return Call(bytes, "POST", path, json=request.model_dump(exclude_none=True))
 
 
+def sources(digest: str) -> Call[SourcesAnswer]:
+    """``GET /v1/studies/{digest}/sources``."""
+    return Call(SourcesAnswer, "GET", f"/v1/studies/{_part(digest)}/sources")
+
+
+def report(digest: str, request: InteractionRequest | None, source: int | None) -> Call[bytes]:
+    """``POST /v1/studies/{digest}/report.dcm``."""
+    path = f"/v1/studies/{_part(digest)}/report.dcm"
+    return Call(bytes, "POST", path, json=_document(request, source), headers=_once())
+
+
+def capture(digest: str, concept: str, request: InteractionRequest | None, source: int | None) -> Call[bytes]:
+    """``POST /v1/studies/{digest}/captures/{concept}.dcm``."""
+    path = f"/v1/studies/{_part(digest)}/captures/{_part(concept)}.dcm"
+    return Call(bytes, "POST", path, json=_document(request, source), headers=_once())
+
+
+def send(digest: str, request: SendRequest) -> Call[SendAnswer]:
+    """``POST /v1/studies/{digest}/send``."""
+    path = f"/v1/studies/{_part(digest)}/send"
+    return Call(SendAnswer, "POST", path, json=request.model_dump(exclude_none=True), headers=_once())
+
+
 def atlas() -> Call[AtlasAnswer]:
     """``GET /v1/atlas``."""
     return Call(AtlasAnswer, "GET", "/v1/atlas")
@@ -206,6 +230,11 @@ def unreachable(url: str, error: Exception) -> ServerUnreachableError:
 def headers(key: str) -> dict[str, str]:
     """Of every request."""
     return {"Authorization": f"Bearer {key}"}
+
+
+def _document(request: InteractionRequest | None, source: int | None) -> dict[str, Any]:
+    asked = DocumentRequest(interaction=request or InteractionRequest(), source=source)
+    return asked.model_dump(exclude_none=True)
 
 
 def _once() -> dict[str, str]:

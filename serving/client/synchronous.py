@@ -28,6 +28,7 @@ from serving.interfaces.schemas import (
     StudyAnswer,
     WorklistAnswer,
 )
+from serving.interfaces.schemas.dicom import SendAnswer, SendRequest, SourcesAnswer
 
 T = TypeVar("T")
 
@@ -88,6 +89,24 @@ class Client:
     def overlay(self, digest: str, concept: str, request: InteractionRequest | None = None) -> bytes:
         """A concept's similarity map as PNG, to lay over the image."""
         return self._send(calls.overlay(digest, concept, request))
+
+    def sources(self, digest: str) -> SourcesAnswer:
+        """The DICOM images that a study came as."""
+        return self._send(calls.sources(digest))
+
+    def report(self, digest: str, request: InteractionRequest | None = None, source: int | None = None) -> bytes:
+        """A DICOM report; of several sources, about the one of this number."""
+        return self._send(calls.report(digest, request, source))
+
+    def capture(
+        self, digest: str, concept: str, request: InteractionRequest | None = None, source: int | None = None
+    ) -> bytes:
+        """A concept's map over the image as a DICOM picture; ``source`` as for `report`."""
+        return self._send(calls.capture(digest, concept, request, source))
+
+    def send(self, digest: str, request: SendRequest) -> SendAnswer:
+        """Files a report, and pictures, in an archive; it may be sent twice if no answer comes."""
+        return self._send(calls.send(digest, request))
 
     def atlas(self) -> AtlasAnswer:
         """The prototypes."""

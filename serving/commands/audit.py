@@ -71,7 +71,7 @@ def _open(config: StoreConfig) -> Store:
         raise ConfigError(f"{config.ledger_key_file}: missing; the ledger cannot be verified without its key")
     if config.address.startswith("sqlite") and not Path(config.address.partition(":///")[2]).is_file():
         raise ConfigError(f"{config.address}: there is no such store in {Path.cwd()}")
-    return Store.open(config.address, config.ledger_key_file.read_bytes().strip())
+    return Store.open(config.address, config.ledger_key_file.read_bytes().strip(), migrate=False)
 
 
 def _receipt(text: str) -> Receipt:

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         store, access = config.store, config.access
     opened = Store.open(store.address, read_secret(store.ledger_key_file))
     try:
-        keys, sessions = KeyStore(opened.database), SessionStore(opened.database, access.sessions)
+        keys, sessions = KeyStore(opened), SessionStore(opened.database, access.sessions)
         if given.command == "create":
             print(keys.create(given.name, Role(given.role))[1])
         elif given.command == "revoke":

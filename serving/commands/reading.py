@@ -10,6 +10,7 @@ from csr.errors import ConfigError
 from serving.client import InteractionRequest
 from serving.commands.connection import add_server, asked, connect
 from serving.interfaces.schemas import InteractionAnswer, Prediction, StudyAnswer
+from serving.interfaces.schemas.dicom import DocumentRequest
 
 _BATCH = 16
 
@@ -38,10 +39,10 @@ def predict(arguments: Sequence[str]) -> None:
 
 
 def interact(arguments: Sequence[str]) -> None:
-    """``csr interact DIGEST``.
+    """``csr interact DIGEST``, and with ``--report FILE`` the DICOM report of it.
 
     Raises:
-        CSRError: what is given is no interaction, or the server refuses it.
+        CSRError: what is given is no interaction, the server refuses it, or the report cannot be written.
     """
     parser = argparse.ArgumentParser(prog="csr interact", description="Corrects a prediction and says what changed.")
     parser.add_argument("digest", help="of the study, as `csr predict` prints it")
@@ -51,13 +52,30 @@ def interact(arguments: Sequence[str]) -> None:
     parser.add_argument("--reject", action="append", default=[], metavar="CONCEPT", help="it is not there")
     parser.add_argument("--alpha", type=float, help="weight outside the boxes to attend to, 0 to 1")
     parser.add_argument("--json", action="store_true", help="print the whole answer")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a DICOM report of it there instead")
+    parser.add_argument("--source", type=int, metavar="NUMBER", help="of several DICOM sources, which one it is about")
     add_server(parser)
     given = parser.parse_args(arguments)
+    if given.source is not None and given.report is None:
+        parser.error("--source: says what a --report is about")
     boxes = [_box(each, "positive") for each in given.attend] + [_box(each, "negative") for each in given.ignore]
     request = asked(InteractionRequest, boxes=boxes, rejected=given.reject, alpha=given.alpha)
+    if given.report is not None:
+        asked(DocumentRequest, source=given.source)
+        with connect(given) as client:
+            _write(given.report, client.report(given.digest, request, given.source))
+        return
     with connect(given) as client:
         answer = client.interact(given.digest, request)
     print(answer.model_dump_json() if given.json else _changed(answer))
+
+
+def _write(file: Path, data: bytes) -> None:
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror})") from None
+    print(f"report of {len(data):,} bytes in {file}")
 
 
 def _corners(text: str) -> tuple[float, ...]:

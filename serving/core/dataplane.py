@@ -10,7 +10,7 @@ ledger before it is returned.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from weakref import WeakValueDictionary
 
@@ -33,7 +33,8 @@ from serving.interfaces.schemas import Frame, ImageSize, InteractionAnswer, Inte
 from serving.models.in_service import Model, ServedModels
 from serving.store import Store
 from serving.store.entries import Caller, Entry, Receipt
-from serving.store.studies import Assessment, StoredStudy, load_study, save_assessment, save_study, study_row
+from serving.store.ledger import Also
+from serving.store.studies import Assessment, StoredStudy, keep_assessment, keep_study, load_study, study_row
 from serving.telemetry import Telemetry
 
 _DRIFT_EVERY = 10  # studies
@@ -82,20 +83,22 @@ class DataPlane:
         stored = self._intake.read(uploads, about.channels, about.side, caller.actor)
         timing.lap("decode")
         encoded: list[tuple[Model, EncodedStudy]] = []
-        assessments: list[Assessment] = []
+        assessments: dict[str, Assessment] = {}
         for each in stored:
             model = self.models.for_study(each.digest)
             study, assessment = self._encoded(model, each, timing)
             encoded.append((model, study))
-            assessments.extend([assessment] if assessment else [])
+            if assessment is not None:
+                assessments[each.digest] = assessment
 
         rows = [study_row(each) for each in stored]
 
-        def keep(connection: sa.Connection) -> None:
-            for row in rows:
-                save_study(connection, row)
-            for assessment in assessments:
-                save_assessment(connection, assessment)
+        def keep(connection: sa.Connection) -> list[Entry]:
+            kept = [
+                keep_study(connection, caller, row, each.source, assessments.get(each.digest))
+                for each, row in zip(stored, rows, strict=True)
+            ]
+            return [entry for entries in kept for entry in entries]
 
         return self._answer(encoded, caller, timing, keep)
 
@@ -225,7 +228,7 @@ class DataPlane:
         encoded: Sequence[tuple[Model, EncodedStudy]],
         caller: Caller,
         timing: Timing,
-        keep: Callable[[sa.Connection], None] | None = None,
+        keep: Also | None = None,
     ) -> list[StudyAnswer]:
         entries = [
             prediction_entry(caller, model, study.digest, _size(study.placement), study.prediction, timing)
@@ -248,9 +251,7 @@ class DataPlane:
             for (model, study), receipt in zip(encoded, receipts, strict=True)
         ]
 
-    def _record(
-        self, entries: Sequence[Entry], timing: Timing, keep: Callable[[sa.Connection], None] | None = None
-    ) -> list[Receipt]:
+    def _record(self, entries: Sequence[Entry], timing: Timing, keep: Also | None = None) -> list[Receipt]:
         try:
             receipts = self.store.ledger.append(entries, keep)
         except StoreError:
@@ -258,6 +259,9 @@ class DataPlane:
             raise
         self._telemetry.metrics.ledger_appended(timing.lap("record"))
         return receipts
+
+    def _keep_assessment(self, assessment: Assessment) -> None:
+        self.store.ledger.append((), lambda connection: keep_assessment(connection, assessment))
 
     def _note_drift(self, model: Model, outputs: dict[str, np.ndarray]) -> None:
         model.drift.add(outputs["concept_probabilities"][0])
@@ -285,8 +289,7 @@ class DataPlane:
                 )
             study, assessment = self._encoded(model, stored, timing)
             if assessment is not None:
-                with self.store.database.write() as connection:
-                    save_assessment(connection, assessment)
+                self._keep_assessment(assessment)
         if drawn_on is not None and drawn_on != (known := _size(study.placement)):
             raise FrameError(
                 f"image: is {drawn_on.width}×{drawn_on.height} here, but the study was last uploaded as "

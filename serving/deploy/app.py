@@ -122,7 +122,7 @@ def _prepare_store(config: ServerConfig) -> None:
         read_secret(secret)
     store = Store.open(config.store.address, read_secret(config.store.ledger_key_file))
     try:
-        keys = KeyStore(store.database)
+        keys = KeyStore(store)
         if not keys.list():
             _, key = keys.create("admin", Role.ADMIN)
             file = config.access.admin_key_file

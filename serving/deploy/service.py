@@ -85,7 +85,7 @@ class Service:
             StoreError, ConfigError: it cannot be opened.
         """
         store = Store.open(config.store.address, read_secret(config.store.ledger_key_file))
-        keys = KeyStore(store.database)
+        keys = KeyStore(store)
         models = ServedModels()
         followers = [Follower("champion", _source(config.model, config.model), make, models, store, telemetry)]
         if (trial := config.challenger) is not None:

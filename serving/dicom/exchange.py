@@ -2,7 +2,10 @@
 
 A study knows its image by salted UIDs only. A document that is downloaded is written under that pseudonym. One that is
 sent to an archive is written under the real patient: whoever sends it names the original, its header is fetched for
-this one purpose, and it must be the image that the study came from, which its salted UID proves.
+this one purpose, and it must be an image that the study came from, which its salted UID proves.
+
+Several DICOM images may have the same pixels, and are one study then. Their identities are kept side by side
+(`serving.dicom.sources`), and a document is about one of them.
 """
 
 from __future__ import annotations
@@ -25,15 +28,17 @@ from serving.dicom.capture import secondary_capture
 from serving.dicom.identity import Algorithm
 from serving.dicom.nodes import Node, Query
 from serving.dicom.report import ClassProbability, Finding, ReaderBox, Reading, structured_report
-from serving.errors import DicomContextError, NodeError, NoSourceError, UnknownNodeError
+from serving.dicom.sources import Numbered, chosen, framed, listed, sources_of
+from serving.errors import DicomContextError, NodeError, UnknownNodeError
 from serving.interfaces.schemas import InteractionAnswer, InteractionRequest, StudyAnswer
 from serving.interfaces.schemas.dicom import (
+    DocumentRequest,
     FetchRequest,
     FoundInstance,
-    InstanceRef,
     SearchAnswer,
     SendAnswer,
     SendRequest,
+    SourcesAnswer,
 )
 from serving.store.entries import Caller
 from serving.store.studies import load_study
@@ -89,25 +94,36 @@ class Documents:
         data = self._timed("retrieve", lambda: archive.retrieve(at.study_uid, at.series_uid, at.instance_uid))
         return self._plane.add_studies([Upload(data, "the archive's image")], caller)[0]
 
-    def report(self, digest: str, request: InteractionRequest, caller: Caller) -> bytes:
+    def sources(self, digest: str) -> SourcesAnswer:
+        """The DICOM images that a study came as.
+
+        Raises:
+            UnknownStudyError, AlteredStudyError, StoreError: see `serving.store.studies.load_study`.
+        """
+        return SourcesAnswer(digest=digest, sources=[listed(each) for each in self._sources(digest)])
+
+    def report(self, digest: str, asked: DocumentRequest, caller: Caller) -> bytes:
         """A structured report (TID 1500) under the study's pseudonym.
 
         Raises:
-            NoSourceError: the study was no DICOM image.
+            NoSourceError, SeveralSourcesError, UnknownSourceError, FrameError: see `serving.dicom.sources`.
             As `serving.core.dataplane.DataPlane.interact`.
         """
-        source = self._source(digest)
+        source = chosen(self._sources(digest), asked.source)
+        request = framed(asked.interaction, source)
         answer = self._plane.interact(digest, request, caller)
         return structured_report(source, _reading(answer, request, caller), _algorithm(answer), _now())
 
-    def capture(self, digest: str, concept: str, request: InteractionRequest, caller: Caller) -> bytes:
+    def capture(self, digest: str, concept: str, asked: DocumentRequest, caller: Caller) -> bytes:
         """A Secondary Capture of a concept's map over the image, under the study's pseudonym.
 
         Raises:
-            UnknownConceptError, NoSourceError: no such concept; the study was no DICOM image.
+            UnknownConceptError: no such concept.
+            NoSourceError, SeveralSourcesError, UnknownSourceError, FrameError: see `serving.dicom.sources`.
             As `serving.core.dataplane.DataPlane.interact`.
         """
-        source = self._source(digest)
+        source = chosen(self._sources(digest), asked.source)
+        request = framed(asked.interaction, source)
         answer = self._plane.interact(digest, request, caller)
         return self._capture(source, answer, concept, request)
 
@@ -115,18 +131,21 @@ class Documents:
         """Files a report and pictures beside the original image, under its patient and study.
 
         Raises:
-            DicomContextError: the study came from another image.
+            DicomContextError: the study came from other images.
             UnknownNodeError, UnknownInstanceError, NodeError, NodeStoreError: the archive refused.
             As `report` and `capture`.
         """
         timing = Timing(self._telemetry)
-        archive, source = self._node(request.node), self._source(digest)
-        context = self._original(archive, source, request.original)
+        archive = self._node(request.node)
+        source = self._of_original(self._sources(digest), request)
+        interaction = framed(request.interaction, source)
+        at = request.original
+        context = self._timed("retrieve", lambda: archive.header(at.study_uid, at.series_uid, at.instance_uid))
         timing.lap("read")
-        answer = self._plane.interact(digest, request.interaction, caller)
-        reading, algorithm = _reading(answer, request.interaction, caller), _algorithm(answer)
+        answer = self._plane.interact(digest, interaction, caller)
+        reading, algorithm = _reading(answer, interaction, caller), _algorithm(answer)
         files = [structured_report(source, reading, algorithm, _now(), context)]
-        files += [self._capture(source, answer, each, request.interaction, context) for each in request.pictures]
+        files += [self._capture(source, answer, each, interaction, context) for each in request.pictures]
         timing.lap("draw")
         self._timed("store", lambda: archive.store(files))
         uids = [str(pydicom.dcmread(io.BytesIO(each), stop_before_pixels=True).SOPInstanceUID) for each in files]
@@ -151,16 +170,17 @@ class Documents:
         said = f"Similarity to {concept}, {answer.after.top}; version {answer.model.version}"
         return secondary_capture(source, drawn, said, _algorithm(answer), _now(), context)
 
-    def _source(self, digest: str) -> DicomSource:
-        source = load_study(self._plane.store.database, digest).source
-        if source is None:
-            raise NoSourceError("the study was not added as a DICOM image, so no DICOM document can be about it")
-        return DicomSource.from_json(source)
+    def _sources(self, digest: str) -> list[Numbered]:
+        database = self._plane.store.database
+        load_study(database, digest)  # there is one, and it was not altered
+        return sources_of(database, digest)
 
-    def _original(self, archive: Node, source: DicomSource, at: InstanceRef) -> pydicom.Dataset:
-        if pseudonymous_uid(at.instance_uid, self._salt) != source.instance_uid:
-            raise DicomContextError("original: is not the image that the study came from")
-        return self._timed("retrieve", lambda: archive.header(at.study_uid, at.series_uid, at.instance_uid))
+    def _of_original(self, sources: list[Numbered], request: SendRequest) -> DicomSource:
+        own = pseudonymous_uid(request.original.instance_uid, self._salt)
+        chosen_from = [each for each in sources if each.source.instance_uid == own]
+        if sources and not chosen_from:
+            raise DicomContextError("original: is not an image that the study came from")
+        return chosen(chosen_from, request.source)
 
     def _node(self, name: str) -> Node:
         if name not in self._nodes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from serving.interfaces.schemas import ModelChange, Record
 from serving.models.in_service import Role
-from serving.store.entries import Caller, Entry
+from serving.store.entries import SYSTEM, Entry
 from serving.store.ledger import Ledger
 
 
@@ -17,7 +19,7 @@ def change_entry(role: Role, digest: str, version: str, previous: str, after: in
         previous: the digest of the bundle before it.
         after: the number of the entry that put that into service.
     """
-    caller = Caller("system", "", f"{role} {digest} after {after}")
+    caller = replace(SYSTEM, idempotency_key=f"{role} {digest} after {after}")
     request = {"role": role, "version": version, "previous_digest": previous}
     return Entry("model", caller, digest, {"request": request})
 

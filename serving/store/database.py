@@ -5,8 +5,7 @@ write-ahead log and full sync, so that a commit that returned survives a power c
 first statement on (``BEGIN IMMEDIATE``), so none fails half-way. Waiting is bounded everywhere: a database that is gone
 is an error within seconds, never a request that hangs.
 
-A store of an earlier version of the schema gets the tables that it lacks when it is opened; from then on servers of
-that version refuse it.
+What is in it is made by `serving.store.migration`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from serving.errors import StoreError
-from serving.store.schema import HEAD, VERSION, ledger_head, metadata, schema_version
 
 WAIT_S = 5
 _WRITES = "csr_writes"
@@ -35,7 +33,6 @@ _TOLD = (
     ("readonly database", "the store takes no writes"),
     ("read-only transaction", "the store takes no writes"),
 )
-_CREATION_LOCK = 7_214_021  # any number: PostgreSQL's advisory lock of those who create the tables
 
 
 class Database:
@@ -43,13 +40,12 @@ class Database:
 
     Args:
         url: SQLAlchemy's form: ``sqlite:///folder/file.db`` or ``postgresql+psycopg://user:password@host/name``.
-        seal: of the head of an empty ledger, for a store that is made now.
 
     Raises:
-        StoreError: it cannot be reached, or holds tables of another version.
+        StoreError: it is no address of a database that this can be.
     """
 
-    def __init__(self, url: str, seal: str) -> None:
+    def __init__(self, url: str) -> None:
         try:
             parsed = sa.make_url(url)
         except ArgumentError:
@@ -63,7 +59,6 @@ class Database:
             self._engine.execution_options(isolation_level="REPEATABLE READ") if postgresql else self._engine
         )
         self.name = parsed.render_as_string(hide_password=True)
-        self._create(seal)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -98,22 +93,6 @@ class Database:
     def close(self) -> None:
         """Gives back all connections."""
         self._engine.dispose()
-
-    def _create(self, seal: str) -> None:
-        with self.write() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATION_LOCK})
-            found = None
-            if sa.inspect(connection).has_table(schema_version.name):
-                found = connection.execute(sa.select(sa.func.max(schema_version.c.version))).scalar_one()
-            if found is None or found < VERSION:
-                metadata.create_all(connection)  # those that are missing
-                connection.execute(schema_version.insert().values(version=VERSION))
-                if found is None:
-                    connection.execute(ledger_head.insert().values(id=HEAD, length=0, hash="", seal=seal))
-                found = VERSION
-        if found != VERSION:
-            raise StoreError(f"{self.name}: has tables of version {found}, this server needs {VERSION}")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -11,8 +11,11 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from serving.store.database import now
+from serving.store.schema import SEALED_SINCE, VERSION
 
-Kind = Literal["prediction", "interaction", "inference", "document", "shadow", "review", "model"]
+Kind = Literal[
+    "prediction", "interaction", "inference", "document", "shadow", "review", "model", "study", "key", "migration"
+]
 _HASHED = ("number", "at", "kind", "actor", "request_id", "once", "study", "bundle", "body", "previous")
 
 
@@ -31,6 +34,9 @@ class Caller:
     idempotency_key: str | None = None
 
 
+SYSTEM = Caller("system", "")
+
+
 @dataclass(frozen=True)
 class Entry:
     """What is to be appended.
@@ -39,7 +45,8 @@ class Entry:
         kind: of event.
         caller: who caused it.
         bundle: digest of the bundle that it is about.
-        body: must hold ``request``, by which a repetition is told from another request with the same idempotency key.
+        body: must hold ``request``, by which a repetition is told from another request with the same idempotency key,
+            where the caller has one. What it holds as ``rows`` is what tables must hold, see `serving.store.rows`.
         study: its digest; empty where it is about none.
     """
 
@@ -96,9 +103,10 @@ class Chain:
         """Of a row, over everything in it but the hash itself."""
         return self._digest([row[name] for name in _HASHED])
 
-    def seal(self, head: Receipt) -> str:
-        """Of the chain's length and last hash."""
-        return self._digest([head.number, head.hash])
+    def seal(self, head: Receipt, version: int = VERSION) -> str:
+        """Of the chain's length and last hash, and of the schema's version: a store cannot pass for an older one, whose
+        rows are taken as they are (`serving.store.migration`)."""
+        return self._digest([head.number, head.hash, *([version] if version >= SEALED_SINCE else [])])
 
     def _digest(self, values: list[Any]) -> str:
         content = canonical(values).encode()

@@ -5,8 +5,10 @@
 H is HMAC-SHA256 with a secret key, so that whoever can write to the database but has not the key can change nothing
 unnoticed; without a key it is SHA-256, which shows accidents and clumsy hands only. `Ledger.verify` finds any entry
 that was changed, removed, added or moved. The head, sealed the same way from the first, empty one on, says how long the
-chain is, so that it cannot be cut at its end either; nobody reads a row that it does not reach. A database that was put
-back whole to an earlier state is sound in itself: compare with a head that was noted elsewhere.
+chain is, so that it cannot be cut at its end either; nobody reads a row that it does not reach, and nothing is added
+behind a head whose seal is broken. Entries say what other tables hold, too (`serving.store.rows`), and the tables are
+compared with them. A database that was put back whole to an earlier state is sound in itself: compare with a head that
+was noted elsewhere.
 
 Concurrency: `Ledger.append` returns when its entry is durable. One transaction at a time writes; whoever waits
 meanwhile rides in the next, so under load many entries share one sync of the disk. Replicas take turns at the head.
@@ -14,7 +16,6 @@ meanwhile rides in the next, so under load many entries share one sync of the di
 
 from __future__ import annotations
 
-import hmac
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,24 +28,14 @@ import sqlalchemy as sa
 from serving.errors import IdempotencyError, StoreError
 from serving.store.database import Database
 from serving.store.entries import Chain, Entry, Kind, Receipt, canonical
+from serving.store.rows import Replay
 from serving.store.schema import HEAD, ledger, ledger_head
+from serving.store.tail import HEADS, Tail, check_head, head_faults, head_of, same
 
-Also = Callable[[sa.Connection], None]
+Also = Callable[[sa.Connection], Sequence[Entry]]
 _CHUNK = 1000
-# Made once: to build and compile a statement costs more than to run it.
-_LOCK_HEAD = sa.select(ledger_head).where(ledger_head.c.id == HEAD).with_for_update()
-_ADD = ledger.insert()
-_MOVE_HEAD = (
-    sa.update(ledger_head)
-    .where(ledger_head.c.id == HEAD)
-    .values({name: sa.bindparam(f"new_{name}") for name in ("length", "hash", "seal")})
-)
 _LENGTH = sa.select(ledger_head.c.length).where(ledger_head.c.id == HEAD).scalar_subquery()
-_ENDS = sa.select(
-    sa.select(sa.func.count()).select_from(ledger_head).scalar_subquery().label("heads"),
-    sa.select(sa.func.max(ledger.c.number)).scalar_subquery().label("last"),
-    _LENGTH.label("length"),
-)
+_LAST = sa.select(sa.func.max(ledger.c.number))
 _MOST_FAULTS = 20
 
 
@@ -88,9 +79,10 @@ class Ledger:
 
         Args:
             entries: in their order.
-            also: writes more in the same transaction.
+            also: writes more in the same transaction, and says what: its entries come first. It may be called again.
 
         Raises:
+            What ``also`` raises: nothing was written.
             IdempotencyError: an idempotency key was used before for another request.
             StoreError: nothing was written, or it is not known because the connection broke while it committed.
         """
@@ -107,7 +99,7 @@ class Ledger:
         return ticket.receipts
 
     def verify(self, anchor: Receipt | None = None) -> Verification:
-        """Walks the whole chain.
+        """Walks the whole chain, and compares what it says of other tables with them; all as of one moment.
 
         Args:
             anchor: a head that was noted elsewhere; the chain must still contain it.
@@ -116,12 +108,14 @@ class Ledger:
             StoreError: the database does not answer.
         """
         with self._database.snapshot() as connection:
-            heads = connection.execute(sa.select(ledger_head).order_by(ledger_head.c.id)).mappings().all()
-            head, seal = Receipt(0, ""), ""
-            if heads and type(heads[0]["length"]) is int:
-                head, seal = Receipt(heads[0]["length"], heads[0]["hash"]), heads[0]["seal"]
+            heads = connection.execute(HEADS).mappings().all()
+            head, replay = head_of(heads), Replay()
             faults: list[str] = []
-            for fault in chain(_head_faults(heads), self._faults(connection, head, seal, anchor)):
+            for fault in chain(
+                head_faults(heads, self._chain),
+                self._faults(connection, head, anchor, replay),
+                replay.faults(connection),
+            ):
                 if len(faults) == _MOST_FAULTS:
                     faults.append("and more")
                     break
@@ -132,11 +126,14 @@ class Ledger:
         """Whether it can be appended to.
 
         Raises:
-            StoreError: the database does not answer, or there are rows where the next entry must go.
+            StoreError: the database does not answer, the head was changed, or there are rows where the next entry must
+                go.
         """
-        with self._database.read() as connection:
-            row = connection.execute(_ENDS).one()
-        if row.heads != 1 or (row.last or 0) != row.length:
+        with self._database.snapshot() as connection:
+            heads = connection.execute(HEADS).mappings().all()
+            last = connection.execute(_LAST).scalar_one()
+        check_head(heads, self._chain)
+        if (last or 0) != head_of(heads).number:
             raise StoreError("the ledger and its head do not end at the same entry; see csr audit verify")
 
     def entries(self, kind: Kind | None = None, study: str | None = None, after: int = 0) -> Iterator[dict[str, Any]]:
@@ -157,15 +154,14 @@ class Ledger:
     def _write(self, batch: list[_Ticket]) -> None:
         try:
             self._commit(batch)
-        except IdempotencyError as error:
-            if len(batch) == 1:
-                batch[0].error = error
-            else:  # one caller's mistake is not the others'
+        except BaseException as error:
+            own = isinstance(error, Exception) and not isinstance(error, StoreError)
+            if own and len(batch) > 1:  # one caller's mistake is not the others'
                 for ticket in batch:
                     self._write([ticket])
-        except BaseException as error:
-            for ticket in batch:
-                ticket.error = error
+            else:
+                for ticket in batch:
+                    ticket.error = error
         finally:
             for ticket in batch:
                 ticket.done = True
@@ -173,36 +169,28 @@ class Ledger:
     def _commit(self, batch: list[_Ticket]) -> None:
         given = [[(entry.once(), entry) for entry in ticket.entries] for ticket in batch]
         with self._database.write() as connection:
-            row = connection.execute(_LOCK_HEAD).one_or_none()
-            if row is None:
-                raise StoreError("the ledger has no head; see csr audit verify")
-            head = Receipt(row.length, row.hash)
+            tail = Tail(connection, self._chain)
             known = _known(
                 connection, [once for pairs in given for once, entry in pairs if entry.caller.idempotency_key]
             )
-            rows: list[dict[str, Any]] = []
             receipts: list[list[Receipt]] = []
             for ticket, pairs in zip(batch, given, strict=True):
-                if ticket.also is not None:
-                    ticket.also(connection)
+                for entry in ticket.also(connection) if ticket.also is not None else ():
+                    tail.add(entry, entry.once())
                 receipts.append([])
                 for once, entry in pairs:
                     if once in known:
                         receipts[-1].append(_repeated(known[once], entry))
                         continue
-                    added = self._chain.row(head.number + 1, once, entry, head.hash)
-                    head = Receipt(added["number"], added["hash"])
-                    known[once] = added
-                    rows.append(added)
-                    receipts[-1].append(head)
-            if rows:
-                connection.execute(_ADD, rows)
-                seal = self._chain.seal(head)
-                connection.execute(_MOVE_HEAD, {"new_length": head.number, "new_hash": head.hash, "new_seal": seal})
+                    known[once] = added = tail.add(entry, once)
+                    receipts[-1].append(Receipt(added["number"], added["hash"]))
+            tail.write()
         for ticket, own in zip(batch, receipts, strict=True):
             ticket.receipts = own
 
-    def _faults(self, connection: sa.Connection, head: Receipt, seal: str, anchor: Receipt | None) -> Iterator[str]:
+    def _faults(
+        self, connection: sa.Connection, head: Receipt, anchor: Receipt | None, replay: Replay
+    ) -> Iterator[str]:
         query = sa.select(ledger).order_by(ledger.c.number)
         expected, previous = 1, ""
         for row in connection.execute(query.execution_options(yield_per=_CHUNK)).mappings():
@@ -217,17 +205,17 @@ class Ledger:
                 yield f"{_span(expected, number - 1)} missing"
             elif row["previous"] != previous:
                 yield f"entry {number}: does not follow the one before it"
-            if not _same(row["hash"], self._hash(row)):
+            if not same(row["hash"], self._hash(row)):
                 yield f"entry {number}: was changed"
             if anchor is not None and number == anchor.number and row["hash"] != anchor.hash:
                 yield f"entry {number}: is not the one that was noted"
+            if not replay.take(row):
+                yield f"entry {number}: what it says of other tables cannot be read"
             expected, previous = number + 1, row["hash"]
         if expected <= head.number:
             yield f"{_span(expected, head.number)} missing"
         if previous != head.hash:
             yield "head: is not the hash of the last entry"
-        if not _same(seal, self._chain.seal(head)):
-            yield "head: was changed"
         if anchor is not None and anchor.number > head.number:
             yield f"{_span(head.number + 1, anchor.number)} missing, though noted elsewhere"
 
@@ -237,20 +225,6 @@ class Ledger:
             return self._chain.hash(dict(row))
         except (TypeError, ValueError):
             return None
-
-
-def _head_faults(heads: Sequence[sa.RowMapping]) -> Iterator[str]:
-    if not heads:
-        yield "head: is missing"
-    if len(heads) > 1:
-        yield f"head: there are {len(heads)} of them"
-
-
-def _same(found: Any, expected: str | None) -> bool:
-    """Whether a value of the table is the hash that it must be, in a time that tells nothing."""
-    if not isinstance(found, str) or expected is None:
-        return False
-    return hmac.compare_digest(found.encode(errors="surrogateescape"), expected.encode())
 
 
 def _parsed(row: Any) -> Any:

@@ -1,8 +1,10 @@
 """The tables that must last. One schema for SQLite and PostgreSQL; times are UTC in ISO 8601, JSON is text.
 
 - ``study``        the pixels that readers look at: what the network sees, never the file that was uploaded
+- ``study_source``  the DICOM images that a study was uploaded as, side by side
 - ``assessment``   the last word on each study, for the worklist
-- ``ledger``       every prediction, interaction, review and change of model, chained by hashes (`serving.store.ledger`)
+- ``ledger``       everything that was said, and what the tables above and ``api_key`` hold, chained by hashes
+                   (`serving.store.ledger`, `serving.store.rows`)
 - ``ledger_head``  its length and last hash; its one row is what writers lock
 - ``api_key``      who may do what (`serving.access.keys`)
 - ``session``      browsers that signed in (`serving.access.sessions`)
@@ -28,8 +30,9 @@ from sqlalchemy import (
     Text,
 )
 
-VERSION = 2  # each version only added tables, see `serving.store.database.Database`
-HEAD = 1  # id of the one row of ``ledger_head``
+VERSION = 3  # see `serving.store.migration`
+SEALED_SINCE = 3  # the version from which on the ledger says what the tables hold, and its seal which version that is
+HEAD = 3  # id of the one row of ``ledger_head``; servers of versions 1 and 2 look for 1, and write nothing without it
 metadata = MetaData()
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
@@ -45,7 +48,15 @@ study = Table(
     Column("scale", Float(53), nullable=False),
     Column("offset_left", Float(53), nullable=False),
     Column("offset_top", Float(53), nullable=False),
-    Column("source", Text),  # the allowed attributes of a DICOM file
+)
+
+study_source = Table(
+    "study_source",
+    metadata,
+    Column("study", String(64), ForeignKey("study.digest"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),  # from 1, in the order of arrival
+    Column("added_at", String(32), nullable=False),
+    Column("source", Text, nullable=False),  # the allowed attributes of a DICOM file
 )
 
 assessment = Table(

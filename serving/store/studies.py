@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from PIL import Image
-from sqlalchemy.dialects import postgresql, sqlite
 
 from csr.data.images import Placement, pixel_digest
 from serving.errors import AlteredStudyError, UnknownStudyError
 from serving.interfaces.schemas import Order, Progress
 from serving.store.database import Database, now
-from serving.store.schema import assessment, ledger, study
+from serving.store.entries import SYSTEM, Caller, Entry
+from serving.store.rows import SEALED, Rows, same_value
+from serving.store.schema import assessment, ledger, study, study_source
 
+_SOURCES = sa.select(study_source.c.number, study_source.c.source).where(study_source.c.study == sa.bindparam("digest"))
+_ADD_SOURCE = study_source.insert()
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -30,13 +34,23 @@ class StoredStudy:
         digest: `csr.data.images.pixel_digest` of the canvas.
         canvas: C×S×S uint8.
         placement: where the uploaded image lies on it; of the last upload, if several had these pixels.
-        source: the allowed attributes of a DICOM file, as JSON; None for other files.
+        source: the allowed attributes of the DICOM file that it was just read from, as JSON; None for other files, and
+            for a study from the store, see `load_sources`.
     """
 
     digest: str
     canvas: np.ndarray
     placement: Placement
     source: str | None = None
+
+
+@dataclass(frozen=True)
+class StoredSource:
+    """A DICOM image that a study was uploaded as; ``source``: its allowed attributes, as JSON."""
+
+    number: int
+    added_at: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class WorklistRow:
 
 
 def study_row(stored: StoredStudy) -> dict[str, Any]:
-    """What `save_study` keeps. Compresses the pixels: make it before a transaction begins, others wait for its end."""
+    """What `keep_study` keeps. Compresses the pixels: make it before a transaction begins, others wait for its end."""
     place = stored.placement
     return {
         "digest": stored.digest,
@@ -81,22 +95,115 @@ def study_row(stored: StoredStudy) -> dict[str, Any]:
         "canvas": _png(stored.canvas),
         "width": place.width,
         "height": place.height,
-        "scale": place.scale,
-        "offset_left": place.left,
-        "offset_top": place.top,
-        "source": stored.source,
+        "scale": float(place.scale),
+        "offset_left": float(place.left),
+        "offset_top": float(place.top),
     }
 
 
-def save_study(connection: sa.Connection, row: dict[str, Any]) -> None:
-    """Keeps a study; one of the same pixels gets the new placement and source."""
-    connection.execute(_upsert(connection.dialect.name, study, "digest"), row)
+def keep_study(
+    connection: sa.Connection,
+    caller: Caller,
+    row: dict[str, Any],
+    source: str | None = None,
+    assessed: Assessment | None = None,
+) -> list[Entry]:
+    """Keeps a study as an upload brings it, in the transaction that puts on record what this returns.
+
+    One of the same pixels gets the new placement. A DICOM source that is not among the study's is added to them; none
+    is ever replaced.
+
+    Args:
+        connection: of `serving.store.ledger.Ledger.append`.
+        caller: whose upload it is.
+        row: see `study_row`.
+        source: see `StoredStudy`.
+        assessed: what is said of the study, if that is new.
+    """
+    rows = _keep(connection, study, row, lasting=("added_at",))
+    if source is not None:
+        rows |= _keep_source(connection, row["digest"], source)
+    if assessed is not None:
+        rows |= _keep_assessment(connection, assessed)
+    return [Entry("study", caller, "", {"rows": rows}, row["digest"])] if rows else []
 
 
-def save_assessment(connection: sa.Connection, given: Assessment) -> None:
-    """Keeps what is said of a study, in place of what was said before."""
-    values = {**vars(given), "assessed_at": now()}
-    connection.execute(_upsert(connection.dialect.name, assessment, "study"), values)
+def keep_assessment(connection: sa.Connection, given: Assessment) -> list[Entry]:
+    """Keeps what is said of a study in place of what was said before, as `keep_study` does."""
+    rows = _keep_assessment(connection, given)
+    return [Entry("study", SYSTEM, "", {"rows": rows}, given.study)] if rows else []
+
+
+def _keep_source(connection: sa.Connection, digest: str, source: str) -> Rows:
+    known = {text: number for number, text in connection.execute(_SOURCES, {"digest": digest})}
+    if source in known:
+        return {}
+    last = max((number for number in known.values() if isinstance(number, int)), default=0)
+    row = {"study": digest, "number": last + 1, "added_at": now(), "source": source}
+    connection.execute(_ADD_SOURCE, row)
+    return {study_source.name: [row]}
+
+
+def _keep_assessment(connection: sa.Connection, given: Assessment) -> Rows:
+    numbers = {"margin": float(given.margin), "expected_effect": float(given.expected_effect)}
+    return _keep(connection, assessment, {**vars(given), **numbers, "assessed_at": now()}, still=("assessed_at",))
+
+
+def _keep(
+    connection: sa.Connection,
+    table: sa.Table,
+    row: dict[str, Any],
+    lasting: Sequence[str] = (),
+    still: Sequence[str] = (),
+) -> Rows:
+    """Inserts a row, or replaces what differs.
+
+    Args:
+        connection, table, row: what is kept where.
+        lasting: columns that stay what they are.
+        still: columns that do not make it another row.
+
+    Returns:
+        What the ledger must know of it.
+    """
+    sealed, (find, insert) = SEALED[table.name], _statements(table)
+    (key,) = (column.name for column in table.primary_key)
+    found = connection.execute(find, {"key": row[key]}).mappings().one_or_none()
+    said = {column.name: row[column.name] for column in sealed.columns}
+    if found is None:
+        connection.execute(insert, row)
+        return {table.name: [said]}
+    changed = [name for name in said if name not in (*lasting, *still) and not same_value(found[name], said[name])]
+    apart = [name for name in row if name not in said]  # a study's pixels, which may have been altered
+    names = [*changed, *apart, *(still if changed else ())]
+    if names:
+        connection.execute(_update(table, tuple(names)), {f"new_{name}": row[name] for name in (key, *names)})
+    return {table.name: [{name: said[name] for name in (key, *changed, *still)}]} if changed else {}
+
+
+@cache
+def _statements(table: sa.Table) -> tuple[Any, sa.Insert]:
+    """Finds a row by its key, and inserts one. Made once: it costs more than to run them."""
+    (key,) = table.primary_key
+    return SEALED[table.name].query.where(key == sa.bindparam("key")), table.insert()
+
+
+@cache
+def _update(table: sa.Table, names: tuple[str, ...]) -> sa.Update:
+    (key,) = table.primary_key
+    values: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
+    return table.update().where(key == sa.bindparam(f"new_{key.name}")).values(values)
+
+
+def load_sources(database: Database, digest: str) -> list[StoredSource]:
+    """The DICOM images that a study was uploaded as, in the order of their arrival; none for other images.
+
+    Raises:
+        StoreError: the database does not answer.
+    """
+    query = sa.select(study_source).where(study_source.c.study == digest).order_by(study_source.c.number)
+    with database.read() as connection:
+        return [StoredSource(row.number, row.added_at, row.source) for row in connection.execute(query)]
 
 
 def load_study(database: Database, digest: str) -> StoredStudy:
@@ -124,7 +231,7 @@ def load_study(database: Database, digest: str) -> StoredStudy:
         raise _altered(digest, "its pixels have another digest")
     if placement != expected:
         raise _altered(digest, "its image was moved")
-    return StoredStudy(digest, canvas, placement, row.source)
+    return StoredStudy(digest, canvas, placement)
 
 
 def _altered(digest: str, how: str) -> AlteredStudyError:
@@ -158,14 +265,6 @@ def worklist(database: Database, order: Order, progress: Progress, limit: int, o
 def _worklist_row(row: Any) -> WorklistRow:
     known = {name: row[name] for name in Assessment.__dataclass_fields__}
     return WorklistRow(Assessment(**known), row["assessed_at"], row["count"] or 0, row["last_at"])
-
-
-@cache
-def _upsert(dialect: str, table: sa.Table, key: str) -> Any:
-    """Inserts a row, or replaces all but its key and the time it was added. Made once: it costs more than to run it."""
-    insert: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[dialect](table)
-    changed = {each.name: insert.excluded[each.name] for each in table.columns if each.name not in (key, "added_at")}
-    return insert.on_conflict_do_update(index_elements=[key], set_=changed)
 
 
 def _png(canvas: np.ndarray) -> bytes:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from serving.errors import AlteredStudyError, UnknownStudyError
 from serving.store.database import Database
+from serving.store.rows import short
 from serving.store.schema import ledger, study
 from serving.store.studies import load_study
 
@@ -71,9 +72,9 @@ def _addresses(database: Database) -> tuple[set[str], set[str]]:
 
 def _faults(database: Database, stored: set[str], named: set[str], chosen: list[str]) -> Iterator[str]:
     for digest in sorted(named - stored, key=str):
-        yield f"study {str(digest)[:12]}: is gone, though the ledger names it"
+        yield f"study {short(digest)}: is gone, though the ledger names it"
     for digest in sorted(stored - named, key=str):
-        yield f"study {str(digest)[:12]}: was put there, no entry of the ledger names it"
+        yield f"study {short(digest)}: was put there, no entry of the ledger names it"
     for digest in chosen:
         if digest not in named:
             continue

@@ -19,6 +19,7 @@ from serving.interfaces.schemas.dicom import (
     SearchAnswer,
     SendAnswer,
     SendRequest,
+    SourcesAnswer,
 )
 
 if TYPE_CHECKING:
@@ -59,15 +60,20 @@ def routes(service: Service) -> APIRouter:
         """Adds an image from an archive (WADO-RS) as a study."""
         return await to_thread(documents.fetch, request, caller)
 
+    @router.get("/studies/{digest}/sources")
+    async def sources(digest: Digest) -> SourcesAnswer:
+        """The DICOM images that a study came as, under their pseudonyms; documents are about one of them."""
+        return await to_thread(documents.sources, digest)
+
     @router.post("/studies/{digest}/report.dcm", response_class=Response, responses=_DICOM)
     async def report(digest: Digest, request: DocumentRequest, caller: CallerOf) -> Response:
         """A structured report (TID 1500) under the study's pseudonym."""
-        return _dicom(await to_thread(documents.report, digest, request.interaction, caller))
+        return _dicom(await to_thread(documents.report, digest, request, caller))
 
     @router.post("/studies/{digest}/captures/{concept:path}.dcm", response_class=Response, responses=_DICOM)
     async def capture(digest: Digest, concept: str, request: DocumentRequest, caller: CallerOf) -> Response:
         """A Secondary Capture of a concept's map over the image, under the study's pseudonym."""
-        return _dicom(await to_thread(documents.capture, digest, concept, request.interaction, caller))
+        return _dicom(await to_thread(documents.capture, digest, concept, request, caller))
 
     @router.post("/studies/{digest}/send")
     async def send(digest: Digest, request: SendRequest, caller: CallerOf) -> SendAnswer:

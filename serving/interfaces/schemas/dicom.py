@@ -30,10 +30,19 @@ class FetchRequest(Request):
     instance: InstanceRef
 
 
+SourceNumber = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
 class DocumentRequest(Request):
-    """What a document is about: a study under an interaction, or as it was predicted."""
+    """What a document is about: a study under an interaction, or as it was predicted.
+
+    Args:
+        interaction: what the reader says.
+        source: of the DICOM images that the study came as, which one; it must be said only where there are several.
+    """
 
     interaction: InteractionRequest = InteractionRequest()
+    source: SourceNumber | None = None
 
 
 class SendRequest(Request):
@@ -44,12 +53,34 @@ class SendRequest(Request):
         original: the image, by its own UIDs. It must be the one that the study came from.
         interaction: what the reader says.
         pictures: concepts whose maps are sent as Secondary Captures beside the report.
+        source: see `DocumentRequest`; here it must be said only where several are of the original.
     """
 
     node: NodeName
     original: InstanceRef
     interaction: InteractionRequest = InteractionRequest()
     pictures: list[Annotated[str, Field(max_length=200)]] = Field(default=[], max_length=MAX_PICTURES)
+    source: SourceNumber | None = None
+
+
+class SourceAnswer(Answer):
+    """A DICOM image that a study came as, under its pseudonym. ``number``: by which a request names it."""
+
+    number: int
+    added_at: str
+    study_uid: str
+    series_uid: str
+    instance_uid: str
+    modality: str | None
+    rows: int | None
+    columns: int | None
+
+
+class SourcesAnswer(Answer):
+    """All of them, in the order of their arrival; none if the study came as other files only."""
+
+    digest: str
+    sources: list[SourceAnswer]
 
 
 class FoundInstance(Answer):

@@ -20,6 +20,7 @@ from serving.access.rates import RateLimits, Rates
 from serving.access.roles import Role
 from serving.access.sessions import SessionStore
 from serving.access.signin import add_sign_in
+from serving.store import Store
 from serving.store.database import Database
 from tests.serving.access.provider import Provider
 
@@ -62,10 +63,15 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def database(file: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{file}", seal="")
-    yield database
-    database.close()
+def store(file: Path) -> Iterator[Store]:
+    store = Store.open(f"sqlite:///{file}", b"a key of at least thirty-two bytes")
+    yield store
+    store.database.close()
+
+
+@pytest.fixture
+def database(store: Store) -> Database:
+    return store.database
 
 
 @pytest.fixture
@@ -74,8 +80,8 @@ def queries(database: Database) -> Queries:
 
 
 @pytest.fixture
-def keys(database: Database) -> KeyStore:
-    return KeyStore(database)
+def keys(store: Store) -> KeyStore:
+    return KeyStore(store)
 
 
 @pytest.fixture

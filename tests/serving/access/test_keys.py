@@ -15,7 +15,9 @@ import pytest
 from serving.access.keys import FRESH_S, MAX_KEYS, RETRY_S, KeyStore
 from serving.access.roles import Role
 from serving.errors import InvalidKeyNameError, KeyConflictError, StoreError, UnknownKeyError
+from serving.store import Store
 from serving.store.database import Database
+from serving.store.entries import Caller, Entry
 from tests.serving.access.conftest import Clock, Queries
 
 WRONG = "csr_" + 43 * "A"
@@ -37,6 +39,37 @@ def test_only_the_digest_is_stored(keys: KeyStore, file: Path) -> None:
     stored = b"".join(part.read_bytes() for part in file.parent.iterdir())
     assert secret.encode() not in stored
     assert secret[4:].encode() not in stored
+
+
+def test_every_change_is_on_record_and_no_secret(keys: KeyStore, store: Store) -> None:
+    key, secret = keys.create("reader-1", Role.READER)
+    with pytest.raises(KeyConflictError):
+        keys.create("reader-1", Role.ADMIN)
+    for _ in range(2):
+        keys.revoke(key.id)
+    with pytest.raises(UnknownKeyError):
+        keys.revoke("0123456789abcdef")
+    made, revoked = store.ledger.entries()
+    assert (made["kind"], made["actor"]) == (revoked["kind"], revoked["actor"]) == ("key", "system")
+    assert made["body"]["rows"]["api_key"][0]["role"] == "reader"
+    assert set(revoked["body"]["rows"]["api_key"][0]) == {"id", "revoked_at"}
+    assert secret[4:] not in str((made, revoked))
+    assert store.ledger.verify().faults == ()
+
+
+def test_a_key_that_cannot_be_had_fails_nobody_else_s_entry(keys: KeyStore, store: Store) -> None:
+    keys.create("reader-1", Role.READER)
+    entry = Entry("interaction", Caller("a", "r"), "b", {"request": {}}, "s")
+
+    def write(number: int) -> bool:
+        try:
+            return bool(store.ledger.append([entry])) if number % 2 else bool(keys.create("reader-1", Role.READER))
+        except KeyConflictError:
+            return False
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(write, range(16))) == [bool(number % 2) for number in range(16)]
+    assert len(list(store.ledger.entries("interaction"))) == 8 and store.ledger.verify().faults == ()
 
 
 @pytest.mark.parametrize("other", ["", "csr_", WRONG, WRONG + "A", WRONG[:-1] + "\n", "csr_" + 43 * "ä", "\ud800"])
@@ -105,10 +138,10 @@ def test_an_unknown_id_cannot_be_revoked(keys: KeyStore) -> None:
         keys.revoke("0123456789abcdef")
 
 
-def test_a_key_revoked_elsewhere_ends_in_time(keys: KeyStore, database: Database, secret: str, clock: Clock) -> None:
+def test_a_key_revoked_elsewhere_ends_in_time(keys: KeyStore, store: Store, secret: str, clock: Clock) -> None:
     key = keys.find(secret)
     assert key
-    KeyStore(database).revoke(key.id)
+    KeyStore(store).revoke(key.id)
     clock.now += FRESH_S - 0.01
     assert keys.find(secret) == key
     clock.now += 0.01
@@ -116,9 +149,9 @@ def test_a_key_revoked_elsewhere_ends_in_time(keys: KeyStore, database: Database
     assert keys.find(secret) is None
 
 
-def test_a_key_made_elsewhere_works_in_time(keys: KeyStore, database: Database, clock: Clock) -> None:
+def test_a_key_made_elsewhere_works_in_time(keys: KeyStore, store: Store, clock: Clock) -> None:
     assert keys.find(WRONG) is None
-    key, secret = KeyStore(database).create("reader-2", Role.READER)
+    key, secret = KeyStore(store).create("reader-2", Role.READER)
     clock.now += RETRY_S
     assert keys.find(secret) == key
 

@@ -15,6 +15,7 @@ from serving.access.keys import ApiKey, KeyStore
 from serving.access.roles import Actor, Role
 from serving.access.sessions import FRESH_S, MOST, PREFIX, SessionLimits, SessionStore
 from serving.errors import StoreError, UnauthenticatedError, UnknownSessionError
+from serving.store import Store
 from serving.store.database import Database
 from serving.store.schema import metadata, session
 from tests.serving.access.conftest import Clock, Queries
@@ -30,16 +31,16 @@ def server() -> Iterator[Postgres]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, file: Path) -> Iterator[Database]:
+def store(request: pytest.FixtureRequest, file: Path) -> Iterator[Store]:
     url = f"sqlite:///{file}"
     if request.param == "postgresql":
         url = request.getfixturevalue("server").url
         engine = sa.create_engine(url)
         metadata.drop_all(engine)
         engine.dispose()
-    database = Database(url, seal="")
-    yield database
-    database.close()
+    store = Store.open(url)
+    yield store
+    store.database.close()
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_any_replica_knows_a_session_at_once(database: Database, sessions: Sessi
     assert sessions.list() == other.list() == (found,)
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_the_store_holds_no_secret(sessions: SessionStore, key: ApiKey, file: Path) -> None:
     made = [sessions.open(key.actor) for _ in range(3)]
     assert len(set(made)) == 3
@@ -141,7 +142,7 @@ def test_its_use_is_not_noted_at_each_request(sessions: SessionStore, key: ApiKe
     assert sessions.list() == before
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_a_store_that_takes_no_writes_still_knows_a_session(
     sessions: SessionStore, database: Database, key: ApiKey, file: Path
 ) -> None:
@@ -227,7 +228,7 @@ def test_the_table_does_not_grow(database: Database, sessions: SessionStore, key
     assert rows() == 2
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_a_store_that_is_gone_is_said(sessions: SessionStore, key: ApiKey, lose: Callable[[], None]) -> None:
     secret = sessions.open(key.actor)
     lose()

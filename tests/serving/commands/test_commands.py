@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pydicom
 import pytest
 import uvicorn
 
@@ -19,6 +20,7 @@ from serving.access.roles import Role
 from serving.deploy.service import Service
 from serving.interfaces.rest.app import create_server
 from tests.serving.conftest import make_service
+from tests.serving.dicom.files import dataset, written
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_a_reading_from_the_command_line(
     assert all(file in said for file in files) and "concepts" in said and "mass" in said
     digest = next(line.split()[-1] for line in said.splitlines() if line.startswith("  study "))
     assert run("interact", digest, "--reject", "mass", "--attend", "5,5,30,30", "--ignore", "31,31,60,60") == 0
-    assert "on record as entry 4" in capsys.readouterr().out
+    assert "on record as entry 7" in capsys.readouterr().out
     assert run("interact", digest, "--reject", "mass", "--json") == 0
     assert json.loads(capsys.readouterr().out)["digest"] == digest
     assert run("predict", "--json", files[0]) == 0
@@ -121,7 +123,7 @@ def test_the_ledger_is_verified_from_the_command_line(
     assert run("audit", "verify") == 0
     said = capsys.readouterr().out.strip()
     assert said.splitlines()[0] == "1 of 1 studies recomputed, whole"
-    assert said.splitlines()[1].startswith("2 entries, whole; head 2:")
+    assert said.splitlines()[1].startswith("4 entries, whole; head 4:")
     head = said.rpartition(" ")[2]
     assert run("audit", "verify", "--noted", head) == 0
     assert run("audit", "export", "--after", "1") == 0
@@ -142,14 +144,54 @@ def test_studies_are_verified_from_the_command_line(
     run("predict", *(str(file) for file in sorted((bundle.path / "samples").glob("*.png"))[:3]))
     capsys.readouterr()
     assert run("audit", "verify", "--studies", "2") == 0
-    assert capsys.readouterr().out.startswith("2 of 3 studies recomputed, whole\n4 entries, whole; head 4:")
+    assert capsys.readouterr().out.startswith("2 of 3 studies recomputed, whole\n8 entries, whole; head 8:")
     with served.store.database.write() as connection:
         connection.exec_driver_sql("UPDATE study SET canvas = (SELECT canvas FROM study ORDER BY digest LIMIT 1)")
     assert run("audit", "verify", "--studies", "all") == 1
     said = capsys.readouterr()
-    assert said.out.startswith("3 of 3 studies recomputed, 2 faults\n4 entries, whole; head 4:")
+    assert said.out.startswith("3 of 3 studies recomputed, 2 faults\n8 entries, whole; head 8:")
     assert said.err.count("its pixels have another digest") == 2
     assert run("audit", "verify", "--studies", "0") == 0
+
+
+def test_keys_are_verified_from_the_command_line(served: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("keys", "create", "dr.a") == run("keys", "create", "dr.b") == run("keys", "revoke", "dr.b") == 0
+    capsys.readouterr()
+    assert run("audit", "verify") == 0
+    with served.store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE api_key SET role = 'admin' WHERE name = 'dr.a'")
+        connection.exec_driver_sql("UPDATE api_key SET revoked_at = NULL WHERE name = 'dr.b'")
+    assert run("audit", "verify") == 1
+    said = capsys.readouterr()
+    assert said.err.count("key ") == 2 and "role was changed" in said.err and "revoked_at was changed" in said.err
+    assert "5 entries, 2 faults" in said.out
+
+
+def test_a_store_of_an_earlier_version_is_not_brought_to_this_one_by_verifying_it(
+    served: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served.store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE schema_version SET version = 2")
+    assert "has tables of version 2" in str(run("audit", "verify"))
+
+
+def test_a_report_from_the_command_line(served: Service, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.dcm", "b.dcm"):
+        (folder / name).write_bytes(written(dataset()))
+    run("predict", "a.dcm")
+    digest = next(line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("  study "))
+    assert run("interact", digest, "--reject", "mass", "--report", "one.dcm") == 0
+    assert "in one.dcm" in capsys.readouterr().out
+    run("predict", "b.dcm")
+    assert "name one as source: 1 (DX, 80×60" in str(run("interact", digest, "--report", "two.dcm"))
+    assert not (folder / "two.dcm").exists()
+    assert run("interact", digest, "--report", "two.dcm", "--source", "2") == 0
+    uids = {pydicom.dcmread(folder / name).StudyInstanceUID for name in ("one.dcm", "two.dcm")}
+    assert len(uids) == 2
+    assert "unknown_source" in str(run("interact", digest, "--report", "two.dcm", "--source", "3"))
+    assert "source: Input should be greater than" in str(run("interact", digest, "--report", "x", "--source", "0"))
+    assert run("interact", digest, "--source", "1") == 2
+    assert "cannot be written" in str(run("interact", digest, "--report", "nowhere/x.dcm", "--source", "1"))
 
 
 def test_there_is_nothing_to_audit(folder: Path) -> None:

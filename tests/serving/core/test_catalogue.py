@@ -119,6 +119,15 @@ def test_reviews_are_on_record_and_the_last_one_counts(service: Service, bundle:
     assert len(list(service.store.ledger.entries("review"))) == 3
 
 
+def test_readers_see_nothing_of_keys(service: Service, files: list[bytes]) -> None:
+    service.keys.create("secret-project", Role.ADMIN)
+    reader = client_of(service, Role.READER)
+    reader.post("/v1/studies", files={"file": ("a.png", files[0])})
+    for path in ("reviews", "models", "worklist", "atlas"):
+        answer = reader.get(f"/v1/{path}")
+        assert answer.status_code == 200 and "secret-project" not in answer.text
+
+
 def test_what_was_shown_is_on_record_before_it_was_shown(
     client: TestClient, service: Service, files: list[bytes]
 ) -> None:
@@ -131,7 +140,8 @@ def test_what_was_shown_is_on_record_before_it_was_shown(
     assert client.post(path, json={}, headers=headers).json()["error"]["code"] == "idempotency_conflict"
     client.get(f"/v1/studies/{study['digest']}")
     kinds = [(row["number"], row["kind"]) for row in service.store.ledger.entries()]
-    assert kinds == [(1, "model"), (2, "prediction"), (3, "interaction"), (4, "prediction")]
+    shown = [(4, "prediction"), (5, "interaction"), (6, "prediction")]
+    assert kinds == [(1, "model"), (2, "key"), (3, "study"), *shown]
     row = next(iter(service.store.ledger.entries("interaction")))
     assert (row["number"], row["hash"]) == (answers[0]["record"]["number"], answers[0]["record"]["hash"])
     assert (row["actor"], row["study"], row["bundle"]) == (

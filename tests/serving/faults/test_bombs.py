@@ -31,7 +31,7 @@ def another_key(folder: Path) -> str:
     state = folder / ".state/serving"
     store = Store.open(f"sqlite:///{state}/store.db", read_secret(state / "ledger.key"))
     try:
-        return KeyStore(store.database).create("other", Role.READER)[1]
+        return KeyStore(store).create("other", Role.READER)[1]
     finally:
         store.database.close()
 

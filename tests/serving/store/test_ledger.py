@@ -199,7 +199,7 @@ def test_a_missing_head_and_a_second_one_are_named(store: Store) -> None:
         store.ledger.check()
     change(store, ledger_head.delete())
     assert "head: is missing" in store.ledger.verify().faults
-    with pytest.raises(StoreError, match="no head"):
+    with pytest.raises(StoreError, match="head: is missing"):
         store.ledger.append([entry()])
 
 
@@ -226,7 +226,10 @@ def test_a_chain_rebuilt_with_another_key_is_found(store: Store, tmp_path: Path)
     change(store, ledger.delete())
     change(store, sa.update(ledger_head).values(length=0, hash="", seal=""))
     assert store.ledger.verify().faults == ("head: was changed",)  # the empty head is sealed, too
+    with pytest.raises(StoreError, match="head: was changed"):
+        store.ledger.append([entry("innocent")])  # which would seal it
     forger = Ledger(store.database, b"another key")
+    change(store, sa.update(ledger_head).values(seal=Chain(b"another key").seal(Receipt(0, ""))))
     forger.append([entry("forged")])
     assert forger.verify().faults == ()
     assert "entry 1: was changed" in store.ledger.verify().faults

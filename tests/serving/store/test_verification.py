@@ -15,11 +15,12 @@ from serving.errors import AlteredStudyError, UnknownStudyError
 from serving.store import Store
 from serving.store.entries import Caller, Entry
 from serving.store.schema import study
-from serving.store.studies import StoredStudy, load_study, save_study, study_row
+from serving.store.studies import StoredStudy, keep_study, load_study, study_row
 from serving.store.verification import verify_studies
 from tests.serving.store.test_ledger import change, server, store
 
 __all__ = ["server", "store"]
+CALLER = Caller("key:a", "r")
 Change = Callable[[Store, StoredStudy], None]
 
 
@@ -32,12 +33,12 @@ def make(seed: int, width: int = 40, height: int = 20, channels: int = 1) -> Sto
 def add(store: Store, given: StoredStudy, recorded: bool = True) -> None:
     place = given.placement
     body = {"request": {"image": {"width": place.width, "height": place.height}}}
-    entries = [Entry("prediction", Caller("key:a", "r"), "b", body, given.digest)] if recorded else []
+    entries = [Entry("prediction", CALLER, "b", body, given.digest)]
     row = study_row(given)
-    store.ledger.append(entries, lambda connection: save_study(connection, row))
-    if not recorded:
-        with store.database.write() as connection:
-            save_study(connection, row)
+    if recorded:
+        store.ledger.append(entries, lambda connection: keep_study(connection, CALLER, row))
+    else:
+        change(store, study.insert().values(row))
 
 
 def rewrite(**values: Any) -> Change:
@@ -102,8 +103,7 @@ def test_a_placement_that_is_one_but_not_this_study_s(store: Store) -> None:
     given = make(1)
     add(store, given)
     moved = replace(given, placement=make(2, 80, 40).placement)
-    with store.database.write() as connection:
-        save_study(connection, study_row(moved))
+    change(store, sa.update(study).values({**study_row(moved), "canvas": study_row(given)["canvas"]}))
     assert verify_studies(store.database).faults == (
         f"study {given.digest[:12]}: is of an image of 80×40, which the ledger does not know",
     )
