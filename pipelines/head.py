@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
-from csr.interaction.alpha import calibrate
 from csr.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from csr.network.prototypes import prototype_model_from_checkpoint
 from csr.network.rebuild import concept_model_from_checkpoint
@@ -17,6 +16,7 @@ from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
+from csr.training.temperature import calibrate_temperature
 from pipelines.figures.curves import write_curves
 from pipelines.params import Params
 from pipelines.stage import CONCEPTS, FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
@@ -37,7 +37,7 @@ def fit(prepared: str, features: str, stages: Stages, config: HeadConfig, callba
     reasoner = train_head(collection, cache, prototypes, config, callbacks)
     concepts = concept_model_from_checkpoint(stages.concepts)
     csr = TrainedCSR(concepts, prototypes, reasoner, collection.concepts, collection.classes)
-    calibrate(data, cache, csr)
+    calibrate_temperature(data, cache, csr)
     return csr.to_checkpoint()
 
 

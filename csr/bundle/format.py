@@ -3,9 +3,10 @@
 A folder:
 
 - ``encoder.onnx``    image uint8 B×C×S×S → patches float32 B×D'×h×w (normalisation, backbone and projector inside)
-- ``reasoner.onnx``   patches, importance B×h×w, prototype_mask B×K×M, absent_weight B → the outputs of
+- ``reasoner.onnx``   patches, importance B×h×w, answers B×K, places B×K×h×w, absent_weight B → the outputs of
   `csr.network.reasoner.Reasoning`
 - ``atlas.json``, ``crops.npy``   what each prototype looks like (`csr.bundle.atlas`); crops uint8 S×C×c×c, one a source
+- ``naming.json``     what a box is about (`csr.interaction.naming`); null if no validation boxes could tell
 - ``reference.json``  how probable each concept was on the training images, to measure drift against
 - ``golden.npz``      an input, an interaction and the expected outputs: a server that fails it must not say ready
 - ``samples/``        a few test images as PNG with ``samples.json``, to try the page with
@@ -24,10 +25,11 @@ import numpy as np
 
 from csr.data.digests import file_digest
 from csr.errors import BundleError
+from csr.interaction.naming import BoxNaming
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
-INTERACTION_INPUTS = ("importance", "prototype_mask", "absent_weight")  # of the reasoner, after ``patches``
+INTERACTION_INPUTS = ("importance", "answers", "places", "absent_weight")  # of the reasoner, after ``patches``
 REASONER_OUTPUTS = (
     "similarity_maps",
     "concept_maps",
@@ -51,10 +53,12 @@ class Manifest:
         channels, side: the encoder's input, C×S×S.
         height, width: the maps' size in cells.
         per_concept, patch_width: M and D'.
-        alpha: default weight outside positive boxes, or ``calibrated``: each concept's own, which the reasoner carries.
+        alpha: weight outside focus boxes that the reasoner carries: of every concept, or each one's own by its name.
         rejection: default replacement of rejected scores.
         ask_margin: a prediction asks for help when its margin is below it
             (`csr.interaction.corrections.decision_margin`).
+        least_effect: no question is worth asking whose expected effect, in bits, is below it
+            (`csr.interaction.questions`).
         abstain_below: the model abstains where its confidence is below it: its largest class probability, or, if the
             task is ``multilabel``, the smallest of max(p, 1 − p); None: it always answers.
         backbone: timm's name.
@@ -75,9 +79,10 @@ class Manifest:
     width: int
     per_concept: int
     patch_width: int
-    alpha: float | Literal["calibrated"]
+    alpha: float | dict[str, float]
     rejection: str
     ask_margin: float
+    least_effect: float
     abstain_below: float | None
     backbone: str
     data: str
@@ -85,11 +90,6 @@ class Manifest:
     code_revision: str
     metrics: dict[str, Any]
     files: dict[str, str]
-
-    @property
-    def default_alpha(self) -> float | None:
-        """``alpha`` as `csr.interaction.corrections.Interaction` takes it."""
-        return None if self.alpha == "calibrated" else self.alpha
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,11 @@ class Bundle:
         """The atlas, concept by concept."""
         return read_atlas(self.path)
 
+    def naming(self) -> BoxNaming | None:
+        """What tells what a box is about; None if the validation split had too few boxes."""
+        content = json.loads((self.path / "naming.json").read_text())
+        return None if content is None else BoxNaming.from_json(content)
+
     def reference(self) -> list[ConceptReference]:
         """The training images' concept probabilities without interaction, in the order of the manifest's concepts."""
         rows = json.loads((self.path / "reference.json").read_text())
@@ -193,7 +198,7 @@ class Bundle:
         return np.load(self.path / "crops.npy", mmap_mode="r")
 
     def golden(self) -> dict[str, np.ndarray]:
-        """``image, importance, prototype_mask, absent_weight`` and ``expected_<output>`` of the golden case."""
+        """``image``, the `INTERACTION_INPUTS` and ``expected_<output>`` of the golden case."""
         with np.load(self.path / "golden.npz") as arrays:
             return dict(arrays)
 

@@ -18,16 +18,16 @@ _BATCH = torch.export.Dim("batch", min=1, max=4096)
 
 
 class _NamedReasoner(nn.Module):
-    """The reasoner with all four inputs, as the graph has them."""
+    """The reasoner with all its inputs, as the graph has them."""
 
     def __init__(self, reasoner: Reasoner) -> None:
         super().__init__()
         self.reasoner = reasoner
 
     def forward(
-        self, patches: Tensor, importance: Tensor, prototype_mask: Tensor, absent_weight: Tensor
+        self, patches: Tensor, importance: Tensor, answers: Tensor, places: Tensor, absent_weight: Tensor
     ) -> tuple[Tensor, ...]:
-        answer: Reasoning = self.reasoner(patches, importance, prototype_mask, absent_weight)
+        answer: Reasoning = self.reasoner(patches, importance, answers, places, absent_weight)
         return tuple(answer)
 
 
@@ -43,8 +43,9 @@ def export_graphs(csr: TrainedCSR, images: Tensor, folder: Path) -> None:
     with torch.no_grad():
         patches = csr.encoder(images)
     batch, _, height, width = patches.shape
-    ones = torch.ones(batch, *csr.reasoner.alive.shape)
-    example = (patches, torch.full((batch, height, width), 0.5), ones, torch.ones(batch))
+    concepts = len(csr.reasoner.alive)
+    answers, places = torch.zeros(batch, concepts), torch.zeros(batch, concepts, height, width)
+    example = (patches, torch.full((batch, height, width), 0.5), answers, places, torch.ones(batch))
     _export(csr.encoder, (images,), ["image"], ["patches"], folder / "encoder.onnx")
     inputs = ["patches", *INTERACTION_INPUTS]
     _export(_NamedReasoner(csr.reasoner), example, inputs, list(REASONER_OUTPUTS), folder / "reasoner.onnx")
@@ -72,12 +73,12 @@ def measure_parity(csr: TrainedCSR, images: Tensor, tensors: dict[str, np.ndarra
     Args:
         csr: what was exported; it computes wherever it is.
         images: uint8 B×C×S×S real test images, on the CPU.
-        tensors: ``importance``, ``prototype_mask`` and ``absent_weight`` of one interaction an image.
+        tensors: the `INTERACTION_INPUTS` of one interaction an image.
         folder: with the two graphs.
     """
     encoder = ort.InferenceSession(str(folder / "encoder.onnx"), providers=["CPUExecutionProvider"])
     reasoner = ort.InferenceSession(str(folder / "reasoner.onnx"), providers=["CPUExecutionProvider"])
-    neutral = {name: np.ones_like(value) for name, value in tensors.items()}
+    neutral = {name: np.full_like(value, name not in ("answers", "places")) for name, value in tensors.items()}
     place, gap = csr.place, 0.0
     for start in range(0, len(images), 16):
         part = slice(start, start + 16)

@@ -24,7 +24,8 @@ def tensor_shapes(about: Manifest) -> dict[str, tuple[int, ...]]:
         "image": (about.channels, about.side, about.side),
         "patches": (about.patch_width, *maps),
         "importance": maps,
-        "prototype_mask": prototypes,
+        "answers": (concepts,),
+        "places": (concepts, *maps),
         "absent_weight": (),
         "similarity_maps": prototypes + maps,
         "concept_maps": (concepts, *maps),
@@ -63,11 +64,9 @@ class BundleRunner:
         return self.run_reasoner(patches, None, **self.interaction_tensors(interactions))
 
     def interaction_tensors(self, interactions: Sequence[Interaction]) -> dict[str, np.ndarray]:
-        """``importance`` B×h×w, ``prototype_mask`` B×K×M and ``absent_weight`` B of a batch of interactions."""
+        """The `INTERACTION_INPUTS` of a batch of interactions."""
         about = self.bundle.manifest
-        return interaction_tensors(
-            interactions, about.concepts, about.per_concept, about.side, about.height, about.width
-        )
+        return interaction_tensors(interactions, about.concepts, about.side, about.height, about.width)
 
     def run_reasoner(
         self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from csr.data.prepared import PreparedSet
 from csr.data.records import BOX_COLUMNS
 from csr.errors import ConfigError, DataError
 from csr.evaluation.calibration import abstain_threshold, risk_coverage
-from csr.interaction.corrections import Interaction, RegionBox, importance_map, prototype_mask
+from csr.interaction.corrections import Interaction, RegionBox, interaction_tensors
+from csr.interaction.naming_fit import fit_naming
 from csr.network.reasoner import DEFAULT_ALPHA
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
@@ -44,8 +45,9 @@ class ExportConfig:
     """What a bundle carries beside its graphs.
 
     Args:
-        alpha, rejection, ask_margin: the serving defaults written to the manifest; alpha is a number in [0, 1] or
-            ``calibrated``, each concept's own (`csr.interaction.alpha`).
+        alpha: weight outside focus boxes, below 1, or the box would say nothing: of every concept, or each concept's
+            own by its name; what is not named has `csr.network.reasoner.DEFAULT_ALPHA`.
+        rejection, ask_margin, least_effect: the serving defaults written to the manifest.
         abstain_risk: the share of wrong answers in (0, 1) that is tolerated on split ``val``: the model then abstains
             from the studies it is least sure of, as few as that takes (`csr.evaluation.calibration.abstain_threshold`).
             None: it never abstains; the default, since those who act on the answers must say how many may be wrong.
@@ -53,17 +55,20 @@ class ExportConfig:
         samples: how many test images to pack, spread over the classes.
     """
 
-    alpha: float | Literal["calibrated"] = "calibrated"
+    alpha: float | dict[str, float] = DEFAULT_ALPHA
     rejection: str = "absent"
     ask_margin: float = 0.3
+    least_effect: float = 0.05
     abstain_risk: float | None = None
     parity_images: int = 64
     tolerance: float = 1e-4
     samples: int = 10
 
     def __post_init__(self) -> None:
-        if self.alpha != "calibrated" and not 0 <= self.alpha <= 1:
-            raise ValueError(f"export.alpha: {self.alpha} is neither in 0..1 nor 'calibrated'")
+        given = self.alpha if isinstance(self.alpha, dict) else {"alpha": self.alpha}
+        if wrong := {name: value for name, value in given.items() if not 0 <= value < 1}:
+            name, value = next(iter(wrong.items()))
+            raise ValueError(f"export.alpha: {name} is {value}, which is not from 0 to below 1")
         if self.abstain_risk is not None and not 0 < self.abstain_risk < 1:
             raise ValueError(f"export.abstain_risk: {self.abstain_risk} is neither between 0 and 1 nor null")
 
@@ -96,6 +101,7 @@ def write_bundle(
             "diagnosis; the stages up to evaluate and atlas are all there is for such a set"
         )
     csr = csr.cpu().eval()
+    _set_alpha(csr, config.alpha)
     abstain_below = None if config.abstain_risk is None else _abstain_below(data, csr, config.abstain_risk)
     test = data.collection.rows("test")
     chosen = test[np.linspace(0, len(test) - 1, min(config.parity_images, len(test))).astype(int)]
@@ -111,6 +117,8 @@ def write_bundle(
         write_atlas(draft, atlas.entries, atlas.crops)
         probabilities = _concept_probabilities(csr, cache, data.collection.rows("train"))
         write_reference(draft, concept_references(data.collection.concepts, probabilities))
+        naming = fit_naming(data, cache, csr)
+        (draft / "naming.json").write_text(json.dumps(naming and naming.to_json()) + "\n")
         _write_samples(draft / "samples", data, config.samples)
         write_manifest(
             draft,
@@ -127,6 +135,7 @@ def write_bundle(
             alpha=config.alpha,
             rejection=config.rejection,
             ask_margin=config.ask_margin,
+            least_effect=config.least_effect,
             abstain_below=abstain_below,
             backbone=csr.concept_model.config.backbone,
             data=data.collection.name,
@@ -135,6 +144,18 @@ def write_bundle(
             metrics=origin.metrics,
         )
     return Bundle.open(path), gap
+
+
+def _set_alpha(csr: TrainedCSR, alpha: float | dict[str, float]) -> None:
+    """Raises:
+    ConfigError: it names a concept that there is none of.
+    """
+    if not isinstance(alpha, dict):
+        csr.reasoner.alpha.fill_(alpha)
+        return
+    if unknown := [name for name in alpha if name not in csr.concepts]:
+        raise ConfigError(f"export.alpha: there is no concept {unknown[0]!r}, only {', '.join(csr.concepts)}")
+    csr.reasoner.alpha.copy_(torch.tensor([alpha.get(name, DEFAULT_ALPHA) for name in csr.concepts]))
 
 
 def concept_references(concepts: Sequence[str], probabilities: np.ndarray) -> list[ConceptReference]:
@@ -188,23 +209,27 @@ def _abstain_below(data: PreparedSet, csr: TrainedCSR, risk: float) -> float:
 
 
 def _interactions(data: PreparedSet, csr: TrainedCSR, count: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """One fixed interaction an image: a positive box that wanders, a negative one, one rejected concept."""
-    concepts, per_concept = csr.reasoner.alive.shape
-    side = float(data.side)
-    importance, masks = [], []
+    """One fixed interaction an image: a focus box that wanders, an ignore and a finding box, and two answers."""
+    names, side = data.collection.concepts, float(data.side)
+    interactions = []
     for index in range(count):
         shift = side * 0.5 * index / count
+        found, confirmed, rejected = (names[(index + step) % len(names)] for step in range(3))
         boxes = (
-            RegionBox(shift, shift, shift + side / 3, shift + side / 2, "positive"),
-            RegionBox(0, 0, side / 4, side / 4, "negative"),
+            RegionBox(shift, shift, shift + side / 3, shift + side / 2, "focus"),
+            RegionBox(0, 0, side / 4, side / 4, "ignore"),
+            RegionBox(side / 2, side / 3, side * 0.7, side * 0.6, "finding", found),
         )
-        rejected = (data.collection.concepts[index % concepts],)
-        alpha = None if index % 2 else DEFAULT_ALPHA  # each concept's own, or one number for all
-        interaction = Interaction(boxes, rejected, alpha=alpha)
-        importance.append(importance_map(interaction, data.side, *size))
-        masks.append(prototype_mask(rejected, data.collection.concepts, per_concept))
-    weight = np.arange(count, dtype=np.float32) % 2
-    return {"importance": np.stack(importance), "prototype_mask": np.stack(masks), "absent_weight": weight}
+        interactions.append(
+            Interaction(
+                boxes,
+                confirmed=(confirmed,),
+                rejected=(rejected,) if rejected not in (found, confirmed) else (),
+                alpha=None if index % 2 else 0.5,  # the reasoner's own, or one number for all
+                rejection="absent" if index % 2 else "zero",
+            )
+        )
+    return interaction_tensors(interactions, names, data.side, *size)
 
 
 @torch.no_grad()

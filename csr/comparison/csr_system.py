@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, SharedBackbone, System
-from csr.interaction.alpha import calibrate
 from csr.network.trained import TrainedCSR
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.runtime import device
+from csr.training.temperature import calibrate_temperature
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def train_csr(context: ExperimentContext, recipe: Recipe) -> CSRSystem:
     prototypes = train_prototypes(collection, shared.cache, stage2, context.callbacks)
     reasoner = train_head(collection, shared.cache, prototypes, stage3, context.callbacks)
     csr = TrainedCSR(shared.model, prototypes, reasoner, collection.concepts, collection.classes)
-    calibrate(context.data, shared.cache, csr)
+    calibrate_temperature(context.data, shared.cache, csr)
     return CSRSystem(csr).to(device()).eval()
 
 

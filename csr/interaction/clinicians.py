@@ -5,10 +5,10 @@ study's class: what a clinician knows is what a radiologist can see. Every inter
 these:
 
 - *reject* a concept that the model asserts (probability > 0.5) though it is absent;
-- a *positive box* on a present finding that the model misses: the concept's map peaks off all of the finding's boxes.
-  A positive box tells the model that the rest matters less, so a clinician who has drawn one goes on and outlines every
+- a *focus box* on a present finding that the model misses: the concept's map peaks off all of the finding's boxes.
+  A focus box tells the model that the rest matters less, so a clinician who has drawn one goes on and outlines every
   other present finding too, missed or not. A finding's boxes are drawn one by one;
-- a *negative box* on a false spot: the map of an asserted concept peaks off the true boxes of every concept. It is a
+- a *ignore box* on a false spot: the map of an asserted concept peaks off the true boxes of every concept. It is a
   square around the peak, cut back so that it touches no true box.
 
 A peak is *off* a box when it lies more than half a map cell outside it: nearer, the cell itself touches the finding.
@@ -24,7 +24,7 @@ one, and |c_k| for that class decides. Order ``random``: any of the interactions
 
 A clinician errs in a share e of the interactions, and then does the opposite: rejects a present concept, one that the
 model asserts if there is one, or, in a study without a finding, confirms the false one, which changes nothing; draws
-the positive box, in its size, away from the finding; draws the negative box on a true finding, or, in a study without
+the focus box, in its size, away from the finding; draws the ignore box on a true finding, or, in a study without
 a box, away from the spot. Clinicians that differ in e alone draw the same random numbers, so the mistakes of the better
 are among those of the worse as long as both see the same.
 """
@@ -41,7 +41,7 @@ from csr.interaction.corrections import Interaction, RegionBox
 
 Mode = Literal["spatial", "concept", "both"]
 Order = Literal["uncertainty", "random"]
-Kind = Literal["reject", "positive", "negative"]
+Kind = Literal["reject", "focus", "ignore"]
 
 ASSERTED = 0.5
 _TRIES = 20  # places to draw for a misplaced box; the one that covers least of the finding is taken
@@ -54,7 +54,7 @@ class ClinicianConfig:
     Args:
         mode, order: see the module's docstring.
         error: share of interactions that are wrong, in [0, 1].
-        spot: side of a negative box as a share of the image's.
+        spot: side of a ignore box as a share of the image's.
         seed: together with a study's row number it settles every random draw.
         multilabel: a study can have several classes.
     """
@@ -142,7 +142,7 @@ class Clinician:
             kind, concept = choices[int(pick * len(choices))]
         wrong = bool(slip < self._config.error)
         action = self._do(kind, concept, wrong, answer, stake, np.random.default_rng(place))
-        if kind == "positive":
+        if kind == "focus":
             self._drawn[concept] = self._drawn.get(concept, 0) + 1
         if action.box is not None:
             self._boxes.append(action.box)
@@ -154,7 +154,8 @@ class Clinician:
         self, concepts: Sequence[str], rejection: Literal["zero", "absent"], alpha: float | None
     ) -> Interaction:
         """All that was done so far, as the model takes it."""
-        return Interaction(tuple(self._boxes), tuple(concepts[k] for k in self._rejected), alpha, rejection)
+        rejected = tuple(concepts[k] for k in self._rejected)
+        return Interaction(tuple(self._boxes), rejected=rejected, alpha=alpha, rejection=rejection)
 
     def _choices(self, answer: Answer) -> list[tuple[Kind, int]]:
         """The correct interactions that are left, rejections first, then by concept."""
@@ -165,8 +166,8 @@ class Clinician:
         if mode != "spatial":
             choices += [("reject", k) for k in open_to if k in asserted and labels[k] == 0]
         if mode != "concept":
-            choices += [("positive", k) for k in open_to if labels[k] == 1 and self._wants_box(k, answer)]
-            choices += [("negative", k) for k in open_to if k in asserted and self._is_off(answer.peaks[k])]
+            choices += [("focus", k) for k in open_to if labels[k] == 1 and self._wants_box(k, answer)]
+            choices += [("ignore", k) for k in open_to if k in asserted and self._is_off(answer.peaks[k])]
         return choices
 
     def _wants_box(self, k: int, answer: Answer) -> bool:
@@ -178,7 +179,7 @@ class Clinician:
         return _distance(peak, self._all_boxes) > self._slack
 
     def _spot(self, peak: np.ndarray) -> np.ndarray:
-        """The negative box (x_min, y_min, x_max, y_max) around a peak that is off all findings."""
+        """The ignore box (x_min, y_min, x_max, y_max) around a peak that is off all findings."""
         half = min(self._config.spot * self._side / 2, _distance(peak, self._all_boxes))
         return np.clip(np.concatenate([peak - half, peak + half]), 0, self._side)
 
@@ -187,7 +188,7 @@ class Clinician:
     ) -> Action:
         if kind == "reject":
             return Action(kind, self._victim(answer, stake) if wrong else k, None, wrong)
-        if kind == "positive":
+        if kind == "focus":
             own = self._truth.boxes[k]
             box = own[self._drawn.get(k, 0)]
             return Action(kind, k, _region(_misplaced(box, own, self._side, rng) if wrong else box, kind), wrong)
@@ -224,6 +225,6 @@ def _misplaced(box: np.ndarray, others: np.ndarray, side: int, rng: np.random.Ge
     return places[covered.argmin()]
 
 
-def _region(corners: np.ndarray, kind: Literal["positive", "negative"]) -> RegionBox:
+def _region(corners: np.ndarray, kind: Literal["focus", "ignore"]) -> RegionBox:
     x_min, y_min, x_max, y_max = (float(value) for value in corners)
     return RegionBox(x_min, y_min, x_max, y_max, kind)

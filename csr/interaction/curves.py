@@ -38,7 +38,7 @@ class InterventionConfig:
         errors: error rates of the clinicians.
         modes, orders: kinds of clinicians; see `csr.interaction.clinicians`.
         rejections: what a rejected score becomes, where a mode has rejections at all.
-        alpha: weight outside positive boxes; None for each concept's own.
+        alpha: weight outside focus boxes; None for each concept's own.
         margin: of the trigger: ``uncertain`` clinicians only touch studies whose decision margin
             (`csr.interaction.corrections.decision_margin`) is below it at first.
         seed: of the clinicians.
@@ -153,10 +153,9 @@ class InterventionRunner:
     def _ask(self, chosen: np.ndarray, interactions: list[Interaction]) -> list[Answer]:
         answers: list[Answer] = []
         height, width = self._patches.shape[2:]
-        per_concept = self._reasoner.alive.shape[1]
         for start in range(0, len(chosen), _BATCH):
             part = slice(start, start + _BATCH)
-            tensors = interaction_tensors(interactions[part], self._concepts, per_concept, self._side, height, width)
+            tensors = interaction_tensors(interactions[part], self._concepts, self._side, height, width)
             inputs = [torch.from_numpy(value).to(self._place) for value in tensors.values()]
             answers += _answers(self._reasoner(self._patches[chosen[part]], *inputs), self._side)
         return answers

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from csr.data.prepared import PreparedSet
 from csr.evaluation.pointing import inside, map_peaks
-from csr.interaction.alpha import calibrate
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
 from csr.training.runtime import device
+from csr.training.temperature import calibrate_temperature
 
 CROPS = 10
 SHOWN = 0.5
@@ -93,7 +93,7 @@ def retrain_head(
     alive = refined.reasoner.alive
     reasoner = train_head(data.collection, cache, refined.prototype_model, config, callbacks, alive=alive)
     retrained = refined.with_reasoner(reasoner)
-    calibrate(data, cache, retrained)
+    calibrate_temperature(data, cache, retrained)
     return retrained
 
 

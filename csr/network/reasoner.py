@@ -4,16 +4,23 @@
     A_k(h,w) = A(h,w), or α_k, the concept's own weight, where A(h,w) < 0
     Ŝ_km = A_k ⊙ max(S_km, 0)                       floor ``zero``, and S_km where A_k ≡ 1
     Ŝ_km = min(S_km, a_km) + A_k ⊙ max(S_km − a_km, 0)   floor ``absent``
-    s_km = max_hw Ŝ_km, replaced by zero or by its typical absent value where the prototype is masked
+    s_km = max_hw Ŝ_km, or max(s_km, c_km) if k is confirmed, min(s_km, a_km) if it is rejected
     logit_t = b_t + Σ_km W_t,km · (s_km − mean_km) / std_km
     p_t = softmax_t(logit / τ), or sigmoid(logit_t / τ) where a study can have several classes
 
 Interaction exists here and nowhere else; `csr.bundle.onnx_export` writes this module as ``reasoner.onnx``. A is the
 importance map of `csr.interaction.corrections`, one for all concepts; a_km is the absent score, the median over
-training images that lack concept k. Floor ``zero`` is the letter of the paper, but for the clipping, without which a
-smaller weight could raise a score; it pushes the scores of whatever lies outside a box below anything that the head saw
-in training. Floor ``absent`` takes away only the evidence beyond what an image without the concept typically shows, so
-a concept that is weighted away scores as if absent, exactly as a rejected one does.
+training images that lack concept k, and c_km the present score, the median over those that show it. Floor ``zero`` is
+the letter of the paper, but for the clipping, without which a smaller weight could raise a score; it pushes the scores
+of whatever lies outside a box below anything that the head saw in training. Floor ``absent`` takes away only the
+evidence beyond what an image without the concept typically shows, so a concept that is weighted away scores as if
+absent, exactly as a rejected one does.
+
+A reader's answer changes nothing where the model says so already: a confirmed concept whose evidence (the largest of
+its scores) is at least that of a typical training image with it, or a rejected one whose evidence is at most that of a
+typical image without it, keeps its scores. Answers are monotone: confirming k never lowers a score of k, rejecting
+never raises one. A finding that was confirmed with its place is seen there: inside its boxes the maps of k are at least
+c_km, and outside nothing of them is left beyond a_km. Its scores, which say how much and not where, do not fall by it.
 
 With ``clip`` the head is trained on clipped scores, so drawing a box changes nothing but what the box says; without it
 and with floor ``zero`` (the letter of the paper) the first box also moves every negative score to 0.
@@ -31,7 +38,7 @@ from torch import Tensor, nn
 from csr.network.prototypes import similarity_maps
 
 Floor = Literal["zero", "absent"]
-DEFAULT_ALPHA = 0.2  # the replications' value, kept where nothing is known to calibrate on
+DEFAULT_ALPHA = 0.2  # outside focus boxes, for every concept, as in the paper's replications
 
 
 class Reasoning(NamedTuple):
@@ -60,6 +67,9 @@ class Reasoner(nn.Module):
     score_mean: Tensor
     score_std: Tensor
     absent_scores: Tensor
+    present_scores: Tensor
+    absent_evidence: Tensor
+    present_evidence: Tensor
     concept_scale: Tensor
     concept_shift: Tensor
     alpha: Tensor
@@ -84,9 +94,12 @@ class Reasoner(nn.Module):
         self.register_buffer("score_mean", torch.zeros(concepts, per_concept))
         self.register_buffer("score_std", torch.ones(concepts, per_concept))
         self.register_buffer("absent_scores", torch.zeros(concepts, per_concept))
+        self.register_buffer("present_scores", torch.zeros(concepts, per_concept))
+        self.register_buffer("absent_evidence", torch.zeros(concepts))
+        self.register_buffer("present_evidence", torch.zeros(concepts))
         self.register_buffer("concept_scale", torch.ones(concepts))
         self.register_buffer("concept_shift", torch.zeros(concepts))
-        self.register_buffer("alpha", torch.full((concepts,), DEFAULT_ALPHA))  # see csr.interaction.alpha
+        self.register_buffer("alpha", torch.full((concepts,), DEFAULT_ALPHA))
         self.register_buffer("temperature", torch.tensor(1.0))  # see csr.training.temperature
         self.head = nn.Linear(concepts * per_concept, classes)
 
@@ -123,17 +136,37 @@ class Reasoner(nn.Module):
         untouched = weights.eq(1).flatten(2).all(2)[:, :, None, None, None]
         return torch.where(untouched, similarity, weights * similarity.clamp_min(0))
 
-    def scores(self, maps: Tensor, prototype_mask: Tensor | None = None, absent_weight: Tensor | None = None) -> Tensor:
-        """Ŝ B×K×M×h×w → s B×K×M.
+    def scores(self, maps: Tensor) -> Tensor:
+        """Ŝ B×K×M×h×w → s B×K×M. Pruned prototypes score as if absent."""
+        return self.mask_pruned(maps.flatten(3).amax(-1))
 
-        Pruned prototypes score as if absent; rejected ones (``prototype_mask`` 0) score ``absent_weight`` (B: 0 zero,
-        1 absent) times their absent score.
+    def answered(self, scores: Tensor, answers: Tensor, absent_weight: Tensor | None = None) -> Tensor:
+        """s B×K×M as a reader's answers leave them; see the module's docstring.
+
+        Args:
+            answers: B×K, 1 where the concept was confirmed, −1 where it was rejected, else 0.
+            absent_weight: B; 0 where rejected scores become 0 instead (the paper), else 1; None: 1 for all.
         """
-        scores = self.mask_pruned(maps.flatten(3).amax(-1))
-        if prototype_mask is None:
+        evidence = concept_evidence(scores, self.alive)
+        raised = (answers > 0) & (evidence < self.present_evidence)
+        lowered = (answers < 0) & (evidence > self.absent_evidence)
+        scores = torch.where(raised[..., None], torch.maximum(scores, self.present_scores), scores)
+        scores = torch.where(lowered[..., None], torch.minimum(scores, self.absent_scores), scores)
+        if absent_weight is None:
             return scores
-        rejected = self.absent_scores if absent_weight is None else absent_weight[:, None, None] * self.absent_scores
-        return prototype_mask * scores + (1 - prototype_mask) * rejected
+        zeroed = (answers < 0) & (absent_weight[:, None] == 0)
+        return torch.where(zeroed[..., None], torch.zeros_like(scores), scores)
+
+    def located(self, maps: Tensor, places: Tensor) -> Tensor:
+        """Ŝ B×K×M×h×w as they are seen once findings were located.
+
+        Args:
+            places: B×K×h×w, 1 in the cells of the concept's finding boxes, else 0; all 0 where it has none.
+        """
+        inside = places[:, :, None] > 0
+        absent, present = self.absent_scores[..., None, None], self.present_scores[..., None, None]
+        seen = torch.where(inside, torch.maximum(maps, present), torch.minimum(maps, absent))
+        return torch.where(inside.flatten(3).any(3)[..., None, None], seen, maps)
 
     def mask_pruned(self, scores: Tensor) -> Tensor:
         """s B×K×M → the same, with pruned prototypes scoring as if absent."""
@@ -147,12 +180,23 @@ class Reasoner(nn.Module):
         self,
         patches: Tensor,
         importance: Tensor | None = None,
-        prototype_mask: Tensor | None = None,
+        answers: Tensor | None = None,
+        places: Tensor | None = None,
         absent_weight: Tensor | None = None,
     ) -> Reasoning:
-        """Reasons over projected patches v' (B×D'×h×w), with or without an interaction."""
+        """Reasons over projected patches v' (B×D'×h×w), with or without an interaction.
+
+        Args:
+            importance: A, B×h×w; see `maps`.
+            answers, absent_weight: see `answered`.
+            places: see `located`; where a concept has one it must be confirmed.
+        """
         maps = self.maps(patches, importance)
-        scores = self.scores(maps, prototype_mask, absent_weight)
+        scores = self.scores(maps)
+        if answers is not None:
+            scores = self.answered(scores, answers, absent_weight)
+        if places is not None:
+            maps = self.located(maps, places)
         standard = self.standardise(scores)
         concepts, per_concept = standard.shape[1:]
         weights = self.head.weight.reshape(-1, concepts, per_concept)

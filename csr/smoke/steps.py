@@ -27,7 +27,6 @@ from csr.comparison.training import run_system
 from csr.data.phantom import PhantomConfig, generate
 from csr.data.prepared import PreparedSet
 from csr.evaluation.evaluate import evaluate_predictions
-from csr.interaction.alpha import calibrate
 from csr.interaction.corrections import Interaction, RegionBox, interaction_tensors
 from csr.interaction.curves import InterventionConfig, intervention_curves
 from csr.interaction.review import prune, retrain_head, review
@@ -44,6 +43,7 @@ from csr.training.head import HeadConfig, train_head
 from csr.training.prediction import predict
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.runtime import device
+from csr.training.temperature import calibrate_temperature
 
 STAGE2 = PrototypeConfig(epochs=2)
 STAGE3 = HeadConfig(epochs=5)
@@ -177,7 +177,7 @@ class Walk:
         collection, model = self.data.collection, prototype_model_from_checkpoint(self.stage2)
         reasoner = train_head(collection, self.cache, model, STAGE3, SilentCallbacks())
         csr = TrainedCSR(self._concept_model(), model, reasoner, collection.concepts, collection.classes)
-        calibrate(self.data, self.cache, csr)
+        calibrate_temperature(self.data, self.cache, csr)
         self.stage3 = csr.to_checkpoint()
         return Outcome(f"α {reasoner.alpha.min():.1f}–{reasoner.alpha.max():.1f}, τ {reasoner.temperature:.2f}")
 
@@ -213,9 +213,8 @@ class Walk:
         box = RegionBox(0, 0, self.data.side / 2, self.data.side / 2)
         about = self.bundle.manifest
         tensors = interaction_tensors(
-            [Interaction((box,), (about.concepts[0],))] * len(rows),
+            [Interaction((box,), rejected=(about.concepts[0],))] * len(rows),
             about.concepts,
-            about.per_concept,
             about.side,
             about.height,
             about.width,

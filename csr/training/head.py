@@ -39,6 +39,10 @@ class HeadConfig:
             learns what is not the concept, such as a shortcut.
         concept_dropout: chance that a concept is replaced by its absent scores, a training image at a time; makes the
             head robust to rejected concepts.
+        interventions: chance that a training image is answered by a simulated reader, so that the head learns what to
+            make of answers (as IntCEM does, Espinosa Zarlenga et al. 2023): of an answered image each known concept
+            is confirmed or rejected with a chance that is drawn anew for the image, uniformly from 0 to 1.
+        reader_error: share of those answers that are wrong.
         weight_decay: L2 on the head's weights.
     """
 
@@ -46,6 +50,8 @@ class HeadConfig:
     floor: Floor = "absent"
     least_usage: float = 0.01
     concept_dropout: float = 0.0
+    interventions: float = 0.0
+    reader_error: float = 0.1
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.02
@@ -81,6 +87,7 @@ def train_head(
     truth = torch.from_numpy(collection.truth()).to(place)
     multilabel = collection.task != "multiclass"
     concept_labels = collection.concept_labels()
+    labels = torch.from_numpy(concept_labels).to(place)
     train, val = collection.rows("train"), collection.rows("val")
     concepts, per_concept, width = model.prototypes.raw.shape
     reasoner = Reasoner(concepts, per_concept, width, len(collection.classes), config.clip, config.floor, multilabel)
@@ -110,6 +117,9 @@ def train_head(
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
         scores = drop_concepts(reasoner, train_scores[position[rows]], config.concept_dropout)
+        if config.interventions:
+            answers = draw_answers(labels[rows], config.interventions, config.reader_error)
+            scores = reasoner.answered(scores, answers)
         return {"loss": class_loss(class_logits(reasoner, scores), truth[rows])}
 
     @torch.no_grad()
@@ -148,6 +158,15 @@ def drop_concepts(reasoner: Reasoner, scores: Tensor, chance: float) -> Tensor:
     return torch.where((drawn < chance)[..., None], reasoner.absent_scores, scores)
 
 
+def draw_answers(labels: Tensor, share: float, error: float) -> Tensor:
+    """What a simulated reader says of some of B×K labels (1, 0 or NaN): 1 confirmed, −1 rejected, 0 not asked."""
+    place = labels.device
+    chance = torch.rand(len(labels), 1, device=place) * (torch.rand(len(labels), 1, device=place) < share)
+    asked = (torch.rand(labels.shape, device=place) < chance) & ~labels.isnan()
+    wrong = torch.rand(labels.shape, device=place) < error
+    return asked * (2 * labels.nan_to_num(0) - 1) * (1 - 2 * wrong.float())
+
+
 def _used(collection: Collection, cache: FeatureCache, model: PrototypeModel, alive: Tensor, least: float) -> Tensor:
     """``alive`` K×M without the prototypes that win less than a share of their concept's training vectors. A concept
     that would be left without any keeps what was alive."""
@@ -169,7 +188,7 @@ def _silence_pruned(reasoner: Reasoner) -> None:
 
 @torch.no_grad()
 def _set_statistics(reasoner: Reasoner, scores: Tensor, labels: np.ndarray) -> None:
-    """Score statistics, absent scores, and the concept read-out, all from training images.
+    """Score statistics, absent and present scores, and the concept read-out, all from training images.
 
     The read-out is a logistic regression of each concept's label on its evidence (Platt 1999), so that its probability
     means the same under every preset.
@@ -178,8 +197,13 @@ def _set_statistics(reasoner: Reasoner, scores: Tensor, labels: np.ndarray) -> N
     reasoner.score_std.copy_(scores.std(0).clamp_min(1e-4))
     evidence = concept_evidence(scores, reasoner.alive).cpu().numpy()
     for k in range(labels.shape[1]):
-        absent = torch.from_numpy(labels[:, k] == 0).to(scores.device)
-        reasoner.absent_scores[k] = scores[absent, k].median(0).values
+        for label, typical, whole in (
+            (0, reasoner.absent_scores, reasoner.absent_evidence),
+            (1, reasoner.present_scores, reasoner.present_evidence),
+        ):
+            own = labels[:, k] == label
+            typical[k] = scores[torch.from_numpy(own).to(scores.device), k].median(0).values
+            whole[k] = float(np.median(evidence[own, k]))
         known = ~np.isnan(labels[:, k])
         fit = LogisticRegression(C=1e4, max_iter=1000).fit(evidence[known, k : k + 1], labels[known, k].astype(int))
         reasoner.concept_scale[k], reasoner.concept_shift[k] = float(fit.coef_[0, 0]), float(fit.intercept_[0])

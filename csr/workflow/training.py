@@ -13,13 +13,13 @@ from tempfile import TemporaryDirectory
 from csr.data.phantom.generate import generate
 from csr.data.phantom.plan import PhantomConfig
 from csr.data.prepared import PreparedSet
-from csr.interaction.alpha import calibrate
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks, PrintedCallbacks
 from csr.training.concepts import ConceptTrainingConfig, train_concepts
 from csr.training.features import FeatureCache, compute_features
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, train_prototypes
+from csr.training.temperature import calibrate_temperature
 
 
 @dataclass(frozen=True)
@@ -71,5 +71,5 @@ def train(data: PreparedSet, config: TrainingConfig | None = None, callbacks: Ca
         prototype_model = train_prototypes(collection, cache, config.prototypes, callbacks)
         reasoner = train_head(collection, cache, prototype_model, config.head, callbacks)
         csr = TrainedCSR(concept_model, prototype_model, reasoner, collection.concepts, collection.classes)
-        calibrate(data, cache, csr)
+        calibrate_temperature(data, cache, csr)
     return csr.eval()

@@ -48,8 +48,7 @@ def predict(csr: TrainedCSR, images: np.ndarray, interactions: Sequence[Interact
     if interactions:
         if len(interactions) != len(images):
             raise ValueError(f"{len(interactions)} interactions for {len(images)} images; give one each")
-        per_concept, (height, width) = csr.reasoner.alive.shape[1], patches.shape[-2:]
-        tensors = interaction_tensors(interactions, csr.concepts, per_concept, images.shape[-1], height, width)
+        tensors = interaction_tensors(interactions, csr.concepts, images.shape[-1], *patches.shape[-2:])
     said = csr.reasoner(patches, **{name: torch.from_numpy(value).to(csr.place) for name, value in tensors.items()})
     return Reasoning(*(value.cpu() for value in said))
 
