@@ -58,7 +58,7 @@ class ExportConfig:
     alpha: float | dict[str, float] = DEFAULT_ALPHA
     rejection: str = "absent"
     ask_margin: float = 0.3
-    least_effect: float = 0.05
+    least_effect: float = 0.1
     abstain_risk: float | None = None
     parity_images: int = 64
     tolerance: float = 1e-4

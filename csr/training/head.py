@@ -50,8 +50,8 @@ class HeadConfig:
     floor: Floor = "absent"
     least_usage: float = 0.01
     concept_dropout: float = 0.0
-    interventions: float = 0.0
-    reader_error: float = 0.1
+    interventions: float = 1.0
+    reader_error: float = 0.0
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.02

@@ -21,11 +21,10 @@ from pipelines.comparison.common import (
 from pipelines.comparison.recipes import recipes
 from pipelines.params import Params
 
-# α of both presets is what their bundles serve: each concept's own, and the replications' 0.2; the paper knows one
-# rejection, zero
+# the paper knows one rejection, zero
 KINDS = {
     "csr_robust": InterventionConfig(),
-    "csr_paper": InterventionConfig(alpha=0.2, rejections=("zero",), orders=("uncertainty",)),
+    "csr_paper": InterventionConfig(rejections=("zero",), orders=("uncertainty",)),
 }
 
 

@@ -24,6 +24,7 @@ from csr.comparison.systems import systems
 from csr.data.html_report import Section, Table, to_html, to_markdown
 from csr.data.prepared import PreparedSet
 from csr.errors import CSRError, DataError
+from csr.interaction.answering import ANSWER_S
 from csr.training.images import load_images
 from csr.training.runtime import device, use_device
 from pipelines.comparison import missing_labels
@@ -36,6 +37,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 MODES = {"spatial": "boxes", "concept": "rejected concepts", "both": "both"}
+ANSWERERS = {"csr_robust": "CSR", "csr_paper": "CSR to the letter", "cbm_shared": "CBM on CSR's stage 1"}
 # what a rejected score becomes, as far as it is shown; the paper knows zero only
 REJECTIONS = {"csr_robust": ("none", "absent", "zero"), "csr_paper": ("none", "zero")}
 
@@ -57,6 +59,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
         *main_sections(data.collection, runs),
         *_ablation_section(folder, seeds),
         *_missing_labels_section(folder, seeds, runs),
+        *_answer_section(folder, seeds),
         *_interaction_section(folder, seeds),
         *_refinement_section(folder, seeds),
     ]
@@ -149,6 +152,39 @@ def _missing_labels_section(folder: Path, seeds: list[int], runs: dict[str, Runs
     return [Section("Missing concept labels", (note,), (Table("", columns, rows),))]
 
 
+def _answer_section(folder: Path, seeds: list[int]) -> list[Section]:
+    tables: dict[str, pd.DataFrame] = {}
+    for name in ANSWERERS:
+        files = [folder / "answers" / f"{name}-{seed}.csv" for seed in seeds]
+        if all(file.is_file() for file in files):
+            tables[name] = pd.concat([pd.read_csv(file, keep_default_na=False) for file in files])
+    if not tables:
+        return []
+    parts = list(dict.fromkeys(part for table in tables.values() for part in table["part"]))
+    shown = [_answer_table(tables, part, trigger) for part in parts for trigger in ("uncertain", "all")]
+    note = (
+        "The model asks whether a concept is there, the question first whose answer is expected to tell most about the "
+        "classes, and a simulated reader says yes or no by the concept labels; a share of the answers is wrong. "
+        "'Uncertain' studies are those whose two best classes lie within 0.3. An answer costs a reader "
+        f"{ANSWER_S:g} seconds here. 'Random' asks any question."
+    )
+    return [Section("Questions and answers", (note,), tuple(shown))]
+
+
+def _answer_table(tables: dict[str, pd.DataFrame], part: str, trigger: str) -> Table:
+    rows, budgets = [], (0, 1, 2, 3, 5)
+    for name, table in tables.items():
+        own = table[(table["part"] == part) & (table["trigger"] == trigger)]
+        for (policy, error), group in own.groupby(["policy", "error"], sort=False):
+            curve = group.pivot_table(index="seed", columns="budget", values="macro_f1")
+            seconds = group[group["budget"] == 1]["seconds"].mean()
+            gain = (curve[1] - curve[0]).tolist()
+            figures = [spread(curve[budget].tolist()) for budget in budgets]
+            rows.append((ANSWERERS[name], str(policy), f"{float(error):.0%}", *figures, spread(gain), f"{seconds:.1f}"))
+    columns = ("system", "question", "wrong", *(f"F1, {n}" for n in budgets), "gain of one", "s a study for one")
+    return Table(f"{part}, {trigger} studies", columns, rows)
+
+
 def _interaction_section(folder: Path, seeds: list[int]) -> list[Section]:
     tables, figures = [], []
     for name, rejections in REJECTIONS.items():
@@ -169,8 +205,8 @@ def _interaction_section(folder: Path, seeds: list[int]) -> list[Section]:
         "Simulated readers correct CSR: they draw boxes (look here, ignore that) and reject concepts by the true boxes "
         "and concept labels; they never know the class. A share of their actions is wrong. F1 after at most 0, 1, 2 "
         "and more interactions a study, the most uncertain first; 'uncertain' studies are those whose two best classes "
-        "lie within 0.3 (the paper's trigger). Zero and absent are what a rejected score becomes. α outside positive "
-        "boxes is each concept's own (robust, calibrated on validation boxes) or 0.2 (paper)."
+        "lie within 0.3 (the paper's trigger). Zero and absent are what a rejected score becomes. α outside focus "
+        "boxes is 0.2."
     )
     return [Section("Interaction", (note,), tuple(tables), tuple(figures))]
 
