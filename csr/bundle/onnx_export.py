@@ -100,4 +100,6 @@ def require_parity(gap: float, tolerance: float) -> None:
     BundleError: the exported graphs do not compute what the trained model does.
     """
     if not gap <= tolerance:
-        raise BundleError(f"export: |Δlogit| or |Δmap| between torch and ONNX Runtime is {gap:.2e}, above {tolerance:.0e}")
+        raise BundleError(
+            f"export: |Δlogit| or |Δmap| between torch and ONNX Runtime is {gap:.2e}, above {tolerance:.0e}"
+        )

@@ -158,6 +158,7 @@ def read(
 
 def effects(model: Answerable, answers: np.ndarray, multilabel: bool) -> np.ndarray:
     """Expected effects n×K of a question about each concept; see `csr.interaction.questions`."""
+
     def after(said: int) -> np.ndarray:
         told = np.repeat(answers[None], answers.shape[1], axis=0)
         told[np.arange(len(told)), :, np.arange(len(told))] = said
