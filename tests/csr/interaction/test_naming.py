@@ -191,12 +191,8 @@ def test_a_share_of_the_rightly_named_boxes_is_doubted_and_wrong_names_are():
     features, concept = labelled_boxes(data, cache, csr, data.collection.rows("val"))
     standard = (features - features.mean(0)) / features.std(0).clip(1e-6)
     expected = LogisticRegression(C=0.3, max_iter=2000).fit(standard, concept).predict_proba(standard)
-    named = np.array(
-        [
-            naming.probabilities(maps_of(csr, cache, row), box, data.side)[k]
-            for row, k, box in sorted(boxes_of(data), key=lambda each: each[0])
-        ]
-    )  # a box a row
+    own = sorted(boxes_of(data), key=lambda each: each[0])  # a box a row
+    named = np.array([naming.probabilities(maps_of(csr, cache, row), box, data.side)[k] for row, k, box in own])
     np.testing.assert_allclose(named, expected[np.arange(120), concept], atol=1e-6)
     assert naming.doubt == pytest.approx(np.quantile(named, FALSE_ALARMS))
     assert (named < naming.doubt).mean() == pytest.approx(FALSE_ALARMS, abs=0.02)
