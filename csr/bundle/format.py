@@ -39,6 +39,7 @@ REASONER_OUTPUTS = (
     "logits",
     "probabilities",
 )
+COMPARED_OUTPUTS = ("logits", "concept_maps")  # where parity and the golden case look: all inputs move one of them
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import onnxruntime as ort
 
-from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS, Bundle, Manifest
+from csr.bundle.format import COMPARED_OUTPUTS, INTERACTION_INPUTS, REASONER_OUTPUTS, Bundle, Manifest
 from csr.errors import BundleError
 from csr.interaction.corrections import Interaction, interaction_tensors
 
@@ -77,11 +77,12 @@ class BundleRunner:
         return dict(zip(names, values, strict=True))
 
     def golden_error(self) -> float:
-        """Largest absolute difference from the golden case's expected logits; compare with `GOLDEN_TOLERANCE`."""
+        """Largest absolute difference from the golden case's expected logits and concept maps; compare with
+        `GOLDEN_TOLERANCE`."""
         golden = self.bundle.golden()
         tensors = {name: golden[name] for name in INTERACTION_INPUTS}
-        answer = self.run_reasoner(self.encode(golden["image"]), ["logits"], **tensors)
-        return float(np.abs(answer["logits"] - golden["expected_logits"]).max())
+        answer = self.run_reasoner(self.encode(golden["image"]), COMPARED_OUTPUTS, **tensors)
+        return float(np.max([np.abs(value - golden[f"expected_{name}"]).max() for name, value in answer.items()]))
 
 
 def _session(bundle: Bundle, name: str, threads: int, device: str) -> ort.InferenceSession:

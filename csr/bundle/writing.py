@@ -88,7 +88,8 @@ def write_bundle(
         cache: the backbone's features of every study, of the same backbone as ``csr``'s.
 
     Returns:
-        The opened bundle and the measured parity, max |Δlogit| over real test images with and without an interaction.
+        The opened bundle and the measured parity, max |Δlogit| and |Δmap| over real test images with and without an
+        interaction.
 
     Raises:
         BundleError: parity is above ``config.tolerance``; nothing is written.

@@ -143,10 +143,13 @@ def place_maps(interaction: Interaction, concepts: Sequence[str], side: int, hei
     for (index, box), cells in zip(own, _cells(interaction, "finding", side, height, width), strict=True):
         k = _index(f"boxes[{index}].concept", str(box.concept), concepts)
         if not (cells & ~ignore).any():
-            ignoring = next(other for other, each in enumerate(interaction.boxes) if each.kind == "ignore")
-            raise InteractionError(
-                f"boxes[{index}]: this finding of {box.concept!r} lies where boxes[{ignoring}] says to ignore all"
-            )
+            ignoring = [
+                f"boxes[{other}]"
+                for other, each in enumerate(interaction.boxes)
+                if each.kind == "ignore" and (cells & cells_inside(each, side, height, width)).any()
+            ]
+            says = f"{' and '.join(ignoring)} say{'s' if len(ignoring) == 1 else ''}"
+            raise InteractionError(f"boxes[{index}]: this finding of {box.concept!r} lies where {says} to ignore all")
         places[k, cells & ~ignore] = 1
     return places
 

@@ -150,7 +150,8 @@ class Reasoner(nn.Module):
         evidence = concept_evidence(scores, self.alive)
         raised = (answers > 0) & (evidence < self.present_evidence)
         lowered = (answers < 0) & (evidence > self.absent_evidence)
-        scores = torch.where(raised[..., None], torch.maximum(scores, self.present_scores), scores)
+        present = self.mask_pruned(self.present_scores)  # a pruned prototype has no say, whatever is confirmed
+        scores = torch.where(raised[..., None], torch.maximum(scores, present), scores)
         scores = torch.where(lowered[..., None], torch.minimum(scores, self.absent_scores), scores)
         if absent_weight is None:
             return scores

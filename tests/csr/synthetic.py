@@ -140,6 +140,9 @@ def make_reasoner(
         "head.weight": rng.standard_normal((classes, concepts * per_concept)),
         "head.bias": rng.standard_normal(classes),
         "temperature": rng.uniform(0.5, 3),
+        "present_scores": rng.uniform(0.2, 0.9, alive.shape),  # about what `make_patches` score, so answers matter
+        "present_evidence": rng.uniform(0.5, 1, concepts),
+        "absent_evidence": rng.uniform(0.3, 0.9, concepts),
     }
     reasoner.load_state_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()})
     return reasoner

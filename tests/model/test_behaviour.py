@@ -18,10 +18,11 @@ from csr.bundle.runtime import GOLDEN_TOLERANCE, BundleRunner
 from csr.bundle.writing import ExportConfig
 from csr.data.images import decode, fit
 from csr.errors import BundleError
-from csr.interaction.corrections import Interaction, InteractionError, RegionBox, importance_map
+from csr.interaction.corrections import Interaction, InteractionError, RegionBox, importance_map, place_maps
 
 CASES = settings(deadline=None, max_examples=40)
 NOTHING = Interaction()
+SIDE, CELLS = 64, 8
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +33,9 @@ def runner(tiny_run) -> BundleRunner:
 @pytest.fixture(scope="session")
 def patches(tiny_run, runner) -> np.ndarray:
     rows = tiny_run.data.collection.rows("test")[:6]
-    return runner.encode(np.ascontiguousarray(tiny_run.data.images[rows]))
+    encoded = runner.encode(np.ascontiguousarray(tiny_run.data.images[rows]))
+    assert encoded.shape[2:] == (CELLS, CELLS)
+    return encoded
 
 
 def ask(runner: BundleRunner, patches: np.ndarray, interaction: Interaction = NOTHING) -> dict[str, np.ndarray]:
@@ -44,14 +47,30 @@ def boxes(kind: st.SearchStrategy[str]) -> st.SearchStrategy[RegionBox]:
     return st.builds(lambda x, y, w, h, kind: RegionBox(x, y, x + w, y + h, kind), corner, corner, length, length, kind)
 
 
-INTERACTIONS = st.builds(
-    Interaction,
-    boxes=st.lists(boxes(st.sampled_from(["positive", "negative"])), max_size=3).map(tuple),
-    rejected=st.sets(st.sampled_from(["nodule", "mass", "effusion"])).map(tuple),
-    alpha=st.none() | st.floats(0, 1),
-    rejection=st.sampled_from(["zero", "absent"]),
-    background=st.sampled_from(["keep", "alpha"]),
-)
+def findings(concept: st.SearchStrategy[str]) -> st.SearchStrategy[RegionBox]:
+    return st.builds(lambda box, name: replace(box, concept=name), boxes(st.just("finding")), concept)
+
+
+@st.composite
+def interactions(draw: st.DrawFn) -> Interaction:
+    """Any that does not contradict itself: a finding that was ignored whole is left out."""
+    named = draw(st.permutations(["nodule", "mass", "effusion", "cavity"]))
+    there, absent = named[: draw(st.integers(0, 2))], named[2 : 2 + draw(st.integers(0, 2))]
+    drawn = draw(st.lists(boxes(st.sampled_from(["focus", "ignore"])), max_size=3))
+    for box in draw(st.lists(findings(st.sampled_from(there)), max_size=2)) if there else ():
+        try:
+            place_maps(Interaction((*drawn, box)), there, SIDE, CELLS, CELLS)
+        except InteractionError:
+            continue
+        drawn.append(box)
+    return Interaction(
+        tuple(drawn),
+        confirmed=tuple(there[:1]),
+        rejected=tuple(absent),
+        alpha=draw(st.none() | st.floats(0, 1)),
+        rejection=draw(st.sampled_from(["zero", "absent"])),
+        background=draw(st.sampled_from(["keep", "alpha"])),
+    )
 
 
 # the bundle is what was trained
@@ -168,7 +187,7 @@ def test_similarities_are_cosines(runner, patches):
 @pytest.mark.parametrize("rejection", ["zero", "absent"])
 @pytest.mark.parametrize("background", ["keep", "alpha"])
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0])
-def test_no_box_and_nothing_rejected_is_the_plain_answer(runner, patches, rejection, background, alpha):
+def test_no_box_and_no_answer_is_the_plain_answer(runner, patches, rejection, background, alpha):
     expected = ask(runner, patches)
     answer = ask(runner, patches, Interaction(rejection=rejection, background=background, alpha=alpha))
     for name, value in expected.items():
@@ -186,17 +205,17 @@ def test_encoding_does_not_depend_on_the_company_in_the_batch(tiny_run, runner, 
 
 
 @CASES
-@given(st.lists(INTERACTIONS, min_size=6, max_size=6))
-def test_a_study_is_answered_alike_alone_and_among_other_readers_interactions(runner, patches, interactions):
-    together = runner.reason(patches, interactions)
-    for position, interaction in enumerate(interactions):
+@given(st.lists(interactions(), min_size=6, max_size=6))
+def test_a_study_is_answered_alike_alone_and_among_other_readers_interactions(runner, patches, said):
+    together = runner.reason(patches, said)
+    for position, interaction in enumerate(said):
         alone = runner.reason(patches[position : position + 1], [interaction])
         for name in ("logits", "scores", "concept_probabilities"):
             np.testing.assert_allclose(alone[name][0], together[name][position], atol=1e-4, err_msg=name)
 
 
 @CASES
-@given(INTERACTIONS)
+@given(interactions())
 def test_an_interaction_may_be_undone_and_repeated(runner, patches, interaction):
     plain, first = ask(runner, patches), ask(runner, patches, interaction)
     again, back = ask(runner, patches, interaction), ask(runner, patches)
@@ -206,11 +225,9 @@ def test_an_interaction_may_be_undone_and_repeated(runner, patches, interaction)
 
 
 @CASES
-@given(boxes(st.just("positive")), boxes(st.just("negative")))
-def test_importance_weighs_what_the_plain_maps_hold_beyond_the_absent_scores(
-    tiny_run, runner, patches, positive, negative
-):
-    interaction = Interaction((positive, negative), alpha=0.3)
+@given(boxes(st.just("focus")), boxes(st.just("ignore")))
+def test_importance_weighs_what_the_plain_maps_hold_beyond_the_absent_scores(tiny_run, runner, patches, focus, ignore):
+    interaction = Interaction((focus, ignore), alpha=0.3)
     about = tiny_run.bundle.manifest
     weights = importance_map(interaction, about.side, about.height, about.width)
     plain = ask(runner, patches)["similarity_maps"]
@@ -220,15 +237,15 @@ def test_importance_weighs_what_the_plain_maps_hold_beyond_the_absent_scores(
 
 
 @CASES
-@given(st.lists(boxes(st.sampled_from(["positive", "negative"])), max_size=2), boxes(st.just("negative")))
-def test_one_more_negative_box_never_raises_a_score(runner, patches, drawn, more):
+@given(st.lists(boxes(st.sampled_from(["focus", "ignore"])), max_size=2), boxes(st.just("ignore")))
+def test_one_more_ignore_box_never_raises_a_score(runner, patches, drawn, more):
     before = ask(runner, patches, Interaction(tuple(drawn)))["scores"]
     after = ask(runner, patches, Interaction((*drawn, more)))["scores"]
     assert (after <= before + 1e-6).all()
 
 
 @CASES
-@given(st.lists(boxes(st.just("positive")), min_size=1, max_size=3), st.floats(0, 1), st.floats(0, 1))
+@given(st.lists(boxes(st.just("focus")), min_size=1, max_size=3), st.floats(0, 1), st.floats(0, 1))
 def test_a_smaller_alpha_never_raises_a_score(runner, patches, drawn, one, other):
     low, high = sorted((one, other))
     smaller = ask(runner, patches, Interaction(tuple(drawn), alpha=low))["scores"]
@@ -236,7 +253,7 @@ def test_a_smaller_alpha_never_raises_a_score(runner, patches, drawn, one, other
     assert (smaller <= larger + 1e-6).all()
 
 
-def test_a_positive_box_on_the_peak_keeps_the_score_and_one_elsewhere_lowers_it(tiny_run, runner, patches):
+def test_a_focus_box_on_the_peak_keeps_the_score_and_one_elsewhere_lowers_it(tiny_run, runner, patches):
     about = tiny_run.bundle.manifest
     cell = about.side / about.width
     plain = ask(runner, patches)
@@ -251,41 +268,126 @@ def test_a_positive_box_on_the_peak_keeps_the_score_and_one_elsewhere_lowers_it(
     assert score((row + 2) % about.height, (column + 2) % about.width) < plain["scores"][b, k, m]
 
 
-def test_a_negative_box_over_the_image_leaves_every_concept_at_most_its_absent_score(tiny_run, runner, patches):
-    answer = ask(runner, patches, Interaction((RegionBox(0, 0, 64, 64, "negative"),)))
+def test_an_ignore_box_over_the_image_leaves_every_concept_at_most_its_absent_score(tiny_run, runner, patches):
+    answer = ask(runner, patches, Interaction((RegionBox(0, 0, 64, 64, "ignore"),)))
     expected = np.minimum(ask(runner, patches)["scores"], tiny_run.csr.reasoner.absent_scores.numpy())
     np.testing.assert_allclose(answer["scores"], expected, atol=1e-5)
 
 
 @CASES
-@given(st.lists(boxes(st.sampled_from(["positive", "negative"])), max_size=3))
-def test_without_an_alpha_each_concept_is_weighted_by_its_own(tiny_run, runner, patches, drawn):
-    own = ask(runner, patches, Interaction(tuple(drawn)))
-    for k, alpha in enumerate(tiny_run.csr.reasoner.alpha.tolist()):
-        answer = ask(runner, patches, Interaction(tuple(drawn), alpha=alpha))
-        np.testing.assert_allclose(answer["scores"][:, k], own["scores"][:, k], atol=1e-6)
+@given(st.lists(boxes(st.sampled_from(["focus", "ignore"])), max_size=3))
+def test_without_an_alpha_the_one_of_the_bundle_is_meant(tiny_run, runner, patches, drawn):
+    alpha = tiny_run.bundle.manifest.alpha
+    assert alpha == 0.2
+    own, said = (ask(runner, patches, Interaction(tuple(drawn), alpha=value)) for value in (None, alpha))
+    np.testing.assert_allclose(own["scores"], said["scores"], atol=1e-6)
 
 
-def test_rejecting_a_concept_changes_its_contribution_and_no_others(tiny_run, runner, patches):
-    concepts = tiny_run.bundle.manifest.concepts
-    plain = ask(runner, patches)
+def test_focus_boxes_do_something(runner, patches):
+    """α below 1 always acts: of boxes spread over the image most move some class of some study."""
+    plain, moved = ask(runner, patches)["probabilities"], []
+    for x, y in np.ndindex(4, 4):
+        box = RegionBox(x * 16, y * 16, x * 16 + 16, y * 16 + 16)
+        moved.append(np.abs(ask(runner, patches, Interaction((box,)))["probabilities"] - plain).max(1) > 0.005)
+    assert np.mean(moved) > 0.5
+
+
+# answers
+
+
+def evidence_of(tiny_run, scores: np.ndarray) -> np.ndarray:
+    return np.where(tiny_run.csr.reasoner.alive.numpy() > 0, scores, -1).max(2)
+
+
+@pytest.mark.parametrize("key", ["confirmed", "rejected"])
+def test_an_answer_moves_its_concept_its_own_way_and_no_other(tiny_run, runner, patches, key):
+    """And nothing at all where the model says so already."""
+    concepts, reasoner = tiny_run.bundle.manifest.concepts, tiny_run.csr.reasoner
+    plain, way = ask(runner, patches), 1 if key == "confirmed" else -1
+    evidence = evidence_of(tiny_run, plain["scores"])
+    heard = {
+        "confirmed": evidence >= reasoner.present_evidence.numpy(),
+        "rejected": evidence <= reasoner.absent_evidence.numpy(),
+    }[key]
+    assert heard.any() and not heard.all()
+    changed = np.zeros_like(heard)
     for k, name in enumerate(concepts):
-        answer = ask(runner, patches, Interaction(rejected=(name,)))
+        answer = ask(runner, patches, Interaction(**{key: (name,)}))
         others = [index for index in range(len(concepts)) if index != k]
-        np.testing.assert_array_equal(answer["contributions"][:, others], plain["contributions"][:, others])
-        assert (answer["contributions"][:, k] == answer["contributions"][:1, k]).all()
-        assert (answer["contributions"][:, k] != plain["contributions"][:, k]).any()
+        for output in ("contributions", "scores", "concept_probabilities"):
+            np.testing.assert_array_equal(answer[output][:, others], plain[output][:, others])
+        assert (way * (answer["scores"][:, k] - plain["scores"][:, k]) >= 0).all()
+        changed[:, k] = (answer["contributions"][:, k] != plain["contributions"][:, k]).any(1)
+        np.testing.assert_array_equal(answer["logits"][heard[:, k]], plain["logits"][heard[:, k]])
+        np.testing.assert_array_equal(answer["similarity_maps"], plain["similarity_maps"])
+    assert changed[~heard].mean() > 0.9
 
 
-@pytest.mark.parametrize("rejection", ["zero", "absent"])
-def test_rejecting_everything_gives_every_study_the_logits_worked_out_by_hand(tiny_run, runner, patches, rejection):
+@CASES
+@given(interactions(), st.sampled_from(["consolidation", "reticulation"]))
+def test_whatever_was_said_before_confirming_never_lowers_evidence_and_rejecting_never_raises_it(
+    tiny_run, runner, patches, said, name
+):
+    k = tiny_run.bundle.manifest.concepts.index(name)
+    said = replace(said, rejection="absent")
+    before = ask(runner, patches, said)
+    for way, more in (
+        (1, replace(said, confirmed=(*said.confirmed, name))),
+        (-1, replace(said, rejected=(*said.rejected, name))),
+    ):
+        after = ask(runner, patches, more)
+        assert (way * (after["scores"][:, k] - before["scores"][:, k]) >= 0).all()
+        evidence = [evidence_of(tiny_run, answer["scores"])[:, k] for answer in (before, after)]
+        assert (way * (evidence[1] - evidence[0]) >= 0).all()
+
+
+@CASES
+@given(interactions())
+def test_the_logits_are_the_bias_plus_the_contributions_whatever_is_said(tiny_run, runner, patches, said):
+    answer = ask(runner, patches, said)
+    bias = tiny_run.csr.reasoner.head.bias.detach().numpy()
+    np.testing.assert_allclose(answer["logits"], bias + answer["contributions"].sum(1), atol=1e-3)
+
+
+def test_a_finding_box_is_a_confirmation_that_is_seen_in_its_place(tiny_run, runner, patches):
+    """The place is where the map peaks, of every concept that training images with it show better than others do."""
+    about, reasoner = tiny_run.bundle.manifest, tiny_run.csr.reasoner
+    present, absent = (
+        torch.where(reasoner.alive > 0, own, -1).amax(1) for own in (reasoner.present_scores, reasoner.absent_scores)
+    )
+    assert (present > absent).float().mean() > 0.5
+    cell = about.side / about.width
+    for k, name in enumerate(about.concepts):
+        row, column = k % about.height, (3 * k) % about.width
+        box = RegionBox(column * cell, row * cell, (column + 1) * cell, (row + 1) * cell, "finding", name)
+        located = ask(runner, patches, Interaction((box,)))
+        confirmed = ask(runner, patches, Interaction(confirmed=(name,)))
+        for output in ("scores", "contributions", "logits", "concept_probabilities"):
+            np.testing.assert_array_equal(located[output], confirmed[output], err_msg=output)
+        peaks = located["concept_maps"][:, k].reshape(len(patches), -1).argmax(1)
+        assert present[k] <= absent[k] or (peaks == row * about.width + column).all()
+        others = [index for index in range(len(about.concepts)) if index != k]
+        np.testing.assert_array_equal(located["concept_maps"][:, others], confirmed["concept_maps"][:, others])
+
+
+def test_rejecting_everything_as_in_the_paper_gives_every_study_the_logits_worked_out_by_hand(
+    tiny_run, runner, patches
+):
     reasoner = tiny_run.csr.reasoner
-    substitute = reasoner.absent_scores.numpy() * (rejection == "absent")
-    standard = (substitute - reasoner.score_mean.numpy()) / reasoner.score_std.numpy()
+    standard = -reasoner.score_mean.numpy() / reasoner.score_std.numpy()
     expected = reasoner.head.bias.detach().numpy() + reasoner.head.weight.detach().numpy() @ standard.ravel()
-    everything = Interaction(rejected=tiny_run.bundle.manifest.concepts, rejection=rejection)
+    everything = Interaction(rejected=tiny_run.bundle.manifest.concepts, rejection="zero")
     answer = ask(runner, patches, everything)
     np.testing.assert_allclose(answer["logits"], np.tile(expected, (len(patches), 1)), atol=1e-3)
+
+
+def test_rejecting_everything_leaves_no_more_than_a_typical_image_without_it(tiny_run, runner, patches):
+    plain = ask(runner, patches)["scores"]
+    answer = ask(runner, patches, Interaction(rejected=tiny_run.bundle.manifest.concepts))["scores"]
+    reasoner = tiny_run.csr.reasoner
+    seen = evidence_of(tiny_run, plain) > reasoner.absent_evidence.numpy()
+    absent = np.minimum(plain, reasoner.absent_scores.numpy())
+    np.testing.assert_allclose(answer, np.where(seen[..., None], absent, plain), atol=1e-6)
 
 
 def test_an_absent_score_is_likelier_than_zero(tiny_run, runner):
@@ -304,14 +406,21 @@ def test_an_absent_score_is_likelier_than_zero(tiny_run, runner):
 def test_what_cannot_be_applied_is_refused_by_its_name(runner, patches):
     with pytest.raises(InteractionError, match=r"boxes\[0\]"):
         ask(runner, patches, Interaction((RegionBox(70, 70, 90, 90),)))
-    with pytest.raises(InteractionError, match="unheard-of"):
-        ask(runner, patches, replace(NOTHING, rejected=("unheard-of",)))
+    for key in ("confirmed", "rejected"):
+        with pytest.raises(InteractionError, match="unheard-of"):
+            ask(runner, patches, replace(NOTHING, **{key: ("unheard-of",)}))
+    pair = (RegionBox(20, 20, 40, 40, "finding", "mass"), RegionBox(0, 0, 64, 64, "ignore"))
+    with pytest.raises(InteractionError, match=r"boxes\[0\].*'mass'.*boxes\[1\]"):
+        ask(runner, patches, Interaction(pair))
 
 
 def test_many_threads_get_the_answers_that_one_gets(runner, patches, tiny_run):
-    interactions = [Interaction(rejected=(name,)) for name in tiny_run.bundle.manifest.concepts] * 4
-    expected = [ask(runner, patches, each)["logits"] for each in interactions]
+    names = tiny_run.bundle.manifest.concepts
+    said = [Interaction(rejected=(name,)) for name in names] * 2 + [
+        Interaction(confirmed=(name,)) for name in names
+    ] * 2
+    expected = [ask(runner, patches, each)["logits"] for each in said]
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda each: ask(runner, patches, each)["logits"], interactions))
+        answers = list(pool.map(lambda each: ask(runner, patches, each)["logits"], said))
     for own, value in zip(answers, expected, strict=True):
         np.testing.assert_array_equal(own, value)

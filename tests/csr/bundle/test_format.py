@@ -20,6 +20,7 @@ from csr.bundle.format import (
 )
 from csr.data.atomic_folder import atomic_folder
 from csr.errors import BundleError
+from csr.interaction.naming import BoxNaming
 
 ABOUT = {
     "preset": "robust",
@@ -34,6 +35,7 @@ ABOUT = {
     "alpha": 0.2,
     "rejection": "absent",
     "ask_margin": 0.3,
+    "least_effect": 0.05,
     "abstain_below": 0.75,
     "task": "multiclass",
     "backbone": "none",
@@ -44,12 +46,14 @@ ABOUT = {
 }
 SOURCES = AtlasSource("s001", (0.0, 1.0, 2.0, 3.0), 0.9), AtlasSource("s002", (1.0, 1.0, 3.0, 3.0), 0.8)
 ENTRY = AtlasEntry("a", 0, SOURCES, 0.25, 0.5, {"x": 1.0, "y": -1.0}, alive=False)
+NAMING = BoxNaming(np.zeros(4), np.ones(4), np.arange(8.0).reshape(2, 4), np.array([0.5, -1e3]), 0.25)
 REFERENCES = [ConceptReference("a", (0.25, 0.50005), (0.5, 0.25, 0.25)), ConceptReference("b", (), (1.0,))]
 FILES = (
     "encoder.onnx",
     "reasoner.onnx",
     "atlas.json",
     "crops.npy",
+    "naming.json",
     "reference.json",
     "golden.npz",
     "samples/00.png",
@@ -66,6 +70,7 @@ def folder(tmp_path):
         (path / name).write_bytes(name.encode() * 9)
     (path / "samples" / "samples.json").write_text(json.dumps([{"study_id": "s", "file": "00.png"}]))
     write_atlas(path, [ENTRY], np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2))
+    (path / "naming.json").write_text(json.dumps(NAMING.to_json()))
     np.savez(path / "golden.npz", image=np.ones(3), expected_logits=np.zeros(2))
     write_reference(path, REFERENCES)
     write_manifest(path, **ABOUT)
@@ -79,6 +84,7 @@ def test_a_whole_bundle_opens_and_says_what_was_written(folder):
     assert sorted(bundle.manifest.files) == sorted(FILES)
     assert bundle.atlas() == [ENTRY]
     assert bundle.reference() == REFERENCES
+    assert bundle.naming().to_json() == NAMING.to_json()
     assert bundle.crops().tolist() == [[[[0, 1], [2, 3]]], [[[4, 5], [6, 7]]]]
     assert sorted(bundle.golden()) == ["expected_logits", "image"]
     assert bundle.samples() == [{"study_id": "s", "file": "00.png"}]
@@ -147,12 +153,12 @@ def test_a_manifest_that_is_none_is_refused_by_its_name(folder, content):
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize("found", [1, 3, 5])
+@pytest.mark.parametrize("found", [1, 4, 6])
 def test_a_bundle_of_another_format_is_refused_with_what_to_do(folder, found):
     content = json.loads((folder / MANIFEST).read_text())
-    assert content["format"] == FORMAT == 4
+    assert content["format"] == FORMAT == 5
     (folder / MANIFEST).write_text(json.dumps(content | {"format": found}))
-    with pytest.raises(BundleError, match=f"format is {found}, this version reads 4; export the bundle again"):
+    with pytest.raises(BundleError, match=f"format is {found}, this version reads 5; export the bundle again"):
         Bundle.open(folder)
 
 
@@ -185,13 +191,18 @@ def test_a_key_of_a_later_minor_version_is_ignored(folder):
     assert Bundle.open(folder).manifest.alpha == 0.2
 
 
-@pytest.mark.parametrize(("alpha", "expected"), [(0.2, 0.2), (0.0, 0.0), ("calibrated", None)])
-def test_the_default_alpha_is_a_number_or_each_concepts_own(folder, alpha, expected):
+@pytest.mark.parametrize("alpha", [0.2, 0.0, {"a": 0.5, "b": 0.2}])
+def test_alpha_is_a_number_or_each_concepts_own(folder, alpha):
     (folder / MANIFEST).unlink()
     write_manifest(folder, **(ABOUT | {"alpha": alpha}))
-    manifest = Bundle.open(folder).manifest
-    assert manifest.alpha == alpha
-    assert manifest.default_alpha == expected
+    assert Bundle.open(folder).manifest.alpha == alpha
+
+
+def test_a_bundle_that_cannot_tell_what_a_box_is_about_says_so(folder):
+    (folder / MANIFEST).unlink()
+    (folder / "naming.json").write_text("null\n")
+    write_manifest(folder, **ABOUT)
+    assert Bundle.open(folder).naming() is None
 
 
 @pytest.mark.parametrize("threshold", [None, 0.75])

@@ -15,21 +15,20 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from csr.bundle.atlas import Atlas
-from csr.bundle.format import REASONER_OUTPUTS
+from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS, Bundle
 from csr.bundle.onnx_export import export_graphs, measure_parity, require_parity
-from csr.bundle.runtime import BundleRunner
+from csr.bundle.runtime import GOLDEN_TOLERANCE, BundleRunner
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
 from csr.data.prepared import PreparedSet
 from csr.errors import BundleError, ConfigError
-from csr.interaction.corrections import Interaction
+from csr.interaction.corrections import Interaction, RegionBox
+from csr.interaction.naming_fit import fit_naming
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.prototypes import PrototypeModel
-from csr.network.reasoner import Floor
+from csr.network.reasoner import DEFAULT_ALPHA, Floor
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from tests.csr.synthetic import CLASSES, CONCEPTS, make_collection, make_prepared, make_reasoner
-
-INPUTS = ("importance", "prototype_mask", "absent_weight")
 
 
 def make_csr(seed: int, floor: Floor = "zero") -> TrainedCSR:
@@ -72,9 +71,11 @@ def interaction_of(seed: int, batch: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([seed, 5])
     importance = rng.choice([-1.0, 0.0, 0.2, 1.0], (batch, 4, 4))
     importance[::2] = 1
-    mask = np.repeat(rng.integers(0, 2, (batch, 3, 1)), 4, axis=2)
-    values = (importance, mask, rng.integers(0, 2, batch))
-    return {name: value.astype(np.float32) for name, value in zip(INPUTS, values, strict=True)}
+    answers = rng.integers(-1, 2, (batch, 3))
+    answers[::2] = 0
+    places = (answers == 1)[..., None, None] * rng.integers(0, 2, (batch, 3, 4, 4))
+    values = (importance, answers, places, rng.integers(0, 2, batch))
+    return {name: value.astype(np.float32) for name, value in zip(INTERACTION_INPUTS, values, strict=True)}
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 33])
@@ -105,7 +106,7 @@ def test_the_reasoner_graph_agrees_with_torch_for_any_patches_and_interaction(ex
 def test_the_graphs_name_their_inputs_and_outputs_as_the_bundle_says(exported):
     assert [each.name for each in exported.encoder.get_inputs()] == ["image"]
     assert [each.name for each in exported.encoder.get_outputs()] == ["patches"]
-    assert [each.name for each in exported.reasoner.get_inputs()] == ["patches", *INPUTS]
+    assert [each.name for each in exported.reasoner.get_inputs()] == ["patches", *INTERACTION_INPUTS]
     assert tuple(each.name for each in exported.reasoner.get_outputs()) == REASONER_OUTPUTS
     assert exported.encoder.get_inputs()[0].type == "tensor(uint8)"
 
@@ -127,22 +128,59 @@ def test_parity_of_an_exported_model_is_small_and_grows_with_the_gap_between_the
     assert gap == pytest.approx(0.5, abs=1e-2)
 
 
-def test_parity_looks_at_every_image_and_at_interactions_too(exported):
-    """A gap in the absent scores shows only where a concept is rejected: here in the last image of 20."""
+@pytest.mark.parametrize(("name", "said"), [("absent_scores", -1), ("present_scores", 1), ("present_scores", 0)])
+def test_parity_looks_at_every_image_and_at_answers_and_places_too(exported, name, said):
+    """A gap in absent or present scores shows only in an answer or, without one, in a place: here of the last of 20."""
     images = images_of(0, 20)
-    tensors = {"importance": np.ones((20, 4, 4)), "prototype_mask": np.ones((20, 3, 4)), "absent_weight": np.ones(20)}
+    tensors = {
+        "importance": np.ones((20, 4, 4)),
+        "answers": np.zeros((20, 3)),
+        "places": np.zeros((20, 3, 4, 4)),
+        "absent_weight": np.ones(20),
+    }
     tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
-    tensors["prototype_mask"][19] = 0
-    alive = exported.model.reasoner.alive > 0
-    absent = exported.model.reasoner.absent_scores
+    tensors["answers"][19] = said
+    tensors["places"][19] = said == 0
+    reasoner = exported.model.reasoner
+    alive, moved = reasoner.alive > 0, getattr(reasoner, name)
     before = measure_parity(exported.model, images, tensors, exported.folder)
     with torch.no_grad():
-        absent[alive] += 1
+        moved[alive] += said or 1
         try:
             after = measure_parity(exported.model, images, tensors, exported.folder)
         finally:
-            absent[alive] -= 1
+            moved[alive] -= said or 1
     assert before < 1e-3 < 0.1 < after
+
+
+@pytest.mark.parametrize("deaf", INTERACTION_INPUTS)
+def test_parity_finds_a_graph_that_is_deaf_to_an_input(exported, tmp_path, monkeypatch, deaf):
+    """As if the exported graph had lost it: the input arrives as if nothing had been said."""
+    images, tensors = images_of(3, 20), interaction_of(3, 20)
+    forward = exported.model.reasoner.forward
+
+    def without(patches, *given):
+        heard = dict(zip(INTERACTION_INPUTS, given, strict=True))
+        neutral = torch.full_like(heard[deaf], deaf not in ("answers", "places"))
+        return forward(patches, **(heard | {deaf: neutral}))
+
+    assert measure_parity(exported.model, images, tensors, exported.folder) < 1e-3
+    monkeypatch.setattr(exported.model.reasoner, "forward", without)
+    assert measure_parity(exported.model, images, tensors, exported.folder) > 1e-2
+
+
+def test_parity_that_is_no_number_anywhere_is_no_number(exported):
+    """A maximum that passes over NaN would hide it."""
+    images, tensors = images_of(0, 4), interaction_of(0, 4)
+    bias = exported.model.reasoner.head.bias
+    with torch.no_grad():
+        held = bias.clone()
+        bias[1] = float("nan")
+        try:
+            gap = measure_parity(exported.model, images, tensors, exported.folder)
+        finally:
+            bias.copy_(held)
+    assert np.isnan(gap)
 
 
 @pytest.mark.parametrize("gap", [2e-4, 1.0, float("nan"), float("inf")])
@@ -152,10 +190,12 @@ def test_a_gap_above_the_tolerance_is_refused(gap):
     require_parity(1e-4, 1e-4)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
-def test_a_default_alpha_that_no_interaction_could_have_is_refused(alpha):
-    with pytest.raises(ValueError, match="is neither in 0"):
+@pytest.mark.parametrize("alpha", [-0.1, 1.0, 1.1, float("nan")])
+def test_an_alpha_with_which_a_focus_box_would_say_nothing_is_refused(alpha):
+    with pytest.raises(ValueError, match=r"export\.alpha: alpha is .*, which is not from 0 to below 1"):
         ExportConfig(alpha=alpha)
+    with pytest.raises(ValueError, match=r"export\.alpha: haze is .*, which is not from 0 to below 1"):
+        ExportConfig(alpha={"round": 0.5, "haze": alpha})
 
 
 @pytest.mark.parametrize("risk", [0.0, 1.0, -0.1, float("nan")])
@@ -207,6 +247,64 @@ def test_a_bundle_carries_calibrated_probabilities_and_the_threshold_of_the_tole
     assert abs(temperature - 1) > 0.2
     np.testing.assert_allclose(answer["probabilities"], softmax(answer["logits"] / temperature, axis=1), atol=1e-6)
     np.testing.assert_allclose(np.sort(answer["probabilities"].max(1))[::-1], confidence, atol=1e-4)
+
+
+def test_a_bundle_carries_each_concepts_alpha_or_the_default_and_its_focus_boxes_do_it(tmp_path):
+    alpha = {"haze": 0.0, "round": 0.7}
+    model = make_csr(1, "absent")
+    data = make_prepared(tmp_path / "prepared", make_collection())
+    config = ExportConfig(alpha=alpha, tolerance=1e-2, parity_images=2)
+    bundle, _ = write_bundle(tmp_path / "bundle", data, cache_of(data, model), model, NO_ATLAS, config, ORIGIN)
+    assert Bundle.open(bundle.path).manifest.alpha == alpha
+    runner, box = BundleRunner(bundle), RegionBox(0, 0, 8, 8)
+    patches = runner.encode(data.images[:4])
+    own = runner.reason(patches, [Interaction((box,))] * 4)["scores"]
+    for k, value in enumerate([0.7, DEFAULT_ALPHA, 0.0]):
+        said = runner.reason(patches, [Interaction((box,), alpha=value)] * 4)["scores"]
+        np.testing.assert_allclose(own[:, k], said[:, k], atol=1e-6)
+
+
+def test_an_alpha_of_a_concept_that_there_is_none_of_is_refused(tmp_path):
+    model, data = make_csr(1), make_prepared(tmp_path / "prepared", make_collection())
+    config = ExportConfig(alpha={"round": 0.5, "goitre": 0.1})
+    with pytest.raises(ConfigError, match=r"export\.alpha: there is no concept 'goitre', only round, streak, haze"):
+        write_bundle(tmp_path / "bundle", data, cache_of(data, model), model, NO_ATLAS, config, ORIGIN)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_golden_case_holds_every_kind_of_box_and_answer(tmp_path, monkeypatch):
+    """And a server that does not hear one of them does not pass it."""
+    model, data = make_csr(1), make_prepared(tmp_path / "prepared", make_collection())
+    config = ExportConfig(alpha=0.4, tolerance=1e-2, parity_images=4)
+    bundle, _ = write_bundle(tmp_path / "bundle", data, cache_of(data, model), model, NO_ATLAS, config, ORIGIN)
+    assert bundle.manifest.alpha == 0.4 and (model.reasoner.alpha == 0.4).all()
+    golden = bundle.golden()
+    assert set(golden) == {"image", *INTERACTION_INPUTS, *(f"expected_{name}" for name in REASONER_OUTPUTS[1:])}
+    assert {-1.0, 0.0, 1.0} <= set(golden["importance"].ravel().tolist())
+    assert set(golden["answers"].ravel().tolist()) == {-1, 1} and set(golden["absent_weight"].tolist()) == {0, 1}
+    assert golden["places"].any((2, 3)).sum() == 2
+    runner = BundleRunner(bundle)
+    assert runner.golden_error() < GOLDEN_TOLERANCE
+    for name in INTERACTION_INPUTS:
+        neutral = np.full_like(golden[name], name not in ("answers", "places"))
+        monkeypatch.setattr(Bundle, "golden", lambda self, changed={name: neutral}: golden | changed)
+        assert runner.golden_error() > GOLDEN_TOLERANCE, name
+
+
+def test_what_a_bundle_says_of_boxes_is_fitted_to_validation_boxes(tmp_path, monkeypatch):
+    monkeypatch.setattr("csr.bundle.writing.export_graphs", lambda *_: None)
+    monkeypatch.setattr("csr.bundle.writing.measure_parity", lambda *_: 0.0)
+    model, data = make_csr(1), make_prepared(tmp_path / "prepared", make_collection())
+    cache, config = cache_of(data, model), ExportConfig(least_effect=0.125)
+    bundle, _ = write_bundle(tmp_path / "bundle", data, cache, model, NO_ATLAS, config, ORIGIN)
+    fitted = fit_naming(data, cache, model)
+    assert bundle.naming().to_json() == fitted.to_json()
+    assert bundle.manifest.least_effect == 0.125
+    assert "naming.json" in bundle.manifest.files
+    boxes = data.collection.boxes
+    none = replace(data, collection=replace(data.collection, boxes=boxes[boxes["study_id"] < "s040"]))  # training's
+    bundle, _ = write_bundle(tmp_path / "bundle", none, cache, model, NO_ATLAS, config, ORIGIN)
+    assert bundle.naming() is None
 
 
 def test_a_risk_that_no_threshold_reaches_is_refused_with_the_least_that_one_does(tmp_path):

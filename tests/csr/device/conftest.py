@@ -14,7 +14,6 @@ from csr.comparison.csr_system import Recipe
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
 from csr.comparison.systems import SHARED_BACKBONES, systems
 from csr.data.prepared import PreparedSet
-from csr.interaction.alpha import calibrate
 from csr.network.checkpoint import Checkpoint
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.prototypes import PrototypeModel, prototype_model_checkpoint, prototype_model_from_checkpoint
@@ -26,6 +25,7 @@ from csr.training.features import FeatureCache, compute_features
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.runtime import use_device
+from csr.training.temperature import calibrate_temperature
 from tests.csr.device.claimed import Accelerator
 from tests.csr.synthetic import make_collection, make_prepared
 
@@ -84,7 +84,7 @@ def stages(tmp_path_factory) -> Stages:
     stage2 = train_prototypes(data.collection, cache, STAGE2, callbacks)
     reasoner = train_head(data.collection, cache, stage2, STAGE3, callbacks)
     csr = TrainedCSR(model, stage2, reasoner, data.collection.concepts, data.collection.classes)
-    calibrate(data, cache, csr)
+    calibrate_temperature(data, cache, csr)
     written = concept_model_checkpoint(model), prototype_model_checkpoint(stage2), csr.to_checkpoint()
     return Stages(data, cache, *written)
 

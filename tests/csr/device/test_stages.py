@@ -17,7 +17,6 @@ from csr.bundle.atlas import Atlas, build_atlas
 from csr.bundle.runtime import GOLDEN_TOLERANCE, BundleRunner
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
 from csr.data.text_concepts import TextConcept, TextConceptConfig, concept_directions, concept_scores, load_encoder
-from csr.interaction.alpha import calibrate
 from csr.interaction.curves import InterventionConfig, intervention_curves
 from csr.interaction.review import prune, retrain_head, review
 from csr.network.checkpoint import Checkpoint
@@ -31,6 +30,7 @@ from csr.training.head import train_head
 from csr.training.prediction import predict
 from csr.training.prototypes import train_prototypes
 from csr.training.selection import count_curve
+from csr.training.temperature import calibrate_temperature
 from tests.csr.device.claimed import Accelerator, ClaimedTensor
 from tests.csr.device.conftest import STAGE1, STAGE2, STAGE3, Stages
 from tests.csr.synthetic import with_labels
@@ -55,7 +55,7 @@ def head_stage(stages: Stages, config=STAGE3, data=None) -> Checkpoint:
     reasoner = train_head(data.collection, stages.cache, model, config, SilentCallbacks())
     names = data.collection.concepts, data.collection.classes
     csr = TrainedCSR(stages.concept_model(), model, reasoner, *names)
-    calibrate(data, stages.cache, csr)
+    calibrate_temperature(data, stages.cache, csr)
     return csr.to_checkpoint()
 
 

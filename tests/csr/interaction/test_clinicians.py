@@ -54,7 +54,7 @@ def test_a_missed_finding_gets_its_box_and_then_so_does_every_other_finding():
     truth = Truth(np.array([1.0, 1, 0]), {0: LEFT, 1: RIGHT})
     answer = answer_of([0.2, 0.9, 0.1], [FAR, (48, 48), FAR], [1, 5, 9])
     actions = play(clinician_of(truth, mode="spatial"), answer)
-    assert [(action.kind, action.concept) for action in actions] == [("positive", 0), ("positive", 1), ("positive", 1)]
+    assert [(action.kind, action.concept) for action in actions] == [("focus", 0), ("focus", 1), ("focus", 1)]
     assert [action.box for action in actions] == [RegionBox(*box) for box in [*LEFT.tolist(), *RIGHT.tolist()]]
 
 
@@ -65,20 +65,20 @@ def test_a_finding_that_the_map_touches_is_not_missed():
     assert len(play(clinician_of(truth), answer_of([0.4], [(24 + CELL / 2 + 0.1, 16)]))) == 1
 
 
-def test_a_false_spot_gets_a_negative_box_that_touches_no_finding():
+def test_a_false_spot_gets_an_ignore_box_that_touches_no_finding():
     truth = Truth(np.array([0.0, 1]), {1: LEFT})
     clinician = clinician_of(truth, mode="spatial", spot=1 / 4)
     action = clinician.act(answer_of([0.9, 0.9], [(60, 60), (16, 16)]))
-    assert action == Action("negative", 0, RegionBox(48, 48, 72, 72, "negative"), False)
+    assert action == Action("ignore", 0, RegionBox(48, 48, 72, 72, "ignore"), False)
     near = clinician.act(answer_of([0.9, 0.9], [(30, 16), (16, 16)]))  # 6 pixels from the finding
-    assert near == Action("negative", 0, RegionBox(24, 10, 36, 22, "negative"), False)
+    assert near == Action("ignore", 0, RegionBox(24, 10, 36, 22, "ignore"), False)
 
 
-def test_a_negative_box_at_the_border_stays_in_the_image():
+def test_an_ignore_box_at_the_border_stays_in_the_image():
     clinician = clinician_of(Truth(np.array([0.0])), mode="spatial", spot=1 / 4)
     action = clinician.act(answer_of([0.9], [(92, 4)]))
     assert action is not None
-    assert action.box == RegionBox(80, 0, 96, 16, "negative")
+    assert action.box == RegionBox(80, 0, 96, 16, "ignore")
 
 
 def test_a_spot_on_another_concepts_finding_is_not_erased():
@@ -86,7 +86,7 @@ def test_a_spot_on_another_concepts_finding_is_not_erased():
     assert play(clinician_of(truth, mode="spatial"), answer_of([0.9, 0.9], [(16, 16), (16, 16)])) == []
 
 
-def test_a_present_concept_without_a_box_and_an_unknown_one_get_no_positive_box():
+def test_a_present_concept_without_a_box_and_an_unknown_one_get_no_focus_box():
     truth = Truth(np.array([1.0, np.nan]), {1: LEFT})
     assert play(clinician_of(truth, mode="spatial"), answer_of([0.1, 0.1], [FAR, FAR])) == []
 
@@ -95,7 +95,7 @@ def test_what_is_rejected_is_not_erased_as_well_but_a_reader_without_rejections_
     truth = Truth(np.array([0.0]))
     answer = answer_of([0.9], [FAR])
     assert [action.kind for action in play(clinician_of(truth, mode="both"), answer)] == ["reject"]
-    assert [action.kind for action in play(clinician_of(truth, mode="spatial"), answer, most=2)] == ["negative"] * 2
+    assert [action.kind for action in play(clinician_of(truth, mode="spatial"), answer, most=2)] == ["ignore"] * 2
 
 
 # the order
@@ -162,7 +162,7 @@ def test_a_mistake_in_a_study_without_findings_confirms_the_false_one():
     assert clinician.interaction(["a"], "absent", None).rejected == ()
 
 
-def test_a_misplaced_positive_box_keeps_its_size_and_leaves_the_finding():
+def test_a_misplaced_focus_box_keeps_its_size_and_leaves_the_finding():
     for row in range(20):
         action = clinician_of(Truth(np.array([1.0]), {0: LEFT}), row, error=1).act(answer_of([0.1], [FAR]))
         assert action is not None and action.wrong and action.box is not None
@@ -172,10 +172,10 @@ def test_a_misplaced_positive_box_keeps_its_size_and_leaves_the_finding():
         assert min(box.x_min, box.y_min) >= 0 and max(box.x_max, box.y_max) <= SIDE
 
 
-def test_a_mistaken_negative_box_covers_a_true_finding_or_where_there_is_none_another_place():
+def test_a_mistaken_ignore_box_covers_a_true_finding_or_where_there_is_none_another_place():
     answer = answer_of([0.1, 0.9], [(16, 16), FAR])
     action = clinician_of(Truth(np.array([1.0, 0]), {0: LEFT}), mode="spatial", error=1).act(answer)
-    assert action == Action("negative", 1, RegionBox(8, 8, 24, 24, "negative"), True)
+    assert action == Action("ignore", 1, RegionBox(8, 8, 24, 24, "ignore"), True)
     elsewhere = clinician_of(Truth(np.array([0.0, 0])), mode="spatial", error=1).act(answer)
     assert elsewhere is not None and elsewhere.box is not None
     assert not (elsewhere.box.x_min <= 90 <= elsewhere.box.x_max and elsewhere.box.y_min <= 90 <= elsewhere.box.y_max)
@@ -225,7 +225,7 @@ def test_a_perfect_reader_never_says_anything_false(row, mode):
         assert not action.wrong
         if action.kind == "reject":
             assert truth.labels[action.concept] == 0
-        elif action.kind == "positive":
+        elif action.kind == "focus":
             assert action.box in [RegionBox(*box) for box in truth.boxes[action.concept].tolist()]
         else:
             assert action.box is not None

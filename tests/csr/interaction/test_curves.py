@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from csr.data.records import BOX_COLUMNS, Collection
-from csr.interaction.alpha import GRID, calibrate_alpha
 from csr.interaction.curves import InterventionConfig, intervention_curves
 from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Reasoner
@@ -109,7 +108,7 @@ def test_a_false_spot_is_erased_by_a_box_as_well():
 
 
 @pytest.mark.parametrize(("own", "given", "right"), [(0.2, None, 1), (1.0, None, 0), (1.0, 0.2, 1), (0.2, 1.0, 0)])
-def test_a_positive_box_weakens_what_lies_outside_by_the_concepts_own_alpha_or_the_given_one(own, given, right):
+def test_a_focus_box_weakens_what_lies_outside_by_the_concepts_own_alpha_or_the_given_one(own, given, right):
     """MISSED_A: logits 4, 4.5, 4.9. With the box on a and α 0.2 they are 4, 4.2, 10·(0.1 + 0.2·0.39)."""
     table = curves([MISSED_A], own, modes=("spatial",), orders=("uncertainty",), budget=1, alpha=given)
     assert one(table)["accuracy"].tolist() == [0, right]
@@ -164,33 +163,3 @@ def test_a_reader_who_is_always_wrong_breaks_what_was_right():
     wrong = one(table, error=1.0, rejection="absent", order="random")
     assert wrong["broken"].tolist() == [0, 1, 1, 1]
     assert wrong["interactions"].tolist() == [0, 1, 2, 3]
-
-
-# α
-
-
-def test_alpha_stays_where_there_is_no_box_to_choose_it_on():
-    data, cache, csr = make_run([FALSE_ONLY] * 6 + [TRUE_A] * 6, "val", alpha=0.7)
-    calibrate_alpha(data, cache, csr)
-    assert csr.reasoner.alpha.tolist() == pytest.approx([GRID[0], 0.2])  # no validation study has b
-
-
-def test_alpha_falls_for_a_concept_that_is_seen_outside_boxes_where_it_is_not():
-    """b is present in some studies, where its box shows it, and false in all others, outside the box on a."""
-    data, cache, csr = make_run([FALSE_B] * 10 + [HAS_B] * 10, "val")
-    calibrate_alpha(data, cache, csr)
-    assert csr.reasoner.alpha[0] == 1
-    assert csr.reasoner.alpha[1] < 0.5
-
-
-def test_alpha_is_one_where_boxes_would_take_true_findings_away():
-    both = Study("has b", {"a": (0, 0), "b": (3, 3)}, [("a", 0.6, (0, 0)), ("b", 0.9, (3, 3))])
-    data, cache, csr = make_run([both] * 10 + [TRUE_A] * 10, "val")
-    calibrate_alpha(data, cache, csr)
-    assert csr.reasoner.alpha[1] == 1
-
-
-def test_only_validation_studies_decide_on_alpha():
-    data, cache, csr = make_run([FALSE_B] * 10 + [HAS_B] * 10, "test", alpha=0.7)
-    calibrate_alpha(data, cache, csr)
-    assert csr.reasoner.alpha.tolist() == pytest.approx([0.2, 0.2])

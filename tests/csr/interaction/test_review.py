@@ -13,13 +13,13 @@ import torch
 from csr.data.prepared import PreparedSet
 from csr.data.records import BOX_COLUMNS, Collection
 from csr.evaluation.pointing import map_peaks
-from csr.interaction.alpha import calibrate
 from csr.interaction.review import CROPS, prune, retrain_head, review
 from csr.network.reasoner import Reasoner
 from csr.training.callbacks import SilentCallbacks
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, PrototypeModel, train_prototypes
+from csr.training.temperature import calibrate_temperature
 from tests.csr.synthetic import make_cache, make_collection, make_csr, make_patches, make_reasoner, without_images
 
 SIDE, CELLS = 32, 4
@@ -272,7 +272,7 @@ def test_the_new_head_gives_pruned_prototypes_no_weight(trained, retrained):
 
 
 def test_predictions_do_not_depend_on_pruned_prototypes(trained, retrained):
-    """Nor on what an interaction makes of them: a rejected score that is set to zero is far from a constant's mean."""
+    """Nor on what answers make of them: a rejected score that is set to zero is far from a constant's mean."""
     reasoner, patches = retrained[0], patches_of(trained)
     with torch.no_grad():
         before = reasoner(patches)
@@ -282,21 +282,22 @@ def test_predictions_do_not_depend_on_pruned_prototypes(trained, retrained):
         reasoner.prototypes[0, 0] = kept[0, 2]
         other = reasoner(patches)
         reasoner.prototypes.copy_(kept)
-        mask = torch.from_numpy(~FLAGS).float().expand(len(patches), 3, 3)
-        rejected = reasoner(patches, prototype_mask=mask, absent_weight=torch.zeros(len(patches)))
+        moved = copy.deepcopy(reasoner)
+        moved.present_scores[torch.from_numpy(FLAGS)], moved.absent_scores[torch.from_numpy(FLAGS)] = 7.0, -7.0
+        for said in (1.0, -1.0):
+            answers, weight = torch.full((len(patches), 3), said), torch.zeros(len(patches))
+            first, second = (each(patches, answers=answers, absent_weight=weight).logits for each in (reasoner, moved))
+            assert torch.equal(first, second) and not torch.allclose(first, before.logits)
     for name in ("concept_maps", "concept_probabilities", "logits"):
         assert torch.equal(getattr(after, name), getattr(before, name))
-    assert torch.equal(rejected.logits, before.logits)
     assert not torch.allclose(other.logits, before.logits)
 
 
 def test_the_new_head_is_calibrated_anew(trained, retrained):
     data, cache, csr = trained
     again = copy.deepcopy(retrained[0])
-    again.alpha.fill_(0.3)
     again.temperature.fill_(3.0)
-    calibrate(data, cache, csr.with_reasoner(again))
-    assert torch.equal(retrained[0].alpha, again.alpha)
+    calibrate_temperature(data, cache, csr.with_reasoner(again))
     assert torch.equal(retrained[0].temperature, again.temperature)
 
 

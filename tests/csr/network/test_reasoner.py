@@ -26,10 +26,11 @@ def arrays_of(reasoner: Reasoner) -> dict[str, np.ndarray]:
     return {name: value.double().numpy() for name, value in reasoner.state_dict().items()}
 
 
-def reason_by_hand(reasoner, patches, importance, mask, absent_weight) -> dict[str, np.ndarray]:
-    """One image: patches D'×h×w, importance h×w, mask K×M, absent_weight a number."""
+def reason_by_hand(reasoner, patches, importance, answers, places, absent_weight) -> dict[str, np.ndarray]:
+    """One image: patches D'×h×w, importance h×w, answers K, places K×h×w, absent_weight a number."""
     own = arrays_of(reasoner)
-    alive, keep = own["alive"], own["alive"] * mask
+    alive = own["alive"] > 0
+    absent, present = own["absent_scores"], own["present_scores"]
     concepts, per_concept, width = own["prototypes"].shape
     classes = len(own["head.bias"])
     height, columns = patches.shape[1:]
@@ -39,21 +40,33 @@ def reason_by_hand(reasoner, patches, importance, mask, absent_weight) -> dict[s
         value = sum(own["prototypes"][k, m, d] * patches[d, i, j] for d in range(width))
         if reasoner.clip or (reasoner.floor == "zero" and (weights != 1).any()):
             value = max(value, 0.0)
-        floor = own["absent_scores"][k, m] if reasoner.floor == "absent" else min(value, 0.0)
+        floor = absent[k, m] if reasoner.floor == "absent" else min(value, 0.0)
         maps[k, m, i, j] = min(value, floor) + weights[i, j] * max(value - floor, 0)
-    scores, standard = np.zeros((concepts, per_concept)), np.zeros((concepts, per_concept))
+    scores, standard = np.where(alive, maps.max((2, 3)), absent), np.zeros((concepts, per_concept))
+    for k in range(concepts):
+        evidence = max(scores[k, m] for m in range(per_concept) if alive[k, m])
+        for m in range(per_concept):
+            if answers[k] == 1 and evidence < own["present_evidence"][k] and alive[k, m]:
+                scores[k, m] = max(scores[k, m], present[k, m])
+            if answers[k] == -1 and absent_weight == 0:
+                scores[k, m] = 0
+            elif answers[k] == -1 and evidence > own["absent_evidence"][k]:
+                scores[k, m] = min(scores[k, m], absent[k, m])
+    for k, m, i, j in np.ndindex(maps.shape):
+        if places[k].any():
+            value = maps[k, m, i, j]
+            maps[k, m, i, j] = max(value, present[k, m]) if places[k, i, j] else min(value, absent[k, m])
     for k, m in np.ndindex(scores.shape):
-        scores[k, m] = maps[k, m].max() if keep[k, m] else absent_weight * own["absent_scores"][k, m]
         standard[k, m] = (scores[k, m] - own["score_mean"][k, m]) / own["score_std"][k, m]
     contributions = np.zeros((concepts, classes))
     for k, m in np.ndindex(scores.shape):
         contributions[k] += own["head.weight"][:, k * per_concept + m] * standard[k, m]
     logits = own["head.bias"] + contributions.sum(0)
     grown = np.exp((logits - logits.max()) / own["temperature"])
-    evidence = np.array([max(scores[k][alive[k] > 0]) for k in range(concepts)])
+    evidence = np.array([max(scores[k][alive[k]]) for k in range(concepts)])
     return {
         "similarity_maps": maps,
-        "concept_maps": np.stack([maps[k][alive[k] > 0].max(0) for k in range(concepts)]),
+        "concept_maps": np.stack([maps[k][alive[k]].max(0) for k in range(concepts)]),
         "scores": scores,
         "concept_probabilities": 1 / (1 + np.exp(-(own["concept_scale"] * evidence + own["concept_shift"]))),
         "contributions": contributions,
@@ -62,25 +75,40 @@ def reason_by_hand(reasoner, patches, importance, mask, absent_weight) -> dict[s
     }
 
 
-def random_interaction(seed: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_interaction(seed: int, batch: int = 2) -> tuple[torch.Tensor, ...]:
+    """Importance, answers, places and absent weights; places only of confirmed concepts, and not of each."""
     rng = np.random.default_rng([seed, 9])
     importance = rng.choice([-1.0, 0.0, 0.2, 1.0], (batch, 3, 4))
     importance[0] = 1 if seed % 3 == 0 else importance[0]  # some images of a batch are left alone
-    mask = np.repeat(rng.integers(0, 2, (batch, 3, 1)), 4, axis=2)
-    return tuple(torch.tensor(value, dtype=torch.float32) for value in (importance, mask, rng.integers(0, 2, batch)))
+    answers = rng.integers(-1, 2, (batch, 3))
+    located = (answers == 1) & (rng.random((batch, 3)) < 0.7)
+    places = located[..., None, None] * rng.integers(0, 2, (batch, 3, 3, 4))
+    values = (importance, answers, places, rng.integers(0, 2, batch))
+    return tuple(torch.tensor(value, dtype=torch.float32) for value in values)
+
+
+def answers_of(*values: float, batch: int = 2) -> torch.Tensor:
+    """The same answers about the three concepts for every image."""
+    return torch.tensor([values] * batch, dtype=torch.float32)
+
+
+def evidence_of(reasoner: Reasoner, answer: dict[str, np.ndarray]) -> np.ndarray:
+    """B×K, the largest score of a concept's live prototypes."""
+    return np.where(reasoner.alive.numpy() > 0, answer["scores"], -np.inf).max(2)
 
 
 @FLOORS
 @CLIP
+@pytest.mark.parametrize("pruned", [0, 4])
 @CASES
 @given(SEEDS)
-def test_every_output_equals_the_formulas(clip, floor, seed):
-    reasoner, patches = make_reasoner(seed, clip, floor=floor), make_patches(seed)
-    importance, mask, weight = random_interaction(seed)
-    answer = reason(reasoner, patches, importance, mask, weight)
+def test_every_output_equals_the_formulas(clip, floor, pruned, seed):
+    reasoner, patches = make_reasoner(seed, clip, pruned=pruned, floor=floor), make_patches(seed)
+    interaction = random_interaction(seed)
+    answer = reason(reasoner, patches, *interaction)
     for b in range(2):
-        tensors = (value[b].double().numpy() for value in (patches, importance, mask))
-        for name, expected in reason_by_hand(reasoner, *tensors, float(weight[b])).items():
+        tensors = (value[b].double().numpy() for value in (patches, *interaction))
+        for name, expected in reason_by_hand(reasoner, *tensors).items():
             np.testing.assert_allclose(answer[name][b], expected, atol=2e-4, rtol=2e-4, err_msg=name)
 
 
@@ -90,9 +118,9 @@ def test_every_output_equals_the_formulas(clip, floor, seed):
 def test_pruned_prototypes_score_their_absent_value_and_show_in_no_map(clip, seed):
     reasoner, patches = make_reasoner(seed, clip, pruned=4), make_patches(seed)
     answer = reason(reasoner, patches)
-    ones = np.ones((3, 4))
     for b in range(2):
-        expected = reason_by_hand(reasoner, patches[b].double().numpy(), ones, ones, 1.0)
+        nothing = np.ones((3, 4)), np.zeros(3), np.zeros((3, 3, 4)), 1.0
+        expected = reason_by_hand(reasoner, patches[b].double().numpy(), *nothing)
         for name in Reasoning._fields:
             np.testing.assert_allclose(answer[name][b], expected[name], atol=2e-4, rtol=2e-4, err_msg=name)
 
@@ -108,11 +136,12 @@ def test_what_a_pruned_prototype_scores_is_no_evidence_for_its_concept():
     np.testing.assert_array_equal(after["concept_maps"], before["concept_maps"])
 
 
-def test_a_rejection_without_a_stated_substitute_is_not_ignored():
+def test_a_rejection_without_a_stated_substitute_leaves_absent_scores_at_the_most():
     reasoner, patches = make_reasoner(2, clip=True), make_patches(2)
-    mask = torch.zeros(2, 3, 4)
-    answer = reason(reasoner, patches, None, mask)
-    np.testing.assert_allclose(answer["scores"], np.stack([reasoner.absent_scores.numpy()] * 2), atol=1e-6)
+    reasoner.absent_evidence.zero_()
+    plain, answer = reason(reasoner, patches), reason(reasoner, patches, None, answers_of(-1, -1, -1))
+    np.testing.assert_array_equal(answer["scores"], np.minimum(plain["scores"], reasoner.absent_scores.numpy()))
+    assert (answer["scores"] < plain["scores"]).mean() > 0.5
 
 
 @FLOORS
@@ -121,10 +150,11 @@ def test_a_rejection_without_a_stated_substitute_is_not_ignored():
 @pytest.mark.parametrize("rejection", [0.0, 1.0])
 @CASES
 @given(SEEDS)
-def test_no_box_and_nothing_rejected_changes_nothing(clip, pruned, floor, rejection, seed):
+def test_no_box_and_no_answer_changes_nothing(clip, pruned, floor, rejection, seed):
     reasoner, patches = make_reasoner(seed, clip, pruned=pruned, floor=floor), make_patches(seed)
     plain = reason(reasoner, patches)
-    neutral = reason(reasoner, patches, torch.ones(2, 3, 4), torch.ones(2, 3, 4), torch.full((2,), rejection))
+    nothing = torch.ones(2, 3, 4), torch.zeros(2, 3), torch.zeros(2, 3, 3, 4), torch.full((2,), rejection)
+    neutral = reason(reasoner, patches, *nothing)
     for name, expected in plain.items():
         np.testing.assert_array_equal(neutral[name], expected, err_msg=name)
 
@@ -150,7 +180,7 @@ def test_permuting_a_concepts_prototypes_with_all_that_is_theirs_changes_no_answ
     rng = np.random.default_rng(seed)
     orders = torch.tensor(np.stack([rng.permutation(4) for _ in range(3)]))
     state = {name: value.clone() for name, value in reasoner.state_dict().items()}
-    for name in ("alive", "score_mean", "score_std", "absent_scores"):
+    for name in ("alive", "score_mean", "score_std", "absent_scores", "present_scores"):
         state[name] = state[name].gather(1, orders)
     state["prototypes"] = torch.stack([state["prototypes"][k, orders[k]] for k in range(3)])
     weight = state["head.weight"].reshape(3, 3, 4)
@@ -189,7 +219,7 @@ def test_without_clipping_lowering_a_weight_never_raises_a_score_once_there_is_a
         assert (reason(reasoner, patches, lowered)["scores"] <= reason(reasoner, patches, weights)["scores"]).all()
 
 
-def test_a_negative_box_over_everything_leaves_no_evidence():
+def test_an_ignore_box_over_everything_leaves_no_evidence():
     reasoner = make_reasoner(0, clip=True)
     answer = reason(reasoner, make_patches(0), torch.zeros(2, 3, 4))
     assert not answer["similarity_maps"].any()
@@ -207,12 +237,12 @@ def test_with_floor_absent_a_first_box_never_raises_a_score_even_without_clippin
 @CLIP
 @CASES
 @given(SEEDS)
-def test_with_floor_absent_a_negative_box_over_everything_is_a_rejection_of_every_concept(clip, seed):
-    """For concepts that score more than an image without them: a score below the absent one stays."""
+def test_with_floor_absent_an_ignore_box_over_everything_is_a_rejection_of_every_concept(clip, seed):
+    """Of concepts that the model sees: what it does not see a rejection leaves alone."""
     reasoner, patches = make_reasoner(seed, clip, floor="absent"), make_patches(seed)
-    plain = reason(reasoner, patches)["scores"]
-    expected = np.minimum(plain, reasoner.absent_scores.numpy())
-    np.testing.assert_allclose(reason(reasoner, patches, torch.zeros(2, 3, 4))["scores"], expected, atol=1e-6)
+    reasoner.absent_evidence.fill_(-1.0)
+    rejected = reason(reasoner, patches, None, answers_of(-1, -1, -1))["scores"]
+    np.testing.assert_allclose(reason(reasoner, patches, torch.zeros(2, 3, 4))["scores"], rejected, atol=1e-6)
 
 
 @FLOORS
@@ -231,7 +261,7 @@ def test_cells_below_zero_weigh_each_concept_by_its_own_alpha(floor, seed):
 
 
 @FLOORS
-def test_a_concept_whose_own_alpha_is_one_is_left_alone_by_positive_boxes(floor):
+def test_a_concept_whose_own_alpha_is_one_is_left_alone_by_focus_boxes(floor):
     reasoner, patches = make_reasoner(7, clip=False, floor=floor), make_patches(7)
     weights = torch.full((2, 3, 4), -1.0)
     weights[:, 1] = 1
@@ -241,30 +271,140 @@ def test_a_concept_whose_own_alpha_is_one_is_left_alone_by_positive_boxes(floor)
     assert (after["similarity_maps"][:, 0] != before["similarity_maps"][:, 0]).any()
 
 
+# answers
+
+
 @CLIP
-@pytest.mark.parametrize("rejection", ["zero", "absent"])
-def test_rejecting_every_concept_leaves_the_logits_of_zero_or_absent_scores(clip, rejection):
-    reasoner = make_reasoner(5, clip)
+def test_rejecting_every_concept_as_in_the_paper_leaves_the_logits_of_zero_scores(clip):
+    """Whatever the evidence: the letter of the paper asks for none."""
+    reasoner = make_reasoner(5, clip, pruned=2)
     own = arrays_of(reasoner)
-    substitute = own["absent_scores"] if rejection == "absent" else np.zeros((3, 4))
-    expected = own["head.bias"].copy()
-    for k, m in np.ndindex(3, 4):
-        z = (substitute[k, m] - own["score_mean"][k, m]) / own["score_std"][k, m]
-        expected += own["head.weight"][:, k * 4 + m] * z
-    weight = torch.full((2,), float(rejection == "absent"))
-    answer = reason(reasoner, make_patches(5), torch.ones(2, 3, 4), torch.zeros(2, 3, 4), weight)
+    standard = -own["score_mean"] / own["score_std"]
+    expected = own["head.bias"] + own["head.weight"] @ standard.ravel()
+    for evidence in (-1.0, 2.0):
+        reasoner.absent_evidence.fill_(evidence)
+        answer = reason(reasoner, make_patches(5), None, answers_of(-1, -1, -1), None, torch.zeros(2))
+        assert not answer["scores"].any()
+        np.testing.assert_allclose(answer["logits"], np.stack([expected] * 2), atol=1e-4)
+
+
+def test_rejecting_every_concept_that_is_seen_leaves_the_logits_of_absent_scores():
+    reasoner = make_reasoner(5, clip=True)
+    reasoner.absent_scores.clamp_max_(0)  # clipped scores are above them
+    reasoner.absent_evidence.zero_()
+    own = arrays_of(reasoner)
+    standard = (own["absent_scores"] - own["score_mean"]) / own["score_std"]
+    expected = own["head.bias"] + own["head.weight"] @ standard.ravel()
+    answer = reason(reasoner, make_patches(5), None, answers_of(-1, -1, -1), None, torch.ones(2))
     np.testing.assert_allclose(answer["logits"], np.stack([expected] * 2), atol=1e-4)
 
 
-def test_rejecting_one_concept_changes_no_other_concepts_contribution():
+def test_confirming_a_concept_that_is_not_seen_lifts_it_to_a_typical_image_with_it():
     reasoner, patches = make_reasoner(2, clip=True), make_patches(2)
-    mask = torch.ones(2, 3, 4)
-    mask[:, 1] = 0
-    before, after = reason(reasoner, patches), reason(reasoner, patches, None, mask, torch.ones(2))
-    for name in ("contributions", "scores", "concept_probabilities"):
-        np.testing.assert_array_equal(after[name][:, [0, 2]], before[name][:, [0, 2]], err_msg=name)
-        assert (after[name][:, 1] != before[name][:, 1]).any()
-    np.testing.assert_array_equal(after["similarity_maps"], before["similarity_maps"])
+    reasoner.present_scores.clamp_min_(0.95)
+    reasoner.present_evidence.fill_(1.0)
+    answer = reason(reasoner, patches, None, answers_of(0, 1, 0))
+    np.testing.assert_array_equal(answer["scores"][:, 1], np.stack([reasoner.present_scores[1].numpy()] * 2))
+
+
+@FLOORS
+@CLIP
+@pytest.mark.parametrize("pruned", [0, 4])
+@pytest.mark.parametrize("k", range(3))
+@CASES
+@given(SEEDS)
+def test_confirming_never_lowers_a_score_and_rejecting_never_raises_one(clip, floor, pruned, k, seed):
+    """Nor the concept's evidence, whatever else was said; and no other concept moves by it."""
+    reasoner, patches = make_reasoner(seed, clip, pruned=pruned, floor=floor), make_patches(seed)
+    importance, answers, _, _ = random_interaction(seed)
+    answers[:, k] = 0
+    others = [other for other in range(3) if other != k]
+    before = reason(reasoner, patches, importance, answers, None, torch.ones(2))
+    for said in (1, -1):
+        answers[:, k] = said
+        after = reason(reasoner, patches, importance, answers, None, torch.ones(2))
+        assert (said * (after["scores"][:, k] - before["scores"][:, k]) >= 0).all()
+        assert (said * (evidence_of(reasoner, after) - evidence_of(reasoner, before))[:, k] >= 0).all()
+        assert (said * (after["concept_probabilities"] - before["concept_probabilities"])[:, k] >= 0).all()
+        for name in ("scores", "contributions", "concept_probabilities"):
+            np.testing.assert_array_equal(after[name][:, others], before[name][:, others], err_msg=name)
+        for name in ("similarity_maps", "concept_maps"):
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+@FLOORS
+@CLIP
+@CASES
+@given(SEEDS)
+def test_saying_what_the_model_says_already_changes_nothing(clip, floor, seed):
+    reasoner, patches = make_reasoner(seed, clip, pruned=3, floor=floor), make_patches(seed)
+    importance = random_interaction(seed)[0]
+    plain = reason(reasoner, patches, importance)
+    evidence = evidence_of(reasoner, plain)
+    said = np.where(evidence >= reasoner.present_evidence.numpy(), 1, 0)
+    said = np.where((said == 0) & (evidence <= reasoner.absent_evidence.numpy()), -1, said)
+    answer = reason(reasoner, patches, importance, torch.tensor(said, dtype=torch.float32), None, torch.ones(2))
+    for name, expected in plain.items():
+        np.testing.assert_array_equal(answer[name], expected, err_msg=name)
+
+
+def test_at_the_typical_evidence_an_answer_changes_nothing_and_beyond_it_it_does():
+    reasoner, patches = make_reasoner(11, clip=True), make_patches(11, batch=1)
+    reasoner.present_scores.fill_(0.99)
+    plain = reason(reasoner, patches)
+    evidence = torch.tensor(evidence_of(reasoner, plain)[0])
+    for said, buffer in ((1, reasoner.present_evidence), (-1, reasoner.absent_evidence)):
+        answers = answers_of(said, said, said, batch=1)
+        buffer.copy_(evidence)
+        np.testing.assert_array_equal(reason(reasoner, patches, None, answers)["scores"], plain["scores"])
+        buffer.copy_(evidence + said * 1e-4)
+        assert (reason(reasoner, patches, None, answers)["scores"] != plain["scores"]).any(2).all()
+
+
+@CASES
+@given(SEEDS)
+def test_a_pruned_prototype_has_no_say_even_if_its_concept_is_confirmed(seed):
+    reasoner, patches = make_reasoner(seed, clip=True, pruned=4), make_patches(seed)
+    reasoner.present_evidence.fill_(2.0)
+    answer, pruned = reason(reasoner, patches, None, answers_of(1, 1, 1)), reasoner.alive.numpy() == 0
+    np.testing.assert_array_equal(answer["scores"][:, pruned], reasoner.absent_scores[pruned].expand(2, -1))
+
+
+# places
+
+
+@FLOORS
+@CLIP
+@CASES
+@given(SEEDS)
+def test_a_finding_is_seen_inside_its_boxes_alone_and_moves_no_score(clip, floor, seed):
+    reasoner, patches = make_reasoner(seed, clip, pruned=2, floor=floor), make_patches(seed)
+    importance, answers, places, weight = random_interaction(seed)
+    without = reason(reasoner, patches, importance, answers, None, weight)
+    answer = reason(reasoner, patches, importance, answers, places, weight)
+    for name in ("scores", "concept_probabilities", "contributions", "logits", "probabilities"):
+        np.testing.assert_array_equal(answer[name], without[name], err_msg=name)
+    absent, present = (own.numpy()[..., None] for own in (reasoner.absent_scores, reasoner.present_scores))
+    for b, k in np.ndindex(2, 3):
+        inside = places[b, k].numpy() > 0
+        seen, plain = answer["similarity_maps"][b, k], without["similarity_maps"][b, k]
+        if not inside.any():
+            np.testing.assert_array_equal(seen, plain)
+            continue
+        assert (seen[:, inside] >= present[k]).all() and (seen[:, inside] >= plain[:, inside]).all()
+        assert (seen[:, ~inside] <= absent[k]).all() and (seen[:, ~inside] <= plain[:, ~inside]).all()
+
+
+def test_a_located_finding_is_pointed_at():
+    reasoner, patches = make_reasoner(0, clip=True), make_patches(0)
+    places = torch.zeros(2, 3, 3, 4)
+    places[:, 1, 2, 3] = 1
+    reasoner.present_scores[1] = 0.5
+    answer = reason(reasoner, patches, None, answers_of(0, 1, 0), places)
+    assert (answer["concept_maps"][:, 1].reshape(2, -1).argmax(1) == 11).all()
+
+
+# sums
 
 
 @CLIP

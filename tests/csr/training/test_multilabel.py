@@ -22,7 +22,6 @@ from csr.errors import DataError
 from csr.evaluation.calibration import abstain_threshold, expected_calibration_error, fit_temperature, risk_coverage
 from csr.evaluation.evaluate import evaluate_predictions
 from csr.evaluation.metrics import class_f1, correct, decide, macro_auroc, macro_f1
-from csr.interaction.alpha import calibrate, calibrate_alpha
 from csr.interaction.corrections import decision_margin, wants_help
 from csr.interaction.curves import InterventionConfig, intervention_curves
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
@@ -140,7 +139,7 @@ def trained():
     config = HeadConfig(epochs=20, batch_size=32)
     reasoner = train_head(collection, cache, model, config, SilentCallbacks())
     csr = make_csr(model, reasoner, collection)
-    calibrate(without_images(collection), cache, csr)
+    calibrate_temperature(without_images(collection), cache, csr)
     return collection, cache, csr
 
 
@@ -231,7 +230,6 @@ def test_concepts_only_are_learned_judged_and_not_exported(exported, tmp_path) -
     model = train_prototypes(collection, cache, stage2, SilentCallbacks())
     reasoner = train_head(collection, cache, model, HeadConfig(), SilentCallbacks())
     own = make_csr(model, reasoner, collection)
-    calibrate_alpha(without_images(collection), cache, own)
     calibrate_temperature(without_images(collection), cache, own)
     report = evaluate_predictions(collection, predict(without_images(collection), cache, own), SIDE)["test"]
     assert report["macro_f1"] is None and report["aurc"] is None

@@ -16,11 +16,10 @@ from csr.data.records import Collection
 from csr.evaluation.calibration import TEMPERATURES, expected_calibration_error, risk_coverage
 from csr.evaluation.evaluate import evaluate_predictions
 from csr.evaluation.predictions import Predictions
-from csr.interaction.alpha import calibrate, calibrate_alpha
 from csr.interaction.review import retrain_head
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.prototypes import PrototypeModel, prototype_model_checkpoint
-from csr.network.reasoner import Reasoner
+from csr.network.reasoner import DEFAULT_ALPHA, Reasoner
 from csr.network.rebuild import concept_model_checkpoint
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import SilentCallbacks
@@ -137,19 +136,14 @@ def test_where_validation_studies_cannot_tell_the_temperature_is_one(untrained):
     assert TEMPERATURES[0] < float(reasoner.temperature) < 1
 
 
-def test_calibrating_chooses_alpha_and_temperature(untrained):
+def test_calibrating_leaves_everything_else_as_it_is(untrained):
+    """Above all α: what lies outside a focus box is not for validation studies to say."""
     collection, cache, model, reasoner = untrained
-    first, second = copy.deepcopy(reasoner), copy.deepcopy(reasoner)
-    for each in (first, second):
-        each.temperature.fill_(7.0)
-        each.alpha.fill_(0.33)
-    data = without_images(collection)
-    calibrate(data, cache, make_csr(model, first, collection))
-    calibrate_alpha(data, cache, make_csr(model, second, collection))
-    calibrate_temperature(data, cache, make_csr(model, second, collection))
-    assert torch.equal(first.alpha, second.alpha)
-    assert float(first.temperature) == float(second.temperature) != 7
-    assert not (first.alpha == 0.33).any()
+    reasoner.temperature.fill_(7.0)
+    before = {name: value.clone() for name, value in reasoner.state_dict().items()}
+    calibrate_temperature(without_images(collection), cache, make_csr(model, reasoner, collection))
+    after = reasoner.state_dict()
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == ["temperature"]
 
 
 # whoever trains a head calibrates it
@@ -190,10 +184,10 @@ def test_a_trained_head_comes_calibrated(trained, train):
     _, data, cache, _ = trained
     csr = train(*trained)
     reasoner, expected = csr.reasoner, copy.deepcopy(csr.reasoner)
-    calibrate(data, cache, csr.with_reasoner(expected))
+    calibrate_temperature(data, cache, csr.with_reasoner(expected))
     assert float(reasoner.temperature) == pytest.approx(float(expected.temperature), rel=1e-3)
     assert abs(float(reasoner.temperature) - 1) > 0.05
-    np.testing.assert_allclose(reasoner.alpha, expected.alpha)
+    assert (reasoner.alpha == DEFAULT_ALPHA).all()
 
 
 def test_a_heads_checkpoint_keeps_the_temperature():

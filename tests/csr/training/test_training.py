@@ -38,7 +38,7 @@ from tests.csr.synthetic import make_cache, make_collection, make_prepared, make
 NET = ConceptModelConfig("test_resnet", stride=8)
 STAGE1 = ConceptTrainingConfig(model=NET, epochs=3, batch_size=8, precision="float32")
 STAGE2 = PrototypeConfig(per_concept=3, width=8, blocks=1, epochs=4, batch_size=10)
-STAGE3 = HeadConfig(epochs=4, batch_size=10, least_usage=0.0, concept_dropout=0.3)
+STAGE3 = HeadConfig(epochs=4, batch_size=10, least_usage=0.0, concept_dropout=0.3, interventions=0.5)
 HARSH = 1e30  # a learning rate that no run survives
 
 
@@ -490,7 +490,7 @@ def test_scores_are_standardised_with_training_statistics(reasoner, scores):
 
 
 @pytest.mark.parametrize("unknown", [False, True])
-def test_absent_scores_are_the_medians_over_training_images_known_to_lack_the_concept(
+def test_absent_and_present_scores_are_the_medians_over_training_images_known_to_lack_or_show_the_concept(
     unknown, collection, cache, prototypes, scores
 ):
     labels = collection.concept_labels()
@@ -498,9 +498,14 @@ def test_absent_scores_are_the_medians_over_training_images_known_to_lack_the_co
         labels[::3, 2] = np.nan
     reasoner = train_head(with_labels(collection, labels), cache, prototypes, STAGE3, SilentCallbacks())
     for k in range(3):
-        lacking = np.sort(scores[labels[:40, k] == 0, k], axis=0)
-        middle = lacking[(len(lacking) - 1) // 2]
-        np.testing.assert_allclose(reasoner.absent_scores[k], middle, atol=1e-5)
+        for label, typical, whole in (
+            (0, reasoner.absent_scores, reasoner.absent_evidence),
+            (1, reasoner.present_scores, reasoner.present_evidence),
+        ):
+            own = np.sort(scores[labels[:40, k] == label, k], axis=0)
+            np.testing.assert_allclose(typical[k], own[(len(own) - 1) // 2], atol=1e-5)
+            evidence = np.median(scores[labels[:40, k] == label, k].max(1))
+            np.testing.assert_allclose(whole[k], evidence, atol=1e-5)
 
 
 def test_the_concept_read_out_is_calibrated_on_training_images(reasoner, collection, scores):
@@ -544,6 +549,19 @@ def test_what_a_reviewer_pruned_stays_pruned_and_its_vectors_count_for_those_tha
     features, cam = cache.batch(rows, torch.device("cpu"))
     vectors, concept = positive_vectors(features, cam, torch.from_numpy(collection.concept_labels()[rows]))
     assert torch.equal(reasoner.alive > 0, usage(prototypes, vectors, concept, alive) > 0)
+
+
+def test_the_typical_evidence_is_that_of_the_prototypes_that_are_left(collection, cache, prototypes, scores):
+    """And a pruned one scores alike whether the concept is there or not."""
+    alive = torch.ones(3, 3)
+    alive[:, 0] = 0
+    reasoner = train_head(collection, cache, prototypes, STAGE3, SilentCallbacks(), alive=alive)
+    assert torch.equal(reasoner.present_scores[:, 0], reasoner.absent_scores[:, 0])
+    labels = collection.concept_labels()[:40]
+    for k in range(3):
+        for label, whole in ((0, reasoner.absent_evidence), (1, reasoner.present_evidence)):
+            evidence = np.median(scores[labels[:, k] == label, k, 1:].max(1))
+            np.testing.assert_allclose(whole[k], evidence, atol=1e-5)
 
 
 def test_dropped_concepts_score_their_absent_values_whole_concepts_at_a_time():

@@ -81,7 +81,12 @@ def test_interactions_do_what_they_do_in_the_exported_graphs(tiny_run: TinyRun) 
     concepts = tiny_run.data.collection.concepts  # type: ignore[attr-defined]
     interactions = [
         csr.Interaction((csr.RegionBox(5, 8, 30, 40),), rejected=concepts[:1]),
-        csr.Interaction((csr.RegionBox(0, 0, 20, 64, "negative"),), rejected=concepts[3:5], rejection="zero"),
+        csr.Interaction(
+            (csr.RegionBox(0, 0, 20, 64, "ignore"), csr.RegionBox(30, 8, 50, 40, "finding", concepts[1])),
+            confirmed=concepts[2:3],
+            rejected=concepts[3:5],
+            rejection="zero",
+        ),
         csr.Interaction(),
     ]
     said = csr.predict(tiny_run.csr, some, interactions)  # type: ignore[arg-type]
