@@ -161,7 +161,7 @@ def test_a_picture_shows_image_map_and_boxes() -> None:
     overlay[:, 24:] = (255, 0, 0, 255)
     boxes = [
         Box(x_min=10, y_min=10, x_max=90, y_max=90),
-        Box(x_min=-50, y_min=0, x_max=500, y_max=900, kind="negative"),
+        Box(x_min=-50, y_min=0, x_max=500, y_max=900, kind="ignore"),
     ]
     drawn = picture(grey, png(overlay), boxes, ImageSize(width=200, height=100))
     assert drawn.shape == (384, 768, 3)
