@@ -100,8 +100,8 @@ def test_it_says_what_the_reading_says(source):
     kinds = [found[name]["Finding"][0] for name in ("box 1", "box 2", "box 3")]
     assert kinds == ["Region to focus on", "Region to ignore", "mass"]
     assert found["box 3"]["Image Region"] == [("POLYLINE", [4, 5, 10, 5, 10, 12, 4, 12, 4, 5])]
-    assert found["box 3"]["Finding Category"] == ["Reader's place of a finding"]
-    assert found["box 1"]["Finding Category"] == found["box 2"]["Finding Category"] == ["Reader's region"]
+    assert found["box 3"]["Finding category"] == ["Reader's place of a finding"]
+    assert found["box 1"]["Finding category"] == found["box 2"]["Finding category"] == ["Reader's region"]
     for name, values in found.items():
         if not name.startswith("box"):
             assert (values["Algorithm Name"], values["Algorithm Version"]) == (["CSR"], ["12"])
@@ -125,8 +125,8 @@ def test_highdicom_reads_it_back(source):
     assert isinstance(report, highdicom.sr.ComprehensiveSR)
     planar = report.content.get_planar_roi_measurement_groups()
     whole = report.content.get_image_measurement_groups()
-    assert [len(planar), len(whole)] == [3, 4]
-    assert [each.finding_type.scheme_designator for each in planar + whole] == ["99CSR"] * 7
+    assert [len(planar), len(whole)] == [5, 5]
+    assert [each.finding_type.scheme_designator for each in planar + whole] == ["99CSR"] * 10
     assert report.get_evidence() == [
         (source.study_uid, source.series_uid, source.instance_uid, source.sop_class_uid),
     ]

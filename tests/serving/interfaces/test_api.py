@@ -216,7 +216,7 @@ def box(**other: Any) -> dict[str, Any]:
         (
             box(kind="finding", concept="spaceship"),
             "invalid_interaction",
-            "boxes[0].concept: unknown concept 'spaceship'",
+            "unknown concept 'spaceship'",
         ),
         (box(kind="finding"), "invalid_interaction", "boxes[0].concept"),
         (box(concept="mass"), "invalid_interaction", "only a finding box names one"),
