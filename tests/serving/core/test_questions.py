@@ -13,16 +13,15 @@ import pytest
 from csr.bundle.format import Bundle
 from csr.bundle.runtime import BundleRunner
 from csr.data.images import decode, fit
-from csr.errors import BundleError
 from csr.interaction.corrections import Interaction, RegionBox, cells_inside
 from csr.interaction.naming import BoxNaming
 from csr.interaction.questions import Question
 from serving.core.dataplane import DataPlane
 from serving.core.questions import _reason
 from serving.deploy.service import Service
-from serving.errors import CannotNameError, FrameError, InvalidInteractionError
+from serving.errors import CannotNameError, FrameError, InvalidInteractionError, NotReadyError
 from serving.interfaces.schemas import Box, ImageSize, ProbeRequest, Region
-from tests.serving.conftest import CALLER, CountingEngine, add, interact, make_service, png, serve_instead, stripes
+from tests.serving.conftest import CALLER, CountingEngine, add, interact, make_service, stripes
 
 BOX = Region(x_min=10, y_min=20, x_max=40, y_max=50)
 
@@ -32,10 +31,15 @@ def finding(concept: str) -> Box:
 
 
 @pytest.fixture
-def eager(service: Service, bundle: Bundle, engine: CountingEngine) -> DataPlane:
+def eager(service: Service) -> DataPlane:
     """A data plane whose model finds every question worth asking."""
-    serve_instead(service, replace(bundle, manifest=replace(bundle.manifest, least_effect=-1e9)), engine)
+    ask_from(service, -1e9)
     return service.plane
+
+
+def ask_from(service: Service, least_effect: float) -> None:
+    champion = service.models.champion
+    champion.manifest = replace(champion.manifest, least_effect=least_effect)
 
 
 @pytest.fixture
@@ -45,9 +49,7 @@ def naming(bundle: Bundle) -> BoxNaming:
     return found
 
 
-def test_every_prediction_carries_the_questions_that_are_worth_asking(
-    eager: DataPlane, bundle: Bundle, sample: bytes
-) -> None:
+def test_every_prediction_carries_the_questions_that_are_worth_asking(eager: DataPlane, sample: bytes) -> None:
     study = add(eager, sample)
     asked = study.prediction.questions
     assert len(asked) == 3 and [each.effect for each in asked] == sorted((each.effect for each in asked), reverse=True)
@@ -76,18 +78,13 @@ def test_what_was_answered_is_not_asked_again_and_boxes_count(eager: DataPlane, 
         assert {each.name: each.probability for each in told.classes} == pytest.approx(question.if_confirmed, abs=1e-5)
 
 
-def test_no_question_below_the_bundles_least_effect(
-    service: Service, bundle: Bundle, engine: CountingEngine, sample: bytes
-) -> None:
-    serve_instead(service, replace(bundle, manifest=replace(bundle.manifest, least_effect=-1e9)), engine)
-    study = add(service.plane, sample)
-    effects = [each.effect for each in study.prediction.questions]
-    between = (effects[0] + effects[1]) / 2
-    serve_instead(service, replace(bundle, manifest=replace(bundle.manifest, least_effect=between)), engine)
-    service.plane._studies._studies.clear()
-    assert [each.effect for each in service.plane.predict(study.digest, CALLER).prediction.questions] == (
-        pytest.approx(effects[:1])
-    )
+def test_no_question_below_the_bundles_least_effect(service: Service, eager: DataPlane, sample: bytes) -> None:
+    digest = add(eager, sample).digest
+    effects = [each.effect for each in interact(eager, digest).after.questions]
+    ask_from(service, (effects[0] + effects[1]) / 2)
+    assert [each.effect for each in interact(eager, digest).after.questions] == effects[:1]
+    ask_from(service, effects[0] + 1e-6)
+    assert interact(eager, digest).after.questions == []
 
 
 def test_where_nothing_is_left_to_know_the_model_is_not_asked(
@@ -105,8 +102,7 @@ def test_where_nothing_is_left_to_know_the_model_is_not_asked(
     interact(service.plane, digest, rejected=["mass"])
     assert calls == [1, 2 * (len(bundle.manifest.concepts) - 1)]  # the answer, and two a question in one batch
     calls.clear()
-    champion = service.models.champion
-    monkeypatch.setattr(champion, "manifest", replace(bundle.manifest, least_effect=10.0))  # beyond any entropy
+    ask_from(service, 10.0)  # beyond any entropy of a few classes
     assert interact(service.plane, digest, rejected=["mass"]).after.questions == []
     assert calls == [1]
 
@@ -114,17 +110,20 @@ def test_where_nothing_is_left_to_know_the_model_is_not_asked(
 @pytest.mark.parametrize(
     ("yes", "no", "sentence"),
     [
-        ([0.2, 0.8], [0.65, 0.35], "If mass is there, sick rises from 40 % to 80 %; if not, it falls to 35 %."),
-        ([0.2, 0.8], [0.6, 0.4], "If mass is there, sick rises from 40 % to 80 %; if not, well stays at 60 %."),
-        ([0.9, 0.1], [0.6, 0.4], "If mass is there, well rises from 60 % to 90 %; if not, it stays at 60 %."),
+        ([0.21, 0.8], [0.6, 0.35], "If mass is there, sick rises from 40 % to 80 %; if not, it falls to 35 %."),
+        (
+            [0.21, 0.8],
+            [0.61, 0.4],
+            "If mass is there, sick rises from 40 % to 80 %; if not, well rises from 60 % to 61 %.",
+        ),
+        ([0.9, 0.4], [0.601, 0.4], "If mass is there, well rises from 60 % to 90 %; if not, it stays at 60 %."),
+        ([0.6, 0.1], [0.601, 0.4], "If mass is there, sick falls from 40 % to 10 %; if not, well stays at 60 %."),
     ],
 )
 def test_the_reason_is_a_sentence(yes: list[float], no: list[float], sentence: str) -> None:
-    classes = ("well", "sick")
-    nudge = np.array([0.0, 1e-6])  # which of two classes moves more
-    up = np.array(yes) + (nudge if "sick rises" in sentence else -nudge)
-    down = np.array(no) - (nudge if "it falls to 35" in sentence else 0)
-    assert _reason(Question("mass", 0.1, up, down), classes, np.array([0.6, 0.4]), "multiclass") == sentence
+    """Of the classes, each answer is told by the one that it moves most."""
+    question = Question("mass", 0.1, np.array(yes), np.array(no))
+    assert _reason(question, ("well", "sick"), np.array([0.6, 0.4]), "multiclass") == sentence
 
 
 def test_a_half_that_is_not_reached_is_not_called_a_half() -> None:
@@ -250,7 +249,7 @@ def test_alpha_is_the_requests_or_the_models(plane: DataPlane, bundle: Bundle, s
 
 
 def test_the_best_question_orders_the_worklist(plane: DataPlane, service: Service, bundle: Bundle) -> None:
-    digests = [add(plane, png(np.full((64, 64), value, np.uint8))).digest for value in (20, 120, 220)]
+    digests = [add(plane, stripes(value)).digest for value in (20, 120, 220)]
     items = service.catalogue.worklist("effect", "all", 50, 0).items
     assert {each.digest for each in items} == set(digests)
     effects = [each.expected_effect for each in items]
@@ -267,5 +266,7 @@ def test_a_bundle_of_the_last_format_is_refused_with_what_to_do(bundle: Bundle, 
     shutil.copytree(bundle.path, tmp_path / "old")
     file = tmp_path / "old" / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 4}))
-    with pytest.raises(BundleError, match="format is 4, this version reads 5; export the bundle again"):
-        make_service(tmp_path / "old", tmp_path / "state")
+    service = make_service(tmp_path / "old", tmp_path / "state")
+    with pytest.raises(NotReadyError, match="format is 4, this version reads 5; export the bundle again"):
+        service.check_ready()
+    service.close()
