@@ -98,7 +98,7 @@ def doubts(model: Model, study: EncodedStudy, interaction: Interaction) -> list[
 
 
 def _doubt(index: int, concept: str, own: float, first: NamedConcept) -> str:
-    named = f"Box {index + 1} is named {concept} ({_percent(own)})"
+    named = f"Box {index + 1} is named {concept} ({'< 1 %' if own < 0.005 else _percent(own)})"
     if first.probability > own:
         return f"{named}, but the evidence inside it speaks for {first.name} ({_percent(first.probability)})."
     return f"{named}, but little inside it speaks for that; next comes {first.name} ({_percent(first.probability)})."

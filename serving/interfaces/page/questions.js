@@ -5,32 +5,35 @@ import { element, percent, plain } from "./results.js";
 
 const byId = (id) => document.getElementById(id);
 const OFFERED = 3; // of the concepts that a box may be about
+const GAP = 6; // pixels between a question and its box
 
+const nonbreaking = (text) => text.replaceAll(" %", "\u00a0%");
 const button = (text, onclick, attributes = {}) => element("button", { type: "button", onclick, ...attributes }, ...[text].flat());
 
 // The chip of a concept, with how likely the box is about it.
 function chip({ name, probability }, onName) {
-  const likely = probability === null ? [] : [element("small", {}, percent(probability))];
+  const likely = probability === null ? [] : [element("small", {}, probability < 0.005 ? "< 1 %" : percent(probability))];
   return button([plain(name), ...likely], () => onName(name), { class: "chip", "data-chip": name });
 }
 
-// Puts the question at its box: below it, above it, or inside where there is room for neither.
+// Puts the question at its box: below it, above it, or at the edge with more room, and always whole on the image.
 function place(node, box, { width, height }) {
-  const [left, right, above, below] = [box.x_min / width, 1 - box.x_max / width, box.y_min / height, 1 - box.y_max / height];
-  const share = (value) => `${Math.max(value, 0) * 100}%`;
-  const inside = Math.max(above, below) < 0.3;
-  node.style.setProperty("left", left <= right ? share(Math.min(left, 0.4)) : "auto");
-  node.style.setProperty("right", left <= right ? "auto" : share(Math.min(right, 0.4)));
-  node.style.setProperty("top", !inside && below >= above ? share(1 - below) : "auto");
-  node.style.setProperty("bottom", inside ? "0" : below >= above ? "auto" : share(1 - above));
+  node.style.setProperty("left", "0"); // or its width is what is left beside the old place
+  const { clientWidth, clientHeight } = node.parentElement;
+  const [right, down] = [clientWidth - node.offsetWidth - GAP, clientHeight - node.offsetHeight - GAP];
+  const below = (box.y_max / height) * clientHeight + GAP;
+  const above = (box.y_min / height) * clientHeight - node.offsetHeight - GAP;
+  const edge = below < clientHeight - above - node.offsetHeight ? down : GAP;
+  node.style.setProperty("left", `${Math.max(Math.min((box.x_min / width) * clientWidth, right), GAP)}px`);
+  node.style.setProperty("top", `${below <= down ? below : above >= GAP ? above : edge}px`);
 }
 
 function show(box, size, question, ...answers) {
   const node = byId("ask");
   byId("ask-text").textContent = question;
   byId("ask-answers").replaceChildren(...answers);
-  place(node, box, size);
   node.hidden = false;
+  place(node, box, size);
 }
 
 export const hideAsk = () => {
@@ -50,17 +53,18 @@ export function askName({ box, ranked, all }, size, { onName, onMore, onDiscard 
 // A name that the evidence inside the box contradicts.
 export function askAgain(doubt, box, size, { onName, onKeep }) {
   const keep = button(`It is ${plain(doubt.concept)}`, onKeep, { class: "quiet-button", id: "ask-keep" });
-  return show(box, size, plain(doubt.message), ...doubt.speaks_for.map((each) => chip(each, onName)), keep);
+  return show(box, size, nonbreaking(plain(doubt.message)), ...doubt.speaks_for.map((each) => chip(each, onName)), keep);
 }
 
 // The next question that is worth asking, or that there is none.
 export function drawQuestion(question, skipped, { onAnswer, onSkip, onLook }) {
   byId("question-text").textContent = question
-    ? `Is there ${plain(question.concept)}?`
+    ? `Is ${plain(question.concept)} present?`
     : skipped
       ? "No other question is worth asking."
       : "No question is worth asking: no answer is expected to tell much more.";
-  byId("question-reason").textContent = question ? plain(question.reason) : "";
+  byId("question-text").classList.toggle("asked", Boolean(question));
+  byId("question-reason").textContent = question ? nonbreaking(plain(question.reason)) : "";
   byId("question-answers").hidden = !question;
   if (!question) return;
   const look = question.place ? [button("Show where", () => onLook(question), { class: "quiet-button", id: "question-look" })] : [];
