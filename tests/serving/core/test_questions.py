@@ -149,8 +149,9 @@ def test_a_name_that_the_evidence_contradicts_is_doubted(
     [doubt] = answer.doubts
     assert (doubt.box, doubt.concept, doubt.probability) == (1, order[-1], pytest.approx(own, rel=1e-4))
     assert [each.name for each in doubt.speaks_for] == order[:3]
+    chance = f"{own * 100:.0f} %" if own >= 0.005 else "< 1 %"
     assert doubt.message == (
-        f"Box 2 is named {order[-1]} ({f'{own * 100:.0f} %' if own >= 0.005 else '< 1 %'}), but the evidence inside it speaks for {order[0]} "
+        f"Box 2 is named {order[-1]} ({chance}), but the evidence inside it speaks for {order[0]} "
         f"({likely.max() * 100:.0f} %)."
     )
     kept = next(row for row in plane.store.ledger.entries("interaction"))["body"]["doubts"]

@@ -67,12 +67,14 @@ def test_reading_a_study(client: TestClient, bundle: Bundle, sample: bytes, engi
     again = client.get(f"/v1/studies/{study['digest']}").json()
     assert again["prediction"] == prediction
 
+    assert isinstance(prediction["questions"], list)
     state = {"boxes": [BOX], "rejected": [concept["name"]], "image": study["image"]}
     changed = client.post(f"/v1/studies/{study['digest']}/interactions", json=state).json()
     assert changed["before"] == prediction
     assert changed["after"]["concepts"][0]["answer"] == "rejected"
     assert changed["changes"]["top_before"] == prediction["top"]
     assert changed["changes"]["summary"]
+    assert (changed["alpha"], changed["doubts"]) == (about.alpha, [])
     assert engine.encoded == 1
 
 
@@ -260,6 +262,32 @@ def test_hostile_interactions(client: TestClient, digest: str, state: Any, code:
     response = client.post(f"/v1/studies/{digest}/interactions", json=state)
     assert mentions in assert_error(response, 422, code)
     assert client.post(f"/v1/studies/{digest}/maps/mass.png", json=state).status_code == 422
+
+
+def test_probing_a_box(service: Service, client: TestClient, digest: str, bundle: Bundle) -> None:
+    region = {name: BOX[name] for name in ("x_min", "y_min", "x_max", "y_max")}
+    reader = client_of(service, Role.READER)
+    answer = reader.post(f"/v1/studies/{digest}/probe", json={"box": region})
+    assert answer.status_code == 200 and answer.json()["box"] == region
+    concepts = answer.json()["concepts"]
+    assert sorted(each["name"] for each in concepts) == sorted(bundle.manifest.concepts)
+    for each in concepts[:3]:
+        crop = reader.get(each["exemplars"][0]["crop"])
+        assert (crop.status_code, crop.headers["content-type"]) == (200, "image/png")
+    for body, code, mentions in (
+        ({}, "invalid_request", "box"),
+        ({"box": BOX}, "invalid_request", "kind"),
+        ({"box": region | {"x_max": 5}}, "invalid_interaction", "box: is empty or inverted"),
+        ({"box": region | {"x_min": 64, "x_max": 90}}, "invalid_interaction", "box: lies outside the 64×64 image"),
+        ({"box": region | {"y_min": "1"}}, "invalid_request", "box.y_min"),
+        ({"box": region, "more": 1}, "invalid_request", "more"),
+    ):
+        assert mentions in assert_error(client.post(f"/v1/studies/{digest}/probe", json=body), 422, code)
+    wrong = {"box": region, "image": {"width": 5, "height": 5}}
+    assert_error(client.post(f"/v1/studies/{digest}/probe", json=wrong), 409, "image_size_differs")
+    assert_error(client.post(f"/v1/studies/{'0' * 64}/probe", json={"box": region}), 404, "unknown_study")
+    service.models.champion.naming = None
+    assert_error(client.post(f"/v1/studies/{digest}/probe", json={"box": region}), 409, "cannot_name")
 
 
 @pytest.mark.parametrize(
