@@ -129,6 +129,12 @@ class OtherInputError(ServingError):
     code, status = "upload_again", 409
 
 
+class CannotNameError(ServingError):
+    """A model that cannot tell what a box is about."""
+
+    code, status = "cannot_name", 409
+
+
 class TooManyFilesError(ServingError):
     """More files in one request than this server takes."""
 

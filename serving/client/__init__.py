@@ -2,7 +2,7 @@
 
     with Client("http://127.0.0.1:8000", key) as client:
         study = client.add_study(Path("chest.dcm"))
-        answer = client.interact(study.digest, InteractionRequest(rejected=["nodule"]))
+        answer = client.interact(study.digest, InteractionRequest(confirmed=["nodule"]))
         print(answer.changes.summary)
 
 A request that got no answer, or was told to come back, is sent again a few times, waiting longer each time. That is
@@ -12,7 +12,7 @@ safe: whatever is put on record carries an idempotency key, so a repetition is r
 from serving.client.asynchronous import AsyncClient
 from serving.client.calls import ClientError, ServerUnreachableError
 from serving.client.synchronous import Client
-from serving.interfaces.schemas import Box, InteractionRequest, ReviewRequest
+from serving.interfaces.schemas import Box, InteractionRequest, Region, ReviewRequest
 
 __all__ = [
     "AsyncClient",
@@ -20,6 +20,7 @@ __all__ = [
     "Client",
     "ClientError",
     "InteractionRequest",
+    "Region",
     "ReviewRequest",
     "ServerUnreachableError",
 ]

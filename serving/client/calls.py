@@ -20,6 +20,8 @@ from serving.interfaces.schemas import (
     InteractionRequest,
     MapsAnswer,
     ModelsAnswer,
+    ProbeAnswer,
+    ProbeRequest,
     ReviewAnswer,
     ReviewRequest,
     ReviewsAnswer,
@@ -121,6 +123,11 @@ def interact(digest: str, request: InteractionRequest) -> Call[InteractionAnswer
     """``POST /v1/studies/{digest}/interactions``."""
     path = f"/v1/studies/{_part(digest)}/interactions"
     return Call(InteractionAnswer, "POST", path, json=request.model_dump(exclude_none=True), headers=_once())
+
+
+def probe(digest: str, request: ProbeRequest) -> Call[ProbeAnswer]:
+    """``POST /v1/studies/{digest}/probe``."""
+    return Call(ProbeAnswer, "POST", f"/v1/studies/{_part(digest)}/probe", json=request.model_dump(exclude_none=True))
 
 
 def maps(digest: str, request: InteractionRequest | None) -> Call[MapsAnswer]:

@@ -13,12 +13,16 @@ from serving.client import calls
 from serving.client.calls import TIMEOUT, Call, File
 from serving.interfaces.schemas import (
     AtlasAnswer,
+    ImageSize,
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
     ModelsAnswer,
     Order,
+    ProbeAnswer,
+    ProbeRequest,
     Progress,
+    Region,
     ReviewAnswer,
     ReviewRequest,
     ReviewsAnswer,
@@ -81,6 +85,10 @@ class Client:
     def interact(self, digest: str, request: InteractionRequest) -> InteractionAnswer:
         """Applies an interaction and says what changed."""
         return self._send(calls.interact(digest, request))
+
+    def probe(self, digest: str, box: Region, image: ImageSize | None = None) -> ProbeAnswer:
+        """What is in this box? Concepts by how likely it is about each, and the exemplars that it resembles."""
+        return self._send(calls.probe(digest, ProbeRequest(box=box, image=image)))
 
     def maps(self, digest: str, request: InteractionRequest | None = None) -> MapsAnswer:
         """Similarity maps as numbers."""

@@ -12,24 +12,37 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 import numpy as np
 import sqlalchemy as sa
 
 from csr.data.images import Placement, to_png
+from csr.interaction.corrections import Interaction, InteractionError, RegionBox
+from csr.interaction.questions import Question
 from serving.core.explain import compare
-from serving.core.frames import image_part
+from serving.core.frames import image_part, on_canvas
 from serving.core.intake import Intake, Upload
 from serving.core.overlays import overlay_png
-from serving.core.reasoning import encoded_study, reason
+from serving.core.questions import doubts, may_be_worth_asking, open_questions, worth_asking
+from serving.core.reasoning import encoded_study, explain, reason
 from serving.core.recording import interaction_entry, prediction_entry, record
 from serving.core.shadow import Shadow
 from serving.core.study_cache import EncodedStudy, StudyCache
 from serving.core.timing import Timing
-from serving.core.worklist import expected_effect
-from serving.errors import FrameError, OtherInputError, StoreError
-from serving.interfaces.schemas import Frame, ImageSize, InteractionAnswer, InteractionRequest, MapsAnswer, StudyAnswer
+from serving.errors import CannotNameError, FrameError, InvalidInteractionError, OtherInputError, StoreError
+from serving.interfaces.schemas import (
+    Frame,
+    ImageSize,
+    InteractionAnswer,
+    InteractionRequest,
+    MapsAnswer,
+    Prediction,
+    ProbeAnswer,
+    ProbeRequest,
+    StudyAnswer,
+)
 from serving.models.in_service import Model, ServedModels
 from serving.store import Store
 from serving.store.entries import Caller, Entry, Receipt
@@ -114,7 +127,9 @@ class DataPlane:
         return self._answer([self._study(digest, timing)], caller, timing)[0]
 
     def interact(self, digest: str, request: InteractionRequest, caller: Caller) -> InteractionAnswer:
-        """Applies an interaction to a study, and says what changed. Reasons once.
+        """Applies an interaction to a study, and says what changed, what is doubted and what to ask next.
+
+        Reasons once for the answer, and where there is something left to know twice for each question that is open.
 
         Args:
             digest: the study's address.
@@ -123,18 +138,20 @@ class DataPlane:
 
         Raises:
             FrameError: the study's image has another size than the one that the boxes were drawn on.
-            InvalidInteractionError: a box outside the image, or an unknown concept.
+            InvalidInteractionError: a box outside the image, an unknown concept, or what contradicts itself.
             UnknownStudyError, OtherInputError, StoreError, NotReadyError: see `predict`.
         """
         timing = Timing(self._telemetry)
         model, study = self._study(digest, timing, request.image)
-        outputs = reason(model, study, request)
-        timing.lap("reason")
         before = study.prediction
-        after = model.explainer.predict(outputs, study.placement, request.rejected, before.map_limit)
-        changes = compare(before, after)
+        interaction, after = explain(model, study, request, timing)
+        changes, doubted = compare(before, after), doubts(model, study, interaction)
         timing.lap("explain")
-        entry = interaction_entry(caller, model, digest, request, before, after, timing)
+        if may_be_worth_asking(model, after):
+            likely = [each.probability for each in before.concepts]
+            after = _asking(model, after, open_questions(model, study, interaction, after, likely))
+            timing.lap("assess")
+        entry = interaction_entry(caller, model, digest, request, before, after, doubted, timing)
         receipt = self._record([entry], timing)[0]
         self._telemetry.metrics.interacted(request, flipped=before.found != after.found)
         self._shadow.ask(study, request, after, caller)
@@ -144,8 +161,34 @@ class DataPlane:
             before=before,
             after=after,
             changes=changes,
+            alpha=model.manifest.alpha if request.alpha is None else request.alpha,
+            doubts=doubted,
             record=record(receipt),
             timings_ms=timing.milliseconds,
+        )
+
+    def probe(self, digest: str, request: ProbeRequest) -> ProbeAnswer:
+        """What is in this box? Puts nothing on record, as nothing is said about the study.
+
+        Raises:
+            CannotNameError: the model's validation studies had too few boxes to learn that from.
+            FrameError, InvalidInteractionError, UnknownStudyError, OtherInputError, StoreError: see `interact`.
+        """
+        timing = Timing(self._telemetry)
+        model, study = self._study(digest, timing, request.image)
+        if model.naming is None:
+            raise CannotNameError("this model cannot tell what a box is about: it was validated on too few boxes")
+        try:
+            box = on_canvas(Interaction((RegionBox(**request.box.model_dump()),)), study.placement).boxes[0]
+        except InteractionError as error:
+            raise InvalidInteractionError(str(error).replace("boxes[0]", "box")) from None
+        similarity = model.engine.reason(study.patches, [Interaction()], ["similarity_maps"])["similarity_maps"][0]
+        timing.lap("reason")
+        likely = model.naming.probabilities(study.maps, box, model.manifest.side)
+        concepts = model.explainer.probe(likely, similarity, study.maps, box, study.placement)
+        timing.lap("explain")
+        return ProbeAnswer(
+            digest=digest, model=model.ref, box=request.box, concepts=concepts, timings_ms=timing.milliseconds
         )
 
     def maps(self, digest: str, request: InteractionRequest | None = None) -> MapsAnswer:
@@ -156,7 +199,7 @@ class DataPlane:
         """
         timing = Timing(self._telemetry)
         model, study = self._study(digest, timing, request.image if request else None)
-        maps = study.maps if request is None else reason(model, study, request)["concept_maps"][0]
+        maps = study.maps if request is None else reason(model, study, request)[1]["concept_maps"][0]
         timing.lap("reason")
         place = study.placement
         return MapsAnswer(
@@ -178,7 +221,7 @@ class DataPlane:
         """
         model, study = self._study(digest, timing, request.image if request else None)
         model.atlas.check_concept(concept)
-        maps = study.maps if request is None else reason(model, study, request)["concept_maps"][0]
+        maps = study.maps if request is None else reason(model, study, request)[1]["concept_maps"][0]
         timing.lap("reason")
         enlarged = model.explainer.upsampler.enlarge(maps[model.manifest.concepts.index(concept)])
         png = overlay_png(image_part(enlarged, study.placement), study.prediction.map_limit)
@@ -214,14 +257,20 @@ class DataPlane:
                 return held, None
             patches = None if held is None else held.patches
             study, outputs = encoded_study(model, stored.digest, stored.canvas, stored.placement, timing, patches)
+            said = study.prediction
+            plain, likely = (
+                InteractionRequest().interaction(model.manifest),
+                [each.probability for each in said.concepts],
+            )
+            found = open_questions(model, study, plain, said, likely)
+            study = replace(study, prediction=_asking(model, said, found))
+            timing.lap("assess")
             self._studies.put(study)
             self._telemetry.metrics.cache_size(len(self._studies), self._studies.nbytes)
         if held is not None:
             return study, None
         self._note_drift(model, outputs)
-        assessment = _assessment(model, study, outputs)
-        timing.lap("assess")
-        return study, assessment
+        return study, _assessment(model, study, found)
 
     def _answer(
         self,
@@ -298,7 +347,11 @@ class DataPlane:
         return model, study
 
 
-def _assessment(model: Model, study: EncodedStudy, outputs: dict[str, np.ndarray]) -> Assessment:
+def _asking(model: Model, said: Prediction, found: Sequence[Question]) -> Prediction:
+    return said.model_copy(update={"questions": worth_asking(model, said, found)})
+
+
+def _assessment(model: Model, study: EncodedStudy, found: Sequence[Question]) -> Assessment:
     said = study.prediction
     return Assessment(
         study=study.digest,
@@ -306,7 +359,7 @@ def _assessment(model: Model, study: EncodedStudy, outputs: dict[str, np.ndarray
         version=model.version,
         top=said.top,
         margin=said.margin,
-        expected_effect=expected_effect(model.engine, model.manifest, study.patches, outputs),
+        expected_effect=found[0].effect,
         asks_for_help=said.asks_for_help,
         abstains=said.abstains,
     )

@@ -43,10 +43,8 @@ def compare(before: Prediction, after: Prediction) -> Changes:
 def _concept_change(old: ConceptFinding, new: ConceptFinding, task: Task) -> ConceptChange:
     deltas = {name: new.contributions[name] - value for name, value in old.contributions.items()}
     largest = max(abs(delta) for delta in deltas.values())
-    cause: Literal["rejected", "region", "none"] = "none"
-    if new.rejected:
-        cause = "rejected"
-    elif largest > _STILL:
+    cause: Literal["confirmed", "rejected", "region", "none"] = new.answer
+    if cause == "none" and largest > _STILL:
         cause = "region"
     return ConceptChange(
         name=new.name,
@@ -98,7 +96,7 @@ def _decision(before: Prediction, after: Prediction, name: str) -> str:
 
 def _reasons(shifts: Sequence[tuple[float, ConceptChange]]) -> str:
     """The concepts with the largest shifts."""
-    causes = {"rejected": "rejected", "region": "boxes", "none": ""}
+    causes = {"confirmed": "confirmed", "rejected": "rejected", "region": "boxes", "none": ""}
     largest = sorted(shifts, key=lambda pair: -abs(pair[0]))[:_NAMED]
     return ", ".join(f"{change.name} {_signed(shift)} ({causes[change.cause]})" for shift, change in largest)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from serving.interfaces.schemas import Box, ImageSize
 
 LEAST_SIDE = 768  # pixels of a picture's longer side, so that a viewer need not enlarge what the network saw
-_COLOURS = {"positive": (111, 220, 154), "negative": (255, 143, 143)}
+_COLOURS = {"focus": (124, 196, 255), "ignore": (255, 143, 143), "finding": (111, 220, 154)}  # as on the page
 # Nine stops of matplotlib's inferno without its blacks: lightness rises evenly, and stays apart from grey tissue.
 _PALETTE = np.array(
     [

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from csr.data.images import Placement
-from csr.interaction.corrections import InteractionError
+from csr.interaction.corrections import Interaction, InteractionError
 from serving.core.frames import on_canvas
 from serving.core.study_cache import EncodedStudy
 from serving.core.timing import Timing
 from serving.errors import InvalidInteractionError
-from serving.interfaces.schemas import InteractionRequest
+from serving.interfaces.schemas import InteractionRequest, Prediction
+from serving.models.explainer import Corrected
 from serving.models.in_service import Model
 
 _WITHOUT_PROTOTYPE_MAPS = (
@@ -52,14 +53,33 @@ def encoded_study(
     return EncodedStudy(digest, model.digest, canvas, placement, patches, maps, prediction), outputs
 
 
-def reason(model: Model, study: EncodedStudy, request: InteractionRequest) -> Outputs:
-    """The reasoner's outputs on a study under an interaction.
+def reason(model: Model, study: EncodedStudy, request: InteractionRequest) -> tuple[Interaction, Outputs]:
+    """An interaction with its boxes in pixels of the canvas, and the reasoner's outputs on a study under it.
 
     Raises:
-        InvalidInteractionError: a box outside the image, or an unknown concept.
+        InvalidInteractionError: a box outside the image, an unknown concept, or what contradicts itself.
     """
-    interaction = request.interaction(model.manifest)
     try:
-        return model.engine.reason(study.patches, [on_canvas(interaction, study.placement)], _WITHOUT_PROTOTYPE_MAPS)
+        interaction = on_canvas(request.interaction(model.manifest), study.placement)
+        return interaction, model.engine.reason(study.patches, [interaction], _WITHOUT_PROTOTYPE_MAPS)
     except InteractionError as error:
         raise InvalidInteractionError(str(error)) from None
+
+
+def explain(
+    model: Model, study: EncodedStudy, request: InteractionRequest, timing: Timing
+) -> tuple[Interaction, Prediction]:
+    """The prediction under an interaction, without questions, and the interaction on the canvas.
+
+    Args:
+        timing: gets the laps ``reason`` and ``explain``.
+
+    Raises:
+        InvalidInteractionError: see `reason`.
+    """
+    interaction, outputs = reason(model, study, request)
+    timing.lap("reason")
+    corrected = Corrected(interaction, study.prediction, study.maps)
+    after = model.explainer.predict(outputs, study.placement, corrected)
+    timing.lap("explain")
+    return interaction, after

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from serving.core.timing import Timing
 from serving.interfaces.schemas import (
+    Doubt,
     ImageSize,
     InteractionAnswer,
     InteractionRequest,
@@ -36,10 +38,13 @@ def interaction_entry(
     request: InteractionRequest,
     before: Prediction,
     after: Prediction,
+    doubts: list[Doubt],
     timing: Timing,
 ) -> Entry:
-    """A correction, whole, so that it can be replayed on another model."""
-    return _entry("interaction", caller, model, digest, request.model_dump(), before, after, timing)
+    """A correction, whole, so that it can be replayed on another model, and the questions back to the reader."""
+    asked = request.model_dump()
+    back = {"doubts": [each.model_dump(exclude={"message"}) for each in doubts]}
+    return _entry("interaction", caller, model, digest, asked, before, after, timing, back)
 
 
 def shadow_entry(
@@ -58,6 +63,7 @@ def _entry(
     before: Prediction | None,
     after: Prediction,
     timing: Timing | None,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Entry:
     body = {
         "version": model.version,
@@ -65,6 +71,7 @@ def _entry(
         "before": None if before is None else _summary(before),
         "after": _summary(after),
         "latency_ms": None if timing is None else timing.total,
+        **more,
     }
     return Entry(kind, caller, model.digest, body, digest)
 
@@ -77,6 +84,7 @@ def _summary(prediction: Prediction) -> dict[str, Any]:
         "abstains": prediction.abstains,
         "classes": {each.name: each.probability for each in prediction.classes},
         "concepts": {each.name: each.probability for each in prediction.concepts},
+        "questions": {each.concept: each.effect for each in prediction.questions},
     }
 
 

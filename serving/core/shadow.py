@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from csr.errors import CSRError
-from serving.core.reasoning import encoded_study, reason
+from serving.core.reasoning import encoded_study, explain
 from serving.core.recording import shadow_entry
 from serving.core.study_cache import EncodedStudy, StudyCache
 from serving.core.timing import Timing
@@ -84,8 +84,7 @@ class Shadow:
                 self._studies.put(own)
             said = own.prediction
             if request is not None:
-                outputs = reason(model, own, request)
-                said = model.explainer.predict(outputs, own.placement, request.rejected, said.map_limit)
+                _, said = explain(model, own, request, Timing(self._telemetry))
             asked = {} if request is None else request.model_dump()
             self._ledger.append([shadow_entry(caller, model, study.digest, asked, champion, said)])
             self._telemetry.metrics.challenger_compared(agrees=champion.found == said.found)

@@ -212,14 +212,11 @@ def _reading(answer: InteractionAnswer, request: InteractionRequest, caller: Cal
     said = answer.after
     return Reading(
         findings=tuple(
-            Finding(each.name, each.probability, each.rejected, (each.peak.x, each.peak.y) if each.peak else None)
+            Finding(each.name, each.probability, each.answer, (each.peak.x, each.peak.y) if each.peak else None)
             for each in said.concepts
         ),
         classes=tuple(ClassProbability(each.name, each.probability, each.name in said.found) for each in said.classes),
-        boxes=tuple(
-            ReaderBox(box.x_min, box.y_min, box.x_max, box.y_max, "attend" if box.kind == "positive" else "ignore")
-            for box in request.boxes
-        ),
+        boxes=tuple(ReaderBox(**box.model_dump()) for box in request.boxes),
         abstains=said.abstains,
         reader=caller.actor.replace(":", ".")[:_PSEUDONYM],
     )

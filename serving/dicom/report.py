@@ -1,10 +1,11 @@
 """A reading as a DICOM structured report: TID 1500 Measurement Report, in PS3.16's terms where it has them.
 
-One measurement group for the model's word as a whole (does it abstain?), one a class, one a concept, one a box of the
-reader. A concept with a peak is a planar region (TID 1410) of one point, a box one of a closed polyline, the others are
-measurements of the whole image (TID 1501). Coordinates are in pixels of the image, (0, 0) is the upper left corner of
-the upper left pixel, as in `serving.interfaces.schemas`. The storage class is Comprehensive SR: all coordinates are 2D,
-and more archives know it than Comprehensive 3D SR.
+One measurement group for the model's word as a whole (does it abstain?), one a class, one a concept with what the
+reader says of it, one a box of the reader. A concept with a peak is a planar region (TID 1410) of one point, a box one
+of a closed polyline, the others are measurements of the whole image (TID 1501). A box that shows a finding has the
+finding's code, so whoever looks for a concept finds the model's point and the reader's places. Coordinates are in
+pixels of the image, (0, 0) is the upper left corner of the upper left pixel, as in `serving.interfaces.schemas`. The
+storage class is Comprehensive SR: all coordinates are 2D, and more archives know it than Comprehensive 3D SR.
 
 Concepts and classes have no public codes. Their private ones (scheme ``99CSR``) are derived from their names alone, so
 they are the same for every bundle that uses the name.
@@ -47,33 +48,36 @@ CLASS = _code("CLASS", "Class")
 PREDICTED = _code("PREDICTED", "Predicted")
 CONCEPT = _code("CONCEPT", "Concept")
 VERDICT = _code("VERDICT", "Reader's verdict")
+CONFIRMED = _code("CONFIRMED", "Confirmed")
 REJECTED = _code("REJECTED", "Rejected")
-NOT_REJECTED = _code("NOT_REJECTED", "Not rejected")
+NO_VERDICT = _code("NO_VERDICT", "No verdict")
 REGION = _code("REGION", "Reader's region")
-ATTEND = _code("ATTEND", "Region to attend to")
+PLACE = _code("PLACE", "Reader's place of a finding")
+FOCUS = _code("FOCUS", "Region to focus on")
 IGNORE = _code("IGNORE", "Region to ignore")
-_KINDS = {"attend": ATTEND, "ignore": IGNORE}
+_VERDICTS = {"none": NO_VERDICT, "confirmed": CONFIRMED, "rejected": REJECTED}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One concept: its probability, whether the reader rejected it, and where (x, y) its map is largest, if it has."""
+    """One concept: its probability, what the reader says of it, and where (x, y) its map is largest, if it has."""
 
     name: str
     probability: float
-    rejected: bool = False
+    verdict: Literal["none", "confirmed", "rejected"] = "none"
     peak: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class ReaderBox:
-    """A box that the reader drew, in pixels of the image."""
+    """A box that the reader drew, in pixels of the image; ``concept`` is what a ``finding`` box shows."""
 
     x_min: float
     y_min: float
     x_max: float
     y_max: float
-    kind: Literal["attend", "ignore"]
+    kind: Literal["focus", "ignore", "finding"]
+    concept: str | None = None
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ class _Groups:
         )
 
     def _finding(self, given: Finding) -> _Group:
-        verdict = sr.QualitativeEvaluation(VERDICT, REJECTED if given.rejected else NOT_REJECTED)
+        verdict = sr.QualitativeEvaluation(VERDICT, _VERDICTS[given.verdict])
         measured, code = [_probability(given.probability)], concept_code(given.name)
         if given.peak is None:
             return self._whole_image(given.name, code, CONCEPT, measured, [verdict])
@@ -242,11 +246,16 @@ class _Groups:
     def _box(self, number: int, box: ReaderBox) -> _Group:
         left, top, right, bottom = box.x_min, box.y_min, box.x_max, box.y_max
         corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+        kind, category, said = (FOCUS if box.kind == "focus" else IGNORE), REGION, []
+        if box.concept is not None:
+            kind, category = concept_code(box.concept), PLACE
+            said = [sr.QualitativeEvaluation(VERDICT, CONFIRMED)]
         return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             tracking_identifier=sr.TrackingIdentifier(UID(), f"box {number}"),
             referenced_region=self._region(sr.GraphicTypeValues.POLYLINE, corners),
-            finding_type=_KINDS[box.kind],
-            finding_category=REGION,
+            finding_type=kind,
+            finding_category=category,
+            qualitative_evaluations=said,
         )
 
     def _whole_image(

@@ -35,9 +35,7 @@ class CheckedEngine(ABC):
         if not interactions:
             raise InvalidTensorError("interactions: there are none; give one for each study")
         about = self._about
-        tensors = interaction_tensors(
-            interactions, about.concepts, about.per_concept, about.side, about.height, about.width
-        )
+        tensors = interaction_tensors(interactions, about.concepts, about.side, about.height, about.width)
         return self.run_reasoner(patches, outputs, **tensors)
 
     def run_reasoner(

@@ -32,13 +32,14 @@ class Engine(Protocol):
             outputs: leave out ``similarity_maps``, by far the largest, where nobody looks at single prototypes.
 
         Raises:
-            csr.interaction.corrections.InteractionError: a box outside the image or an unknown concept.
+            csr.interaction.corrections.InteractionError: a box outside the image, an unknown concept, or what
+                contradicts itself.
         """
 
     def run_reasoner(
         self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """`reason` on ready tensors: ``importance`` B×h×w, ``prototype_mask`` B×K×M, ``absent_weight`` B."""
+        """`reason` on ready tensors: `csr.bundle.format.INTERACTION_INPUTS`."""
 
     def ready(self) -> None:
         """Returns if the engine would answer now.

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from csr.bundle.format import AtlasEntry, Manifest
 from csr.data.images import Placement
-from csr.interaction.corrections import decision_margin, wants_help
-from serving.interfaces.schemas import ClassScore, ConceptFinding, Exemplar, Peak, Prediction
+from csr.interaction.corrections import Interaction, RegionBox, cells_inside, decision_margin, wants_help
+from serving.interfaces.schemas import (
+    ClassScore,
+    ConceptFinding,
+    Exemplar,
+    Peak,
+    Prediction,
+    ProbedConcept,
+    ReaderAnswer,
+    crop_path,
+)
 from serving.models.upsampling import Upsampler
 
 EXEMPLARS = 3
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What the explanation of a correction needs beside the reasoner's outputs.
+
+    Args:
+        interaction: boxes in pixels of the canvas.
+        before: the prediction without it.
+        maps: K×h×w, the concepts' maps without it.
+    """
+
+    interaction: Interaction
+    before: Prediction
+    maps: np.ndarray
 
 
 class Explainer:
@@ -34,23 +59,23 @@ class Explainer:
         self,
         outputs: dict[str, np.ndarray],
         placement: Placement,
-        rejected: Sequence[str] = (),
-        map_limit: float | None = None,
+        corrected: Corrected | None = None,
     ) -> Prediction:
-        """Explains the first study of a batch.
+        """Explains the first study of a batch; what to ask next is for others (`serving.core.questions`).
 
         Args:
             outputs: of the reasoner, batch first.
             placement: the study's.
-            rejected: the interaction's rejected concepts.
-            map_limit: of the study without interaction; None if this is it.
+            corrected: None if there is no interaction.
         """
         one = {name: value[0] for name, value in outputs.items() if name != "similarity_maps"}
         classes, probabilities = self.manifest.classes, one["probabilities"]
         multilabel, below = self.manifest.task == "multilabel", self.manifest.abstain_below
         bias = one["logits"] - one["contributions"].sum(0)
-        peaks = placement.to_image(np.tile(self.upsampler.peaks(one["concept_maps"]), 2))[:, :2]
-        peaks = np.clip(peaks, 0, [placement.width, placement.height])  # a margin's peak is shown at the border
+        peaks = [
+            _on_image(place, float(own.max()), placement)
+            for place, own in zip(self.upsampler.peaks(one["concept_maps"]), one["concept_maps"], strict=True)
+        ]
         return Prediction(
             task=self.manifest.task,
             found=[classes[t] for t in _found(probabilities, multilabel)],
@@ -64,23 +89,73 @@ class Explainer:
                     classes, probabilities.tolist(), one["logits"].tolist(), bias.tolist(), strict=True
                 )
             ],
-            concepts=[self._finding(k, one, peaks[k], rejected) for k in range(len(self.manifest.concepts))],
-            map_limit=float(max(one["concept_maps"].max(), 0.0)) if map_limit is None else map_limit,
+            concepts=[
+                self._finding(k, one, peaks[k], placement, corrected) for k in range(len(self.manifest.concepts))
+            ],
+            map_limit=float(max(one["concept_maps"].max(), 0.0)) if corrected is None else corrected.before.map_limit,
+            questions=[],
         )
 
-    def _finding(self, k: int, one: dict[str, np.ndarray], peak: np.ndarray, rejected: Sequence[str]) -> ConceptFinding:
+    def probe(
+        self, likely: np.ndarray, similarity_maps: np.ndarray, maps: np.ndarray, box: RegionBox, placement: Placement
+    ) -> list[ProbedConcept]:
+        """What speaks for each concept in a box, the likeliest first.
+
+        Args:
+            likely: K, how likely the box is about each.
+            similarity_maps: K×M×h×w, without interaction.
+            maps: K×h×w, the concepts' own, without interaction.
+            box: in pixels of the canvas.
+            placement: the study's.
+        """
+        cells = cells_inside(box, self.manifest.side, *maps.shape[-2:])
+        scores = similarity_maps[:, :, cells].max(-1)
+        return [
+            ProbedConcept(
+                name=self.manifest.concepts[k],
+                probability=float(likely[k]),
+                peak=self._peak_inside(maps[k], [box], placement),
+                exemplars=self._closest(k, scores[k]),
+            )
+            for k in np.argsort(-likely, kind="stable").tolist()
+        ]
+
+    def _finding(
+        self, k: int, one: dict[str, np.ndarray], peak: Peak, placement: Placement, corrected: Corrected | None
+    ) -> ConceptFinding:
         name = self.manifest.concepts[k]
-        alive, gone = np.flatnonzero(self._alive[k]), name in rejected
-        winners = alive[np.argsort(-one["scores"][k, alive], kind="stable")][:EXEMPLARS].tolist()
-        speaks = len(alive) > 0 and not gone
+        answer: ReaderAnswer = "none"
+        exemplars = self._closest(k, one["scores"][k])
+        if corrected is not None and name in corrected.interaction.rejected:
+            answer, exemplars = "rejected", []
+        if corrected is not None and name in corrected.interaction.present:
+            answer, exemplars = "confirmed", corrected.before.concepts[k].exemplars
+            if boxes := [box for box in corrected.interaction.boxes if box.concept == name]:
+                peak = self._peak_inside(corrected.maps[k], boxes, placement)
         return ConceptFinding(
             name=name,
             probability=float(one["concept_probabilities"][k]),
-            rejected=gone,
+            answer=answer,
             contributions=dict(zip(self.manifest.classes, one["contributions"][k].tolist(), strict=True)),
-            peak=Peak(x=peak[0], y=peak[1], similarity=float(one["concept_maps"][k].max())) if speaks else None,
-            exemplars=self._exemplars(k, winners, one["scores"][k].tolist()) if speaks else [],
+            peak=peak if answer != "rejected" and self._alive[k].any() else None,
+            exemplars=exemplars,
         )
+
+    def _peak_inside(self, own: np.ndarray, boxes: Sequence[RegionBox], placement: Placement) -> Peak:
+        """Where an h×w map is largest inside any of some boxes on the canvas."""
+        side = self.manifest.side
+        enlarged, inside = self.upsampler.enlarge(own), np.zeros((side, side), bool)
+        for box in boxes:
+            left, top = int(min(box.x_min, side - 1)), int(min(box.y_min, side - 1))
+            inside[top : int(np.ceil(box.y_max)), left : int(np.ceil(box.x_max))] = True
+        row, column = divmod(int(np.where(inside, enlarged, -np.inf).argmax()), side)
+        return _on_image(np.array([column, row]) + 0.5, float(enlarged[row, column]), placement)
+
+    def _closest(self, k: int, scores: np.ndarray) -> list[Exemplar]:
+        """The exemplars of the prototypes with the largest of M scores, none if all are pruned."""
+        alive = np.flatnonzero(self._alive[k])
+        winners = alive[np.argsort(-scores[alive], kind="stable")][:EXEMPLARS].tolist()
+        return self._exemplars(k, winners, scores.tolist()) if winners else []
 
     def _exemplars(self, k: int, winners: list[int], scores: list[float]) -> list[Exemplar]:
         """Studies, each once: the nearest of each prototype before the second of any, the most similar one first."""
@@ -98,9 +173,16 @@ class Explainer:
                 study_id=study_id,
                 usage=entry.usage,
                 reliance=entry.reliance,
+                crop=crop_path(entry.concept, entry.index, rank),
             )
             for study_id, (entry, rank) in list(shown.items())[:EXEMPLARS]
         ]
+
+
+def _on_image(place: np.ndarray, similarity: float, placement: Placement) -> Peak:
+    """Of a canvas (x, y); a margin's is shown at the border."""
+    x, y = np.clip(placement.to_image(np.tile(place, 2)[None])[0, :2], 0, [placement.width, placement.height])
+    return Peak(x=float(x), y=float(y), similarity=similarity)
 
 
 def _found(probabilities: np.ndarray, multilabel: bool) -> list[int]:

@@ -41,6 +41,7 @@ class Model:
         self.engine = engine
         self.atlas = BundleAtlas(bundle)
         self.explainer = Explainer(bundle.manifest, self.atlas.entries)
+        self.naming = bundle.naming()
         self.drift = ConceptDrift(bundle.reference())
         self.ref = ModelRef(version=version, digest=self.digest)
         weakref.finalize(self, engine.close)

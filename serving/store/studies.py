@@ -62,7 +62,7 @@ class Assessment:
         version: of the bundle, in the registry.
         top: the most probable class.
         margin: `csr.interaction.corrections.decision_margin`.
-        expected_effect: see `serving.core.worklist.expected_effect`.
+        expected_effect: of the best question, see `serving.core.questions`.
         asks_for_help, abstains: see `csr.bundle.format.Manifest`.
     """
 

@@ -31,7 +31,7 @@ from serving.interfaces.schemas import InteractionRequest
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 DIGEST_CHARACTERS = 12  # of a digest, wherever telemetry names one
 Step = Literal["decode", "load", "wait", "encode", "reason", "explain", "assess", "draw", "record", "read"]
-InteractionKind = Literal["none", "boxes", "rejection", "both"]
+InteractionKind = Literal["none", "boxes", "answers", "both"]
 Role = Literal["champion", "challenger"]
 Denial = Literal["unauthenticated", "forbidden"]
 DicomOperation = Literal["search", "retrieve", "store"]
@@ -251,6 +251,7 @@ class Metrics:
 
 
 def _kind(interaction: InteractionRequest) -> InteractionKind:
+    answers = interaction.confirmed or interaction.rejected
     if interaction.boxes:
-        return "both" if interaction.rejected else "boxes"
-    return "rejection" if interaction.rejected else "none"
+        return "both" if answers else "boxes"
+    return "answers" if answers else "none"

@@ -2,7 +2,13 @@
 
 ``csr_encoder`` and ``csr_reasoner`` are the two graphs with the tensors of `serving.engines.triton.config`; ``csr`` is
 one after the other in one request, for clients that do not want to carry patches. Every tensor has a batch axis in
-front.
+front. What a reader says are four of them (`csr.interaction.corrections.interaction_tensors` makes them of boxes and
+names):
+
+- ``importance`` h×w: 1 in the cells of focus boxes, 0 in those of ignore boxes, α outside focus boxes, 1 without any;
+- ``answers`` K: 1 for a confirmed concept, −1 for a rejected one, else 0;
+- ``places`` K×h×w: 1 in the cells of a concept's finding boxes, else 0; the concept must be confirmed too;
+- ``absent_weight``: 1, or 0 where rejected scores become 0 instead of those of an image without the concept.
 
 A client that encodes and reasons in two requests must name the version in both: patches of one bundle mean nothing to
 another's reasoner.
@@ -114,8 +120,7 @@ class TensorEngine(Protocol):
     def run_reasoner(
         self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Patches, ``importance`` B×h×w, ``prototype_mask`` B×K×M, ``absent_weight`` B → `REASONER_OUTPUTS`,
-        or those of them that are named."""
+        """Patches and the `INTERACTION_INPUTS` → `REASONER_OUTPUTS`, or those of them that are named."""
 
 
 class ServedBundle(Protocol):
@@ -209,10 +214,6 @@ def _run(
     patches = inputs["patches"] if name == REASONER else engine.encode(inputs["image"])
     if name == ENCODER:
         return {"patches": patches}
-    return engine.run_reasoner(
-        patches,
-        outputs,
-        importance=inputs["importance"],
-        prototype_mask=inputs["prototype_mask"],
-        absent_weight=inputs["absent_weight"][:, 0],
-    )
+    tensors = {each: inputs[each] for each in INTERACTION_INPUTS}
+    tensors["absent_weight"] = tensors["absent_weight"][:, 0]
+    return engine.run_reasoner(patches, outputs, **tensors)

@@ -32,9 +32,9 @@ export const models = () => json("/v1/models");
 export const samples = () => json("/v1/samples");
 export const sampleUrl = (index) => `/v1/samples/${index}.png`;
 export const sampleFile = (index) => blob(sampleUrl(index));
-export const cropUrl = (concept, index, rank) => `/v1/atlas/${part(concept)}/${index}.png?rank=${rank}`;
 export const image = (digest) => blob(`/v1/studies/${digest}/image.png`);
 export const interact = (digest, state) => json(`/v1/studies/${digest}/interactions`, post(state));
+export const probe = (digest, box, image) => json(`/v1/studies/${digest}/probe`, post({ box, image }));
 export const overlay = (digest, concept, state) => blob(`/v1/studies/${digest}/maps/${part(concept)}.png`, post(state));
 
 export function upload(file, name) {

@@ -1,12 +1,15 @@
-// The reading room: one study, one reader, one state. The state (boxes and rejected concepts) goes whole with every
-// request, so undo is a matter of this page alone and the server may forget the study at any time: its file is kept
-// here and is sent again when that happens.
+// The reading room: one study, one reader, one state. The state (`state.js`) goes whole with every request, so undo is a
+// matter of this page alone and the server may forget the study at any time: its file is kept here and is sent again
+// when that happens.
 
 import * as api from "./api.js";
+import { askAgain, askName, drawQuestion, hideAsk } from "./questions.js";
 import { drawClasses, drawConcepts, drawExemplars, element, plain } from "./results.js";
 import { Stage } from "./stage.js";
+import { EMPTY, nudged, touched, withAnswer, withBox, withBoxAt, withoutBox } from "./state.js";
 
-const EMPTY = { boxes: [], rejected: [] };
+const NAMES = { focus: "Focus", ignore: "Ignore", finding: "Finding" };
+const SIGNS = { focus: "+", ignore: "−", finding: "" };
 const byId = (id) => document.getElementById(id);
 
 let study = null; // { file, name, digest, image, prediction, order }
@@ -14,13 +17,18 @@ let state = EMPTY;
 let history = []; // the states before it
 let after = null; // the prediction under `confirmed.state`
 let confirmed = { state: EMPTY, history: [] };
+let doubts = []; // questions back about `confirmed.state`'s boxes
+let kept = new Set(); // doubted boxes whose name the reader insists on
+let skipped = new Set(); // concepts that the reader does not know about
+let pending = null; // a finding box without a name yet: { box, ranked, all }
+let modelAlpha = null;
 let chosen = { concept: null, class: null };
 let turn = 0; // an answer to an earlier turn is stale and is dropped
 let opening = 0; // the same for uploads
 let busy = 0;
 
 const kind = () => document.querySelector('input[name="kind"]:checked').value;
-const stage = new Stage(byId("stage"), byId("boxes"), (box) => apply({ ...state, boxes: [...state.boxes, { ...box, kind: kind() }] }));
+const stage = new Stage(byId("stage"), byId("boxes"), (box) => draw(box));
 
 function showError(message) {
   byId("error-text").textContent = message;
@@ -67,6 +75,7 @@ function open(file, name, sample = null) {
     study.order = concepts.toSorted((one, other) => weight(one) - weight(other)).map((each) => each.name);
     [state, history, after] = [EMPTY, [], study.prediction];
     confirmed = { state, history };
+    [doubts, kept, skipped, pending] = [[], new Set(), new Set(), null];
     chosen = { concept: study.order[0], class: null };
     showError("");
     byId("hint").hidden = true;
@@ -88,16 +97,17 @@ const apply = (next) => become(next, [...history, state]);
 // Makes a state current and asks what it changes. If that fails the page returns to the last state that was
 // answered: boxes and prediction on the screen always belong together.
 async function become(next, past) {
-  [state, history] = [next, past];
+  [state, history, pending] = [next, past, null];
   const mine = ++turn;
   drawState();
   const answered = await attempt(async () => {
     const answer = await ask((digest) => api.interact(digest, request()));
     if (mine !== turn) return;
-    after = answer.after;
+    [after, doubts] = [answer.after, answer.doubts];
+    if (next.alpha === null) modelAlpha = answer.alpha;
     confirmed = { state: next, history: past };
     showError("");
-    byId("summary").textContent = touched() ? plain(answer.changes.summary) : "";
+    byId("summary").textContent = touched(state) ? plain(answer.changes.summary) : "";
     byId("timing").textContent = timing(answer.timings_ms);
     render();
   });
@@ -110,7 +120,6 @@ async function become(next, past) {
 }
 
 const request = () => ({ ...state, image: study.image });
-const touched = () => state.boxes.length > 0 || state.rejected.length > 0;
 const timing = (steps) => Object.entries(steps).map(([step, ms]) => `${step} ${ms.toFixed(1)} ms`).join(" · ");
 
 async function drawMap(mine) {
@@ -129,63 +138,145 @@ async function setPicture(id, promise, wanted) {
   image.src = url;
 }
 
+const keyOf = (box) => JSON.stringify(box);
+const openDoubts = () => doubts.filter((each) => state === confirmed.state && !kept.has(keyOf(state.boxes[each.box])));
+const openQuestions = () => after.questions.filter((each) => !skipped.has(each.concept));
+
 function drawState() {
   const finding = after.concepts.find((each) => each.name === chosen.concept);
-  stage.draw(state.boxes, finding?.peak, kind);
+  const doubted = new Set(openDoubts().map((each) => each.box));
+  const shown = state.boxes.map((box, index) => {
+    const name = box.concept ? ` ${plain(box.concept)}` : "";
+    return { ...box, tag: `${SIGNS[box.kind]}${index + 1}${name}${doubted.has(index) ? " ?" : ""}` };
+  });
+  if (pending) shown.push({ ...pending.box, pending: true, tag: "?" });
+  stage.draw(shown, finding?.peak, pending ? null : openQuestions()[0]?.place, kind);
   byId("undo").disabled = history.length === 0;
-  byId("reset").disabled = !touched();
+  byId("reset").disabled = !touched(state) && state.alpha === null;
   byId("add-box").disabled = false;
+  drawAlpha();
   const focused = document.activeElement?.dataset?.box;
-  byId("box-list").replaceChildren(...state.boxes.map(boxItem));
+  byId("box-list").replaceChildren(...state.boxes.map(boxItem), ...(pending ? [pendingItem()] : []));
   if (focused !== undefined) document.querySelector(`[data-box="${focused}"]`)?.focus();
+  drawAsk();
+}
+
+function drawAlpha() {
+  const alpha = state.alpha ?? modelAlpha;
+  byId("alpha").disabled = false;
+  byId("alpha").value = typeof alpha === "number" ? alpha : 0.5;
+  const text = typeof alpha === "number" ? `α ${alpha.toFixed(2)}` : "each concept’s own α";
+  byId("alpha-value").textContent = state.alpha === null ? `${text} (the model’s)` : text;
+}
+
+// One question at a box at a time: what a new one shows, else the first doubt.
+function drawAsk() {
+  const [doubt] = openDoubts();
+  const focused = document.activeElement?.dataset?.chip;
+  if (pending) {
+    askName(pending, study.image, { onName: nameBox, onMore: () => showAll(), onDiscard: discard });
+  } else if (doubt) {
+    const box = state.boxes[doubt.box];
+    const onKeep = () => {
+      kept.add(keyOf(box));
+      drawState();
+    };
+    askAgain(doubt, box, study.image, { onName: (name) => apply(withBoxAt(state, doubt.box, { ...box, concept: name })), onKeep });
+  } else hideAsk();
+  if (focused !== undefined) document.querySelector(`[data-chip="${CSS.escape(focused)}"]`)?.focus();
+}
+
+function draw(box) {
+  if (kind() !== "finding") return apply(withBox(state, { ...box, kind: kind() }));
+  return propose({ ...box, kind: "finding" }, true);
+}
+
+// A finding box that has no name yet: the server ranks what it may be about, and the reader says what it is.
+async function propose(box, moveFocus) {
+  const mine = { box, ranked: null, all: false };
+  pending = mine;
+  drawState();
+  const { x_min, y_min, x_max, y_max } = box;
+  await attempt(async () => {
+    try {
+      const answer = await ask((digest) => api.probe(digest, { x_min, y_min, x_max, y_max }, study.image));
+      mine.ranked = answer.concepts.map(({ name, probability }) => ({ name, probability }));
+    } catch (error) {
+      if (error.code !== "cannot_name") throw error;
+      mine.ranked = study.prediction.concepts.map(({ name }) => ({ name, probability: null }));
+      mine.all = true;
+    }
+    showError("");
+  });
+  if (pending !== mine) return;
+  if (mine.ranked === null) pending = null; // it failed, and the page says why
+  drawState();
+  if (moveFocus) document.querySelector("[data-chip]")?.focus();
+}
+
+function nameBox(concept) {
+  chosen = { ...chosen, concept };
+  return apply(withBox(state, { ...pending.box, concept }));
+}
+
+function showAll() {
+  pending.all = true;
+  drawState();
+  document.querySelector("[data-chip]")?.focus();
+}
+
+function discard() {
+  pending = null;
+  drawState();
+  byId("add-box").focus();
 }
 
 function boxItem(box, index) {
-  const size = `${Math.round(box.x_max - box.x_min)}×${Math.round(box.y_max - box.y_min)} px`;
-  const text = `${box.kind === "positive" ? "+" : "−"}${index + 1} ${box.kind === "positive" ? "Look here" : "Ignore"}`;
-  const remove = () => apply({ ...state, boxes: state.boxes.filter((_, other) => other !== index) });
-  const move = { type: "button", class: `box ${box.kind}`, "data-box": String(index), onkeydown: (event) => nudge(event, index, remove) };
-  const label = `Remove box ${index + 1}`;
-  return element("li", {}, element("button", move, text, element("small", {}, size)), element("button", { type: "button", class: "remove", "aria-label": label, onclick: remove }, "×"));
+  const name = box.concept ? `: ${plain(box.concept)}` : "";
+  return listed(box, `${SIGNS[box.kind]}${index + 1} ${NAMES[box.kind]}${name}`, String(index), {
+    remove: () => apply(withoutBox(state, index)),
+    move: (next) => apply(withBoxAt(state, index, next)),
+    label: `Remove box ${index + 1}`,
+  });
 }
 
-// Arrow keys move a box by a fiftieth of the image, with Shift they resize it.
-function nudge(event, index, remove) {
-  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  if (event.key === "Delete" || event.key === "Backspace") {
+const pendingItem = () =>
+  listed(pending.box, "? What is it?", "pending", { remove: discard, move: (next) => propose(next, false), label: "Discard the box without a name" });
+
+// Arrow keys move a box, with Shift they resize it, Delete removes it.
+function listed(box, text, key, { remove, move, label }) {
+  const size = `${Math.round(box.x_max - box.x_min)}×${Math.round(box.y_max - box.y_min)} px`;
+  const onkeydown = (event) => {
+    const gone = event.key === "Delete" || event.key === "Backspace";
+    const next = nudged(box, event, study.image);
+    if (!gone && !event.key.startsWith("Arrow")) return;
     event.preventDefault();
-    return remove();
-  }
-  if (!steps[event.key]) return undefined;
-  event.preventDefault();
-  const { width, height } = study.image;
-  const box = { ...state.boxes[index] };
-  const [dx, dy] = [(steps[event.key][0] * width) / 50, (steps[event.key][1] * height) / 50];
-  box.x_max = Math.min(box.x_max + dx, width);
-  box.y_max = Math.min(box.y_max + dy, height);
-  if (!event.shiftKey) {
-    box.x_min = Math.max(box.x_min + dx, 0);
-    box.y_min = Math.max(box.y_min + dy, 0);
-  }
-  if (box.x_max - box.x_min < width / 50 || box.y_max - box.y_min < height / 50) return undefined;
-  return apply({ ...state, boxes: state.boxes.map((other, place) => (place === index ? box : other)) });
+    if (gone) remove();
+    else if (next) move(next);
+  };
+  const chosenBox = element("button", { type: "button", class: `box ${box.kind}`, "data-box": key, onkeydown }, text, element("small", {}, size));
+  return element("li", {}, chosenBox, element("button", { type: "button", class: "remove", "aria-label": label, onclick: remove }, "×"));
 }
 
 function render() {
   const forClass = chosen.class ?? after.top;
   const { prediction: before, order } = study;
   const focused = document.activeElement?.dataset ?? {};
+  const asked = document.activeElement?.closest("#question-answers") ? document.activeElement.id : "";
   drawState();
-  drawClasses(before, after, forClass, touched(), (name) => {
+  drawClasses(before, after, forClass, touched(state), (name) => {
     chosen = { ...chosen, class: name };
     render();
   });
-  drawConcepts({ before, after, order, chosen: chosen.concept, forClass, onChoose: chooseConcept, onReject: toggle });
+  drawConcepts({ before, after, order, chosen: chosen.concept, forClass, onChoose: chooseConcept, onAnswer: answer });
+  drawQuestion(openQuestions()[0], skipped.size > 0, { onAnswer: ({ concept }, said) => answer(concept, said), onSkip: skip, onLook: ({ concept }) => chooseConcept(concept) });
   drawExemplars(after.concepts.find((each) => each.name === chosen.concept));
-  for (const key of ["class", "concept", "reject"]) {
+  for (const key of ["class", "concept", "answer"]) {
     // What was redrawn under the keyboard keeps the keyboard.
-    if (focused[key]) document.querySelector(`[data-${key}="${CSS.escape(focused[key])}"]`)?.focus();
+    const checked = key === "answer" ? ":checked" : "";
+    if (focused[key]) document.querySelector(`[data-${key}="${CSS.escape(focused[key])}"]${checked}`)?.focus();
   }
+  if (asked) (byId(asked) ?? byId("question-yes"))?.focus();
 }
 
 function chooseConcept(name) {
@@ -194,9 +285,11 @@ function chooseConcept(name) {
   return attempt(() => drawMap(turn));
 }
 
-function toggle(name) {
-  const rejected = state.rejected.includes(name) ? state.rejected.filter((each) => each !== name) : [...state.rejected, name];
-  return apply({ ...state, rejected });
+const answer = (name, said) => apply(withAnswer(state, name, said));
+
+function skip({ concept }) {
+  skipped.add(concept);
+  render();
 }
 
 function showSample(sample) {
@@ -213,8 +306,9 @@ function showSample(sample) {
 function addBox() {
   const { width, height } = study.image;
   const box = { x_min: width * 0.375, y_min: height * 0.375, x_max: width * 0.625, y_max: height * 0.625, kind: kind() };
-  apply({ ...state, boxes: [...state.boxes, box] });
-  document.querySelector(`[data-box="${state.boxes.length - 1}"]`)?.focus();
+  if (box.kind === "finding") propose(box, false);
+  else apply(withBox(state, box));
+  document.querySelector("#box-list li:last-child .box")?.focus();
 }
 
 function wire() {
@@ -233,6 +327,8 @@ function wire() {
   byId("undo").addEventListener("click", () => become(history.at(-1), history.slice(0, -1)));
   byId("reset").addEventListener("click", () => apply(EMPTY));
   byId("add-box").addEventListener("click", addBox);
+  byId("alpha").addEventListener("change", (event) => apply({ ...state, alpha: Number(event.target.value) }));
+  window.addEventListener("keydown", (event) => event.key === "Escape" && pending && discard());
   byId("error-close").addEventListener("click", () => showError(""));
   const opacity = byId("opacity");
   const fade = () => byId("overlay").style.setProperty("opacity", opacity.value / 100);
@@ -245,6 +341,7 @@ async function start() {
   wire();
   await attempt(async () => {
     const [{ models: [{ manifest, digest }] }, samples] = await Promise.all([api.models(), api.samples()]);
+    modelAlpha = manifest.alpha;
     byId("model").textContent = `${manifest.data} · ${manifest.backbone} · ${manifest.preset} · bundle ${digest.slice(0, 8)}`;
     byId("samples").replaceChildren(
       ...samples.map((sample) => {

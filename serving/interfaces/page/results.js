@@ -1,9 +1,7 @@
 // Draws a prediction, and what an interaction changed in it. Text from the server only ever becomes text nodes.
 
-import { cropUrl } from "./api.js";
-
 const byId = (id) => document.getElementById(id);
-const percent = (value) => `${Math.round(value * 100)} %`;
+export const percent = (value) => `${Math.round(value * 100)} %`;
 const signed = (value, digits = Math.abs(value) < 10 ? 2 : 1) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 export const plain = (name) => name.replaceAll("_", " ");
 
@@ -89,7 +87,21 @@ export function drawClasses(before, after, chosen, touched, onChoose) {
   );
 }
 
-export function drawConcepts({ before, after, order, chosen, forClass, onChoose, onReject }) {
+// Three states of a concept: confirmed, not asked, rejected.
+function answers({ name, answer }, onAnswer) {
+  const states = [
+    ["confirmed", "✓", `Confirm ${plain(name)}: it is there`],
+    ["none", "·", `Say nothing of ${plain(name)}`],
+    ["rejected", "✕", `Reject ${plain(name)}: it is not there`],
+  ];
+  const choices = states.map(([value, mark, label]) => {
+    const input = { type: "radio", name: `answer ${name}`, value, checked: value === answer, "aria-label": label, "data-answer": name, onchange: () => onAnswer(name, value) };
+    return element("label", { title: label }, element("input", input), element("span", { "aria-hidden": "true" }, mark));
+  });
+  return element("div", { class: "segmented answers", role: "radiogroup", "aria-label": `What you say of ${plain(name)}` }, ...choices);
+}
+
+export function drawConcepts({ before, after, order, chosen, forClass, onChoose, onAnswer }) {
   const find = (prediction, name) => prediction.concepts.find((each) => each.name === name);
   const all = [...before.concepts, ...after.concepts].map((each) => Math.abs(each.contributions[forClass]));
   const limit = Math.max(...all, 1e-6);
@@ -104,23 +116,11 @@ export function drawConcepts({ before, after, order, chosen, forClass, onChoose,
         { type: "button", class: "concept", "aria-pressed": String(name === chosen), "data-concept": name, onclick: () => onChoose(name) },
         plain(name),
       );
-      const reject = element(
-        "button",
-        {
-          type: "button",
-          class: "reject",
-          "aria-pressed": String(now.rejected),
-          "aria-label": `${now.rejected ? "Restore" : "Reject"} ${plain(name)}`,
-          "data-reject": name,
-          onclick: () => onReject(name),
-        },
-        now.rejected ? "Restore" : "Reject",
-      );
       const present = element("td", { class: "present" }, bar(now.probability, find(before, name).probability), element("span", { class: "number" }, percent(now.probability)));
       const moved = Math.abs(delta) >= 0.005 ? [change(delta, signed(delta))] : [];
       const speaks = element("td", { class: "speaks" }, balance(value, limit), element("span", { class: "number" }, signed(value)), element("span", { class: "moved" }, ...moved));
-      const classes = [name === chosen && "chosen", now.rejected && "rejected"].filter(Boolean).join(" ");
-      return element("tr", { class: classes }, element("th", { scope: "row" }, choose), present, speaks, element("td", {}, reject));
+      const classes = [name === chosen && "chosen", now.answer].filter(Boolean).join(" ");
+      return element("tr", { class: classes }, element("th", { scope: "row" }, choose), present, speaks, element("td", {}, answers(now, onAnswer)));
     }),
   );
 }
@@ -129,7 +129,7 @@ export function drawExemplars(finding) {
   byId("atlas-title").textContent = `Why “${plain(finding.name)}”: the closest exemplars`;
   byId("atlas-note").textContent = finding.exemplars.length
     ? ""
-    : finding.rejected
+    : finding.answer === "rejected"
       ? "Rejected: its evidence is taken away, so no exemplar speaks for it."
       : "No exemplar of this concept is in use.";
   byId("exemplars").replaceChildren(
@@ -138,7 +138,7 @@ export function drawExemplars(finding) {
       return element(
         "li",
         {},
-        element("img", { src: cropUrl(finding.name, each.index, each.rank), alt, width: "96", height: "96" }),
+        element("img", { src: each.crop, alt, width: "96", height: "96" }),
         element("strong", { title: "Similarity between this prototype and the study" }, `similarity ${each.score.toFixed(2)}`),
         element("span", { title: "Training study, shown where it resembles the prototype" }, each.study_id),
         element("span", { title: "What is pruned or kept in a review" }, `prototype ${each.index}`),

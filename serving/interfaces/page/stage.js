@@ -33,22 +33,31 @@ export class Stage {
     this.svg.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
   }
 
-  draw(boxes, peak, kind) {
+  // boxes: with a `tag` each. peak: where the chosen concept's map is largest. look: where the next question is about.
+  draw(boxes, peak, look, kind) {
     this.kind = kind;
     this.svg.replaceChildren(this.draft);
-    boxes.forEach((box, index) => {
+    boxes.forEach((box) => {
       const { x_min: x, y_min: y, x_max, y_max } = box;
       const rect = { x, y, width: x_max - x, height: y_max - y };
-      this.svg.append(shape("rect", { class: "halo", ...rect }), shape("rect", { class: box.kind, ...rect }));
+      const look = box.pending ? `${box.kind} pending` : box.kind;
+      this.svg.append(shape("rect", { class: "halo", ...rect }), shape("rect", { class: look, ...rect }));
       const unit = this.unit();
       const label = shape("text", { class: `tag ${box.kind}`, x: x + 4 * unit, y: y + 15 * unit, "font-size": 14 * unit });
-      label.textContent = `${box.kind === "positive" ? "+" : "−"}${index + 1}`;
+      label.textContent = box.tag;
       this.svg.append(label);
     });
     if (peak) {
       const r = 7 * this.unit();
       this.svg.append(shape("circle", { class: "halo", cx: peak.x, cy: peak.y, r }));
       this.svg.append(shape("circle", { class: "peak", cx: peak.x, cy: peak.y, r }));
+    }
+    if (look) {
+      const [r, size] = [13 * this.unit(), 16 * this.unit()];
+      this.svg.append(shape("circle", { class: "look", cx: look.x, cy: look.y, r }));
+      const mark = shape("text", { class: "tag look", x: look.x + r, y: look.y - r / 2, "font-size": size });
+      mark.textContent = "?";
+      this.svg.append(mark);
     }
   }
 

@@ -18,6 +18,8 @@ from serving.interfaces.schemas import (
     InteractionRequest,
     MapsAnswer,
     Order,
+    ProbeAnswer,
+    ProbeRequest,
     Progress,
     StudiesAnswer,
     StudyAnswer,
@@ -62,6 +64,11 @@ def routes(service: Service) -> APIRouter:
     async def study(digest: Digest, caller: CallerOf) -> Response:
         """The prediction without interaction, again."""
         return answered(await to_thread(plane.predict, digest, caller))
+
+    @router.post("/studies/{digest}/probe", response_model=ProbeAnswer)
+    async def probe(digest: Digest, request: ProbeRequest) -> Response:
+        """What is in this box? Concepts by how likely it is about each, and the exemplars that it resembles."""
+        return answered(await to_thread(plane.probe, digest, request))
 
     @router.get("/studies/{digest}/image.png", response_class=Response, responses=PNG)
     async def image(digest: Digest) -> Response:

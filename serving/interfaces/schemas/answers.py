@@ -6,8 +6,8 @@ from typing import Literal
 
 from csr.bundle.format import AtlasEntry, Manifest
 from serving.interfaces.schemas.base import Answer
-from serving.interfaces.schemas.prediction import Changes, Prediction
-from serving.interfaces.schemas.requests import ImageSize, Verdict
+from serving.interfaces.schemas.prediction import Changes, Exemplar, Peak, Prediction
+from serving.interfaces.schemas.requests import ImageSize, Region, Verdict
 
 Timings = dict[str, float]
 
@@ -43,14 +43,41 @@ class StudiesAnswer(Answer):
     studies: list[StudyAnswer]
 
 
+class NamedConcept(Answer):
+    """How likely a box is about a concept."""
+
+    name: str
+    probability: float
+
+
+class Doubt(Answer):
+    """A finding box whose name the evidence inside it contradicts; it was applied as it was drawn.
+
+    ``box`` is its index in the request, ``probability`` how likely it is about the ``concept`` that it names, and
+    ``speaks_for`` what it is more likely about, the likeliest first. See `csr.interaction.naming`.
+    """
+
+    box: int
+    concept: str
+    probability: float
+    speaks_for: list[NamedConcept]
+    message: str
+
+
 class InteractionAnswer(Answer):
-    """A study before and after an interaction."""
+    """A study before and after an interaction.
+
+    ``alpha`` is what weighed the outside of focus boxes: of every concept, or each one's own by its name. ``doubts``
+    are questions back to the reader; there are none where the bundle cannot tell what a box is about.
+    """
 
     digest: str
     model: ModelRef
     before: Prediction
     after: Prediction
     changes: Changes
+    alpha: float | dict[str, float]
+    doubts: list[Doubt]
     record: Record
     timings_ms: Timings
 
@@ -73,6 +100,30 @@ class MapsAnswer(Answer):
     frame: Frame
     limit: float
     maps: list[list[list[float]]]
+    timings_ms: Timings
+
+
+class ProbedConcept(Answer):
+    """What speaks for a concept in a box.
+
+    ``probability``: how likely the box is about it, over all concepts 1 (`csr.interaction.naming`). ``peak``: where in
+    the box its map is largest. ``exemplars``: the prototypes that are most similar to a place in the box; none of a
+    concept whose prototypes are all pruned.
+    """
+
+    name: str
+    probability: float
+    peak: Peak
+    exemplars: list[Exemplar]
+
+
+class ProbeAnswer(Answer):
+    """What a box may be about: every concept, the likeliest first. It offers names and assumes none."""
+
+    digest: str
+    model: ModelRef
+    box: Region
+    concepts: list[ProbedConcept]
     timings_ms: Timings
 
 
@@ -104,8 +155,8 @@ class ReviewsAnswer(Answer):
 
 
 class WorklistItem(Answer):
-    """A study that waits for a reader; see `csr.interaction.corrections.decision_margin` and
-    `serving.core.worklist`."""
+    """A study that waits for a reader; see `csr.interaction.corrections.decision_margin`;
+    ``expected_effect`` is that of the best question (`serving.core.questions`)."""
 
     digest: str
     model: ModelRef

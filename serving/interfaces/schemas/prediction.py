@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import quote
 
 from serving.interfaces.schemas.base import Answer
 
 Task = Literal["multiclass", "multilabel"]
+ReaderAnswer = Literal["none", "confirmed", "rejected"]
 
 
 class ClassScore(Answer):
@@ -28,7 +30,7 @@ class Peak(Answer):
 
 class Exemplar(Answer):
     """A training study that shows what speaks for a concept in this one: source ``rank`` (0 is the nearest) of
-    prototype ``index``, whose similarity to this study is ``score``."""
+    prototype ``index``, whose similarity to this study is ``score``. ``crop`` is the path of its picture."""
 
     index: int
     rank: int
@@ -36,17 +38,44 @@ class Exemplar(Answer):
     study_id: str
     usage: float
     reliance: float
+    crop: str
+
+
+def crop_path(concept: str, index: int, rank: int) -> str:
+    """Where a prototype's picture is."""
+    return f"/v1/atlas/{quote(concept, safe='')}/{index}.png?rank={rank}"
 
 
 class ConceptFinding(Answer):
-    """One concept in one study. ``peak`` and ``exemplars`` are empty where nothing speaks for it (rejected, pruned)."""
+    """One concept in one study, and what the reader says of it.
+
+    ``peak`` and ``exemplars`` are empty where nothing speaks for it (rejected, pruned). What a reader says makes
+    nothing more similar: a confirmed concept keeps the exemplars that it had without interaction. One that was
+    confirmed with its place has its peak there.
+    """
 
     name: str
     probability: float
-    rejected: bool
+    answer: ReaderAnswer
     contributions: dict[str, float]
     peak: Peak | None
     exemplars: list[Exemplar]
+
+
+class NextQuestion(Answer):
+    """Whether a concept is there, which is worth asking: see `csr.interaction.questions`.
+
+    ``effect`` is what the answer is expected to tell about the classes, in bits. ``place``: where to look.
+    ``if_confirmed`` and ``if_rejected`` are the classes' probabilities after either answer, ``reason`` what is most of
+    it in a sentence.
+    """
+
+    concept: str
+    effect: float
+    place: Peak | None
+    if_confirmed: dict[str, float]
+    if_rejected: dict[str, float]
+    reason: str
 
 
 class Prediction(Answer):
@@ -57,7 +86,9 @@ class Prediction(Answer):
     ``margin`` is `csr.interaction.corrections.decision_margin`; ``asks_for_help``: it is below
     `csr.bundle.format.Manifest.ask_margin`. ``map_limit`` is the similarity that overlays draw at full strength: the
     largest of the study without interaction, so that pictures compare. ``abstains``: the model is not sure enough to
-    answer (`csr.bundle.format.Manifest.abstain_below`); the rest is still what it would say.
+    answer (`csr.bundle.format.Manifest.abstain_below`); the rest is still what it would say. ``questions``: what is
+    worth asking the reader next, at most three, that with the largest effect first; none where no answer is expected to
+    tell `csr.bundle.format.Manifest.least_effect` bits.
     """
 
     task: Task
@@ -69,6 +100,7 @@ class Prediction(Answer):
     classes: list[ClassScore]
     concepts: list[ConceptFinding]
     map_limit: float
+    questions: list[NextQuestion]
 
 
 class ClassChange(Answer):
@@ -85,7 +117,7 @@ class ConceptChange(Answer):
     `serving.core.explain`."""
 
     name: str
-    cause: Literal["rejected", "region", "none"]
+    cause: Literal["confirmed", "rejected", "region", "none"]
     effect: float
     probability_delta: float
     contribution_deltas: dict[str, float]

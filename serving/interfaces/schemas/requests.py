@@ -7,15 +7,16 @@ from typing import Annotated, Literal
 from pydantic import Field, FiniteFloat
 
 from csr.bundle.format import Manifest
-from csr.interaction.corrections import Interaction, InteractionError, RegionBox
+from csr.interaction.corrections import BoxKind, Interaction, InteractionError, RegionBox
 from serving.errors import InvalidInteractionError
 from serving.interfaces.schemas.base import Request
 
 MAX_BOXES = 200
-MAX_REJECTED = 500
+MAX_ANSWERS = 500  # confirmed, and as many rejected
 Verdict = Literal["keep", "prune"]
 Order = Literal["margin", "effect"]  # of a worklist
 Progress = Literal["all", "unread", "read"]
+ConceptName = Annotated[str, Field(max_length=200)]
 
 
 class ImageSize(Request):
@@ -25,30 +26,38 @@ class ImageSize(Request):
     height: int = Field(gt=0)
 
 
-class Box(Request):
-    """A region in pixels of the uploaded image; ``positive``: look here, ``negative``: ignore that."""
+class Region(Request):
+    """A rectangle in pixels of the uploaded image."""
 
     x_min: FiniteFloat
     y_min: FiniteFloat
     x_max: FiniteFloat
     y_max: FiniteFloat
-    kind: Literal["positive", "negative"] = "positive"
+
+
+class Box(Region):
+    """What a reader says of a region; ``focus``: look here, ``ignore``: nothing in here counts, ``finding``: this here
+    is ``concept``, which no other kind has."""
+
+    kind: BoxKind = "focus"
+    concept: ConceptName | None = None
 
 
 class InteractionRequest(Request):
     """The whole state of one reader's correction; what is not given has the model's default.
 
     Args:
-        boxes: regions to attend to or to ignore.
-        rejected: names of concepts whose evidence is taken away.
-        alpha: weight of what lies outside positive boxes, one for all concepts.
+        boxes: regions to focus on or to ignore, and findings with their names and places.
+        confirmed, rejected: names of concepts that are, or are not, in the image.
+        alpha: weight of what lies outside focus boxes, one for all concepts.
         rejection, background: see `csr.interaction.corrections.Interaction`.
         image: the size of the image that the boxes were drawn on. If given, it must be the study's: files of
             different sizes can show the same study, and boxes are in pixels of one of them.
     """
 
     boxes: list[Box] = Field(default=[], max_length=MAX_BOXES)
-    rejected: list[Annotated[str, Field(max_length=200)]] = Field(default=[], max_length=MAX_REJECTED)
+    confirmed: list[ConceptName] = Field(default=[], max_length=MAX_ANSWERS)
+    rejected: list[ConceptName] = Field(default=[], max_length=MAX_ANSWERS)
     alpha: FiniteFloat | None = Field(default=None, ge=0, le=1)
     rejection: Literal["zero", "absent"] | None = None
     background: Literal["keep", "alpha"] = "keep"
@@ -58,18 +67,26 @@ class InteractionRequest(Request):
         """As the method knows it, boxes still in pixels of the uploaded image.
 
         Raises:
-            InvalidInteractionError: an empty or inverted box.
+            InvalidInteractionError: an empty or inverted box, a finding box without a name, or what contradicts itself.
         """
         try:
             return Interaction(
-                boxes=tuple(RegionBox(box.x_min, box.y_min, box.x_max, box.y_max, box.kind) for box in self.boxes),
+                boxes=tuple(RegionBox(**box.model_dump()) for box in self.boxes),
+                confirmed=tuple(self.confirmed),
                 rejected=tuple(self.rejected),
-                alpha=manifest.default_alpha if self.alpha is None else self.alpha,
+                alpha=self.alpha,
                 rejection=manifest.rejection if self.rejection is None else self.rejection,  # type: ignore[arg-type]
                 background=self.background,
             )
         except InteractionError as error:
             raise InvalidInteractionError(str(error)) from None
+
+
+class ProbeRequest(Request):
+    """What is in this box? ``image`` as in `InteractionRequest`."""
+
+    box: Region
+    image: ImageSize | None = None
 
 
 class ReviewRequest(Request):

@@ -20,6 +20,7 @@ from serving.client import (
     Client,
     ClientError,
     InteractionRequest,
+    Region,
     ReviewRequest,
     ServerUnreachableError,
     calls,
@@ -75,6 +76,19 @@ def test_a_reader_s_round(run: Run, sample: bytes, tmp_path: Path) -> None:
     request = InteractionRequest(boxes=[Box(x_min=5, y_min=5, x_max=30, y_max=30)], rejected=["mass"])
     answer = run("interact", study.digest, request)
     assert answer.before == study.prediction and answer.after != answer.before
+    place = {"x_min": 5, "y_min": 5, "x_max": 30, "y_max": 30}
+    probed = run("probe", study.digest, Region(**place), study.image)
+    names = [each.name for each in probed.concepts]
+    assert sorted(names) == sorted(each.name for each in study.prediction.concepts)
+    named = Box(**place, kind="finding", concept=names[0])
+    found = run("interact", study.digest, InteractionRequest(boxes=[named], confirmed=[names[1]], rejected=[names[2]]))
+    assert [next(each.answer for each in found.after.concepts if each.name == name) for name in names[:3]] == [
+        "confirmed",
+        "confirmed",
+        "rejected",
+    ]
+    with pytest.raises(ClientError, match="confirmed and rejected both name 'mass'"):
+        run("interact", study.digest, InteractionRequest(confirmed=["mass"], rejected=["mass"]))
     assert len(run("maps", study.digest).maps) == len(study.prediction.concepts)
     assert run("maps", study.digest, request).maps != run("maps", study.digest).maps
     assert run("overlay", study.digest, "mass").startswith(b"\x89PNG")

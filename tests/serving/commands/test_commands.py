@@ -22,6 +22,11 @@ from serving.interfaces.rest.app import create_server
 from tests.serving.conftest import make_service
 from tests.serving.dicom.files import dataset, written
 
+CORRECTION = (
+    *("--reject", "effusion", "--confirm", "nodule", "--alpha", "0.1"),
+    *("--focus", "5,5,30,30", "--ignore", "31,31,60,60", "--finding", "mass=6,6,20,20"),
+)
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -68,8 +73,22 @@ def test_a_reading_from_the_command_line(
     said = capsys.readouterr().out
     assert all(file in said for file in files) and "concepts" in said and "mass" in said
     digest = next(line.split()[-1] for line in said.splitlines() if line.startswith("  study "))
-    assert run("interact", digest, "--reject", "mass", "--attend", "5,5,30,30", "--ignore", "31,31,60,60") == 0
+    assert run("interact", digest, *CORRECTION) == 0
     assert "on record as entry 7" in capsys.readouterr().out
+    assert run("interact", digest, *CORRECTION, "--json") == 0
+    corrected = json.loads(capsys.readouterr().out)
+    assert corrected["alpha"] == 0.1
+    said = {each["name"]: each["answer"] for each in corrected["after"]["concepts"] if each["answer"] != "none"}
+    assert said == {"effusion": "rejected", "nodule": "confirmed", "mass": "confirmed"}
+    assert run("probe", digest, "--box", "6,6,20,20") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in lines) == sorted(bundle.manifest.concepts)
+    assert all("like prototype" in line for line in lines)
+    assert run("probe", digest, "--box", "6,6,20,20", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["box"] == {"x_min": 6.0, "y_min": 6.0, "x_max": 20.0, "y_max": 20.0}
+    assert run("interact", digest, "--confirm", "mass", "--reject", "mass") == (
+        "csr: confirmed and rejected both name 'mass'; a concept is one or the other (invalid_interaction, status 422)"
+    )
     assert run("interact", digest, "--reject", "mass", "--json") == 0
     assert json.loads(capsys.readouterr().out)["digest"] == digest
     assert run("predict", "--json", files[0]) == 0
@@ -88,8 +107,12 @@ def test_what_a_server_refuses_is_one_sentence(served: Service, bundle: Bundle, 
     assert "unknown_study" in str(run("interact", "0" * 64))
     assert run("predict", "nothing.png") == "csr: nothing.png: cannot be read (No such file or directory)"
     assert run("predict", str(folder)) == f"csr: {folder}: cannot be read (Is a directory)"
-    assert run("interact", "0" * 64, "--attend", "1,2,3") == 2
-    assert run("interact", "0" * 64, "--attend", "a,b,c,d") == 2
+    assert run("interact", "0" * 64, "--focus", "1,2,3") == 2
+    assert run("interact", "0" * 64, "--focus", "a,b,c,d") == 2
+    for wrong in ("1,2,3,4", "=1,2,3,4", "mass=1,2,3", "mass"):
+        assert run("interact", "0" * 64, "--finding", wrong) == 2
+    assert run("probe", "0" * 64) == 2
+    assert "unknown_study" in str(run("probe", "0" * 64, "--box", "1,2,3,4"))
     number = "Input should be a finite number"
     assert run("interact", "0" * 64, "--ignore", "1,2,nan,4") == f"csr: boxes.0.x_max: {number}"
     assert "alpha: Input should be less than or equal to 1" in str(run("interact", "0" * 64, "--alpha", "7"))

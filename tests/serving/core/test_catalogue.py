@@ -77,23 +77,25 @@ def test_the_worklist_knows_what_was_read(client: TestClient, files: list[bytes]
         assert client.get(f"/v1/worklist?{bad}").status_code == 422, bad
 
 
-def test_the_expected_effect_is_its_formula(client: TestClient, bundle: Bundle, files: list[bytes]) -> None:
+def test_the_expected_effect_is_that_of_the_best_question(
+    client: TestClient, bundle: Bundle, files: list[bytes]
+) -> None:
     from csr.data.images import decode, fit
 
     batch(client, files[:1])
     runner, about = BundleRunner(bundle), bundle.manifest
     patches = runner.encode(fit(decode(files[0]), about.side, about.channels)[0][None])
 
-    def probabilities(*rejected: str) -> dict[str, np.ndarray]:
-        return runner.reason(patches, [Interaction(rejected=rejected, alpha=about.default_alpha)])
+    def bits(**answer: tuple[str, ...]) -> float:
+        p = runner.reason(patches, [Interaction(**answer)])["probabilities"][0].astype(float)  # type: ignore[arg-type]
+        return float(-(p * np.log2(p)).sum())
 
-    plain, expected = probabilities(), 0.0
-    for k, name in enumerate(about.concepts):
-        moved = np.abs(probabilities(name)["probabilities"] - plain["probabilities"]).max()
-        chance = plain["concept_probabilities"][0, k]
-        expected += min(chance, 1 - chance) * moved
+    likely = runner.reason(patches, [Interaction()])["concept_probabilities"][0]
+    left = [
+        c * bits(confirmed=(k,)) + (1 - c) * bits(rejected=(k,)) for k, c in zip(about.concepts, likely, strict=True)
+    ]
     item = client.get("/v1/worklist").json()["items"][0]
-    assert item["expected_effect"] == pytest.approx(expected, rel=1e-3)
+    assert item["expected_effect"] == pytest.approx(bits() - min(left), abs=1e-5)
 
 
 def test_reviews_are_on_record_and_the_last_one_counts(service: Service, bundle: Bundle) -> None:
@@ -150,7 +152,7 @@ def test_what_was_shown_is_on_record_before_it_was_shown(
         study["model"]["digest"],
     )
     body = row["body"]
-    assert body["request"]["rejected"] == ["mass"] and body["request"]["boxes"][0]["kind"] == "positive"
+    assert body["request"]["rejected"] == ["mass"] and body["request"]["boxes"][0]["kind"] == "focus"
     assert body["latency_ms"] > 0
     for part in ("before", "after"):
         classes = {each["name"]: each["probability"] for each in answers[0][part]["classes"]}

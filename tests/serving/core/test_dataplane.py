@@ -153,7 +153,7 @@ def test_changes_say_what_moved_and_why(plane: DataPlane, sample: bytes) -> None
     )
     assert first.contribution_deltas == {name: new[name] - old[name] for name in old}
     finding = next(concept for concept in answer.after.concepts if concept.name == "mass")
-    assert (finding.rejected, finding.peak, finding.exemplars) == (True, None, [])
+    assert (finding.answer, finding.peak, finding.exemplars) == ("rejected", None, [])
     region = interact(plane, digest, boxes=[BOX])
     assert "region" in {change.cause for change in region.changes.concepts}
 

@@ -219,8 +219,8 @@ def test_metrics_are_of_all_replicas(server: Server, sample: bytes) -> None:
     counted = set()
     for _ in range(10):  # whichever replica answers
         page = httpx.get(f"{server.url}/metrics", headers=headers, timeout=20, trust_env=False).text
-        counted.add(next(line for line in page.splitlines() if line.startswith('csr_interactions_total{kind="rejec')))
-    assert counted == {'csr_interactions_total{kind="rejection"} 30.0'}
+        counted.add(next(line for line in page.splitlines() if line.startswith('csr_interactions_total{kind="answe')))
+    assert counted == {'csr_interactions_total{kind="answers"} 30.0'}
 
 
 def test_an_answer_has_one_id_and_its_headers(server: Server) -> None:
@@ -320,7 +320,7 @@ def test_who_sends_headers_slowly_is_cut_off(slow: Future[float]) -> None:
 def test_a_reader_s_round_and_a_clean_exit(server: Server, sample: bytes, bundle: Bundle) -> None:
     with Client(server.url, server.key) as client:
         study = client.add_study(("a.png", sample))
-        box = Box(x_min=5, y_min=5, x_max=30, y_max=30, kind="negative")
+        box = Box(x_min=5, y_min=5, x_max=30, y_max=30, kind="ignore")
         changed = client.interact(study.digest, InteractionRequest(boxes=[box], rejected=["mass"]))
         assert changed.before == study.prediction
         assert changed.after != changed.before

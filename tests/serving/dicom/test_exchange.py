@@ -161,11 +161,13 @@ def test_a_picture_shows_image_map_and_boxes() -> None:
     overlay[:, 24:] = (255, 0, 0, 255)
     boxes = [
         Box(x_min=10, y_min=10, x_max=90, y_max=90),
-        Box(x_min=-50, y_min=0, x_max=500, y_max=900, kind="negative"),
+        Box(x_min=-50, y_min=0, x_max=500, y_max=900, kind="ignore"),
+        Box(x_min=20, y_min=20, x_max=60, y_max=60, kind="finding", concept="mass"),
     ]
     drawn = picture(grey, png(overlay), boxes, ImageSize(width=200, height=100))
     assert drawn.shape == (384, 768, 3)
     assert tuple(drawn[200, 200]) == (100, 100, 100) and tuple(drawn[200, 600]) == (255, 0, 0)
-    assert tuple(drawn[200, 10 * 768 // 200]) == (111, 220, 154)
+    assert tuple(drawn[200, 10 * 768 // 200]) == (124, 196, 255)
+    assert tuple(drawn[200, 20 * 768 // 200]) == (111, 220, 154)
     assert tuple(drawn[0, 5]) == (255, 143, 143)
     assert Image.fromarray(drawn).mode == "RGB"

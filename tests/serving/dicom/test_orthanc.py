@@ -24,9 +24,9 @@ from tests.serving.dicom.orthanc import OrthancAddress, OrthancError, orthanc_se
 
 ALGORITHM = Algorithm("12", "ab" * 32)
 READING = Reading(
-    (Finding("nodule", 0.9, peak=(3.0, 4.0)), Finding("Erguß", 0.1, rejected=True)),
+    (Finding("nodule", 0.9, peak=(3.0, 4.0)), Finding("Erguß", 0.1, verdict="rejected")),
     (ClassProbability("sick", 0.8, predicted=True),),
-    (ReaderBox(1, 2, 30, 40, "attend"),),
+    (ReaderBox(1, 2, 30, 40, "focus"),),
     reader="reader-7",
 )
 

@@ -34,10 +34,16 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 READING = Reading(
     findings=(
         Finding("nodule", 0.8812345678901234, peak=(3.5, 4.25)),
-        Finding("Erguß", 1e-9, rejected=True),
+        Finding("Erguß", 1e-9, verdict="rejected"),
+        Finding("mass", 0.6, verdict="confirmed", peak=(5, 6)),
+        Finding("scar", 0.7, verdict="confirmed"),
     ),
     classes=(ClassProbability("sick", 0.7, predicted=True), ClassProbability("healthy", 0.3)),
-    boxes=(ReaderBox(1, 2, 30, 40.5, "attend"), ReaderBox(0, 0, 80, 60, "ignore")),
+    boxes=(
+        ReaderBox(1, 2, 30, 40.5, "focus"),
+        ReaderBox(0, 0, 80, 60, "ignore"),
+        ReaderBox(4, 5, 10, 12, "finding", "mass"),
+    ),
     abstains=True,
     reader="reader-7",
 )
@@ -68,17 +74,34 @@ def groups(report: pydicom.Dataset) -> dict[str, dict[str, list]]:
 def test_it_says_what_the_reading_says(source):
     report = read(structured_report(source, READING, ALGORITHM, NOW))
     found = groups(report)
-    assert list(found) == ["assessment", "sick", "healthy", "nodule", "Erguß", "box 1", "box 2"]
+    assert list(found) == [
+        "assessment",
+        "sick",
+        "healthy",
+        "nodule",
+        "Erguß",
+        "mass",
+        "scar",
+        "box 1",
+        "box 2",
+        "box 3",
+    ]
     assert found["assessment"]["Model abstains"] == ["Yes"]
     assert [found[name]["Probability"][0] for name in ("sick", "healthy", "Erguß")] == [0.7, 0.3, 1e-9]
     assert math.isclose(found["nodule"]["Probability"][0], 0.8812345678901234, rel_tol=1e-13)
     assert [found[name]["Predicted"] for name in ("sick", "healthy")] == [["Yes"], ["No"]]
-    assert [found[name]["Reader's verdict"] for name in ("nodule", "Erguß")] == [["Not rejected"], ["Rejected"]]
+    verdicts = [found[name]["Reader's verdict"] for name in ("nodule", "Erguß", "mass", "scar", "box 3")]
+    assert verdicts == [["No verdict"], ["Rejected"], ["Confirmed"], ["Confirmed"], ["Confirmed"]]
+    assert "Image Region" not in found["scar"]  # it was confirmed without its place
     assert [found[name]["Finding"] for name in ("nodule", "Erguß", "sick")] == [["nodule"], ["Erguß"], ["sick"]]
     assert found["nodule"]["Image Region"] == [("POINT", [3.5, 4.25])]
     assert "Image Region" not in found["Erguß"]
     assert found["box 1"]["Image Region"] == [("POLYLINE", [1, 2, 30, 2, 30, 40.5, 1, 40.5, 1, 2])]
-    assert [found[name]["Finding"] for name in ("box 1", "box 2")] == [["Region to attend to"], ["Region to ignore"]]
+    kinds = [found[name]["Finding"][0] for name in ("box 1", "box 2", "box 3")]
+    assert kinds == ["Region to focus on", "Region to ignore", "mass"]
+    assert found["box 3"]["Image Region"] == [("POLYLINE", [4, 5, 10, 5, 10, 12, 4, 12, 4, 5])]
+    assert found["box 3"]["Finding category"] == ["Reader's place of a finding"]
+    assert found["box 1"]["Finding category"] == found["box 2"]["Finding category"] == ["Reader's region"]
     for name, values in found.items():
         if not name.startswith("box"):
             assert (values["Algorithm Name"], values["Algorithm Version"]) == (["CSR"], ["12"])
@@ -102,8 +125,8 @@ def test_highdicom_reads_it_back(source):
     assert isinstance(report, highdicom.sr.ComprehensiveSR)
     planar = report.content.get_planar_roi_measurement_groups()
     whole = report.content.get_image_measurement_groups()
-    assert [len(planar), len(whole)] == [3, 4]
-    assert [each.finding_type.scheme_designator for each in planar + whole] == ["99CSR"] * 7
+    assert [len(planar), len(whole)] == [5, 5]
+    assert [each.finding_type.scheme_designator for each in planar + whole] == ["99CSR"] * 10
     assert report.get_evidence() == [
         (source.study_uid, source.series_uid, source.instance_uid, source.sop_class_uid),
     ]
@@ -181,7 +204,7 @@ def test_a_peak_outside_the_image_is_refused(source, peak):
 
 def test_a_box_outside_the_image_is_refused(source):
     with pytest.raises(FrameError, match="outside"):
-        structured_report(source, Reading((), (), (ReaderBox(1, 1, 81, 2, "attend"),)), ALGORITHM, NOW)
+        structured_report(source, Reading((), (), (ReaderBox(1, 1, 81, 2, "focus"),)), ALGORITHM, NOW)
 
 
 @pytest.mark.parametrize("reader", ["", "Jane Doe", "a^b", "x" * 64])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from csr.bundle.format import REASONER_OUTPUTS, Bundle
+from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS, Bundle
 from csr.bundle.runtime import BundleRunner, tensor_shapes
 from csr.interaction.corrections import Interaction, InteractionError, RegionBox
 from serving.engines import Engine, OrtEngine, TritonEngine
@@ -19,7 +20,7 @@ from serving.errors import EngineUnavailableError, InvalidTensorError, NotReadyE
 from tests.serving.engines.triton.server import TritonServer, triton_server
 
 TOLERANCE = 1e-4
-TENSORS = ("importance", "prototype_mask", "absent_weight")
+TENSORS = INTERACTION_INPUTS
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +59,14 @@ def pictures(bundle: Bundle, count: int, seed: int = 0) -> np.ndarray:
 
 
 def interactions(bundle: Bundle, count: int) -> list[Interaction]:
-    """Boxes of both kinds, rejections, both replacements; neighbours differ."""
+    """Boxes of each kind, answers, both replacements; neighbours differ."""
     concepts, side = bundle.manifest.concepts, bundle.manifest.side
-    attend, ignore = RegionBox(2, 2, side / 2, side / 3), RegionBox(side / 2, side / 2, side, side, "negative")
+    attend, ignore = RegionBox(2, 2, side / 2, side / 3), RegionBox(side / 2, side / 2, side, side, "ignore")
+    finding = replace(attend, kind="finding", concept=concepts[2])
     pattern = [
-        Interaction((attend, ignore), (concepts[0], concepts[-1])),
-        Interaction((ignore,), (concepts[1],), rejection="zero", background="alpha"),
+        Interaction((attend, ignore), rejected=(concepts[0], concepts[-1])),
+        Interaction((ignore, finding), rejected=(concepts[1],), rejection="zero"),
+        Interaction((ignore,), confirmed=concepts[3:5], background="alpha"),
         Interaction((attend,), alpha=0.0),
         Interaction(),
     ]
@@ -169,7 +172,7 @@ def test_wrong_tensors_are_refused_and_the_next_call_answered(engine: Engine, bu
     with pytest.raises(InvalidTensorError, match="outputs: none is named"):
         engine.reason(patches, interactions(bundle, 2), [])
     with pytest.raises(InvalidTensorError, match="absent_weight: the reasoner takes exactly patches, importance"):
-        engine.run_reasoner(patches, importance=patches, prototype_mask=patches)
+        engine.run_reasoner(patches, importance=patches, answers=patches)
     with pytest.raises(InteractionError, match="unknown concept"):
         engine.reason(patches, [Interaction(rejected=("spaceship",))] * 2)
     assert len(engine.encode(images)) == 2

@@ -27,7 +27,9 @@ from serving.store.probe import EVERY_S
 from serving.store.schema import study
 from tests.serving.conftest import CountingEngine, altered_copy, client_of, make_service, png, serve_instead
 
-BOX = {"x_min": 10, "y_min": 10, "x_max": 40, "y_max": 40, "kind": "positive"}
+BOX = {"x_min": 10, "y_min": 10, "x_max": 40, "y_max": 40, "kind": "focus"}
+
+WHOLE = {"x_min": 0, "y_min": 0, "x_max": 64, "y_max": 64}
 
 
 def upload(client: TestClient, data: bytes, name: str = "study.png") -> httpx.Response:
@@ -65,12 +67,14 @@ def test_reading_a_study(client: TestClient, bundle: Bundle, sample: bytes, engi
     again = client.get(f"/v1/studies/{study['digest']}").json()
     assert again["prediction"] == prediction
 
+    assert isinstance(prediction["questions"], list)
     state = {"boxes": [BOX], "rejected": [concept["name"]], "image": study["image"]}
     changed = client.post(f"/v1/studies/{study['digest']}/interactions", json=state).json()
     assert changed["before"] == prediction
-    assert changed["after"]["concepts"][0]["rejected"] is True
+    assert changed["after"]["concepts"][0]["answer"] == "rejected"
     assert changed["changes"]["top_before"] == prediction["top"]
     assert changed["changes"]["summary"]
+    assert (changed["alpha"], changed["doubts"]) == (about.alpha, [])
     assert engine.encoded == 1
 
 
@@ -85,14 +89,16 @@ def test_an_empty_interaction_is_the_plain_prediction_and_undo_the_earlier_answe
     assert boxed != plain
     assert after(boxes=[BOX], rejected=["mass"]) != boxed
     assert after(boxes=[BOX]) == boxed
-    assert after() == after(boxes=[], rejected=[]) == after(alpha=0.0, rejection="zero", background="alpha") == plain
+    assert after() == after(boxes=[], rejected=[], confirmed=[]) == after(alpha=0.0, background="alpha") == plain
+    zero = after(rejection="zero")
+    assert zero | {"questions": plain["questions"]} == plain  # what is asked next depends on what an answer does
 
 
 def test_a_model_that_abstains_says_so_and_when(
     service: Service, client: TestClient, bundle: Bundle, sample: bytes
 ) -> None:
     """With a threshold between its confidences before and after an interaction, it abstains from one of the two."""
-    state = {"boxes": [BOX | {"kind": "negative"}], "rejected": list(bundle.manifest.concepts)}
+    state = {"boxes": [BOX | {"kind": "ignore"}], "rejected": list(bundle.manifest.concepts)}
 
     def read(threshold: float | None) -> tuple[dict[str, Any], dict[str, Any], float | None]:
         serve_instead(service, Bundle(bundle.path, replace(bundle.manifest, abstain_below=threshold)))
@@ -124,7 +130,7 @@ def test_pictures(client: TestClient, digest: str) -> None:
     assert client.get(f"/v1/studies/{digest}/image.png").headers["cache-control"] == "no-store"
     sources = {client.get(f"/v1/atlas/mass/1.png?rank={rank}").content for rank in range(3)}
     assert len(sources) == 3 and client.get("/v1/atlas/mass/1.png").content in sources
-    ignore = {"boxes": [{"x_min": 0, "y_min": 0, "x_max": 64, "y_max": 64, "kind": "negative"}]}
+    ignore = {"boxes": [WHOLE | {"kind": "ignore"}]}
     changed = client.post(f"/v1/studies/{digest}/maps/mass.png", json=ignore)
     assert changed.status_code == 200
     assert changed.content != client.get(f"/v1/studies/{digest}/maps/mass.png").content
@@ -208,6 +214,34 @@ def box(**other: Any) -> dict[str, Any]:
         (box(x_min=64, x_max=90), "invalid_interaction", "outside the 64×64 image"),
         (box(x_min=1e308, x_max=1.1e308), "invalid_interaction", "outside"),
         ({"rejected": ["spaceship"]}, "invalid_interaction", "spaceship"),
+        ({"confirmed": ["spaceship"]}, "invalid_interaction", "spaceship"),
+        (
+            box(kind="finding", concept="spaceship"),
+            "invalid_interaction",
+            "unknown concept 'spaceship'",
+        ),
+        (box(kind="finding"), "invalid_interaction", "boxes[0].concept"),
+        (box(concept="mass"), "invalid_interaction", "only a finding box names one"),
+        (
+            {"confirmed": ["mass"], "rejected": ["mass"]},
+            "invalid_interaction",
+            "confirmed and rejected both name 'mass'",
+        ),
+        (
+            box(kind="finding", concept="mass") | {"rejected": ["mass"]},
+            "invalid_interaction",
+            "boxes[0]: shows 'mass', and rejected says that there is none",
+        ),
+        (
+            {"boxes": [BOX | {"kind": "finding", "concept": "mass"}, WHOLE | {"kind": "ignore"}]},
+            "invalid_interaction",
+            "boxes[0]: this finding of 'mass' lies where boxes[1] says to ignore all",
+        ),
+        ({"confirmed": "mass"}, "invalid_request", "confirmed"),
+        ({"confirmed": ["a" * 201]}, "invalid_request", "confirmed.0"),
+        ({"alpha": -0.1}, "invalid_request", "alpha"),
+        (box(concept=3), "invalid_request", "boxes.0.concept"),
+        (box(kind="positive"), "invalid_request", "'focus', 'ignore' or 'finding'"),
         (box(kind="maybe"), "invalid_request", "boxes.0.kind"),
         (box(x_min="10"), "invalid_request", "boxes.0.x_min"),
         (box(x_min=None), "invalid_request", "boxes.0.x_min"),
@@ -228,6 +262,32 @@ def test_hostile_interactions(client: TestClient, digest: str, state: Any, code:
     response = client.post(f"/v1/studies/{digest}/interactions", json=state)
     assert mentions in assert_error(response, 422, code)
     assert client.post(f"/v1/studies/{digest}/maps/mass.png", json=state).status_code == 422
+
+
+def test_probing_a_box(service: Service, client: TestClient, digest: str, bundle: Bundle) -> None:
+    region = {name: BOX[name] for name in ("x_min", "y_min", "x_max", "y_max")}
+    reader = client_of(service, Role.READER)
+    answer = reader.post(f"/v1/studies/{digest}/probe", json={"box": region})
+    assert answer.status_code == 200 and answer.json()["box"] == region
+    concepts = answer.json()["concepts"]
+    assert sorted(each["name"] for each in concepts) == sorted(bundle.manifest.concepts)
+    for each in concepts[:3]:
+        crop = reader.get(each["exemplars"][0]["crop"])
+        assert (crop.status_code, crop.headers["content-type"]) == (200, "image/png")
+    for body, code, mentions in (
+        ({}, "invalid_request", "box"),
+        ({"box": BOX}, "invalid_request", "kind"),
+        ({"box": region | {"x_max": 5}}, "invalid_interaction", "box: is empty or inverted"),
+        ({"box": region | {"x_min": 64, "x_max": 90}}, "invalid_interaction", "box: lies outside the 64×64 image"),
+        ({"box": region | {"y_min": "1"}}, "invalid_request", "box.y_min"),
+        ({"box": region, "more": 1}, "invalid_request", "more"),
+    ):
+        assert mentions in assert_error(client.post(f"/v1/studies/{digest}/probe", json=body), 422, code)
+    wrong = {"box": region, "image": {"width": 5, "height": 5}}
+    assert_error(client.post(f"/v1/studies/{digest}/probe", json=wrong), 409, "image_size_differs")
+    assert_error(client.post(f"/v1/studies/{'0' * 64}/probe", json={"box": region}), 404, "unknown_study")
+    service.models.champion.naming = None
+    assert_error(client.post(f"/v1/studies/{digest}/probe", json={"box": region}), 409, "cannot_name")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +319,7 @@ MULTIPART, JSON = "multipart/form-data; boundary=q", "application/json"
         ("/v1/studies", [MULTIPART], [JSON, "image/png", "application/x-www-form-urlencoded", None]),
         ("/v1/studies/batch", [MULTIPART], [JSON, None]),
         ("/v1/studies/DIGEST/interactions", [JSON, "APPLICATION/JSON ;charset=utf-8"], [MULTIPART, "text/plain", None]),
+        ("/v1/studies/DIGEST/probe", [JSON], ["text/plain", None]),
         ("/v1/studies/DIGEST/maps", [JSON, "application/vnd.x+json"], ["application/xjson", "json", "text/json"]),
         ("/v1/studies/DIGEST/report.dcm", [JSON], ["text/plain"]),
         ("/v1/atlas/mass/0/review", [JSON], ["text/plain"]),

@@ -174,6 +174,7 @@ states = st.fixed_dictionaries(
         "boxes": st.lists(
             st.dictionaries(st.sampled_from(["x_min", "y_min", "x_max", "y_max", "kind", "x"]), numbers), max_size=4
         ),
+        "confirmed": st.lists(st.sampled_from(["mass", "nodule"]) | st.text(max_size=8), max_size=4),
         "rejected": st.lists(st.sampled_from(["mass", "nodule"]) | st.text(max_size=8), max_size=4),
         "alpha": numbers,
         "rejection": st.sampled_from(["zero", "absent", "x"]),

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from csr.bundle.format import Bundle
 from serving.deploy.service import Service
 from tests.serving.interfaces.test_api import BOX, upload
-from tests.serving.interfaces.test_page import browser, key, page, served, settled, url
+from tests.serving.interfaces.test_page import browser, key, page, say, served, settled, url
 
 __all__ = ["browser", "key", "page", "served", "url"]
 
@@ -98,8 +98,7 @@ def test_the_page_says_which_class_the_model_is_least_sure_of(
         served.models.champion.explainer, "manifest", replace(bundle.manifest, ask_margin=1.0, abstain_below=1.0)
     )
     expect(page.locator("#abstains")).to_be_hidden()
-    page.get_by_role("button", name="Reject mass").click()
-    settled(page)
+    say(page, "mass", "rejected")
     expect(page.locator("#abstains")).to_be_visible()
     expect(page.locator("#help")).to_be_visible()
     expect(page.locator("#help")).to_have_text(

@@ -6,13 +6,13 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from csr.bundle.format import Bundle
 from serving.access.roles import Role
@@ -111,6 +111,26 @@ def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> No
     settled(page)
 
 
+def word(page: Page, concept: str, answer: str) -> Locator:
+    return page.locator(f'input[data-answer="{concept}"][value="{answer}"]')
+
+
+def say(page: Page, concept: str, answer: str) -> None:
+    """Confirms or rejects a concept, or takes that back."""
+    word(page, concept, answer).check(force=True)
+    settled(page)
+    expect(word(page, concept, answer)).to_be_checked()
+
+
+def sent(page: Page, act: Callable[[], object]) -> dict[str, Any]:
+    """What the page says of the study when the reader does something."""
+    with page.expect_request("**/interactions") as request:
+        act()
+    settled(page)
+    body: Any = request.value.post_data_json
+    return body
+
+
 def test_a_reader_corrects_a_prediction_and_undoes_it(page: Page) -> None:
     expect(page.get_by_text("Research use only")).to_be_visible()
     classes = page.locator("#classes")
@@ -119,21 +139,20 @@ def test_a_reader_corrects_a_prediction_and_undoes_it(page: Page) -> None:
     expect(page.locator("#exemplars li")).to_have_count(3)
 
     drag(page, (0.2, 0.2), (0.6, 0.6))
-    expect(page.locator("#boxes rect.positive")).to_have_count(1)
+    expect(page.locator("#boxes rect.focus")).to_have_count(1)
     expect(classes).not_to_have_text(plain, use_inner_text=True)
     boxed = classes.inner_text()
     assert boxed != plain
     expect(page.locator("#summary")).not_to_be_empty()
 
-    page.get_by_role("button", name="Reject mass").click()
-    expect(page.get_by_role("button", name="Restore mass")).to_be_visible()
+    say(page, "mass", "rejected")
     expect(page.locator("#exemplars li")).to_have_count(0)
     page.get_by_role("button", name="Undo").click()
-    expect(page.get_by_role("button", name="Reject mass")).to_be_visible()
+    expect(word(page, "mass", "none")).to_be_checked()
     settled(page)
     assert classes.inner_text() == boxed
     page.get_by_role("button", name="Undo").click()
-    expect(page.locator("#boxes rect.positive")).to_have_count(0)
+    expect(page.locator("#boxes rect.focus")).to_have_count(0)
     settled(page)
     assert classes.inner_text() == plain
     expect(page.get_by_role("button", name="Undo")).to_be_disabled()
@@ -146,32 +165,32 @@ def test_the_page_says_when_the_model_abstains(
     expect(sentence).to_be_hidden()
     classes = page.locator("#classes").inner_text()
     monkeypatch.setattr(served.models.champion.explainer, "manifest", replace(bundle.manifest, abstain_below=1.0))
-    page.get_by_role("button", name="Reject mass").click()
+    say(page, "mass", "rejected")
     expect(sentence).to_be_visible()
     page.get_by_role("button", name="Undo").click()
     settled(page)
     expect(sentence).to_be_visible()
     assert page.locator("#classes").inner_text() == classes
     monkeypatch.undo()
-    page.get_by_role("button", name="Reject mass").click()
+    say(page, "mass", "rejected")
     expect(sentence).to_be_hidden()
 
 
 def test_reset_can_be_undone(page: Page) -> None:
     page.get_by_label("Ignore").check(force=True)
     drag(page, (0.5, 0.5), (0.9, 0.9))
-    expect(page.locator("#boxes rect.negative")).to_have_count(1)
+    expect(page.locator("#boxes rect.ignore")).to_have_count(1)
     page.get_by_role("button", name="Reset").click()
-    expect(page.locator("#boxes rect.negative")).to_have_count(0)
+    expect(page.locator("#boxes rect.ignore")).to_have_count(0)
     page.get_by_role("button", name="Undo").click()
-    expect(page.locator("#boxes rect.negative")).to_have_count(1)
+    expect(page.locator("#boxes rect.ignore")).to_have_count(1)
 
 
 def test_a_box_needs_no_mouse(page: Page) -> None:
     page.get_by_role("button", name="Add box").press("Enter")
     box = page.locator("#box-list .box")
     expect(box).to_be_focused()
-    rect = page.locator("#boxes rect.positive")
+    rect = page.locator("#boxes rect.focus")
     before = float(rect.get_attribute("x") or "nan")
     box.press("ArrowRight")
     expect(rect).not_to_have_attribute("x", str(before))
@@ -186,13 +205,165 @@ def test_a_box_needs_no_mouse(page: Page) -> None:
     expect(rect).to_have_count(0)
 
 
+def test_a_concept_is_confirmed_rejected_or_neither_with_or_without_a_mouse(page: Page) -> None:
+    body = sent(page, lambda: word(page, "mass", "confirmed").check(force=True))
+    assert (body["confirmed"], body["rejected"]) == (["mass"], [])
+    expect(word(page, "mass", "confirmed")).to_be_checked()
+    word(page, "mass", "confirmed").focus()
+    body = sent(page, lambda: page.keyboard.press("ArrowRight"))
+    assert (body["confirmed"], body["rejected"]) == ([], [])
+    expect(word(page, "mass", "none")).to_be_focused()
+    body = sent(page, lambda: page.keyboard.press("ArrowRight"))
+    assert (body["confirmed"], body["rejected"]) == ([], ["mass"])
+    expect(word(page, "mass", "rejected")).to_be_focused()
+    expect(page.get_by_role("radiogroup", name="What you say of mass")).to_be_visible()
+
+
+def test_a_finding_box_asks_what_it_is_and_assumes_nothing(page: Page, bundle: Bundle) -> None:
+    plain = page.locator("#classes").inner_text()
+    page.get_by_label("Finding").check(force=True)
+    interactions: list[str] = []
+    page.on("request", lambda request: interactions.append(request.url) if "/interactions" in request.url else None)
+    with page.expect_response("**/probe") as probed:
+        drag(page, (0.2, 0.2), (0.5, 0.5))
+    ranked = [each["name"] for each in probed.value.json()["concepts"]]
+    chips = page.locator("#ask [data-chip]")
+    expect(page.locator("#ask")).to_contain_text("What is it?")
+    expect(chips).to_have_count(3)
+    assert [chip.get_attribute("data-chip") for chip in chips.all()] == ranked[:3]
+    expect(chips.first).to_contain_text("%")
+    expect(chips.first).to_be_focused()
+    assert interactions == [] and page.locator("#classes").inner_text() == plain
+    page.get_by_role("button", name="Something else…").click()
+    expect(chips).to_have_count(len(bundle.manifest.concepts))
+    body = sent(page, lambda: page.locator(f'[data-chip="{ranked[-1]}"]').click())
+    assert (body["boxes"][0]["kind"], body["boxes"][0]["concept"]) == ("finding", ranked[-1])
+    expect(page.locator("#boxes rect.finding")).to_have_count(1)
+    expect(word(page, ranked[-1], "confirmed")).to_be_checked()
+    expect(page.locator("#box-list")).to_contain_text(f"Finding: {ranked[-1].replace('_', ' ')}")
+    body = sent(page, lambda: word(page, ranked[-1], "none").check(force=True))
+    assert body["boxes"] == []  # the box said that it is there
+
+
+def test_a_finding_can_be_discarded_and_needs_no_mouse(page: Page) -> None:
+    page.get_by_label("Finding").check(force=True)
+    page.get_by_role("button", name="Add box").press("Enter")
+    box = page.locator('[data-box="pending"]')
+    expect(box).to_be_focused()
+    expect(page.locator("#ask [data-chip]")).to_have_count(3)
+    before = page.locator("#boxes rect.pending").get_attribute("x")
+    with page.expect_request("**/probe"):
+        box.press("ArrowRight")
+    expect(page.locator("#boxes rect.pending")).not_to_have_attribute("x", str(before))
+    expect(page.locator("#ask [data-chip]")).to_have_count(3)
+    expect(box).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#ask")).to_be_hidden()
+    expect(page.locator("#boxes rect.finding")).to_have_count(0)
+    expect(page.get_by_role("button", name="Add box")).to_be_focused()
+    page.get_by_role("button", name="Add box").press("Enter")
+    body = sent(page, lambda: page.locator("#ask [data-chip]").nth(1).press("Enter"))
+    assert body["boxes"][0]["concept"]
+    expect(page.get_by_text("What is it?")).to_be_hidden()
+
+
+def test_a_model_that_cannot_name_lets_the_reader_choose(
+    page: Page, served: Service, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.models.champion, "naming", None)
+    page.get_by_label("Finding").check(force=True)
+    drag(page, (0.2, 0.2), (0.5, 0.5))
+    expect(page.locator("#ask [data-chip]")).to_have_count(len(bundle.manifest.concepts))
+    expect(page.locator("#ask")).not_to_contain_text("%")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_doubted_name_is_a_question_at_the_box(page: Page, served: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    naming: Any = served.models.champion.naming
+    monkeypatch.setattr(served.models.champion, "naming", replace(naming, doubt=0.2))
+    page.get_by_label("Finding").check(force=True)
+    with page.expect_response("**/probe") as probed:
+        drag(page, (0.3, 0.3), (0.6, 0.6))
+    ranked = [each["name"] for each in probed.value.json()["concepts"]]
+    page.get_by_role("button", name="Something else…").click()
+    page.locator(f'[data-chip="{ranked[-1]}"]').click()
+    ask = page.locator("#ask")
+    expect(ask).to_contain_text(f"Box 1 is named {ranked[-1].replace('_', ' ')}")
+    expect(page.locator("#boxes text.finding")).to_contain_text("?")
+    body = sent(page, lambda: page.locator(f'[data-chip="{ranked[0]}"]').click())
+    assert body["boxes"][0]["concept"] == ranked[0] and len(body["boxes"]) == 1
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#ask-keep")).to_be_visible()
+    page.locator("#ask-keep").click()
+    expect(ask).to_be_hidden()
+    expect(page.locator("#boxes text.finding")).not_to_contain_text("?")
+
+
+def test_a_finding_where_all_is_ignored_is_refused_and_nothing_stays(page: Page) -> None:
+    page.get_by_label("Ignore").check(force=True)
+    drag(page, (0.0, 0.0), (1.0, 1.0))
+    page.get_by_label("Finding").check(force=True)
+    drag(page, (0.3, 0.3), (0.6, 0.6))
+    page.locator("#ask [data-chip]").first.click()
+    expect(page.get_by_role("alert")).to_contain_text("boxes[1]: this finding of")
+    expect(page.get_by_role("alert")).to_contain_text("boxes[0] says to ignore all")
+    expect(page.locator("#boxes rect.finding")).to_have_count(0)
+    expect(page.locator("#boxes rect.ignore")).to_have_count(1)
+
+
+def test_alpha_is_shown_and_can_be_changed(page: Page, bundle: Bundle) -> None:
+    drag(page, (0.2, 0.2), (0.5, 0.5))
+    shown = page.locator("#alpha-value")
+    expect(shown).to_have_text(f"α {bundle.manifest.alpha:.2f} (the model’s)")
+    faint = page.locator("#classes").inner_text()
+    body = sent(page, lambda: page.get_by_label("Outside focus").press("End"))
+    assert body["alpha"] == 1
+    expect(shown).to_have_text("α 1.00")
+    assert page.locator("#classes").inner_text() != faint
+    page.get_by_role("button", name="Undo").click()
+    settled(page)
+    expect(shown).to_have_text(f"α {bundle.manifest.alpha:.2f} (the model’s)")
+    assert page.locator("#classes").inner_text() == faint
+
+
+def test_the_next_question_is_asked_with_its_reason(
+    page: Page, served: Service, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = replace(bundle.manifest, least_effect=-1e9)
+    monkeypatch.setattr(served.models.champion, "manifest", eager)
+    say(page, "mass", "rejected")
+    say(page, "mass", "none")
+    study = page.evaluate("document.querySelector('#question-text').textContent")
+    assert re.fullmatch(r"Is .+ present\?", study)
+    expect(page.locator("#question-reason")).to_have_text(
+        re.compile(r"^If .+ is there, .+ (rises|falls|stays) .+; if not, .+\.$")
+    )
+    expect(page.locator("#boxes circle.look")).to_have_count(1)
+    page.locator("#question-skip").click()
+    expect(page.locator("#question-text")).not_to_have_text(study)
+    second = page.locator("#question-text").inner_text()
+    body = sent(page, lambda: page.locator("#question-yes").click())
+    assert len(body["confirmed"]) == 1 and body["confirmed"][0].replace("_", " ") in second
+    expect(page.locator("#question-text")).not_to_have_text(second)
+    third = page.locator("#question-text").inner_text()
+    body = sent(page, lambda: page.locator("#question-no").press("Enter"))
+    assert len(body["rejected"]) == 1 and body["rejected"][0].replace("_", " ") in third
+    page.locator("#question-look").click()
+    asked = page.locator("#question-text").inner_text()
+    name = page.locator('[data-concept][aria-pressed="true"]').inner_text()
+    assert name in asked
+    monkeypatch.setattr(served.models.champion, "manifest", replace(bundle.manifest, least_effect=99.0))
+    say(page, "cavity", "rejected")
+    expect(page.locator("#question-text")).to_contain_text("question is worth asking")
+    expect(page.locator("#question-yes")).to_be_hidden()
+
+
 def test_a_study_that_the_server_does_not_have_is_sent_again(page: Page, served: Service) -> None:
     served.plane._studies = StudyCache(1 << 20)
     with served.store.database.write() as connection:
         connection.execute(assessment.delete())
         connection.execute(study.delete())
-    page.get_by_role("button", name="Reject mass").click()
-    expect(page.get_by_role("button", name="Restore mass")).to_be_visible()
+    say(page, "mass", "rejected")
     expect(page.get_by_role("alert")).to_be_hidden()
     assert len(served.plane._studies) == 1
 
@@ -206,11 +377,11 @@ def test_errors_are_shown_and_boxes_and_prediction_stay_together(page: Page) -> 
     page.route("**/interactions", lambda route: route.abort())
     page.get_by_role("button", name="Add box").click()
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
-    expect(page.locator("#boxes rect.positive")).to_have_count(0)
+    expect(page.locator("#boxes rect.focus")).to_have_count(0)
     assert page.locator("#classes").inner_text() == plain
     page.unroute("**/interactions")
     page.get_by_role("button", name="Add box").click()
-    expect(page.locator("#boxes rect.positive")).to_have_count(1)
+    expect(page.locator("#boxes rect.focus")).to_have_count(1)
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
@@ -230,7 +401,7 @@ def test_a_file_of_another_shape_is_read_in_its_own_pixels(page: Page, wide: byt
 @pytest.mark.parametrize("width", [360, 820, 1280])
 def test_nothing_overflows_sideways(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
-    page.get_by_role("button", name="Reject mass").click()
+    say(page, "mass", "rejected")
     settled(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     inner = page.evaluate("document.querySelector('.concepts').getBoundingClientRect().right")

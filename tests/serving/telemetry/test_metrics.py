@@ -72,9 +72,9 @@ CALLS: list[tuple[Callable[[Metrics], None], Change]] = [
     ),
     (lambda m: m.interacted(Interaction(), False), one("csr_interactions_total", kind="none")),
     (lambda m: m.interacted(Interaction(BOX), False), one("csr_interactions_total", kind="boxes")),
-    (lambda m: m.interacted(Interaction(rejected=("a",)), False), one("csr_interactions_total", kind="rejection")),
+    (lambda m: m.interacted(Interaction(rejected=("a",)), False), one("csr_interactions_total", kind="answers")),
     (
-        lambda m: m.interacted(Interaction(BOX, ("a",)), True),
+        lambda m: m.interacted(Interaction(BOX, confirmed=("a",)), True),
         one("csr_interactions_total", kind="both") | one("csr_interaction_flips_total", kind="both"),
     ),
     (lambda m: m.concept_drift({"a": 0.3}), one("csr_concept_drift", 0.3, concept="a")),

@@ -22,7 +22,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
-from csr.bundle.format import REASONER_OUTPUTS, Bundle
+from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS, Bundle
 from csr.bundle.runtime import BundleRunner
 from csr.data.digests import file_digest
 from csr.errors import BundleError, ConfigError
@@ -81,7 +81,7 @@ def test_the_repository_holds_what_its_backend_needs_and_no_more(tiny_run, tmp_p
     build_repository(tiny_run.bundle, tmp_path / "repository", 3, backend)
     files = {f"{model}/{name}" for model in MODELS for name in ("config.pbtxt", "3/model.onnx")}
     files |= {"csr/config.pbtxt", "csr/3/bundle", "csr_encoder/warmup/image"}
-    files |= {f"csr_reasoner/warmup/{name}" for name in ("patches", "importance", "prototype_mask", "absent_weight")}
+    files |= {f"csr_reasoner/warmup/{name}" for name in ("patches", *INTERACTION_INPUTS)}
     if backend == "python":
         files |= {f"{model}/3/model.py" for model in MODELS}
     assert set(tree(tmp_path / "repository")) == files
@@ -311,10 +311,11 @@ def interactions(tiny_run, count: int) -> list[Interaction]:
     """Boxes of both kinds, rejections, both replacements; each study another."""
     concepts, side = tiny_run.bundle.manifest.concepts, tiny_run.bundle.manifest.side
     attend = RegionBox(2, 2, side / 2, side / 3)
-    ignore = RegionBox(side / 2, side / 2, side - 1, side - 1, "negative")
+    ignore = RegionBox(side / 2, side / 2, side - 1, side - 1, "ignore")
     pattern = [
         Interaction(boxes=(attend, ignore), rejected=(concepts[0], concepts[-1])),
         Interaction(boxes=(ignore,), rejection="zero", rejected=(concepts[1],), background="alpha"),
+        Interaction(boxes=(replace(attend, kind="finding", concept=concepts[2]),), confirmed=(concepts[3],)),
         Interaction(boxes=(attend,), alpha=0.0),
     ]
     return [pattern[index % len(pattern)] for index in range(count)]
@@ -374,7 +375,7 @@ def test_one_output_can_be_asked_for_alone(tiny_run, runner: BundleRunner, serve
     ask = Asker(triton_grpc, server.grpc)
     golden = tiny_run.bundle.golden()
     patches = runner.encode(golden["image"])
-    tensors = {name: golden[name] for name in ("importance", "prototype_mask", "absent_weight")}
+    tensors = {name: golden[name] for name in INTERACTION_INPUTS}
     tensors["absent_weight"] = tensors["absent_weight"][:, None]
     wanted = [triton_grpc.InferRequestedOutput("logits")]
     answer = ask.client.infer(REASONER, ask.inputs({"patches": patches, **tensors}), outputs=wanted)

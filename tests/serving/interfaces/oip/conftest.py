@@ -60,8 +60,11 @@ def models(bundle: Bundle, runner: BundleRunner) -> BundleModels:
 def inputs(bundle: Bundle, tiny_run, runner: BundleRunner) -> dict[str, np.ndarray]:
     """Two studies, each with an interaction of its own, as the ensemble takes them."""
     concepts, side = bundle.manifest.concepts, bundle.manifest.side
-    attend, ignore = RegionBox(2, 2, side / 2, side / 3), RegionBox(side / 2, side / 2, side - 1, side - 1, "negative")
-    given = [Interaction((attend, ignore), (concepts[0],), 0.2), Interaction((ignore,), (concepts[1],), None, "zero")]
+    attend, ignore = RegionBox(2, 2, side / 2, side / 3), RegionBox(side / 2, side / 2, side - 1, side - 1, "ignore")
+    given = [
+        Interaction((attend, ignore), confirmed=(concepts[2],), rejected=(concepts[0],), alpha=0.2),
+        Interaction((ignore,), rejected=(concepts[1],), rejection="zero"),
+    ]
     tensors = runner.interaction_tensors(given)
     tensors["absent_weight"] = tensors["absent_weight"][:, None]
     return {"image": np.ascontiguousarray(tiny_run.data.images[:2]), **tensors}

@@ -33,7 +33,7 @@ class Failing(OrtEngine):
 
 def one_study(bundle: Bundle) -> dict[str, np.ndarray]:
     made = bundle.manifest
-    tensors = interaction_tensors([Interaction()], made.concepts, made.per_concept, made.side, made.height, made.width)
+    tensors = interaction_tensors([Interaction()], made.concepts, made.side, made.height, made.width)
     tensors["absent_weight"] = tensors["absent_weight"][:, None]
     return {"image": np.zeros((1, made.channels, made.side, made.side), np.uint8), **tensors}
 

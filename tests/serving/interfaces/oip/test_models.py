@@ -41,7 +41,7 @@ def test_the_ensemble_takes_the_image_instead_of_patches(bundle: Bundle):
 
 def test_the_longest_request_is_a_full_batch_in_binary_form(bundle: Bundle):
     about = replace(bundle.manifest, channels=1, side=192, height=24, width=24, patch_width=128, per_concept=5)
-    interaction = 24 * 24 + len(about.concepts) * 5 + 1
+    interaction = (1 + len(about.concepts)) * 24 * 24 + len(about.concepts) + 1
     assert max_request_bytes(about) == MAX_BATCH * 4 * (128 * 24 * 24 + interaction) + (1 << 20)
     colour = replace(about, channels=3, side=512)
     assert max_request_bytes(colour) == MAX_BATCH * (3 * 512 * 512 + 4 * interaction) + (1 << 20)

@@ -1,0 +1,133 @@
+"""What is asked of a reader: the next question, and doubts about boxes that were named.
+
+The next question is whether a concept is there, by its expected effect (`csr.interaction.questions`); those are shown
+that are worth asking, with the reason in a sentence. A worklist is ordered by *margin*, the smallest
+`csr.interaction.corrections.decision_margin` first, where the model is least sure of its answer, or by *expected
+effect*, that of a study's best question, the largest first, where a reader's answer is expected to tell most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from csr.interaction.corrections import Interaction
+from csr.interaction.questions import Question, entropy, questions
+from serving.core.study_cache import EncodedStudy
+from serving.interfaces.schemas import Doubt, NamedConcept, NextQuestion, Prediction, Task
+from serving.models.in_service import Model
+
+SHOWN = 3  # questions, and concepts that a doubted box may be about
+_BATCH = 32
+
+
+def open_questions(
+    model: Model, study: EncodedStudy, interaction: Interaction, said: Prediction, likely: Sequence[float]
+) -> list[Question]:
+    """Every question that is open, that with the largest effect first.
+
+    Args:
+        model, study: who is asked, and about what.
+        interaction: what has been said so far, boxes in pixels of the canvas.
+        said: the prediction under it.
+        likely: how probable each concept is without any interaction.
+    """
+
+    def ask(asked: Sequence[Interaction]) -> np.ndarray:
+        parts = [asked[start : start + _BATCH] for start in range(0, len(asked), _BATCH)]
+        return np.concatenate(
+            [
+                model.engine.reason(np.repeat(study.patches, len(part), axis=0), part, ["probabilities"])[
+                    "probabilities"
+                ]
+                for part in parts
+            ]
+        )
+
+    about = model.manifest
+    before = _probabilities(said)
+    return questions(interaction, before, np.array(likely), about.concepts, ask, about.task == "multilabel")
+
+
+def may_be_worth_asking(model: Model, said: Prediction) -> bool:
+    """False where no question can be: none tells more than there is to know, the entropy of the classes."""
+    about = model.manifest
+    return float(entropy(_probabilities(said), about.task == "multilabel")) >= about.least_effect
+
+
+def worth_asking(model: Model, said: Prediction, found: Sequence[Question]) -> list[NextQuestion]:
+    """The first few questions whose effect is large enough, as answers carry them."""
+    places = {each.name: each.peak for each in said.concepts}
+    classes = model.manifest.classes
+    return [
+        NextQuestion(
+            concept=each.concept,
+            effect=each.effect,
+            place=places[each.concept],
+            if_confirmed=dict(zip(classes, each.if_confirmed.tolist(), strict=True)),
+            if_rejected=dict(zip(classes, each.if_rejected.tolist(), strict=True)),
+            reason=_reason(each, classes, _probabilities(said), said.task),
+        )
+        for each in found[:SHOWN]
+        if each.effect >= model.manifest.least_effect
+    ]
+
+
+def doubts(model: Model, study: EncodedStudy, interaction: Interaction) -> list[Doubt]:
+    """Finding boxes whose name is less likely than `csr.interaction.naming.BoxNaming.doubt`.
+
+    Args:
+        interaction: boxes in pixels of the canvas.
+    """
+    naming, about = model.naming, model.manifest
+    if naming is None:
+        return []
+    found = []
+    for index, box in enumerate(interaction.boxes):
+        if box.concept is None:
+            continue
+        likely = naming.probabilities(study.maps, box, about.side)
+        own = float(likely[about.concepts.index(box.concept)])
+        if own < naming.doubt:
+            ranked = [k for k in np.argsort(-likely, kind="stable") if about.concepts[k] != box.concept][:SHOWN]
+            others = [NamedConcept(name=about.concepts[k], probability=float(likely[k])) for k in ranked]
+            message = _doubt(index, box.concept, own, others[0])
+            found.append(Doubt(box=index, concept=box.concept, probability=own, speaks_for=others, message=message))
+    return found
+
+
+def _doubt(index: int, concept: str, own: float, first: NamedConcept) -> str:
+    named = f"Box {index + 1} is named {concept} ({'< 1 %' if own < 0.005 else _percent(own)})"
+    if first.probability > own:
+        return f"{named}, but the evidence inside it speaks for {first.name} ({_percent(first.probability)})."
+    return f"{named}, but little inside it speaks for that; next comes {first.name} ({_percent(first.probability)})."
+
+
+def _probabilities(said: Prediction) -> np.ndarray:
+    return np.array([each.probability for each in said.classes])
+
+
+def _reason(question: Question, classes: Sequence[str], before: np.ndarray, task: Task) -> str:
+    """What either answer does to the class that it moves most."""
+    yes = int(np.abs(question.if_confirmed - before).argmax())
+    no = int(np.abs(question.if_rejected - before).argmax())
+    moves = _moves(before[yes], question.if_confirmed[yes], task, " from ")
+    if_there = f"If {question.concept} is there, {classes[yes]} {moves}"
+    if no == yes:
+        return f"{if_there}; if not, it {_moves(before[no], question.if_rejected[no], task)}."
+    return f"{if_there}; if not, {classes[no]} {_moves(before[no], question.if_rejected[no], task, ' from ')}."
+
+
+def _moves(old: float, new: float, task: Task, origin: str = "") -> str:
+    """``origin`` is given where the old value has to be named."""
+    was, becomes = _percent(old, task), _percent(new, task)
+    if was == becomes:
+        return f"stays at {was}"
+    return f"{'rises' if new > old else 'falls'}{origin}{was if origin else ''} to {becomes}"
+
+
+def _percent(value: float, task: Task = "multiclass") -> str:
+    rounded = f"{value * 100:.0f} %"
+    # What is found from a half on never reads 50 % while it is not.
+    return "< 50 %" if task == "multilabel" and rounded == "50 %" and value < 0.5 else rounded
