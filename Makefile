@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PORT ?= 8000
+TEST_WORKERS ?= 2
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -63,7 +64,7 @@ triton: $(READY) ## install a local Triton server into .triton (for the tests; p
 
 test: $(READY) triton ## lint, types, import contracts and all tests
 	@$(MAKE) --no-print-directory lint
-	python -m pytest
+	python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(READY) ## ruff, mypy, import contracts
 	@ruff check .
