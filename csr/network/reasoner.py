@@ -20,7 +20,8 @@ A reader's answer changes nothing where the model says so already: a confirmed c
 its scores) is at least that of a typical training image with it, or a rejected one whose evidence is at most that of a
 typical image without it, keeps its scores. Answers are monotone: confirming k never lowers a score of k, rejecting
 never raises one. A finding that was confirmed with its place is seen there: inside its boxes the maps of k are at least
-c_km, and outside nothing of them is left beyond a_km. Its scores, which say how much and not where, do not fall by it.
+c_km (a_km, should that be larger), and outside nothing of them is left beyond a_km. Its scores, which say how much and
+not where, do not fall by it.
 
 With ``clip`` the head is trained on clipped scores, so drawing a box changes nothing but what the box says; without it
 and with floor ``zero`` (the letter of the paper) the first box also moves every negative score to 0.
@@ -165,7 +166,8 @@ class Reasoner(nn.Module):
             places: B×K×h×w, 1 in the cells of the concept's finding boxes, else 0; all 0 where it has none.
         """
         inside = places[:, :, None] > 0
-        absent, present = self.absent_scores[..., None, None], self.present_scores[..., None, None]
+        absent = self.absent_scores[..., None, None]
+        present = torch.maximum(self.present_scores[..., None, None], absent)  # or it would be seen outside instead
         seen = torch.where(inside, torch.maximum(maps, present), torch.minimum(maps, absent))
         return torch.where(inside.flatten(3).any(3)[..., None, None], seen, maps)
 

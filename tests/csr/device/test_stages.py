@@ -17,7 +17,9 @@ from csr.bundle.atlas import Atlas, build_atlas
 from csr.bundle.runtime import GOLDEN_TOLERANCE, BundleRunner
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
 from csr.data.text_concepts import TextConcept, TextConceptConfig, concept_directions, concept_scores, load_encoder
+from csr.interaction.answering import AnswerableCSR, AnswerConfig, answer_curves
 from csr.interaction.curves import InterventionConfig, intervention_curves
+from csr.interaction.naming_fit import fit_naming
 from csr.interaction.review import prune, retrain_head, review
 from csr.network.checkpoint import Checkpoint
 from csr.network.prototypes import prototype_model_checkpoint
@@ -29,6 +31,7 @@ from csr.training.features import FeatureCache, compute_features
 from csr.training.head import train_head
 from csr.training.prediction import predict
 from csr.training.prototypes import train_prototypes
+from csr.training.runtime import device
 from csr.training.selection import count_curve
 from csr.training.temperature import calibrate_temperature
 from tests.csr.device.claimed import Accelerator, ClaimedTensor
@@ -152,8 +155,12 @@ def test_the_number_of_prototypes(stages, accelerator):
     np.testing.assert_array_equal(with_gpu.shortfall, on_cpu.shortfall)
 
 
-def test_head_with_its_alphas_and_temperature(stages, accelerator):
+def test_head_with_its_temperature(stages, accelerator):
     same_weights(head_stage(stages), stages.stage3)
+
+
+def test_head_that_meets_a_reader(stages, accelerator):
+    head_stage(stages, replace(STAGE3, interventions=1.0))
 
 
 def test_head_to_the_letter(stages, accelerator):
@@ -247,3 +254,25 @@ def test_text_concepts(toy_checkpoint, accelerator):
     before = accelerator.operations
     np.testing.assert_array_equal(claimed, scores(None))
     assert accelerator.operations == before > 0
+
+
+def test_curves_of_answers(stages, accelerator):
+    collection, config = stages.data.collection, AnswerConfig(budget=2, errors=(0.0, 0.3))
+    rows = collection.rows("test")
+
+    def curves_of_answers() -> pd.DataFrame:
+        return answer_curves(AnswerableCSR(stages.cache, stages.csr(), rows), collection, rows, config)
+
+    claimed, expected = both(accelerator, curves_of_answers)
+    pd.testing.assert_frame_equal(claimed, expected, check_exact=True)
+
+
+def test_naming_of_boxes(stages, accelerator):
+    def naming() -> dict:
+        fitted = fit_naming(stages.data, stages.cache, stages.csr().to(device()).eval())
+        assert fitted is not None
+        return fitted.to_json()
+
+    claimed, expected = both(accelerator, naming)
+    for name, value in expected.items():
+        np.testing.assert_allclose(claimed[name], value, atol=1e-6, err_msg=name)

@@ -55,7 +55,8 @@ def reason_by_hand(reasoner, patches, importance, answers, places, absent_weight
     for k, m, i, j in np.ndindex(maps.shape):
         if places[k].any():
             value = maps[k, m, i, j]
-            maps[k, m, i, j] = max(value, present[k, m]) if places[k, i, j] else min(value, absent[k, m])
+            shown = max(value, present[k, m], absent[k, m])
+            maps[k, m, i, j] = shown if places[k, i, j] else min(value, absent[k, m])
     for k, m in np.ndindex(scores.shape):
         standard[k, m] = (scores[k, m] - own["score_mean"][k, m]) / own["score_std"][k, m]
     contributions = np.zeros((concepts, classes))
@@ -393,6 +394,8 @@ def test_a_finding_is_seen_inside_its_boxes_alone_and_moves_no_score(clip, floor
             continue
         assert (seen[:, inside] >= present[k]).all() and (seen[:, inside] >= plain[:, inside]).all()
         assert (seen[:, ~inside] <= absent[k]).all() and (seen[:, ~inside] <= plain[:, ~inside]).all()
+        shown = answer["concept_maps"][b, k]
+        assert shown[inside].max() == shown.max()  # whatever training images scored
 
 
 def test_a_located_finding_is_pointed_at():
