@@ -25,7 +25,7 @@ from serving.core.explain import compare
 from serving.core.frames import image_part, on_canvas
 from serving.core.intake import Intake, Upload
 from serving.core.overlays import overlay_png
-from serving.core.questions import doubts, may_be_worth_asking, open_questions, worth_asking
+from serving.core.questions import asking, doubts, may_be_worth_asking, open_questions
 from serving.core.reasoning import encoded_study, explain, reason
 from serving.core.recording import interaction_entry, prediction_entry, record
 from serving.core.shadow import Shadow
@@ -38,7 +38,6 @@ from serving.interfaces.schemas import (
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
-    Prediction,
     ProbeAnswer,
     ProbeRequest,
     StudyAnswer,
@@ -148,8 +147,7 @@ class DataPlane:
         changes, doubted = compare(before, after), doubts(model, study, interaction)
         timing.lap("explain")
         if may_be_worth_asking(model, after):
-            likely = [each.probability for each in before.concepts]
-            after = _asking(model, after, open_questions(model, study, interaction, after, likely))
+            after = asking(model, after, open_questions(model, study, interaction, after))
             timing.lap("assess")
         entry = interaction_entry(caller, model, digest, request, before, after, doubted, timing)
         receipt = self._record([entry], timing)[0]
@@ -257,13 +255,9 @@ class DataPlane:
                 return held, None
             patches = None if held is None else held.patches
             study, outputs = encoded_study(model, stored.digest, stored.canvas, stored.placement, timing, patches)
-            said = study.prediction
-            plain, likely = (
-                InteractionRequest().interaction(model.manifest),
-                [each.probability for each in said.concepts],
-            )
-            found = open_questions(model, study, plain, said, likely)
-            study = replace(study, prediction=_asking(model, said, found))
+            plain = InteractionRequest().interaction(model.manifest)
+            found = open_questions(model, study, plain, study.prediction)
+            study = replace(study, prediction=asking(model, study.prediction, found))
             timing.lap("assess")
             self._studies.put(study)
             self._telemetry.metrics.cache_size(len(self._studies), self._studies.nbytes)
@@ -345,10 +339,6 @@ class DataPlane:
                 f"{known.width}×{known.height}; upload yours again"
             )
         return model, study
-
-
-def _asking(model: Model, said: Prediction, found: Sequence[Question]) -> Prediction:
-    return said.model_copy(update={"questions": worth_asking(model, said, found)})
 
 
 def _assessment(model: Model, study: EncodedStudy, found: Sequence[Question]) -> Assessment:

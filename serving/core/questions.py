@@ -20,34 +20,27 @@ from serving.models.in_service import Model
 
 SHOWN = 3  # questions, and concepts that a doubted box may be about
 _BATCH = 32
+_OUTPUTS = ("probabilities",)
 
 
-def open_questions(
-    model: Model, study: EncodedStudy, interaction: Interaction, said: Prediction, likely: Sequence[float]
-) -> list[Question]:
+def open_questions(model: Model, study: EncodedStudy, interaction: Interaction, said: Prediction) -> list[Question]:
     """Every question that is open, that with the largest effect first.
 
     Args:
         model, study: who is asked, and about what.
         interaction: what has been said so far, boxes in pixels of the canvas.
         said: the prediction under it.
-        likely: how probable each concept is without any interaction.
     """
+    likely = np.array([each.probability for each in study.prediction.concepts])
 
     def ask(asked: Sequence[Interaction]) -> np.ndarray:
-        parts = [asked[start : start + _BATCH] for start in range(0, len(asked), _BATCH)]
-        return np.concatenate(
-            [
-                model.engine.reason(np.repeat(study.patches, len(part), axis=0), part, ["probabilities"])[
-                    "probabilities"
-                ]
-                for part in parts
-            ]
-        )
+        batches = [asked[start : start + _BATCH] for start in range(0, len(asked), _BATCH)]
+        outputs = [model.engine.reason(np.repeat(study.patches, len(each), 0), each, _OUTPUTS) for each in batches]
+        return np.concatenate([each["probabilities"] for each in outputs])
 
     about = model.manifest
     before = _probabilities(said)
-    return questions(interaction, before, np.array(likely), about.concepts, ask, about.task == "multilabel")
+    return questions(interaction, before, likely, about.concepts, ask, about.task == "multilabel")
 
 
 def may_be_worth_asking(model: Model, said: Prediction) -> bool:
@@ -56,11 +49,11 @@ def may_be_worth_asking(model: Model, said: Prediction) -> bool:
     return float(entropy(_probabilities(said), about.task == "multilabel")) >= about.least_effect
 
 
-def worth_asking(model: Model, said: Prediction, found: Sequence[Question]) -> list[NextQuestion]:
-    """The first few questions whose effect is large enough, as answers carry them."""
+def asking(model: Model, said: Prediction, found: Sequence[Question]) -> Prediction:
+    """A prediction with the first few of the questions whose effect is large enough."""
     places = {each.name: each.peak for each in said.concepts}
     classes = model.manifest.classes
-    return [
+    worth = [
         NextQuestion(
             concept=each.concept,
             effect=each.effect,
@@ -72,6 +65,7 @@ def worth_asking(model: Model, said: Prediction, found: Sequence[Question]) -> l
         for each in found[:SHOWN]
         if each.effect >= model.manifest.least_effect
     ]
+    return said.model_copy(update={"questions": worth})
 
 
 def doubts(model: Model, study: EncodedStudy, interaction: Interaction) -> list[Doubt]:
