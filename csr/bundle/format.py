@@ -234,7 +234,9 @@ def write_reference(folder: Path, references: Sequence[ConceptReference]) -> Non
 def _read_manifest(file: Path, content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
-        raise BundleError(f"{file}: format is {found!r}, this version reads {FORMAT}; export the bundle again")
+        raise BundleError(
+            f"{file}: format is {found!r}, this version reads {FORMAT}; export the bundle again (dvc repro)"
+        )
     missing = [field.name for field in fields(Manifest) if field.name not in content]
     if missing:
         raise BundleError(f"{file}: key {missing[0]!r} is missing; export the bundle again")

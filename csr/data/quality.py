@@ -106,7 +106,7 @@ def _concepts_without_boxes(data: PreparedSet) -> Iterator[str]:
         boxed.get(split_of[study], set()).add(concept)
     for split, names in boxed.items():
         if without := [name for name in data.collection.concepts if name not in names]:
-            use = "pointing is not judged" if split == "test" else "boxes are not calibrated"
+            use = "pointing is not judged" if split == "test" else "no box is ever guessed to be theirs"
             yield f"split {split!r} has no box of {_some(without)}: for these {use}"
 
 

@@ -54,7 +54,7 @@ class ClinicianConfig:
     Args:
         mode, order: see the module's docstring.
         error: share of interactions that are wrong, in [0, 1].
-        spot: side of a ignore box as a share of the image's.
+        spot: side of an ignore box as a share of the image's.
         seed: together with a study's row number it settles every random draw.
         multilabel: a study can have several classes.
     """

@@ -213,10 +213,11 @@ def interaction_tensors(
     Raises:
         InteractionError: a box outside the image or an unknown concept, or what contradicts itself.
     """
+    places = [place_maps(each, concepts, side, height, width) for each in interactions]  # first: it names the box
     return {
         "importance": np.stack([importance_map(each, side, height, width) for each in interactions]),
         "answers": np.stack([answer_vector(each, concepts) for each in interactions]),
-        "places": np.stack([place_maps(each, concepts, side, height, width) for each in interactions]),
+        "places": np.stack(places),
         "absent_weight": np.array([each.rejection == "absent" for each in interactions], np.float32),
     }
 

@@ -45,6 +45,10 @@ class BoxNaming:
         likely = np.exp(logits - logits.max())
         return likely / likely.sum()
 
+    def doubts(self, concept: int, probabilities: np.ndarray) -> bool:
+        """Whether a name is questioned; never that of a concept without validation boxes, of which nothing is known."""
+        return bool(self.weights[concept].any() and probabilities[concept] < self.doubt)
+
     def to_json(self) -> dict[str, Any]:
         """Plain types from which `from_json` makes the same."""
         return {name: np.asarray(value).tolist() for name, value in asdict(self).items()}

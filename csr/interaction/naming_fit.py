@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
 
 from csr.data.prepared import PreparedSet
 from csr.interaction.corrections import RegionBox
@@ -14,6 +15,7 @@ from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 
 FALSE_ALARMS = 0.08  # share of rightly named boxes that may be questioned
+_FOLDS = 5
 _RIDGE = 0.3  # inverse strength of the regression's L2 penalty
 
 
@@ -38,8 +40,21 @@ def fit_naming(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> BoxNa
         weights[seen[1]], bias[seen] = fitted.coef_[0], (0.0, fitted.intercept_[0])
     else:
         weights[seen], bias[seen] = fitted.coef_, fitted.intercept_
-    named = fitted.predict_proba(standard)[np.arange(len(concept)), np.searchsorted(seen, concept)]
-    return BoxNaming(mean, scale, weights, bias, float(np.quantile(named, FALSE_ALARMS)))
+    return BoxNaming(mean, scale, weights, bias, _doubt(standard, concept, seen))
+
+
+def _doubt(standard: np.ndarray, concept: np.ndarray, seen: np.ndarray) -> float:
+    """The probability that `FALSE_ALARMS` of the true names have less of, by regressions that have not seen their box.
+
+    0 where a concept has too few boxes to leave some out: nothing is questioned then.
+    """
+    folds = min(_FOLDS, int(np.bincount(concept)[seen].min()))
+    if folds < 2:
+        return 0.0
+    regression = LogisticRegression(C=_RIDGE, max_iter=2000)
+    unseen = cross_val_predict(regression, standard, concept, cv=folds, method="predict_proba")
+    named = unseen[np.arange(len(concept)), np.searchsorted(seen, concept)]
+    return float(np.quantile(named, FALSE_ALARMS))
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def asking(model: Model, said: Prediction, found: Sequence[Question]) -> Predict
 
 
 def doubts(model: Model, study: EncodedStudy, interaction: Interaction) -> list[Doubt]:
-    """Finding boxes whose name is less likely than `csr.interaction.naming.BoxNaming.doubt`.
+    """Finding boxes whose name `csr.interaction.naming.BoxNaming` doubts.
 
     Args:
         interaction: boxes in pixels of the canvas.
@@ -83,7 +83,7 @@ def doubts(model: Model, study: EncodedStudy, interaction: Interaction) -> list[
             continue
         likely = naming.probabilities(study.maps, box, about.side)
         own = float(likely[about.concepts.index(box.concept)])
-        if own < naming.doubt:
+        if naming.doubts(about.concepts.index(box.concept), likely):
             ranked = [k for k in np.argsort(-likely, kind="stable") if about.concepts[k] != box.concept][:SHOWN]
             others = [NamedConcept(name=about.concepts[k], probability=float(likely[k])) for k in ranked]
             message = _doubt(index, box.concept, own, others[0])

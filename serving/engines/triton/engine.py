@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from csr.bundle.format import INTERACTION_INPUTS, Bundle
+from csr.bundle.format import COMPARED_OUTPUTS, INTERACTION_INPUTS, Bundle
 from csr.bundle.runtime import GOLDEN_TOLERANCE
 from csr.errors import BundleError, ConfigError
 from serving.engines.checked import CheckedEngine
@@ -181,11 +181,11 @@ class TritonEngine(CheckedEngine):
         golden = self._golden
         patches = self._batches(ENCODER, {"image": golden["image"]}, ["patches"], remaining)["patches"]
         tensors = {name: golden[name] for name in INTERACTION_INPUTS}
-        answer = self._batches(REASONER, {"patches": patches, **tensors}, ["logits"], remaining)
-        error = float(np.abs(answer["logits"] - golden["expected_logits"]).max())
+        answer = self._batches(REASONER, {"patches": patches, **tensors}, list(COMPARED_OUTPUTS), remaining)
+        error = float(np.max([np.abs(answer[name] - golden[f"expected_{name}"]).max() for name in COMPARED_OUTPUTS]))
         if not error <= GOLDEN_TOLERANCE:  # also when it is NaN
             raise BundleError(
-                f"Triton at {self.url}: the golden case differs by {error:.2e} in a logit, above "
+                f"Triton at {self.url}: the golden case differs by {error:.2e} in a logit or a map, above "
                 f"{GOLDEN_TOLERANCE:.0e}; this server does not compute what was exported"
             )
 
