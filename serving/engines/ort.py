@@ -34,7 +34,8 @@ class OrtEngine(CheckedEngine):
         error = self._runner.golden_error()
         if not error <= GOLDEN_TOLERANCE:  # also when it is NaN
             raise BundleError(
-                f"{bundle.path}: the golden case differs by {error:.2e} in a logit or a map, above {GOLDEN_TOLERANCE:.0e}; "
+                f"{bundle.path}: the golden case differs by {error:.2e} in a logit or a map, above "
+                f"{GOLDEN_TOLERANCE:.0e}; "
                 "this machine does not compute what was exported"
             )
 
