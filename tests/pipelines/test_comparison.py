@@ -29,6 +29,7 @@ from csr.comparison.systems import SHARED_BACKBONES, systems
 from csr.errors import ConfigError
 from pipelines.comparison import (
     ablation,
+    answers,
     common,
     csr,
     fan_out,
@@ -204,7 +205,7 @@ def test_tuning_csr_does_not_repeat_its_rivals(stages: list[PipelineStage]) -> N
 
 def test_an_edit_to_a_rival_repeats_it_and_those_that_borrow_from_it(stages: list[PipelineStage]) -> None:
     borrowed = {"cbm": {"posthoc_cbm"}, "protopnet": {"protopool", "prototree"}, "black_box": {"class_backbone"}}
-    borrowed["cbm"] |= {"cbm_joint", "missing_labels"}
+    borrowed["cbm"] |= {"cbm_joint", "missing_labels", "answers"}
     for name in ("black_box", "cbm", "pipnet", "posthoc_cbm", "protopnet", "protopool", "prototree"):
         found = {stage.name.partition("@")[0] for stage in stages if f"csr/baselines/{name}.py" in files(stage)}
         assert found == {name, "report"} | borrowed.get(name, set())
@@ -217,7 +218,7 @@ def test_stages_run_side_by_side_after_what_they_wait_for(stages: list[PipelineS
     groups = [{name.partition("@")[0] for name in level} for level in levels]
     assert groups[0] == {"shared_backbone", "class_backbone", "cbm_joint", "missing_labels"}
     assert groups[1] >= {"csr", "cbm", "protopnet", "black_box", "ablation"}
-    assert groups[2:] == [{"interventions", "refinement"}, {"report"}]
+    assert groups[2:] == [{"answers", "interventions", "refinement"}, {"report"}]
     assert sorted(name for level in levels for name in level) == sorted(stage.name for stage in stages)
 
 
@@ -233,7 +234,8 @@ def test_code_that_stages_depend_on_exists_and_bytecode_is_not_part_of_it(
 
 
 @pytest.mark.parametrize(
-    "program", ["shared_backbone", "csr", "rival", "ablation", "missing_labels", "interventions", "refinement"]
+    "program",
+    ["shared_backbone", "csr", "rival", "ablation", "missing_labels", "answers", "interventions", "refinement"],
 )
 def test_every_command_line_is_one_that_the_program_takes(
     stages: list[PipelineStage], entries: dict[str, Entry], program: str, monkeypatch: pytest.MonkeyPatch
@@ -274,6 +276,7 @@ DONE = {
     "rival": ["csr.baselines.cbm:cbm_shared", "csr.baselines.black_box:black_box"],
     "ablation": ["robust", "no_absence"],
     "missing_labels": ["50", "90"],
+    "answers": ["csr_robust", "cbm_shared"],
     "interventions": ["csr_robust"],
     "refinement": ["csr_robust"],
 }
@@ -293,7 +296,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         params = common.load_comparison()
-        for stage in (shared_backbone, csr, rival, ablation, missing_labels, interventions, refinement):
+        for stage in (shared_backbone, csr, rival, ablation, missing_labels, answers, interventions, refinement):
             for name in DONE[stage.__name__.rpartition(".")[2]]:
                 stage.run(name, 0, params)
         report.main()
@@ -404,6 +407,17 @@ def test_the_least_that_a_perfect_reader_changes_is_what_the_curves_say(workplac
         assert end == f"{change[-1]:+.4f}"
 
 
+def test_answers_are_on_record_of_csr_and_of_a_cbm(workplace: Path) -> None:
+    report = (workplace / "reports/comparison.md").read_text()
+    for name, title in (("csr_robust", "CSR"), ("cbm_shared", "CBM on CSR's stage 1")):
+        table = pd.read_csv(workplace / f"reports/comparison/answers/{name}-0.csv")
+        assert set(table["policy"]) == {"effect", "random"} and set(table["trigger"]) == {"all", "uncertain"}
+        assert sorted(set(table["budget"])) == list(range(6)) and sorted(set(table["error"])) == [0, 0.1, 0.2, 0.3]
+        start = table[table["budget"] == 0]
+        assert start["macro_f1"].nunique() == 1 and (start[["answers", "seconds"]] == 0).all(axis=None)
+        assert f"| {title} | effect | 0% | {start['macro_f1'].iloc[0]:.3f}" in report
+
+
 def test_interventions_are_told_apart_by_kind_of_reader(workplace: Path) -> None:
     with (workplace / "reports/comparison/interventions/csr_robust-0.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -426,6 +440,7 @@ def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
         "What the paper reports",
         "Ablation",
         "Missing concept labels",
+        "Questions and answers",
         "Interaction",
         "Atlas refinement",
     ]

@@ -98,7 +98,7 @@ def test_a_preset_of_ones_own_is_a_file_more(tmp_path: Path) -> None:
         ("head:", "haed:", "bold.yaml: unknown key 'haed'; did you mean 'head'"),
         ("floor: zero", "floor: none", "bold.yaml: head.floor: Input should be"),
         ("sharpness: 1.0", "sharpness: soft", "bold.yaml: concepts.model.sharpness: Input should be a valid number"),
-        ("export:\n  alpha: 0.2\n  rejection: zero\n", "", "bold.yaml: has no section 'export'"),
+        ("export:\n  rejection: zero\n", "", "bold.yaml: has no section 'export'"),
         ("head:", "data: {side: 64}\nhead:", "bold.yaml: data: a preset holds concepts, prototypes, head, export only"),
         ("concepts:", "concepts: [", "bold.yaml: is not YAML"),
     ],

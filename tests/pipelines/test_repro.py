@@ -100,7 +100,7 @@ def replace(old: str, new: str) -> Callable[[str], str]:
         ("params.yaml", replace("stride: 8", "stride: 16"), {"data_report", "concepts"}),
         ("csr/data/report.py", append("# edited\n"), {"data_report"}),
         ("csr/training/selection.py", append("# edited\n"), {"prototypes"}),
-        ("csr/interaction/alpha.py", append("# edited\n"), {"head"}),
+        ("csr/training/temperature.py", append("# edited\n"), {"head"}),
         ("csr/errors.py", append("# edited\n"), set()),
     ],
 )
