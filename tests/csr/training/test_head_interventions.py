@@ -88,7 +88,7 @@ def leaky(train: int = 400, test: int = 200) -> tuple[Collection, FeatureCache, 
     return collection, FeatureCache(features.astype(np.float16), np.zeros((total, 2, 2, 2), np.float32)), model
 
 
-STAGE3 = HeadConfig(epochs=20, batch_size=60, least_usage=0.0, reader_error=0.0)
+STAGE3 = HeadConfig(epochs=20, batch_size=60, least_usage=0.0, interventions=0.0, reader_error=0.0)
 
 
 def trained(config: HeadConfig) -> Reasoner:
