@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from csr.data.phantom.devices import DEVICES
 from csr.data.phantom.plan import CLASSES, CONCEPTS, PhantomConfig, draw_plan
 from csr.data.phantom.render import Renderer, Rendering
 from csr.data.prepared import PreparedWriter
@@ -23,15 +24,19 @@ def _start_worker(config: PhantomConfig, side: int) -> None:
     _renderer = Renderer(config, side)
 
 
-def _render_packed(row: int, present: np.ndarray, marker: bool) -> tuple[Rendering, list[np.ndarray]]:
-    rendering = _renderer(row, present, marker)
+def _render_packed(
+    row: int, present: np.ndarray, marker: bool, devices: list[str]
+) -> tuple[Rendering, list[np.ndarray]]:
+    rendering = _renderer(row, present, marker, devices)
     packed = [np.packbits(finding.mask) for finding in rendering.findings]
     return rendering, packed
 
 
 def _render_all(config: PhantomConfig, side: int, plan: pd.DataFrame, workers: int) -> Iterator:
     present = plan[[f"concept:{name}" for name in CONCEPTS]].to_numpy(np.int8)
-    jobs = (range(len(plan)), present, plan["marker"].to_numpy(bool))
+    tied = [name for name in DEVICES if f"device:{name}" in plan]
+    devices = [[name for name in tied if study[f"device:{name}"]] for study in plan.to_dict("records")]
+    jobs = (range(len(plan)), present, plan["marker"].to_numpy(bool), devices)
     if workers <= 1:
         _start_worker(config, side)
         yield from map(_render_packed, *jobs)

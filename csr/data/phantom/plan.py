@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from csr.data.phantom.devices import DEVICES
+
 CONCEPTS = (
     "nodule",
     "mass",
@@ -74,6 +76,8 @@ class PhantomConfig:
         shortcut_target: the diagnosis, or ``concept:<name>``, that the site marker goes with.
         shortcut_strength: s in P(marker | target) = (1 + s) / 2 and P(marker | other) = (1 - s) / 2. In the
             ``shifted`` half the marker keeps its overall rate but is independent of everything else.
+        devices: the same strength for devices inside the body, each of which goes with a finding
+            (`csr.data.phantom.devices`); in the ``shifted`` half they too are independent. None: there are none.
         seed: same seed, same bytes.
     """
 
@@ -85,6 +89,7 @@ class PhantomConfig:
     label_noise: float = 0.03
     shortcut_target: str = "tuberculosis"
     shortcut_strength: float = 0.9
+    devices: float | None = None
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -96,6 +101,7 @@ class PhantomConfig:
             ("contrast", self.contrast, 10.0),
             ("label_noise", self.label_noise, 1.0),
             ("shortcut_strength", self.shortcut_strength, 1.0),
+            ("devices", self.devices or 0.0, 1.0),
         ):
             if not 0 <= value <= top:
                 raise ValueError(f"data.phantom.{name}: {value} is outside 0..{top}")
@@ -113,7 +119,8 @@ def diagnose(concepts: np.ndarray) -> np.ndarray:
 def draw_plan(config: PhantomConfig) -> pd.DataFrame:
     """Draws the studies table: one row a study, in split order train, val, test iid, test shifted.
 
-    Columns: ``study_id, image, split, part, label, patient_id, site, marker`` and ``concept:<name>``.
+    Columns: ``study_id, image, split, part, label, patient_id, site, marker`` and ``concept:<name>``; with devices also
+    ``device:<concept that it goes with>``.
     """
     rng = np.random.default_rng([config.seed, 0])
     parts = [("train", "train", config.train), ("val", "val", config.val)]
@@ -143,6 +150,11 @@ def draw_plan(config: PhantomConfig) -> pd.DataFrame:
     )
     for k, name in enumerate(CONCEPTS):
         table[f"concept:{name}"] = concepts[:, k].astype(np.float32)
+    if config.devices is not None:
+        rng = np.random.default_rng([config.seed, 3])  # its own, so that all else is as it is without devices
+        for name in DEVICES:
+            own = concepts[:, CONCEPTS.index(name)] == 1
+            table[f"device:{name}"] = _tied(rng, own, config.devices, part == "shifted").astype(np.int8)
     return table
 
 
@@ -168,6 +180,11 @@ def _draw_marker(
 ) -> np.ndarray:
     kind, _, name = config.shortcut_target.rpartition(":")
     target = concepts[:, CONCEPTS.index(name)] == 1 if kind else label == CLASSES.index(name)
-    tied = np.where(target, (1 + config.shortcut_strength) / 2, (1 - config.shortcut_strength) / 2)
+    return _tied(rng, target, config.shortcut_strength, shifted)
+
+
+def _tied(rng: np.random.Generator, target: np.ndarray, strength: float, shifted: np.ndarray) -> np.ndarray:
+    """Where something is that goes with a target, and in the shifted studies with nothing; n bool each."""
+    tied = np.where(target, (1 + strength) / 2, (1 - strength) / 2)
     chance = np.where(shifted, tied[~shifted].mean(), tied)
-    return rng.random(len(label)) < chance
+    return rng.random(len(target)) < chance

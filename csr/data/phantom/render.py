@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
 from csr.data.phantom.anatomy import NoiseBank, build_body, draw_habitus
+from csr.data.phantom.devices import DEVICES
 from csr.data.phantom.findings import Instance, paint
 from csr.data.phantom.plan import CONCEPTS, PhantomConfig
 
@@ -35,8 +37,9 @@ class Renderer:
         self._side = side
         self._bank = NoiseBank(side, config.seed)
 
-    def __call__(self, row: int, present: np.ndarray, marker: bool) -> Rendering:
-        """Renders study ``row`` with the concepts whose entry in ``present`` (K of 0/1) is 1."""
+    def __call__(self, row: int, present: np.ndarray, marker: bool, devices: Sequence[str] = ()) -> Rendering:
+        """Renders study ``row`` with the concepts whose entry in ``present`` (K of 0/1) is 1, and with the devices that
+        go with the named concepts."""
         rng = np.random.default_rng([self._config.seed, 2, row])
         names = [name for name, here in zip(CONCEPTS, present, strict=True) if here]
         body = build_body(draw_habitus(rng, "cardiomegaly" in names), self._bank.lines(rng))
@@ -45,6 +48,9 @@ class Renderer:
             added, instances = paint(name, body, rng, self._bank, self._config.contrast)
             attenuation += added
             findings += instances
+        own = np.random.default_rng([self._config.seed, 4, row])  # so that all else is as it is without devices
+        for name in devices:
+            attenuation += DEVICES[name](body, own).astype(np.float32)
         marker_box = _stamp_marker(attenuation, rng) if marker else None
         return Rendering(_expose(attenuation, rng), findings, marker_box)
 
