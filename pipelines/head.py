@@ -34,7 +34,7 @@ def fit(prepared: str, features: str, stages: Stages, config: HeadConfig, callba
     """What the worker runs."""
     data, cache = PreparedSet.open(Path(prepared)), FeatureCache.open(Path(features))
     collection, prototypes = data.collection, prototype_model_from_checkpoint(stages.prototypes)
-    reasoner = train_head(collection, cache, prototypes, config, callbacks)
+    reasoner = train_head(collection, cache, prototypes, config, callbacks, side=data.side)
     concepts = concept_model_from_checkpoint(stages.concepts)
     csr = TrainedCSR(concepts, prototypes, reasoner, collection.concepts, collection.classes)
     calibrate_temperature(data, cache, csr)

@@ -61,7 +61,8 @@ def train_csr(context: ExperimentContext, recipe: Recipe) -> CSRSystem:
     shared, collection, seed = context.shared_backbone, context.data.collection, context.config.seed
     stage2, stage3 = replace(recipe.prototypes, seed=seed), replace(recipe.head, seed=seed)
     prototypes = train_prototypes(collection, shared.cache, stage2, context.callbacks)
-    reasoner = train_head(collection, shared.cache, prototypes, stage3, context.callbacks)
+    side = context.data.side
+    reasoner = train_head(collection, shared.cache, prototypes, stage3, context.callbacks, side=side)
     csr = TrainedCSR(shared.model, prototypes, reasoner, collection.concepts, collection.classes)
     calibrate_temperature(context.data, shared.cache, csr)
     return CSRSystem(csr).to(device()).eval()

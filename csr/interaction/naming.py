@@ -41,9 +41,13 @@ class BoxNaming:
             concept_maps: K×h×w, without interaction.
             box: in pixels of the side×side input; its kind and concept do not matter.
         """
-        logits = self.weights @ ((box_features(concept_maps, box, side) - self.mean) / self.scale) + self.bias
-        likely = np.exp(logits - logits.max())
-        return likely / likely.sum()
+        return self.by_features(box_features(concept_maps, box, side))
+
+    def by_features(self, features: np.ndarray) -> np.ndarray:
+        """…×F of `box_features` → …×K with sum 1."""
+        logits = ((features - self.mean) / self.scale) @ self.weights.T + self.bias
+        likely = np.exp(logits - logits.max(-1, keepdims=True))
+        return likely / likely.sum(-1, keepdims=True)
 
     def doubts(self, concept: int, probabilities: np.ndarray) -> bool:
         """Whether a name is questioned; never that of a concept without validation boxes, of which nothing is known."""

@@ -91,7 +91,8 @@ def retrain_head(
     """Trains the head anew on the prototypes that are left. Pruned ones score as if absent, a constant, so the bias
     can say what they say and the new head gives them no weight. It is calibrated anew too."""
     alive = refined.reasoner.alive
-    reasoner = train_head(data.collection, cache, refined.prototype_model, config, callbacks, alive=alive)
+    model = refined.prototype_model
+    reasoner = train_head(data.collection, cache, model, config, callbacks, alive=alive, side=data.side)
     retrained = refined.with_reasoner(reasoner)
     calibrate_temperature(data, cache, retrained)
     return retrained

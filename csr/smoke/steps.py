@@ -27,8 +27,8 @@ from csr.comparison.training import run_system
 from csr.data.phantom import PhantomConfig, generate
 from csr.data.prepared import PreparedSet
 from csr.evaluation.evaluate import evaluate_predictions
+from csr.interaction.answering import AnswerableCSR, AnswerConfig, answer_curves, findings_of, most_alike
 from csr.interaction.corrections import Interaction, RegionBox, interaction_tensors
-from csr.interaction.curves import InterventionConfig, intervention_curves
 from csr.interaction.review import prune, retrain_head, review
 from csr.network.checkpoint import Checkpoint
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
@@ -51,7 +51,7 @@ LETTER = Recipe(
     PrototypeConfig(per_concept=20, standardise=False, gamma=1000.0, absence=0.0, agreement=0.0, epochs=2),
     HeadConfig(clip=False, floor="zero", least_usage=0.0, epochs=5),
 )
-CURVES = InterventionConfig(budget=3, errors=(0.0,), orders=("uncertainty",), rejections=("absent",))
+CURVES = AnswerConfig(("keys", "findings", "regions"), ("worthwhile",), (0.0,), budget=3, least_effect=0.0)
 ENCODED = 64  # images at once
 OURS = "csr_robust"  # which the stages are
 
@@ -175,7 +175,7 @@ class Walk:
 
     def train_head(self) -> Outcome:
         collection, model = self.data.collection, prototype_model_from_checkpoint(self.stage2)
-        reasoner = train_head(collection, self.cache, model, STAGE3, SilentCallbacks())
+        reasoner = train_head(collection, self.cache, model, STAGE3, SilentCallbacks(), side=self.data.side)
         csr = TrainedCSR(self._concept_model(), model, reasoner, collection.concepts, collection.classes)
         calibrate_temperature(self.data, self.cache, csr)
         self.stage3 = csr.to_checkpoint()
@@ -187,8 +187,11 @@ class Walk:
         return Outcome(f"macro F1 {report['macro_f1']:.3f}, pointing game {report['pointing_game']['pair']:.3f}")
 
     def correct(self) -> Outcome:
-        table = intervention_curves(self.data, self.cache, self._csr(), CURVES)
-        last = table[(table["mode"] == "both") & (table["trigger"] == "all") & (table["budget"] == CURVES.budget)]
+        rows = self.data.collection.rows("test")
+        findings = findings_of(self.data, rows, most_alike(self.data, self.cache))
+        model = AnswerableCSR(self.cache, self._csr(), rows, self.data.side)
+        table, _ = answer_curves(model, self.data.collection, rows, findings, CURVES)
+        last = table[(table["tool"] == "keys") & (table["trigger"] == "all") & (table["budget"] == CURVES.budget)]
         return Outcome(f"{last['fixed'].sum()} of {2 * self._size.test} answers mended, {last['broken'].sum()} broken")
 
     def refine(self) -> Outcome:

@@ -14,15 +14,19 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from csr.data.records import Collection, check_concept_labels
+from csr.errors import ConfigError
 from csr.evaluation.metrics import decide, macro_f1, mean_auroc
 from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Floor, Reasoner, concept_evidence
 from csr.training.callbacks import Callbacks
 from csr.training.class_losses import class_loss
 from csr.training.features import FeatureCache
+from csr.training.interventions import boxed_scores, draw_answers
 from csr.training.loop import Task, fit
 from csr.training.prototypes import all_positive_vectors, usage
 from csr.training.runtime import device, seed_everything, seeds
+
+VIEWS = 4  # readers whose boxes a training image is seen under
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class HeadConfig:
             make of answers (as IntCEM does, Espinosa Zarlenga et al. 2023): of an answered image each known concept
             is confirmed or rejected with a chance that is drawn anew for the image, uniformly from 0 to 1.
         reader_error: share of those answers that are wrong.
+        boxes: chance that a training image is seen under a simulated reader's focus or ignore boxes, drawn from those of
+            its findings: where they should be, moved by half their size, or elsewhere.
         weight_decay: L2 on the head's weights.
     """
 
@@ -52,6 +58,7 @@ class HeadConfig:
     concept_dropout: float = 0.0
     interventions: float = 1.0
     reader_error: float = 0.0
+    boxes: float = 0.0
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.02
@@ -66,6 +73,7 @@ def train_head(
     config: HeadConfig,
     callbacks: Callbacks,
     alive: Tensor | None = None,
+    side: int | None = None,
 ) -> Reasoner:
     """Builds the reasoner from stage 2's prototypes and trains its head on split ``train``.
 
@@ -75,8 +83,10 @@ def train_head(
 
     Args:
         alive: K×M, 0 where a prototype has been pruned, if any has.
+        side: of the square that the collection's boxes are in pixels of; needed where ``config.boxes`` is not 0.
 
     Raises:
+        ConfigError: ``config.boxes`` without ``side``.
         DataError: a concept that no training image is known to show, or to lack.
         TrainingError: the loss became NaN or infinite.
     """
@@ -112,11 +122,22 @@ def train_head(
             {"epoch": 0, "val_concept_auroc": mean_auroc(concept_labels[val], evidence)}, reasoner.state_dict
         )
         return reasoner
+    views = None
+    if config.boxes:
+        if side is None:
+            raise ConfigError("head.boxes: boxes are in pixels of a square whose side was not given")
+        rng = np.random.default_rng(seeds(config.seed, "head"))
+        views = reasoner.mask_pruned(boxed_scores(reasoner, model, cache, collection, train, side, VIEWS, rng))
     position = torch.full((len(truth),), -1, device=place)
     position[train] = torch.arange(len(train), device=place)
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
-        scores = drop_concepts(reasoner, train_scores[position[rows]], config.concept_dropout)
+        scores = train_scores[position[rows]]
+        if views is not None:
+            boxed = torch.rand(len(rows), device=place) < config.boxes
+            drawn = views[position[rows], torch.randint(VIEWS, (len(rows),), device=place)]
+            scores = torch.where(boxed[:, None, None], drawn, scores)
+        scores = drop_concepts(reasoner, scores, config.concept_dropout)
         if config.interventions:
             answers = draw_answers(labels[rows], config.interventions, config.reader_error)
             scores = reasoner.answered(scores, answers)
@@ -156,15 +177,6 @@ def drop_concepts(reasoner: Reasoner, scores: Tensor, chance: float) -> Tensor:
         return scores
     drawn = torch.rand(scores.shape[:2], device=scores.device)
     return torch.where((drawn < chance)[..., None], reasoner.absent_scores, scores)
-
-
-def draw_answers(labels: Tensor, share: float, error: float) -> Tensor:
-    """What a simulated reader says of some of B×K labels (1, 0 or NaN): 1 confirmed, −1 rejected, 0 not asked."""
-    place = labels.device
-    chance = torch.rand(len(labels), 1, device=place) * (torch.rand(len(labels), 1, device=place) < share)
-    asked = (torch.rand(labels.shape, device=place) < chance) & ~labels.isnan()
-    wrong = torch.rand(labels.shape, device=place) < error
-    return asked * (2 * labels.nan_to_num(0) - 1) * (1 - 2 * wrong.float())
 
 
 def _used(collection: Collection, cache: FeatureCache, model: PrototypeModel, alive: Tensor, least: float) -> Tensor:

@@ -69,7 +69,7 @@ def train(data: PreparedSet, config: TrainingConfig | None = None, callbacks: Ca
         compute_features(concept_model, data, Path(folder), callbacks)
         cache = FeatureCache.open(Path(folder))
         prototype_model = train_prototypes(collection, cache, config.prototypes, callbacks)
-        reasoner = train_head(collection, cache, prototype_model, config.head, callbacks)
+        reasoner = train_head(collection, cache, prototype_model, config.head, callbacks, side=data.side)
         csr = TrainedCSR(concept_model, prototype_model, reasoner, collection.concepts, collection.classes)
         calibrate_temperature(data, cache, csr)
     return csr.eval()

@@ -29,6 +29,7 @@ BUILD = Path("build/comparison")
 SHARED_BACKBONES_FOLDER = BUILD / "shared_backbones"
 PREDICTIONS_FOLDER = BUILD / "predictions"
 SYSTEMS_FOLDER = BUILD / "systems"
+DECISIONS_FOLDER = BUILD / "decisions"  # of every study after replies
 PRESET = "robust"  # of what all systems have in common; `preset` of params.yaml is for the default pipeline
 
 

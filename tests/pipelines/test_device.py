@@ -14,8 +14,8 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
-
 from csr.interaction.curves import InterventionConfig
+
 from csr.training.runtime import use_device
 from pipelines.atlas import atlas
 from pipelines.comparison import ablation, csr, interventions, missing_labels, refinement, report, shared_backbone

@@ -15,6 +15,7 @@ import pytest
 from csr.data.phantom import CLASSES, CONCEPTS, PhantomConfig, diagnose, draw_plan, generate
 from csr.data.phantom import render as rendering
 from csr.data.phantom.anatomy import NoiseBank
+from csr.data.phantom.devices import DEVICES
 from csr.data.phantom.plan import _TENDENCY, RULE_THRESHOLD, RULE_WEIGHTS
 from csr.data.phantom.render import Renderer
 from csr.data.prepared import PreparedSet
@@ -354,6 +355,70 @@ def test_the_shifted_half_differs_in_nothing_but_the_marker(plan):
     np.testing.assert_allclose(*shares, atol=0.05)
 
 
+# devices that go with findings
+
+DEVICED = replace(LARGE, devices=0.8)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_device_goes_with_its_finding_everywhere_but_in_the_shifted_half(name):
+    plan = draw_plan(DEVICED)
+    device, finding = plan[f"device:{name}"] == 1, plan[f"concept:{name}"] == 1
+    for part in ("train", "val", "iid"):
+        own = plan["part"] == part
+        assert device[own & finding].mean() == pytest.approx(0.9, abs=0.04)
+        assert device[own & ~finding].mean() == pytest.approx(0.1, abs=0.03)
+    own = plan["part"] == "shifted"
+    assert device[own & finding].mean() == pytest.approx(device[own & ~finding].mean(), abs=0.06)
+    assert device[own].mean() == pytest.approx(device[plan["part"] == "train"].mean(), abs=0.03)
+
+
+def test_without_devices_everything_else_is_the_same():
+    plain, deviced = draw_plan(LARGE), draw_plan(DEVICED)
+    pd.testing.assert_frame_equal(plain, deviced[list(plain)])
+    assert [name for name in deviced if name not in plain] == [f"device:{name}" for name in DEVICES]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_device_can_be_seen_and_hardly_ever_lies_on_its_finding(name):
+    renderer, outside, brightened = Renderer(SMALL, 128), [], []
+    present = np.array([int(each == name) for each in CONCEPTS])
+    for row in range(25):
+        body, own = captured_body(renderer, row, present), np.random.default_rng(row)
+        device = DEVICES[name](body, own)
+        assert device.max() > 0
+        findings = renderer(row, present, False).findings
+        mask = np.logical_or.reduce([each.mask for each in findings])
+        outside.append((device[~mask] > 0).sum() / (device > 0).sum())
+        with_it, without = (renderer(row, present, False, names).pixels.astype(int) for names in ([name], []))
+        brightened.append(np.abs(with_it - without).max())
+    assert np.mean(outside) > 0.9
+    assert np.mean(np.array(brightened) > 20) > 0.8
+
+
+def captured_body(renderer: Renderer, row: int, present: np.ndarray):
+    bodies = []
+    build = rendering.build_body
+
+    def spy(*arguments):
+        bodies.append(build(*arguments))
+        return bodies[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rendering, "build_body", spy)
+        renderer(row, present, False)
+    return bodies[0]
+
+
+def test_devices_are_drawn_where_the_table_says(tmp_path):
+    generate(replace(SMALL, devices=0.9), SIDE, tmp_path / "set")
+    generate(SMALL, SIDE, tmp_path / "plain")
+    deviced, plain = PreparedSet.open(tmp_path / "set"), PreparedSet.open(tmp_path / "plain")
+    there = deviced.collection.studies[[f"device:{name}" for name in DEVICES]].to_numpy().any(1)
+    differs = (np.asarray(deviced.images) != np.asarray(plain.images)).any((1, 2, 3))
+    np.testing.assert_array_equal(there, differs)
+
+
 # what is refused
 
 
@@ -363,6 +428,7 @@ def test_the_shifted_half_differs_in_nothing_but_the_marker(plan):
         ({"shortcut_target": "flu"}, "shortcut_target"),
         ({"shortcut_target": "concept:flu"}, "shortcut_target"),
         ({"shortcut_strength": 1.1}, "shortcut_strength"),
+        ({"devices": 1.1}, "devices"),
         ({"label_noise": -0.1}, "label_noise"),
         ({"prevalence": 3.0}, "prevalence"),
         ({"contrast": -1.0}, "contrast"),

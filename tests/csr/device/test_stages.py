@@ -17,8 +17,7 @@ from csr.bundle.atlas import Atlas, build_atlas
 from csr.bundle.runtime import GOLDEN_TOLERANCE, BundleRunner
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
 from csr.data.text_concepts import TextConcept, TextConceptConfig, concept_directions, concept_scores, load_encoder
-from csr.interaction.answering import AnswerableCSR, AnswerConfig, answer_curves
-from csr.interaction.curves import InterventionConfig, intervention_curves
+from csr.interaction.answering import AnswerableCSR, AnswerConfig, answer_curves, findings_of, most_alike
 from csr.interaction.naming_fit import fit_naming
 from csr.interaction.review import prune, retrain_head, review
 from csr.network.checkpoint import Checkpoint
@@ -39,7 +38,7 @@ from tests.csr.device.conftest import STAGE1, STAGE2, STAGE3, Stages
 from tests.csr.synthetic import with_labels
 from tests.csr.toy_encoder import SHAPES, make_shapes
 
-CURVES = InterventionConfig(budget=2, errors=(0.0, 0.3))
+CURVES = AnswerConfig(("keys", "findings", "questioned", "regions"), errors=(0.0, 0.3), budget=2, least_effect=0.0)
 
 
 def same_weights(state: Checkpoint, expected: Checkpoint) -> None:
@@ -67,7 +66,10 @@ def predictions(stages: Stages):
 
 
 def curves(stages: Stages) -> pd.DataFrame:
-    return intervention_curves(stages.data, stages.cache, stages.csr(), CURVES)
+    data, csr, rows = stages.data, stages.csr().to(device()).eval(), stages.data.collection.rows("test")
+    model = AnswerableCSR(stages.cache, csr, rows, data.side, naming=fit_naming(data, stages.cache, csr))
+    findings = findings_of(data, rows, most_alike(data, stages.cache))
+    return answer_curves(model, data.collection, rows, findings, CURVES)[0]
 
 
 def refined(stages: Stages) -> tuple[pd.DataFrame, Checkpoint]:
@@ -214,10 +216,10 @@ def test_prediction(stages, accelerator):
         np.testing.assert_array_equal(getattr(claimed, name), getattr(expected, name))
 
 
-def test_interaction_curves(stages, accelerator):
+def test_curves_of_answers(stages, accelerator):
     claimed, expected = both(accelerator, lambda: curves(stages))
     pd.testing.assert_frame_equal(claimed, expected, check_exact=True)
-    assert expected["interactions"].max() > 0
+    assert (expected.groupby("tool")["replies"].max() > 0).all()
 
 
 def test_refinement(stages, accelerator):
@@ -254,17 +256,6 @@ def test_text_concepts(toy_checkpoint, accelerator):
     before = accelerator.operations
     np.testing.assert_array_equal(claimed, scores(None))
     assert accelerator.operations == before > 0
-
-
-def test_curves_of_answers(stages, accelerator):
-    collection, config = stages.data.collection, AnswerConfig(budget=2, errors=(0.0, 0.3))
-    rows = collection.rows("test")
-
-    def curves_of_answers() -> pd.DataFrame:
-        return answer_curves(AnswerableCSR(stages.cache, stages.csr(), rows), collection, rows, config)
-
-    claimed, expected = both(accelerator, curves_of_answers)
-    pd.testing.assert_frame_equal(claimed, expected, check_exact=True)
 
 
 def test_naming_of_boxes(stages, accelerator):

@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from csr.data.records import BOX_COLUMNS, Collection
 from csr.evaluation.metrics import macro_f1
-from csr.interaction.answering import ANSWER_S, AnswerableCSR, AnswerConfig, answer_curves, effects, read
+from csr.interaction.answering import (
+    COSTS,
+    AnswerableCSR,
+    AnswerConfig,
+    Findings,
+    Reader,
+    answer_curves,
+    decision_key,
+    effects,
+    most_alike,
+    read,
+)
+from csr.interaction.corrections import Interaction, RegionBox, interaction_tensors
 from csr.interaction.questions import entropy
 from csr.network.prototypes import PrototypeModel
 from tests.csr.synthetic import make_cache, make_collection, make_csr, make_reasoner
@@ -19,6 +31,7 @@ from tests.csr.synthetic import make_cache, make_collection, make_csr, make_reas
 CONCEPTS, CLASSES = ("a", "b", "idle"), ("neither", "only a", "only b", "both")
 CASES = settings(deadline=None, max_examples=30)
 POLICIES = pytest.mark.parametrize("policy", ["effect", "random"])
+SIDE = 48
 
 
 class Rule:
@@ -61,14 +74,28 @@ def make_case(studies: int = 80, multilabel: bool = False) -> tuple[Rule, Collec
 
 
 def one(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
-    for name, value in {"part": "iid", "policy": "effect", "error": 0.0, "trigger": "all", **wanted}.items():
+    default = {"part": "iid", "tool": "keys", "policy": "effect", "error": 0.0, "trigger": "all"}
+    for name, value in {**default, **wanted}.items():
         table = table[table[name] == value]
     return table.sort_values("budget")
 
 
-def said_by(model: Rule, labels: np.ndarray, policy: str, error: float, budget: int) -> np.ndarray:
+def shown(labels: np.ndarray, alike=(1, 0, 0)) -> Findings:
+    return Findings(labels, [{} for _ in labels], np.array(alike), SIDE)
+
+
+def curves_of(model: Rule, collection: Collection, rows: np.ndarray, config: AnswerConfig) -> pd.DataFrame:
+    return answer_curves(model, collection, rows, shown(collection.concept_labels()[rows]), config)[0]
+
+
+def read_all(model: Rule, labels: np.ndarray, reader: Reader, config: AnswerConfig):
+    return read(model, shown(labels), reader, config, model.multilabel)
+
+
+def said_by(model: Rule, labels: np.ndarray, policy: str, error: float, budget: int, tool: str = "keys") -> np.ndarray:
     """n×K, all that a reader said by the end."""
-    read(model, labels, AnswerConfig(budget=budget), policy, error, model.multilabel)  # type: ignore[arg-type]
+    reader = Reader(tool, policy, error)  # type: ignore[arg-type]
+    read_all(model, labels, reader, AnswerConfig(budget=budget, least_effect=0.0))
     return model.asked[-1]
 
 
@@ -82,7 +109,7 @@ def test_the_effects_are_those_of_asking_about_one_concept_at_a_time(multilabel,
     rng = np.random.default_rng(seed)
     model = Rule(rng.random((5, 3)), multilabel)
     answers = rng.integers(-1, 2, (5, 3)).astype(float)
-    found = effects(model, answers, multilabel)
+    found = effects(model.ask, answers, model.likely, multilabel)
     for n, k in zip(*np.nonzero(answers == 0), strict=True):
         told = 0.0
         for said, chance in ((1, model.likely[n, k]), (-1, 1 - model.likely[n, k])):
@@ -98,7 +125,7 @@ def test_the_most_telling_question_comes_first_and_none_comes_twice():
     likely, labels = np.array([[0.9, 0.5, 0.5], [0.45, 0.99, 0.5]]), np.array([[1.0, 0, 1], [0, 1, 0]])
     assert said_by(Rule(likely), labels, "effect", 0.0, 1).tolist() == [[0, -1, 0], [-1, 0, 0]]
     assert said_by(Rule(likely), labels, "effect", 0.0, 2).tolist() == [[1, -1, 0], [-1, 1, 0]]
-    _, used = read(Rule(likely), labels, AnswerConfig(budget=2), "effect", 0.0, False)
+    _, used, _ = read_all(Rule(likely), labels, Reader(), AnswerConfig(budget=2))
     assert used.tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
@@ -125,23 +152,24 @@ def test_a_concept_whose_label_is_unknown_is_not_asked_about(policy):
     labels[:10] = np.nan
     said = said_by(model, labels, policy, 0.2, 3)
     assert not said[np.isnan(labels)].any()
-    _, used = read(model, labels, AnswerConfig(budget=3), policy, 0.2, False)
+    _, used, _ = read_all(model, labels, Reader("keys", policy, 0.2), AnswerConfig(budget=3))
     assert not used[:, :10].any()
     assert (used[-1] == np.abs(said).sum(1)).all() and used[-1, 10:].all()
 
 
-def test_no_question_is_asked_that_is_worth_less_than_the_least_effect_but_chance_asks_on():
+def test_no_question_is_asked_that_is_worth_less_than_the_least_effect_where_that_counts():
     model, collection, _ = make_case()
     labels = collection.concept_labels()
-    first = effects(model, np.zeros((80, 3)), False).max(1)
+    first = effects(model.ask, np.zeros((80, 3)), model.likely, False).max(1)
     least = float(np.median(first))
-    _, used = read(model, labels, AnswerConfig(budget=3, least_effect=least), "effect", 0.0, False)
+    _, used, _ = read_all(model, labels, Reader(policy="worthwhile"), AnswerConfig(budget=3, least_effect=least))
     np.testing.assert_array_equal(used[1] == 1, first >= least)
     assert 0 < used[1].sum() < 80
-    _, used = read(model, labels, AnswerConfig(budget=3, least_effect=99.0), "effect", 0.0, False)
+    _, used, _ = read_all(model, labels, Reader(policy="worthwhile"), AnswerConfig(budget=3, least_effect=99.0))
     assert not used.any()
-    _, used = read(model, labels, AnswerConfig(budget=4, least_effect=99.0), "random", 0.0, False)
-    assert (used == np.array([0, 1, 2, 3, 3])[:, None]).all()
+    for policy in ("random", "effect"):
+        _, used, _ = read_all(model, labels, Reader(policy=policy), AnswerConfig(budget=4, least_effect=99.0))
+        assert (used == np.array([0, 1, 2, 3, 3])[:, None]).all()
 
 
 def test_at_random_every_concept_is_as_likely_to_be_asked_about_first():
@@ -179,7 +207,7 @@ def test_the_same_seed_says_the_same_and_another_something_else():
     tables = []
     for seed in (0, 0, 1):
         config = AnswerConfig(budget=2, errors=(0.3,), seed=seed)
-        tables.append(answer_curves(*make_case(), config))
+        tables.append(curves_of(*make_case(), config))
     pd.testing.assert_frame_equal(tables[0], tables[1])
     assert not tables[0].equals(tables[2])
 
@@ -188,7 +216,7 @@ def test_the_same_seed_says_the_same_and_another_something_else():
 
 
 def test_a_perfect_readers_answers_settle_the_class_and_never_harm():
-    table = answer_curves(*make_case(), AnswerConfig(budget=3, errors=(0.0,)))
+    table = curves_of(*make_case(), AnswerConfig(budget=3, errors=(0.0,)))
     for _, curve in table.groupby(["part", "policy", "trigger"]):
         figures = curve.sort_values("budget")["macro_f1"].to_numpy()
         assert figures[0] < 1 and (np.diff(figures) >= -1e-9).all()
@@ -199,8 +227,10 @@ def test_a_perfect_readers_answers_settle_the_class_and_never_harm():
 
 def test_the_figures_are_those_of_each_part():
     model, collection, rows = make_case()
-    table = answer_curves(model, collection, rows, AnswerConfig(budget=2, errors=(0.3,), margin=0.3))
-    probabilities, used = read(model, collection.concept_labels(), AnswerConfig(budget=2), "effect", 0.3, False)
+    config = AnswerConfig(budget=2, errors=(0.3,), margin=0.3)
+    findings = shown(collection.concept_labels())
+    table, decisions = answer_curves(model, collection, rows, findings, config)
+    probabilities, used, _ = read(model, findings, Reader(error=0.3), config, False)
     truth, top = collection.truth(), np.sort(probabilities[0], 1)
     uncertain = top[:, -1] - top[:, -2] < 0.3
     assert 0 < uncertain.mean() < 1
@@ -212,30 +242,33 @@ def test_the_figures_are_those_of_each_part():
             row = curve[curve["budget"] == budget].iloc[0]
             assert row["macro_f1"] == pytest.approx(macro_f1(truth[own], predicted, 4))
             assert row["accuracy"] == pytest.approx((predicted == truth[own]).mean())
-            assert row["answers"] == pytest.approx((used[budget] * touched)[own].mean())
-            assert row["seconds"] == pytest.approx(ANSWER_S * row["answers"])
+            np.testing.assert_array_equal(decisions[decision_key(Reader(error=0.3), trigger)][budget][own], predicted)
+            assert row["replies"] == pytest.approx((used[budget] * touched)[own].mean())
+            assert row["seconds"] == pytest.approx(COSTS["key"] * row["replies"])
+            before, right = probabilities[0].argmax(1)[own] == truth[own], predicted == truth[own]
+            assert (row["fixed"], row["broken"]) == ((right & ~before).sum(), (before & ~right).sum())
 
 
 def test_every_kind_of_reader_is_listed_and_each_curve_is_whole():
-    table = answer_curves(*make_case(), AnswerConfig(budget=2, errors=(0.0, 0.2)))
+    table = curves_of(*make_case(), AnswerConfig(budget=2, errors=(0.0, 0.2)))
     kinds = table.groupby(["part", "policy", "error", "trigger"]).size()
-    assert len(kinds) == 2 * 2 * 2 * 2
+    assert len(kinds) == 2 * 3 * 2 * 2
     assert (kinds == 3).all()
 
 
 def test_without_any_budget_the_curve_is_the_models_own_answer():
     model, collection, rows = make_case()
-    table = answer_curves(model, collection, rows, AnswerConfig(budget=0, errors=(0.0,)))
-    assert set(table["budget"]) == {0} and not table["answers"].any()
+    table = curves_of(model, collection, rows, AnswerConfig(budget=0, errors=(0.0,)))
+    assert set(table["budget"]) == {0} and not table["replies"].any()
     expected = macro_f1(collection.truth()[:40], model.ask(np.zeros((80, 3))).argmax(1)[:40], 4)
     assert set(one(table)["macro_f1"]) == {expected}
 
 
 def test_studies_with_several_classes_are_asked_about_as_well():
-    table = answer_curves(*make_case(multilabel=True), AnswerConfig(budget=2, errors=(0.0,)))
+    table = curves_of(*make_case(multilabel=True), AnswerConfig(budget=2, errors=(0.0,)))
     curve, asked = one(table), one(table, trigger="uncertain")
     assert curve["macro_f1"].iloc[0] < curve["macro_f1"].iloc[1] < curve["macro_f1"].iloc[2] == 1
-    assert 0 < asked["answers"].iloc[2] < curve["answers"].iloc[2]
+    assert 0 < asked["replies"].iloc[2] < curve["replies"].iloc[2]
 
 
 # a trained CSR
@@ -246,7 +279,7 @@ def test_a_csr_is_asked_what_its_reasoner_answers():
     cache, model, rows = make_cache(collection), PrototypeModel(6, 3, 4, 5, 1), collection.rows("test")
     reasoner = make_reasoner(4, clip=True, pruned=3, floor="absent")
     csr = make_csr(model, reasoner, collection).eval()
-    asked = AnswerableCSR(cache, csr, rows)
+    asked = AnswerableCSR(cache, csr, rows, SIDE)
     drawn = np.random.default_rng(0).integers(-1, 2, (3, len(rows), 3)).astype(float)
     with torch.no_grad():
         patches = csr.project(cache.batch(rows, csr.place)[0])
@@ -259,3 +292,92 @@ def test_a_csr_is_asked_what_its_reasoner_answers():
             expected = reasoner(patches, answers=torch.tensor(answers, dtype=torch.float32)).probabilities
             np.testing.assert_allclose(asked.ask(answers), expected, atol=1e-5)
             assert answers.any() == bool((expected - plain.probabilities).abs().max() > 1e-3)
+
+
+# boxes
+
+
+def test_a_wrong_box_bears_the_name_of_what_looks_alike_unless_that_was_spoken_of():
+    labels = np.array([[1.0, 0, 1], [0, 1, 0], [0, 0, 0]])
+    likely = np.array([[0.5, 0.9, 0.5], [0.9, 0.5, 0.5], [0.5, 0.9, 0.5]])
+    once = said_by(Rule(likely), labels, "effect", 1.0, 1, "findings")
+    assert once.tolist() == [[0, 1, 0], [1, 0, 0], [-1, 0, 0]]  # what is not there gets no box, and no wrong name
+    twice = said_by(Rule(likely), labels, "effect", 1.0, 2, "findings")
+    assert twice[:2].tolist() == [[1, 1, 0], [1, 1, 0]]
+    right = said_by(Rule(likely), labels, "effect", 0.0, 1, "findings")
+    assert right.tolist() == [[1, 0, 0], [0, 1, 0], [-1, 0, 0]]
+
+
+def test_a_box_with_a_name_costs_more_than_a_key():
+    labels = np.array([[1.0, 0, 1], [0, 0, 0]])
+    likely = np.array([[0.5, 0.9, 0.5], [0.5, 0.9, 0.5]])
+    _, used, seconds = read_all(Rule(likely), labels, Reader("findings"), AnswerConfig(budget=1))
+    assert used[1].tolist() == [1, 1] and seconds[1].tolist() == [COSTS["finding"], COSTS["key"]]
+
+
+def a_csr():
+    collection = make_collection()
+    cache, model, rows = make_cache(collection), PrototypeModel(6, 3, 4, 5, 1), collection.rows("test")
+    reasoner = make_reasoner(4, clip=True, floor="absent")
+    return cache, make_csr(model, reasoner, collection).eval(), rows
+
+
+def test_regions_weigh_the_scores_as_the_reasoner_does():
+    cache, csr, rows = a_csr()
+    asked = AnswerableCSR(cache, csr, rows, SIDE)
+    nothing = np.zeros((len(rows), 3))
+    boxes = [(), *[(RegionBox(2, 3, 20, 25), RegionBox(30, 30, 44, 40, "ignore"))] * (len(rows) - 1)]
+    found = asked.ask(nothing, boxes)
+    with torch.no_grad():
+        patches = csr.project(cache.batch(rows, csr.place)[0])
+        said = [Interaction(own) for own in boxes]
+        importance = interaction_tensors(said, csr.concepts, SIDE, *patches.shape[2:])["importance"]
+        expected = csr.reasoner(patches, torch.from_numpy(importance)).probabilities
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(asked.ask(nothing)[0], found[0], atol=1e-6)
+    assert np.abs(asked.ask(nothing) - found)[1:].max() > 1e-3
+
+
+def regions_of(labels: np.ndarray, boxes: list, error: float, budget: int = 3) -> tuple[np.ndarray, list, np.ndarray]:
+    """What a reader with boxes leaves behind: how often asked, the last boxes and the seconds."""
+    cache, csr, rows = a_csr()
+    drawn = []
+
+    class Watched(AnswerableCSR):
+        def ask(self, answers, boxes=None):
+            drawn.append(list(boxes))
+            return super().ask(answers, boxes)
+
+    model = Watched(cache, csr, rows[: len(labels)], SIDE)
+    findings = Findings(labels, boxes, np.array([1, 0, 0]), SIDE)
+    _, used, seconds = read(model, findings, Reader("regions", "effect", error), AnswerConfig(budget=budget), False)
+    return used, drawn[-1], seconds
+
+
+def test_a_reader_with_regions_outlines_every_finding_at_once_and_ignores_what_is_none():
+    labels = np.array([[1.0, 1, np.nan], [0, 0, 0]])
+    boxes = [{0: np.array([[4.0, 4, 20, 20]]), 1: np.array([[30.0, 30, 40, 44]])}, {}]
+    used, drawn, seconds = regions_of(labels, boxes, 0.0)
+    assert [(box.kind, box.x_min, box.y_max) for box in drawn[0]] == [("focus", 4, 20), ("focus", 30, 44)]
+    assert used[:, 0].tolist() == [0, 1, 1, 1] and seconds[-1, 0] == 2 * COSTS["region"]
+    assert {box.kind for box in drawn[1]} == {"ignore"} and len(drawn[1]) == 3  # one where each concept is seen
+    assert used[:, 1].tolist() == [0, 1, 2, 3]
+
+
+def test_a_careless_readers_regions_lie_half_their_size_away():
+    labels = np.array([[1.0, np.nan, np.nan]])
+    _, [(box,)], _ = regions_of(labels, [{0: np.array([[16.0, 12, 32, 36]])}], 1.0)
+    turned = np.array([box.x_min - 16, box.y_min - 12]) / np.array([8, 12])
+    assert np.hypot(*turned) == pytest.approx(1) and (box.x_max - box.x_min, box.y_max - box.y_min) == (16, 24)
+
+
+def test_what_is_a_finding_is_not_ignored():
+    labels = np.array([[0.0, np.nan, np.nan]])
+    used, drawn, seconds = regions_of(labels, [{2: np.array([[0.0, 0, SIDE, SIDE]])}], 0.0)
+    assert drawn == [()] and used[-1].tolist() == [1] and seconds[-1].tolist() == [COSTS["key"]]
+
+
+def test_the_most_alike_are_those_whose_vectors_point_the_same_way(tiny_run):
+    alike = most_alike(tiny_run.data, tiny_run.cache)
+    assert len(alike) == len(tiny_run.data.collection.concepts)
+    assert (alike != np.arange(len(alike))).all()

@@ -9,6 +9,7 @@ from math import log
 import numpy as np
 import pytest
 import torch
+from csr.interaction.curves import InterventionConfig, intervention_curves
 from scipy.special import expit
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -23,7 +24,6 @@ from csr.evaluation.calibration import abstain_threshold, expected_calibration_e
 from csr.evaluation.evaluate import evaluate_predictions
 from csr.evaluation.metrics import class_f1, correct, decide, macro_auroc, macro_f1
 from csr.interaction.corrections import decision_margin, wants_help
-from csr.interaction.curves import InterventionConfig, intervention_curves
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.reasoner import Reasoner
 from csr.network.trained import TrainedCSR
