@@ -47,8 +47,8 @@ class HeadConfig:
             make of answers (as IntCEM does, Espinosa Zarlenga et al. 2023): of an answered image each known concept
             is confirmed or rejected with a chance that is drawn anew for the image, uniformly from 0 to 1.
         reader_error: share of those answers that are wrong.
-        boxes: chance that a training image is seen under a simulated reader's focus or ignore boxes, drawn from those of
-            its findings: where they should be, moved by half their size, or elsewhere.
+        boxes: chance that a training image is seen under the focus or ignore boxes of a simulated reader: where its
+            findings say that they should be, moved by half their size, or elsewhere.
         weight_decay: L2 on the head's weights.
     """
 
