@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mlflow
 import networkx
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -30,10 +31,11 @@ from csr.errors import ConfigError
 from pipelines.comparison import (
     ablation,
     answers,
+    boxes,
     common,
     csr,
     fan_out,
-    interventions,
+    interaction_report,
     missing_labels,
     recipes,
     refinement,
@@ -154,18 +156,33 @@ def test_every_variant_is_in_the_ablation_with_the_foundation_it_rests_on(stages
         assert outputs(stage) == {f"reports/comparison/ablation/{name}-{seed}.json"}
 
 
-@pytest.mark.parametrize(("program", "endings"), [("interventions", ("csv",)), ("refinement", ("csv", "json"))])
-def test_both_presets_are_corrected_and_refined(
-    stages: list[PipelineStage], entries: dict[str, Entry], program: str, endings: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("program", "names", "written"),
+    [
+        (
+            "answers",
+            list(answers.BACKBONES),
+            ("reports/comparison/answers/{}.csv", "build/comparison/decisions/{}.npz"),
+        ),
+        ("boxes", ["csr_robust"], ("reports/comparison/boxes/{}.json",)),
+        (
+            "refinement",
+            ["csr_robust", "csr_paper"],
+            ("reports/comparison/refinement/{}.csv", "reports/comparison/refinement/{}.json"),
+        ),
+    ],
+)
+def test_what_readers_correct_rests_on_a_trained_system(
+    stages: list[PipelineStage], entries: dict[str, Entry], program: str, names: list[str], written: tuple[str, ...]
 ) -> None:
     found = commands(stages, program)
-    assert set(found) == expected(["csr_robust", "csr_paper"])
+    assert set(found) == expected(names)
     for (name, seed), stage in found.items():
         assert {each for each in files(stage) if each.startswith("build/")} == {
             f"build/comparison/shared_backbones/{entries[name].shared_backbone}-{seed}",
             f"build/comparison/systems/{name}-{seed}.pt",
         }
-        assert outputs(stage) == {f"reports/comparison/{program}/{name}-{seed}.{ending}" for ending in endings}
+        assert outputs(stage) == {each.format(f"{name}-{seed}") for each in written}
 
 
 def test_every_share_of_hidden_labels_is_trained_from_the_start(stages: list[PipelineStage]) -> None:
@@ -179,13 +196,17 @@ def test_every_share_of_hidden_labels_is_trained_from_the_start(stages: list[Pip
 
 def test_the_report_waits_for_everything_else(repo: Repo, stages: list[PipelineStage]) -> None:
     (last,) = (stage for stage in stages if stage.name == "report")
-    assert networkx.descendants(repo.index.graph, last) >= {stage for stage in stages if stage is not last}
+    reports = {stage for stage in stages if stage.name in ("report", "interaction_report")}
+    assert networkx.descendants(repo.index.graph, last) >= set(stages) - reports
     assert outputs(last) == {"reports/comparison.md", "reports/comparison.html"}
     assert last.cmd == "python -m pipelines.comparison.report"
 
 
 def test_a_new_seed_or_folder_changes_nothing_that_has_run(stages: list[PipelineStage]) -> None:
-    assert {stage.name for stage in stages if "comparison" in parameters(stage)} == {"report"}
+    assert {stage.name for stage in stages if "comparison" in parameters(stage)} == {
+        "report",
+        "interaction_report",
+    }
     for stage in stages:
         kind = stage.name.partition("@")[0]
         needed = {"shared_backbone": {"concepts"}, "ablation": {"prototypes", "head"}, "refinement": {"head"}}
@@ -218,7 +239,7 @@ def test_stages_run_side_by_side_after_what_they_wait_for(stages: list[PipelineS
     groups = [{name.partition("@")[0] for name in level} for level in levels]
     assert groups[0] == {"shared_backbone", "class_backbone", "cbm_joint", "missing_labels"}
     assert groups[1] >= {"csr", "cbm", "protopnet", "black_box", "ablation"}
-    assert groups[2:] == [{"answers", "interventions", "refinement"}, {"report"}]
+    assert groups[2:] == [{"answers", "boxes", "refinement"}, {"report", "interaction_report"}]
     assert sorted(name for level in levels for name in level) == sorted(stage.name for stage in stages)
 
 
@@ -235,7 +256,7 @@ def test_code_that_stages_depend_on_exists_and_bytecode_is_not_part_of_it(
 
 @pytest.mark.parametrize(
     "program",
-    ["shared_backbone", "csr", "rival", "ablation", "missing_labels", "answers", "interventions", "refinement"],
+    ["shared_backbone", "csr", "rival", "ablation", "missing_labels", "answers", "boxes", "refinement"],
 )
 def test_every_command_line_is_one_that_the_program_takes(
     stages: list[PipelineStage], entries: dict[str, Entry], program: str, monkeypatch: pytest.MonkeyPatch
@@ -277,7 +298,7 @@ DONE = {
     "ablation": ["robust", "no_absence"],
     "missing_labels": ["50", "90"],
     "answers": ["csr_robust", "cbm_shared"],
-    "interventions": ["csr_robust"],
+    "boxes": ["csr_robust"],
     "refinement": ["csr_robust"],
 }
 SYSTEMS = ["csr_robust", "cbm_shared", "black_box"]
@@ -296,10 +317,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         params = common.load_comparison()
-        for stage in (shared_backbone, csr, rival, ablation, missing_labels, answers, interventions, refinement):
+        for stage in (shared_backbone, csr, rival, ablation, missing_labels, answers, boxes, refinement):
             for name in DONE[stage.__name__.rpartition(".")[2]]:
                 stage.run(name, 0, params)
         report.main()
+        interaction_report.main()
         yield folder
 
 
@@ -313,7 +335,7 @@ def read(folder: Path, name: str) -> dict:
 
 
 def test_stages_write_what_dvc_is_told(workplace: Path, stages: list[PipelineStage]) -> None:
-    promised = {"reports/comparison.md", "reports/comparison.html"}
+    promised = {f"reports/comparison{kind}.{ending}" for kind in ("", "_interaction") for ending in ("md", "html")}
     for program, names in DONE.items():
         for name in names:
             promised |= outputs(commands(stages, program)[name.rpartition(":")[2], "0"])
@@ -386,46 +408,47 @@ def test_refinement_judges_before_masked_and_retrained(workplace: Path) -> None:
     assert before["macro_f1"] == pytest.approx(system_report["macro_f1"], abs=0.1)  # cached features are float16
 
 
-def test_the_least_that_a_perfect_reader_changes_is_what_the_curves_say(workplace: Path) -> None:
-    curves = pd.read_csv(workplace / "reports/comparison/interventions/csr_robust-0.csv", keep_default_na=False)
-    (section,) = report._interaction_section(workplace / "reports/comparison", [0])
-    table = section.tables[0]
-    assert table.title == "robust: readers who never err"
-    assert len(table.rows) == 2 * 2 * 5  # triggers, orders, kinds
-    for part, kind, trigger, order, least, _, least_seed, end in table.rows:
-        mode, _, rejection = kind.partition(", ")
-        own = curves[
-            (curves["part"] == part)
-            & (curves["mode"].map(report.MODES) == mode)
-            & (curves["rejection"] == (rejection or "none"))
-            & (curves["trigger"] == trigger)
-            & (curves["order"] == order)
-            & (curves["error"] == 0)
-        ].sort_values("budget")
-        change = own["macro_f1"].to_numpy()[1:] - own["macro_f1"].to_numpy()[0]
-        assert least == least_seed == f"{change.min():+.4f}"
-        assert end == f"{change[-1]:+.4f}"
-
-
 def test_answers_are_on_record_of_csr_and_of_a_cbm(workplace: Path) -> None:
-    report = (workplace / "reports/comparison.md").read_text()
+    report = (workplace / "reports/comparison_interaction.md").read_text()
+    kinds = {"csr_robust": {"keys", "findings", "questioned", "regions"}, "cbm_shared": {"keys"}}
     for name, title in (("csr_robust", "CSR"), ("cbm_shared", "CBM on CSR's stage 1")):
         table = pd.read_csv(workplace / f"reports/comparison/answers/{name}-0.csv")
-        assert set(table["policy"]) == {"effect", "random"} and set(table["trigger"]) == {"all", "uncertain"}
+        assert set(table["tool"]) == kinds[name] and set(table["trigger"]) == {"all", "uncertain"}
+        assert set(table["policy"]) == {"effect", "worthwhile", "random"}
         assert sorted(set(table["budget"])) == list(range(6)) and sorted(set(table["error"])) == [0, 0.1, 0.2, 0.3]
         start = table[table["budget"] == 0]
-        assert start["macro_f1"].nunique() == 1 and (start[["answers", "seconds"]] == 0).all(axis=None)
+        assert start["macro_f1"].nunique() == 1 and (start[["replies", "seconds"]] == 0).all(axis=None)
         assert f"| {title} | effect | 0% | {start['macro_f1'].iloc[0]:.3f}" in report
 
 
-def test_interventions_are_told_apart_by_kind_of_reader(workplace: Path) -> None:
-    with (workplace / "reports/comparison/interventions/csr_robust-0.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert {row["seed"] for row in rows} == {"0"} and {row["part"] for row in rows} == {"test"}
-    assert {row["mode"] for row in rows} == {"spatial", "concept", "both"}
-    assert {row["rejection"] for row in rows} == {"none", "zero", "absent"}
-    start = {row["macro_f1"] for row in rows if row["budget"] == "0"}
-    assert len(start) == 1
+def test_what_was_decided_gives_the_figures_of_the_curves(workplace: Path) -> None:
+    decisions = np.load(workplace / "build/comparison/decisions/csr_robust-0.npz")
+    table = pd.read_csv(workplace / "reports/comparison/answers/csr_robust-0.csv")
+    collection = make_collection()
+    truth = collection.truth()[collection.rows("test")]
+    for (tool, policy, error, trigger), group in table.groupby(["tool", "policy", "error", "trigger"]):
+        decided = decisions[f"{tool}/{policy}/{error}/{trigger}"]
+        found = (decided == truth).mean(1)
+        np.testing.assert_allclose(found, group.sort_values("budget")["accuracy"], atol=1e-6)
+
+
+def test_the_report_of_interaction_tells_all_that_readers_did(workplace: Path) -> None:
+    text = (workplace / "reports/comparison_interaction.md").read_text()
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Setting",
+        "Questions and answers",
+        "Boxes in place of keys",
+        "With the same reader",
+        "Boxes",
+        "Atlas refinement",
+    ]
+    boxes = read(workplace, "boxes/csr_robust-0.json")["test"]
+    assert f"| first guess right | {boxes['top1']:.3f} ± 0.000 |" in text
+    assert f"| … mean change of its probability | {boxes['matters_change']:+.3f} ± 0.000 |" in text
+    assert text.count("| robust, ") == 3
+    page = (workplace / "reports/comparison_interaction.html").read_text()
+    assert page.count("<svg") == page.count("</svg>") == 1
 
 
 def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
@@ -440,11 +463,9 @@ def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
         "What the paper reports",
         "Ablation",
         "Missing concept labels",
-        "Questions and answers",
         "Interaction",
-        "Atlas refinement",
     ]
-    assert text.startswith("# Comparison on made-up\n") and text.endswith("|\n")
+    assert text.startswith("# Comparison on made-up\n") and "reports/comparison_interaction.md" in text
     assert "40 train, 16 val, 12 test studies of 32² pixels, 3 concepts, 3 classes" in text
     for name in SYSTEMS:
         assert f"| {read(workplace, f'{name}-0.json')['title']} | " in text
@@ -453,10 +474,8 @@ def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
     assert "–" not in cost and "| 1.00 |" in cost  # every latency was measured, the black box's against itself
     for name in DONE["ablation"]:
         assert f"| {VARIANTS[name].title} | 1 |" in text
-    assert text.count("| robust, ") == 3
     assert "ProtoTree | – |" in text and "| ProtoTree | 0" not in text  # only as published
     page = (workplace / "reports/comparison.html").read_text()
-    assert page.count("<svg") == page.count("</svg>") == 1
     assert page.count("<h2>") == len(headings)
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
-from csr.interaction.curves import InterventionConfig
 
+from csr.interaction.answering import AnswerConfig
 from csr.training.runtime import use_device
 from pipelines.atlas import atlas
-from pipelines.comparison import ablation, csr, interventions, missing_labels, refinement, report, shared_backbone
+from pipelines.comparison import ablation, answers, boxes, csr, missing_labels, refinement, report, shared_backbone
 from pipelines.concepts import concepts
 from pipelines.evaluate import evaluate
 from pipelines.export import export
@@ -59,8 +59,8 @@ def params(folder, monkeypatch) -> Iterator[Params]:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     connect()
-    few = InterventionConfig(errors=(0.0,), orders=("uncertainty",), rejections=("absent",))
-    monkeypatch.setattr(interventions, "KINDS", {"csr_robust": few})
+    few = AnswerConfig(("keys", "questioned", "regions"), ("worthwhile",), (0.2,), budget=2)
+    monkeypatch.setattr(answers, "KINDS", {"csr_robust": few})
     loaded = load_params()
     if not Path("data/prepared").is_dir():
         with mlflow.start_run():
@@ -106,7 +106,8 @@ def test_the_comparisons_stages_run_on_it(params):
         (shared_backbone, "csr.comparison.concept_backbones:concepts_lse"),
         (csr, "csr_robust"),
         (ablation, "dropout"),
-        (interventions, "csr_robust"),
+        (answers, "csr_robust"),
+        (boxes, "csr_robust"),
         (refinement, "csr_robust"),
         (missing_labels, "50"),
     ):
@@ -123,7 +124,7 @@ def test_no_stage_of_the_comparison_runs_on_it_if_it_must_not(params):
     for module, name in (
         (shared_backbone, "csr.comparison.concept_backbones:concepts_lse"),
         (csr, "csr_robust"),
-        (interventions, "csr_robust"),
+        (answers, "csr_robust"),
     ):
         with gpu() as accelerator:
             mlflow.end_run()
