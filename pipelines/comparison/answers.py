@@ -1,13 +1,15 @@
-"""Stage ``answers``: what simulated readers' answers do to CSR and to a CBM on its stage 1, for one seed.
+"""Stage ``answers``: what simulated readers' answers do to CSR and to rivals on its stage 1, for one seed.
 
-python -m pipelines.comparison.answers {csr_robust,csr_paper,cbm_shared} SEED
+python -m pipelines.comparison.answers {csr_robust,csr_paper,cbm_shared,intcem_shared} SEED
 """
 
 from __future__ import annotations
 
 from csr.baselines.cbm import CBM
+from csr.baselines.intcem import IntCEM
 from csr.baselines.protocol import load_system
 from csr.comparison.answerable_cbm import AnswerableCBM
+from csr.comparison.answerable_intcem import AnswerableIntCEM
 from csr.comparison.csr_system import CSRSystem
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.interaction.answering import Answerable, AnswerableCSR, AnswerConfig, answer_curves
@@ -20,7 +22,12 @@ from pipelines.comparison.common import (
 )
 from pipelines.params import Params
 
-BACKBONES = {"csr_robust": "concepts_lse", "csr_paper": "concepts_average", "cbm_shared": "concepts_lse"}
+BACKBONES = {
+    "csr_robust": "concepts_lse",
+    "csr_paper": "concepts_average",
+    "cbm_shared": "concepts_lse",
+    "intcem_shared": "concepts_lse",
+}
 
 
 def run(name: str, seed: int, params: Params) -> None:
@@ -34,6 +41,8 @@ def run(name: str, seed: int, params: Params) -> None:
         model: Answerable
         if name == "cbm_shared":
             model = AnswerableCBM(load_system(CBM, file), shared, rows)
+        elif name == "intcem_shared":
+            model = AnswerableIntCEM(load_system(IntCEM, file), shared, rows)
         else:
             model = AnswerableCSR(shared.cache, load_system(CSRSystem, file).csr, rows)
         table = answer_curves(model, collection, rows, AnswerConfig(seed=seed))

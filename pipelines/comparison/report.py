@@ -37,7 +37,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 MODES = {"spatial": "boxes", "concept": "rejected concepts", "both": "both"}
-ANSWERERS = {"csr_robust": "CSR", "csr_paper": "CSR to the letter", "cbm_shared": "CBM on CSR's stage 1"}
+ANSWERERS = {
+    "csr_robust": "CSR",
+    "csr_paper": "CSR to the letter",
+    "cbm_shared": "CBM on CSR's stage 1",
+    "intcem_shared": "IntCEM on CSR's stage 1",
+}
 # what a rejected score becomes, as far as it is shown; the paper knows zero only
 REJECTIONS = {"csr_robust": ("none", "absent", "zero"), "csr_paper": ("none", "zero")}
 
