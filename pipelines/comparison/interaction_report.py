@@ -31,7 +31,12 @@ from pipelines.stage import PREPARED
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-SYSTEMS = {"csr_robust": "CSR", "csr_paper": "CSR to the letter", "cbm_shared": "CBM on CSR's stage 1"}
+SYSTEMS = {
+    "csr_robust": "CSR",
+    "csr_paper": "CSR to the letter",
+    "cbm_shared": "CBM on CSR's stage 1",
+    "intcem_shared": "IntCEM on CSR's stage 1",
+}
 OURS = "csr_robust"
 BUDGETS = (0, 1, 2, 3, 5)
 BOXES = {
@@ -90,8 +95,8 @@ def _setting_section(collection: Collection, seeds: list[int]) -> Section:
             "whether a concept is there, and a simulated reader, who knows the concept labels and boxes and never the "
             "class, replies; a share of the replies is wrong (csr/interaction/answering.py). 'Effect' asks the "
             "question whose answer is expected to tell most about the classes, 'worthwhile' the same as long as it is "
-            "expected to tell as much as the bundle demands (what is shipped), 'random' any. 'Uncertain' studies are "
-            "those whose two best classes lie within 0.3.",
+            "expected to tell as much as the bundle demands (what is shipped), 'random' any, 'learned' what the model "
+            "has learned to ask. 'Uncertain' studies are those whose two best classes lie within 0.3.",
             f"Seconds are stated, not measured: {COSTS['key']:g} to look and press a key, {COSTS['finding']:g} for a "
             f"box with a name, {COSTS['region']:g} for a box.",
         ),

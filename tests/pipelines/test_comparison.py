@@ -226,8 +226,9 @@ def test_tuning_csr_does_not_repeat_its_rivals(stages: list[PipelineStage]) -> N
 
 def test_an_edit_to_a_rival_repeats_it_and_those_that_borrow_from_it(stages: list[PipelineStage]) -> None:
     borrowed = {"cbm": {"posthoc_cbm"}, "protopnet": {"protopool", "prototree"}, "black_box": {"class_backbone"}}
-    borrowed["cbm"] |= {"cbm_joint", "missing_labels", "answers"}
-    for name in ("black_box", "cbm", "pipnet", "posthoc_cbm", "protopnet", "protopool", "prototree"):
+    borrowed["cbm"] |= {"cbm_joint", "intcem", "missing_labels", "answers"}
+    borrowed["intcem"] = {"answers"}
+    for name in ("black_box", "cbm", "intcem", "pipnet", "posthoc_cbm", "protopnet", "protopool", "prototree"):
         found = {stage.name.partition("@")[0] for stage in stages if f"csr/baselines/{name}.py" in files(stage)}
         assert found == {name, "report"} | borrowed.get(name, set())
 
@@ -294,14 +295,18 @@ def test_every_command_line_is_one_that_the_program_takes(
 DONE = {
     "shared_backbone": ["csr.comparison.concept_backbones:concepts_lse", "csr.baselines.black_box:classes"],
     "csr": ["csr_robust"],
-    "rival": ["csr.baselines.cbm:cbm_shared", "csr.baselines.black_box:black_box"],
+    "rival": [
+        "csr.baselines.cbm:cbm_shared",
+        "csr.baselines.intcem:intcem_shared",
+        "csr.baselines.black_box:black_box",
+    ],
     "ablation": ["robust", "no_absence"],
     "missing_labels": ["50", "90"],
-    "answers": ["csr_robust", "cbm_shared"],
+    "answers": ["csr_robust", "cbm_shared", "intcem_shared"],
     "boxes": ["csr_robust"],
     "refinement": ["csr_robust"],
 }
-SYSTEMS = ["csr_robust", "cbm_shared", "black_box"]
+SYSTEMS = ["csr_robust", "cbm_shared", "intcem_shared", "black_box"]
 
 
 @pytest.fixture(scope="module")
@@ -408,17 +413,17 @@ def test_refinement_judges_before_masked_and_retrained(workplace: Path) -> None:
     assert before["macro_f1"] == pytest.approx(system_report["macro_f1"], abs=0.1)  # cached features are float16
 
 
-def test_answers_are_on_record_of_csr_and_of_a_cbm(workplace: Path) -> None:
+def test_answers_are_on_record_of_csr_and_of_rivals(workplace: Path) -> None:
     report = (workplace / "reports/comparison_interaction.md").read_text()
-    kinds = {"csr_robust": {"keys", "findings", "questioned", "regions"}, "cbm_shared": {"keys"}}
-    for name, title in (("csr_robust", "CSR"), ("cbm_shared", "CBM on CSR's stage 1")):
+    for name in DONE["answers"]:
         table = pd.read_csv(workplace / f"reports/comparison/answers/{name}-0.csv")
-        assert set(table["tool"]) == kinds[name] and set(table["trigger"]) == {"all", "uncertain"}
-        assert set(table["policy"]) == {"effect", "worthwhile", "random"}
+        kind = answers.KINDS[name]
+        assert set(table["tool"]) == set(kind.tools) and set(table["trigger"]) == {"all", "uncertain"}
+        assert set(table["policy"]) == set(kind.policies) >= {"effect", "worthwhile"}
         assert sorted(set(table["budget"])) == list(range(6)) and sorted(set(table["error"])) == [0, 0.1, 0.2, 0.3]
         start = table[table["budget"] == 0]
         assert start["macro_f1"].nunique() == 1 and (start[["replies", "seconds"]] == 0).all(axis=None)
-        assert f"| {title} | effect | 0% | {start['macro_f1'].iloc[0]:.3f}" in report
+        assert f"| {interaction_report.SYSTEMS[name]} | effect | 0% | {start['macro_f1'].iloc[0]:.3f}" in report
 
 
 def test_what_was_decided_gives_the_figures_of_the_curves(workplace: Path) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from csr.baselines.black_box import BlackBox
 from csr.baselines.cbm import CBM
+from csr.baselines.intcem import Bottleneck, IntCEM
 from csr.baselines.pipnet import PIPNet
 from csr.baselines.posthoc_cbm import PosthocCBM
 from csr.baselines.protocol import System, load_system, save_system
@@ -48,6 +49,14 @@ def posthoc(residual: bool) -> PosthocCBM:
     return PosthocCBM(body, torch.randn(3, body.width), torch.randn(3), nn.Linear(3, 3), extra)
 
 
+def intcem() -> IntCEM:
+    stage1 = concept_model()
+    bottleneck = Bottleneck(3, stage1.backbone.width, 3)
+    bottleneck.mean.normal_()
+    bottleneck.std.uniform_(0.5, 2)
+    return IntCEM(stage1, bottleneck)
+
+
 def pruned_protopnet() -> ProtoPNet:
     system = ProtoPNet(backbone(), 3, 3)
     system.keep(torch.arange(system.prototypes) % 3 > 0)
@@ -72,6 +81,7 @@ MAKERS: list[Callable[[], System]] = [
     csr,
     lambda: CBM(concept_model(), 3),
     lambda: CBM(concept_model(), 3, "probabilities"),
+    intcem,
     lambda: BlackBox(concept_model(), 3),
     lambda: posthoc(False),
     lambda: posthoc(True),

@@ -53,16 +53,17 @@ NET = ConceptModelConfig("test_convnext", stride=8, context=16, width=16)
 
 
 def test_every_system_of_the_comparison_is_there_with_what_it_rests_on():
-    """The rivals are those of CSR's paper, the black box, and the CBM on the same stage 1."""
+    """The rivals are those of CSR's paper, the black box, and a CBM and an IntCEM on the same stage 1."""
     shared_backbones = {name: entry.shared_backbone for name, entry in ENTRIES.items()}
-    assert shared_backbones["csr_robust"] == shared_backbones["cbm_shared"] == "concepts_lse"
+    on_stage_1 = {"csr_robust", "cbm_shared", "intcem_shared"}
+    assert {name for name, each in shared_backbones.items() if each == "concepts_lse"} == on_stage_1
     assert shared_backbones["csr_paper"] == "concepts_average"
     assert shared_backbones["cbm_sequential"] == shared_backbones["cbm_independent"] == "concepts_average"
     assert shared_backbones["cbm_joint"] is None
     from_the_black_box = {"posthoc_cbm", "posthoc_cbm_hybrid", "protopnet", "protopool", "prototree", "pipnet"}
     assert {name for name, each in shared_backbones.items() if each == "classes"} == from_the_black_box | {"black_box"}
     assert set(shared_backbones.values()) <= {None, *SHARED_BACKBONES}
-    assert len({entry.title for entry in ENTRIES.values()}) == len(ENTRIES) == 13
+    assert len({entry.title for entry in ENTRIES.values()}) == len(ENTRIES) == 14
     assert next(iter(ENTRIES)) == OURS
 
 
@@ -300,7 +301,7 @@ def test_a_system_trains_for_its_share_of_the_budget(context):
 
 # everything in one call
 
-SYSTEMS = ["csr_robust", "black_box", "cbm_shared"]
+SYSTEMS = ["csr_robust", "black_box", "cbm_shared", "intcem_shared"]
 PAPER_FILE = Path(__file__).parents[3] / "params/presets/paper.yaml"
 SIZE = (
     "--train 48 --val 24 --test 24 --side 64 --backbone test_convnext --epochs 1 --batch-size 8 --workers 1 --seeds 0"
@@ -323,7 +324,7 @@ def call(out: Path, *more: str) -> None:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> tuple[Path, str]:
-    """The folder that a process of its own filled with three systems, and what it printed."""
+    """The folder that a process of its own filled with some systems, and what it printed."""
     out = tmp_path_factory.mktemp("compared")
     arguments = [str(out), *SIZE.split(), "--systems", *SYSTEMS]
     done = subprocess.run(
@@ -366,7 +367,7 @@ def test_a_stopped_comparison_goes_on_and_trains_what_is_left(compared, capsys):
         assert f"| {entry.title} |" in (out / "comparison.md").read_text()
         report = json.loads((out / f"{name}-0.json").read_text())
         assert 0 <= report["iid"]["macro_f1"] <= 1 and 0 <= report["shifted"]["pointing_game"]["pair"] <= 1
-        assert (report["iid"]["concept_auroc"] is not None) == (name.startswith(("csr", "cbm", "posthoc")))
+        assert (report["iid"]["concept_auroc"] is not None) == (name.startswith(("csr", "cbm", "intcem", "posthoc")))
     call(out)  # all but csr_paper, which has no file now
     assert "seed 0" not in capsys.readouterr().out
     assert "CSR, to the letter" not in (out / "comparison.md").read_text()

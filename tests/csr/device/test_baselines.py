@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from csr.baselines.intcem import TRIES
 from csr.comparison.latency import encode_latency
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
 from csr.comparison.systems import SHARED_BACKBONES
@@ -38,6 +39,7 @@ def test_a_shared_backbone(kind, context, accelerator, tmp_path):
 def test_a_system(name, context, backbones, accelerator, monkeypatch):
     monkeypatch.setattr("csr.baselines.protopnet.TUNING_STEPS", 20)
     monkeypatch.setattr("csr.baselines.pipnet.PRETRAINING", 1 / 3)  # of so few epochs a seventh is none
+    monkeypatch.setattr("csr.baselines.intcem.TRIES", TRIES[:1])
     system, result = run_system(ENTRIES[name], resting_on(ENTRIES[name], context, backbones))
     assert all(isinstance(each, ClaimedTensor) for each in [*system.parameters(), *system.buffers()])
     assert np.isfinite(result.test.probabilities).all()

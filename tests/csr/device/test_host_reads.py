@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from csr.baselines.intcem import IntCEMConfig, studies_of, train_bottleneck
 from csr.comparison.shared_backbones import train_shared_backbone
 from csr.comparison.systems import SHARED_BACKBONES
 from csr.training.augmentation import AugmentConfig
@@ -77,6 +78,14 @@ def test_a_step_of_a_baseline_reads_nothing(name, context, backbones, accelerato
     callbacks = Counted(accelerator)
     entry = ENTRIES[name]
     entry.train(replace(resting_on(entry, context, backbones), callbacks=callbacks))
+    callbacks.assert_at_most()
+
+
+def test_a_step_of_intcem_reads_nothing(context, backbones, accelerator):
+    callbacks = Counted(accelerator)
+    own = resting_on(ENTRIES["intcem_shared"], context, backbones)
+    train, val = (studies_of(own, split) for split in ("train", "val"))
+    train_bottleneck(train, val, own.classes, IntCEMConfig(epochs=2, batch_size=8), callbacks)
     callbacks.assert_at_most()
 
 
