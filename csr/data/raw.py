@@ -141,7 +141,7 @@ def prepare_raw(
     Raises:
         DataError: naming every problem; nothing is written.
     """
-    raw = _only_existing_images(raw, problems)
+    raw = _only_existing_images(_only_learnable(raw, problems), problems)
     studies = raw.collection.studies
     placements: dict[str, Placement] = {}
     spacings: list[tuple[float, float]] = []
@@ -210,6 +210,19 @@ def _with_spacing(studies: pd.DataFrame, spacings: list[tuple[float, float]]) ->
     """The studies with how large the pixels of their canvases are, if that is known of any."""
     sizes = np.array(spacings, np.float64).reshape(-1, 2)
     return studies if np.isnan(sizes).all() else studies.assign(**dict(zip(SPACING, sizes.T, strict=True)))
+
+
+def _only_learnable(raw: RawSet, problems: Problems) -> RawSet:
+    """The studies but those without a class in the splits that are judged on."""
+    collection = raw.collection
+    if collection.task == "concepts":
+        return raw
+    studies = collection.studies
+    wrong = ~collection.has_class() & (studies["split"] != "train")
+    what = "a label" if collection.task == "multiclass" else "a target"
+    reason = f"a study without a class can be in split 'train' only; move it there, or give it {what}"
+    problems.add_rows(studies, wrong, reason, "split")
+    return replace(raw, collection=replace(collection, studies=studies[~wrong].reset_index(drop=True)))
 
 
 def _only_existing_images(raw: RawSet, problems: Problems) -> RawSet:

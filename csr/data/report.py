@@ -50,12 +50,18 @@ def _counts(data: PreparedSet) -> Section:
     for name, has in zip(data.collection.classes, data.collection.class_indicators().T, strict=True):
         own = studies[has == 1]["split"]
         rows.append((name, *(f"{int((own == split).sum()):,}" for split in SPLITS), f"{len(own):,}"))
+    unknown = np.flatnonzero(~data.collection.has_class()) if data.collection.classes else []
+    if len(unknown):
+        counts = [f"{np.isin(unknown, data.collection.rows(split)).sum():,}" for split in SPLITS]
+        rows.append(("class unknown", *counts, f"{len(unknown):,}"))
     rows.append(("all", *(f"{len(data.collection.rows(split)):,}" for split in SPLITS), f"{len(studies):,}"))
     note = f"{len(studies):,} images of {data.side}² pixels and {data.channels} channel(s)"
     if "patient_id" in studies:
         note += f", {studies['patient_id'].nunique():,} patients"
     if data.collection.task == "multilabel":
         note += "; a study can have several classes, or none"
+    if len(unknown):
+        note += "; those whose class is unknown train the concepts, not the head"
     return Section("Studies", (note + ".",), (Table("", ("class", *SPLITS, "all"), rows),))
 
 
