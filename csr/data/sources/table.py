@@ -115,7 +115,8 @@ def _check_outlined(boxes: pd.DataFrame, problems: Problems) -> pd.DataFrame:
     partly = named & empty.any(axis=1) & ~empty.all(axis=1)
     for where, gaps in zip(boxes.loc[partly, "where"], empty[partly].to_numpy(), strict=True):
         missing = ", ".join(np.array(CORNERS)[gaps])
-        problems.add(where, f"{missing} empty; give all four corners, or none to take those of the mask")
+        what = "empty; give all four corners, or none to take those of the mask"
+        problems.add(where, f"{missing} {what}", kind=f"some corners are {what}")
     left = named & empty.all(axis=1)
     given = check_boxes(boxes[~left & ~partly], problems)
     found = pd.concat([given, boxes[left].assign(**dict.fromkeys(CORNERS, np.nan))])
