@@ -8,8 +8,8 @@
 
 The shared backbone of the last two decides how ℓ is pooled: ``concepts_average`` is the paper's, ``concepts_lse`` makes
 the CBM on CSR's robust stage 1. Joint pools by the average. Concepts that nobody labelled are left out of the BCE;
-where the independent f needs a value of them, it gets the predicted probability. Studies without a class are left out of
-the CE, and no f is fitted to them.
+where the independent f needs a value of them, it gets the predicted probability. Studies without a class are left out
+of the CE, and no f is fitted to them.
 
 f is fitted to convergence by `fit_last_layer` (the official code: by SGD), its strength of regularisation chosen on
 ``val`` with the inputs that it meets in use, predictions in both cases. The official code weighs the BCE of rare

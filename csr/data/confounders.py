@@ -1,27 +1,27 @@
 """What else predicts the class: whether what is known of a study beside its findings tells what a model should see.
 
-A model that can tell the site, the scanner or the file of a picture learns the class from them where they go with it, and
-every number measured on studies of the same kind looks the better for it. So a small classifier is trained on that alone:
-naive Bayes on a column's values (numbers: in `BINS` bins of equal frequency), on each column and on all of them together.
-It is judged on studies of patients that it has not seen (`FOLDS` folds of patients), by the AUROC. The AUROC's interval
-at 95 % is that of clustered data,
+A model that can tell a picture's site, scanner or file learns the class from them where they go with it, and every
+number measured on studies of the same kind looks the better for it. So a small classifier is trained on that alone:
+naive Bayes on a column's values (numbers: in `BINS` bins of equal frequency), on each column and on all of them
+together. It is judged on studies of patients that it has not seen (`FOLDS` folds of patients), by the AUROC
 
-    A = mean over pairs of [s_i > s_j],   Var(A) = Σ_c ( Σ_{i in c} (V10_i − A)/m + Σ_{j in c} (V01_j − A)/n )² · C/(C−1)
+    A = mean over pairs of [s_i > s_j],    Var(A) = Σ_c ( Σ_{i in c} (V_i − A)/m + Σ_{j in c} (V_j − A)/n )² · C/(C − 1)
 
-with clusters c, here patients, m present and n absent studies and placement values V (Obuchowski 1997, "Nonparametric
-analysis of clustered ROC curve data"). A label is spoken of if the lower end lies above `LIMIT`.
+over m studies i with a label and n studies j without it, in C clusters c, here patients, with placement values V, the
+share of the other kind that a study's score is on the right side of (Obuchowski 1997, "Nonparametric analysis of
+clustered ROC curve data"). A label is spoken of if the lower end of the interval at 95 % lies above `LIMIT`.
 
 Asked of split ``train``, since that is what a model learns from, for each class and each concept; of ``part`` among the
-test studies, since nobody else has parts. Which concepts of a study are labelled at all is asked of classes only: it says
-nothing of a picture, but who was labelled is seldom drawn at random, and the pictures of both kinds can differ.
+test studies, since no others have parts. Which concepts of a study are labelled at all is asked of classes only: it
+says nothing of a picture, but who was labelled is seldom drawn at random, and the pictures of both kinds can differ.
 
-Not covered: marks in the picture, which an analysis of tables cannot see, and columns that only tell the class together,
-by an interaction. What is found need not be wrong: a disease can make a picture brighter.
+Not covered: marks in the picture, which no table knows, and columns that tell the class by an interaction only. What is
+found need not be wrong: a disease can make a picture brighter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +96,7 @@ def confounders(data: PreparedSet) -> list[Predictor]:
     return sorted(found, key=lambda each: (each.kind, each.name != TOGETHER, -each.low))
 
 
-def confounder_warnings(found: list[Predictor]) -> Iterator[str]:
+def confounder_warnings(found: Sequence[Predictor]) -> Iterator[str]:
     """A sentence for each column that predicts labels above the limit, or for all of them if none does alone."""
     alone = {each.kind for each in found if each.tells and each.name != TOGETHER}
     for each in found:
@@ -106,14 +106,17 @@ def confounder_warnings(found: list[Predictor]) -> Iterator[str]:
             yield f"{each.name} predicts {each.kind} {each.label!r}{more} ({_measured(each)}): {then}"
 
 
-def confounder_summary(found: list[Predictor]) -> str:
+def confounder_summary(found: Sequence[Predictor]) -> str:
     """One sentence on the class, for people who have no table before them."""
     own = [each for each in found if each.kind == "class"] or found
     if not own:
         return "what else predicts the class: nothing is known of the studies but their pictures"
     best = max(own, key=lambda each: (each.tells, each.name != TOGETHER, each.low))
-    said = "above the limit" if best.tells else "nothing above the limit"
-    return f"what else predicts the {best.kind}: {said} of {LIMIT}; most, {best.name} for {best.label!r} ({_measured(best)})"
+    if best.tells:
+        said = f"{best.name}, most of all {best.label!r} ({_measured(best)}), above the limit of {LIMIT}"
+    else:
+        said = f"nothing above the limit of {LIMIT}; nearest comes {best.name} for {best.label!r} ({_measured(best)})"
+    return f"what else predicts the {best.kind}: {said}"
 
 
 def metadata(data: PreparedSet) -> pd.DataFrame:
@@ -210,7 +213,8 @@ def _codes(column: pd.Series) -> np.ndarray:
     """n numbers of values, those of few studies as one: the last, which unknown ones share if they are few, too."""
     values = column
     if pd.api.types.is_float_dtype(column) or (pd.api.types.is_numeric_dtype(column) and column.nunique() > BINS):
-        edges = np.unique(np.nanquantile(column, np.arange(1, BINS) / BINS)) if column.notna().any() else []
+        known = column[column.notna()]
+        edges = np.unique(np.quantile(known, np.arange(1, BINS) / BINS)) if len(known) else np.zeros(0)
         values = pd.Series(np.searchsorted(edges, column, side="right"), column.index).where(column.notna(), -1)
     codes = pd.factorize(values, use_na_sentinel=False)[0]
     rare = np.bincount(codes)[codes] < RARE

@@ -1,8 +1,9 @@
 """Decoded images, and those that an unfinished run has decoded already, so that the next one goes on where it stopped.
 
 A folder with ``canvases.bin``, one C×S×S uint8 canvas after the other, and ``index.jsonl``, a line each: which file it
-came from (path, size, time of change), where it lies on the canvas, how large its pixels are and how they were stored. A
-line is written after its canvas, so whatever a killed run leaves is either whole or not there. Not for several runs at a time.
+came from (path, size, time of change), where it lies on the canvas, how large its pixels are and how they were stored.
+A line is written after its canvas, so whatever a killed run leaves is either whole or not there. Not for several runs
+at a time.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ def hide_concept_labels(collection: Collection, share: float, seed: int) -> Coll
 def hide_class_labels(collection: Collection, share: float, seed: int) -> Collection:
     """Hides what class studies of split ``train`` have, completely at random; concepts and boxes stay.
 
-    One study of each class keeps it, drawn at random. Splits ``val`` and ``test`` stay as they are, to judge on. With the
-    same seed, what a smaller share hides a larger one hides too.
+    One study of each class keeps it, drawn at random. Splits ``val`` and ``test`` stay as they are, to judge on. With
+    the same seed, what a smaller share hides a larger one hides too.
 
     Args:
         share: of the training studies with a class that lose it, in [0, 1]; as many as the kept ones allow.

@@ -1,14 +1,16 @@
 """Files by the names that people write: with other capitals, without the extension, with backslashes.
 
-A table that was made on another system names files that are there, but not to the letter. Such a name is understood if it
-fits one file only; whether it is also taken is the user's choice. Of any other name the nearest file is said.
+A table that was made on another system names files that are there, but not to the letter. Such a name is understood if
+it fits one file only; whether it is also taken is the user's choice. Of any other name the nearest file is said.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import posixpath
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -63,17 +65,15 @@ class StoredNames:
 
     @cached_property
     def _by_key(self) -> dict[str, list[str]]:
-        found = defaultdict(list)
-        for file in sorted(self._folder.rglob("*")):
-            if file.is_file():
-                name = file.relative_to(self._folder).as_posix()
-                found[_key(name)].append(name)
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for name in sorted(_files(self._folder)):
+            found[_key(name)].append(name)
         return dict(found)
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         """By name without extension."""
-        found = defaultdict(list)
+        found: defaultdict[str, list[str]] = defaultdict(list)
         for key, names in self._by_key.items():
             found[posixpath.splitext(key)[0]] += names
         return dict(found)
@@ -81,12 +81,23 @@ class StoredNames:
     @cached_property
     def _by_base(self) -> dict[str, list[str]]:
         """By name without folder, with and without extension."""
-        found = defaultdict(list)
+        found: defaultdict[str, list[str]] = defaultdict(list)
         for key, names in self._by_key.items():
             base = posixpath.basename(key)
             for known in {base, posixpath.splitext(base)[0]}:
                 found[known] += names
         return dict(found)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Names of all files below a folder, also in folders that links lead to, each folder once."""
+    seen: set[str] = set()
+    for place, inner, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield from ((Path(place) / file).relative_to(folder).as_posix() for file in files)
 
 
 def _key(name: str) -> str:

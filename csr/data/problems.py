@@ -1,8 +1,8 @@
 """What is wrong with a data set, gathered so that one report names all of it.
 
 Sources add what they find and go on with the rest; nothing is written before `Problems.settle` has been asked. A
-problem that concerns single studies or rows can be skipped, one that concerns the whole set cannot. Where many rows have
-the same problem people are told once, with their number and the first of them; ``skipped.csv`` keeps every one.
+problem that concerns single studies or rows can be skipped, one that concerns the whole set cannot. Where many rows
+have the same problem people are told once, with their number and the first of them; ``skipped.csv`` keeps every one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is not wrong with a data set, but makes what is learned from it worth less than it seems.
 
-`csr.data.problems` refuses; this warns; `csr.data.confounders` says what else predicts the class. Each check is a generator of sentences over a prepared set, and needs no
-more than its tables and one pass over its pictures.
+`csr.data.problems` refuses; this warns, and so does `csr.data.confounders`, of what else predicts the class. Each check
+is a generator of sentences over a prepared set, and needs no more than its tables and one pass over its pictures.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 per concept holding 1 (present), 0 (absent) or NaN (unknown). ``part`` names the test half a row belongs to (``test``
 unless the data set has several) and repeats ``split`` elsewhere. What is to be predicted depends on the task:
 ``label``, a class's name, or a column ``target:<name>`` per class, valued like a concept's. A study of split ``train``
-may have no class (``label`` empty, or no target known): its concepts train stages 1 and 2, and the head does not see it.
-Where it is known of any image, ``pixel_height_mm, pixel_width_mm``: how large the pixels are, in the images that the
-tables come with. Of images that were read from files, the columns `STORED`: what the files were like.
+may have no class (``label`` empty, or no target known): its concepts train stages 1 and 2, and no head sees it. Where
+it is known of any image, ``pixel_height_mm, pixel_width_mm``: how large the pixels are, in the images that the tables
+come with. Of images that were read from files, the columns `STORED`: what the files were like.
 ``boxes``: ``study_id, concept, x_min, y_min, x_max, y_max``; pixel edges, so a box covers x_max − x_min columns. Where
 findings are outlined by pixel too, an integer column ``mask``: the number of a box's mask, −1 if it has none.
 """
@@ -59,8 +59,8 @@ class Collection:
         return self.studies[[CONCEPT_PREFIX + name for name in self.concepts]].to_numpy(np.float32, copy=True)
 
     def truth(self) -> np.ndarray:
-        """What is to be predicted, in scikit-learn's two forms: N int64 indices into ``classes``, `NO_CLASS` where it is
-        not known, if a study has one class, else N×T float32 of 1, 0 or NaN."""
+        """What is to be predicted, in scikit-learn's two forms: N int64 indices into ``classes``, `NO_CLASS` where it
+        is not known, if a study has one class, else N×T float32 of 1, 0 or NaN."""
         if self.task == "multiclass":
             return pd.Categorical(self.studies["label"], categories=list(self.classes)).codes.astype(np.int64)
         return self.studies[[TARGET_PREFIX + name for name in self.classes]].to_numpy(np.float32, copy=True)

@@ -24,7 +24,8 @@ MAGNIFIED = 192  # pixels that they are shown at
 
 
 def data_sections(data: PreparedSet, stride: int, skipped: pd.DataFrame, notes: Sequence[str] = ()) -> list[Section]:
-    """Warnings, counts, co-occurrence, what else predicts the class, box sizes against the map's cells, what was left out, and examples.
+    """Warnings, counts, co-occurrence, what else predicts the class, box sizes against the map's cells, what was left
+    out, and examples.
 
     Args:
         stride: pixels of a prepared image that one cell of the maps covers.
@@ -54,9 +55,9 @@ def _counts(data: PreparedSet) -> Section:
     for name, has in zip(data.collection.classes, data.collection.class_indicators().T, strict=True):
         own = studies[has == 1]["split"]
         rows.append((name, *(f"{int((own == split).sum()):,}" for split in SPLITS), f"{len(own):,}"))
-    unknown = np.flatnonzero(~data.collection.has_class()) if data.collection.classes else []
+    unknown = studies["split"][~data.collection.has_class()] if data.collection.classes else studies["split"].iloc[:0]
     if len(unknown):
-        counts = [f"{np.isin(unknown, data.collection.rows(split)).sum():,}" for split in SPLITS]
+        counts = (f"{int((unknown == split).sum()):,}" for split in SPLITS)
         rows.append(("class unknown", *counts, f"{len(unknown):,}"))
     rows.append(("all", *(f"{len(data.collection.rows(split)):,}" for split in SPLITS), f"{len(studies):,}"))
     note = f"{len(studies):,} images of {data.side}² pixels and {data.channels} channel(s)"
@@ -108,9 +109,9 @@ def _confounders(found: Sequence[Predictor]) -> list[Section]:
     if not found:
         return []
     note = (
-        "How well what is known of a study beside its findings predicts its classes and concepts, in training studies of "
-        "patients that the classifier has not seen (csr.data.confounders). A row names the label that is predicted best; "
-        f"the interval is at 95 %, and above {LIMIT} it is a warning. Of 0.5 nothing can be told."
+        "How well what is known of a study beside its findings predicts its classes and concepts, in training studies "
+        "of patients that the classifier has not seen (csr.data.confounders). A row names the label that is predicted "
+        f"best, with an interval at 95 %: all of it above {LIMIT} is a warning, around 0.5 there is nothing to tell."
     )
     summary = confounder_summary(found)
     columns = ("what is known", "predicts", "AUROC", "from", "to", "others above the limit")

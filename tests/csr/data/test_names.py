@@ -71,6 +71,15 @@ def test_the_nearest_file_is_said(names: StoredNames, name: str, hint: str) -> N
     assert names.hint(name) == hint
 
 
+def test_folders_behind_links_are_looked_into_and_a_loop_ends(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "A.png").touch()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+    assert StoredNames(tmp_path / "set").match("images/a.PNG") == "images/A.png"
+
+
 def test_spelling_is_compared_for_a_few_names_only(names: StoredNames) -> None:
     hints = [names.hint(f"images/othr{number}.tif") for number in range(GUESSES + 5)]
     assert all(hints[:GUESSES]) and not any(hints[GUESSES:])
