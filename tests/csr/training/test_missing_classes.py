@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from csr.baselines import cbm
+from csr.baselines import cbm, protopnet
 from csr.baselines.protocol import ExperimentContext, predict
 from csr.comparison.csr_system import Recipe
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
@@ -23,13 +23,14 @@ from csr.data.splits import SplitShares, complete_split
 from csr.errors import ConfigError, DataError
 from csr.evaluation.evaluate import evaluate_predictions
 from csr.network.concept_model import ConceptModelConfig
+from csr.training import concepts
 from csr.training.augmentation import AugmentConfig
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.workflow.training import draw_phantom
-from tests.csr.synthetic import CLASSES, SIDE, make_cache, make_collection
+from tests.csr.synthetic import CLASSES, SIDE, make_cache, make_collection, make_prepared
 
 STAGE1 = ConceptTrainingConfig(
     model=ConceptModelConfig("test_resnet", stride=8, context=None),
@@ -117,44 +118,74 @@ def test_a_split_that_is_made_puts_patients_with_an_unknown_class_into_train(kin
 @KINDS
 def test_a_head_is_what_it_would_be_if_its_scores_were_of_the_studies_with_a_class_alone(kind, share):
     """Concepts of the others are hidden too, so that nothing but the head could see them."""
-    collection = hide_class_labels(kind(make_collection(60)), share, 0)
-    unknown = ~collection.has_class()
-    studies = collection.studies.copy()
-    studies.loc[unknown, [f"concept:{name}" for name in collection.concepts]] = np.nan
-    boxes = collection.boxes[~collection.boxes["study_id"].isin(studies["study_id"][unknown])]
-    collection, cache = replace(collection, studies=studies, boxes=boxes), make_cache(collection)
+    collection = without_any_label(kind(make_collection(60)), share)
+    cache = make_cache(collection)
     model = train_prototypes(collection, cache, STAGE2, SilentCallbacks())
-    apart = replace(collection, studies=studies.assign(split=studies["split"].where(~unknown, "left out")))
+    apart = left_out(collection)
     heads = [train_head(each, cache, model, STAGE3, SilentCallbacks()).state_dict() for each in (collection, apart)]
     for name, value in heads[0].items():
         torch.testing.assert_close(value, heads[1][name], rtol=0, atol=0)
 
 
-def test_a_study_without_a_class_trains_stage_2_and_one_without_any_label_does_not():
+def without_any_label(collection: Collection, share: float) -> Collection:
+    """The same with training studies that have neither a class nor a concept."""
+    collection = hide_class_labels(collection, share, 0)
+    studies, unknown = collection.studies.copy(), ~collection.has_class()
+    studies.loc[unknown, [f"concept:{name}" for name in collection.concepts]] = np.nan
+    boxes = collection.boxes[~collection.boxes["study_id"].isin(studies["study_id"][unknown])]
+    return replace(collection, studies=studies, boxes=boxes)
+
+
+def left_out(collection: Collection) -> Collection:
+    """The same without those studies, whose rows stay in the table."""
+    split = collection.studies["split"].where(collection.has_class(), "left out")
+    return replace(collection, studies=collection.studies.assign(split=split))
+
+
+def test_a_study_without_a_class_trains_stage_2_as_one_with_a_class_does():
     collection = make_collection(60)
     cache = make_cache(collection)
+    made = [
+        train_prototypes(each, cache, STAGE2, SilentCallbacks()).prototypes.raw.detach()
+        for each in (collection, hide_class_labels(collection, 0.3, 0))
+    ]
+    torch.testing.assert_close(*made, rtol=0, atol=0)
 
-    def prototypes(collection: Collection) -> torch.Tensor:
-        return train_prototypes(collection, cache, STAGE2, SilentCallbacks()).prototypes.raw.detach()
 
-    whole = prototypes(collection)
-    torch.testing.assert_close(prototypes(hide_class_labels(collection, 0.3, 0)), whole, rtol=0, atol=0)
-    studies = hide_class_labels(collection, 0.3, 0).studies
-    unknown = studies["label"].isna()
-    studies.loc[unknown, [f"concept:{name}" for name in collection.concepts]] = np.nan
-    nothing = replace(collection, studies=studies, boxes=collection.boxes.iloc[:0])
-    np.testing.assert_array_equal(nothing.labelled_rows("train"), nothing.class_rows("train"))
-    drawn: list[int] = []
-    batch = cache.batch
+def test_a_study_without_any_label_is_in_no_batch_of_stage_2():
+    partly = without_any_label(make_collection(60), 0.3)
+    np.testing.assert_array_equal(partly.labelled_rows("train"), partly.class_rows("train"))
+    cache, config = make_cache(make_collection(60)), replace(STAGE2, standardise=False)
+    made = [
+        train_prototypes(each, cache, config, SilentCallbacks()).prototypes.raw.detach()
+        for each in (partly, left_out(partly))
+    ]
+    torch.testing.assert_close(*made, rtol=0, atol=0)
 
-    class Watched(type(cache)):  # type: ignore[misc]
-        def batch(self, rows, place):
-            drawn.extend(rows.tolist())
-            return batch(rows, place)
 
-    watched = Watched(cache.features, cache.cam)
-    train_prototypes(nothing, watched, replace(STAGE2, batch_size=4), SilentCallbacks())
-    assert set(nothing.class_rows("train")) <= set(drawn)
+def test_a_study_without_any_label_counts_in_stage_1_for_the_channels_statistics_alone(tmp_path, monkeypatch):
+    partly = without_any_label(make_collection(60), 0.3)
+    data = make_prepared(tmp_path / "prepared", partly)
+    apart = replace(data, collection=left_out(partly))
+    config, seen = replace(STAGE1, epochs=2), []
+
+    def statistics(data, rows):
+        seen.append(rows)
+        return torch.tensor([0.3]), torch.tensor([0.2])
+
+    monkeypatch.setattr(concepts, "channel_statistics", statistics)
+    states = [concepts.train_concepts(each, config, SilentCallbacks()).state_dict() for each in (data, apart)]
+    np.testing.assert_array_equal(seen[0], partly.rows("train"))
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=0, atol=0)
+
+
+def test_a_joint_cbm_learns_its_concepts_from_batches_in_which_no_class_is_known(phantom):
+    nearly = replace(phantom, collection=hide_class_labels(phantom.collection, 1.0, 0))
+    assert len(nearly.collection.class_rows("train")) == 5
+    system = cbm.joint_cbm(ExperimentContext(nearly, replace(STAGE1, epochs=2), SilentCallbacks()))
+    assert all(torch.isfinite(value).all() for value in system.state_dict().values())
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +216,7 @@ def test_every_system_trains_on_a_phantom_of_which_three_classes_in_ten_are_hidd
     phantom: PreparedSet, shared, name, monkeypatch
 ):
     monkeypatch.setattr(cbm, "STRENGTHS", (1.0,))  # one try is enough, and quick
+    monkeypatch.setattr(protopnet, "TUNING_STEPS", 20)
     entry = ENTRIES[name]
     backbone = None if entry.shared_backbone is None else shared[entry.shared_backbone]
     context = ExperimentContext(phantom, replace(STAGE1, epochs=2), SilentCallbacks(), backbone)
