@@ -62,7 +62,7 @@ class Collection:
         """What is to be predicted, in scikit-learn's two forms: N int64 indices into ``classes``, `NO_CLASS` where it
         is not known, if a study has one class, else N×T float32 of 1, 0 or NaN."""
         if self.task == "multiclass":
-            return pd.Categorical(self.studies["label"], categories=list(self.classes)).codes.astype(np.int64)
+            return pd.Index(self.classes, dtype=object).get_indexer(self.studies["label"]).astype(np.int64)  # −1: none
         return self.studies[[TARGET_PREFIX + name for name in self.classes]].to_numpy(np.float32, copy=True)
 
     def class_indicators(self) -> np.ndarray:
