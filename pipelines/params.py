@@ -49,6 +49,8 @@ class DataParams:
         workers: processes that decode or render; 0 means one a core.
         skip_bad: leave out studies, rows and boxes that are wrong instead of refusing the set; ``skipped.csv`` of the
             prepared set lists them.
+        lenient: take a name of an image or mask for the file that it fits but for capitals, backslashes or a missing
+            extension, if no other does; the data report says so.
         near_bits: two images of different splits whose perceptual hashes differ in at most so many of 256 bits are
             taken for the same picture, which the stage refuses; -1 compares pixels only.
         task, concepts, targets, merge: what is learned from a real set's labels; see `csr.data.tasks.TaskChoice`.
@@ -65,6 +67,7 @@ class DataParams:
     split_seed: int = SplitShares.seed
     workers: int = 0
     skip_bad: bool = False
+    lenient: bool = False
     near_bits: int = NEAR
     task: Task | None = None
     concepts: tuple[str, ...] | None = None

@@ -56,6 +56,7 @@ def _prepare_raw(data: DataParams, workers: int, place: torch.device) -> Collect
         workers,
         problems,
         skip_bad=data.skip_bad,
+        lenient=data.lenient,
         near_bits=data.near_bits,
         progress=_progress,
     )

@@ -71,7 +71,7 @@ def train_black_box(context: ExperimentContext) -> BlackBox:
         return {"class": F.cross_entropy(logits.float(), context.class_labels(rows))}
 
     train_on_images(context, "black_box", system, terms)
-    align(model, context.data, np.eye(context.classes)[context.data.collection.truth()])
+    align(model, context.data, context.data.collection.class_indicators())
     return system
 
 

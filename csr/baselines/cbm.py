@@ -8,7 +8,8 @@
 
 The shared backbone of the last two decides how ℓ is pooled: ``concepts_average`` is the paper's, ``concepts_lse`` makes
 the CBM on CSR's robust stage 1. Joint pools by the average. Concepts that nobody labelled are left out of the BCE;
-where the independent f needs a value of them, it gets the predicted probability.
+where the independent f needs a value of them, it gets the predicted probability. Studies without a class are left out
+of the CE, and no f is fitted to them.
 
 f is fitted to convergence by `fit_last_layer` (the official code: by SGD), its strength of regularisation chosen on
 ``val`` with the inputs that it meets in use, predictions in both cases. The official code weighs the BCE of rare
@@ -33,6 +34,7 @@ from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone, train_on_images
+from csr.data.records import NO_CLASS
 from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, pool_maps
 from csr.network.rebuild import build_concept_model, concept_model_config
@@ -119,7 +121,8 @@ class CBM(System):
 def joint_cbm(context: ExperimentContext) -> CBM:
     """Trains concepts and classes together."""
     seed_everything(seeds(context.config.seed, "weights"))
-    train = context.data.collection.rows("train")
+    collection, train = context.data.collection, context.data.collection.rows("train")
+    classed = collection.has_class()
     model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.concepts)
     model.backbone.set_normalisation(*channel_statistics(context.data, train))
     system = CBM(model, context.classes)
@@ -127,13 +130,14 @@ def joint_cbm(context: ExperimentContext) -> CBM:
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         _, concepts, logits = system(images)
         bce = masked_bce(concepts, context.concept_labels(rows)) * context.concepts
-        return {
-            "class": F.cross_entropy(logits.float(), context.class_labels(rows)),
-            "concept": CONCEPT_WEIGHT * bce,
-        }
+        if classed[rows].any():
+            entropy = F.cross_entropy(logits.float(), context.class_labels(rows), ignore_index=NO_CLASS)
+        else:
+            entropy = 0 * logits.float().sum()
+        return {"class": entropy, "concept": CONCEPT_WEIGHT * bce}
 
-    train_on_images(context, "cbm_joint", system, terms)
-    align(model, context.data, context.data.collection.concept_labels())
+    train_on_images(context, "cbm_joint", system, terms, rows=collection.labelled_rows("train"))
+    align(model, context.data, collection.concept_labels())
     with torch.no_grad():
         system.set_levels(torch.cat([model(images)[1] for _, images in image_batches(context.data, train, 64)]))
     return system
@@ -163,8 +167,7 @@ def independent_cbm(context: ExperimentContext) -> CBM:
 
 def _frozen(context: ExperimentContext) -> tuple[TrainedBackbone, tuple[np.ndarray, np.ndarray]]:
     assert context.shared_backbone is not None
-    collection = context.data.collection
-    return context.shared_backbone, (collection.rows("train"), collection.rows("val"))
+    return context.shared_backbone, (context.class_rows, context.data.collection.rows("val"))
 
 
 def concept_logits(shared: TrainedBackbone, rows: np.ndarray) -> Tensor:
@@ -190,12 +193,12 @@ def fit_last_layer(
     ones, that with the lower cross-entropy there. Every last layer on a frozen system gets these six tries.
 
     Args:
-        train_inputs, val_inputs: n×J, rows of the splits.
+        train_inputs, val_inputs: n×J, rows of the splits; of ``train``, those whose class is known.
         l1_ratio: α; 0 is plain L2.
         given: z n×T of the splits, logits that the layer adds to; none by default.
     """
     collection = context.data.collection
-    classes, train, val = collection.truth(), collection.rows("train"), collection.rows("val")
+    classes, train, val = collection.truth(), context.class_rows, collection.rows("val")
     raw, val_raw = train_inputs.double().cpu(), val_inputs.double().cpu()
     mean, std = raw.mean(0), raw.std(0, correction=0)
     std = torch.where(std > 1e-8, std, torch.ones_like(std))  # an input that never changes

@@ -136,7 +136,7 @@ def tanh_loss(scores: Tensor) -> Tensor:
 
 def pipnet(context: ExperimentContext) -> PIPNet:
     """Pretrains prototypes, trains the head on them, then trains everything."""
-    config, train = context.config, context.data.collection.rows("train")
+    config, train = context.config, context.class_rows
     seed_everything(seeds(config.seed, "weights"))
     system = PIPNet(context.build_backbone(), context.classes, context.concepts).to(device())
     pretraining = round(PRETRAINING * config.epochs)
@@ -187,10 +187,9 @@ def pipnet(context: ExperimentContext) -> PIPNet:
 
 @torch.no_grad()
 def train_scores(system: PIPNet, context: ExperimentContext) -> Tensor:
-    """Scores n×D of the unaugmented training images."""
+    """Scores n×D of the unaugmented training images whose class is known."""
     system.eval()
-    rows = context.data.collection.rows("train")
-    return torch.cat([system(images)[1] for _, images in image_batches(context.data, rows, 64)])
+    return torch.cat([system(images)[1] for _, images in image_batches(context.data, context.class_rows, 64)])
 
 
 SYSTEMS = {"pipnet": Entry("PIP-Net", PIPNet, pipnet, "classes", WARM_START_EPOCHS)}

@@ -9,7 +9,7 @@ On the frozen features f of a trained black box (shared backbone ``classes``), f
 
 The SVM's C is one for all concepts, the one of the official grid with the best mean AUROC on ``val``; λ and the
 strength of R's L2 are chosen on ``val`` as every last layer's, see `csr.baselines.cbm.fit_last_layer`. Images whose
-concept is unknown are left out of its SVM.
+concept is unknown are left out of its SVM, those without a class out of the last layers.
 
 Where this differs from the official code: that draws equally many images with and without a concept, here all count and
 are weighted to balance; its SVM has the plain hinge loss, here it is squared; its classes are fitted one against the
@@ -109,7 +109,8 @@ def posthoc_cbm(context: ExperimentContext) -> PosthocCBM:
     vectors, offsets = max(
         banks, key=lambda bank: np.nan_to_num(mean_auroc(labels[val], val_features @ bank[0].T + bank[1]))
     )
-    scores, val_scores = (torch.from_numpy(part @ vectors.T + offsets) for part in (features, val_features))
+    classed = features[np.isin(train, context.class_rows)]
+    scores, val_scores = (torch.from_numpy(part @ vectors.T + offsets) for part in (classed, val_features))
     head = fit_last_layer(context, scores, val_scores, L1_RATIO)
     backbone = context.shared_backbone.model.backbone
     return PosthocCBM(backbone, torch.from_numpy(vectors), torch.from_numpy(offsets), head).to(device()).eval()
@@ -119,7 +120,7 @@ def hybrid_posthoc_cbm(context: ExperimentContext) -> PosthocCBM:
     """PCBM-h on the shared backbone ``classes``: the residual is fitted to what PCBM leaves."""
     assert context.shared_backbone is not None
     system = posthoc_cbm(context)
-    splits = (context.data.collection.rows(split) for split in ("train", "val"))
+    splits = (context.class_rows, context.data.collection.rows("val"))
     features, val_features = (torch.from_numpy(pooled_features(context.shared_backbone, rows)) for rows in splits)
     given = _sparse_logits(system, features), _sparse_logits(system, val_features)
     system.residual = fit_last_layer(context, features, val_features, given=given)

@@ -115,7 +115,8 @@ class ExperimentContext:
     """What every system is given alike.
 
     Args:
-        data: the prepared set. Splits ``train`` and ``val`` are for training and choosing; ``test`` is not touched.
+        data: the prepared set. Splits ``train`` and ``val`` are for training and choosing; ``test`` is not touched. Of
+            studies without a class only the concepts can be learned.
         config: backbone, augmentation, epochs, optimiser and seed.
         callbacks: told of every epoch.
         shared_backbone: the trained backbone that the system rests on or starts from, if it does not train all of its
@@ -155,8 +156,13 @@ class ExperimentContext:
         backbone.set_normalisation(*channel_statistics(self.data, self.data.collection.rows("train")))
         return backbone
 
+    @property
+    def class_rows(self) -> np.ndarray:
+        """Training rows whose class is known."""
+        return self.data.collection.class_rows("train")
+
     def class_labels(self, rows: np.ndarray) -> Tensor:
-        """Class indices of rows."""
+        """Class indices of rows, `csr.data.records.NO_CLASS` where the class is not known."""
         return torch.from_numpy(self.data.collection.truth()[rows]).to(device())
 
     def concept_labels(self, rows: np.ndarray) -> Tensor:
@@ -197,6 +203,7 @@ def train_on_images(
     system: System,
     terms: Callable[[np.ndarray, Tensor], Mapping[str, Tensor]],
     *,
+    rows: np.ndarray | None = None,
     epochs: int | None = None,
     rates: Mapping[str, float] | None = None,
     validate: bool = True,
@@ -207,6 +214,7 @@ def train_on_images(
     Args:
         name: of the phase, in reports.
         terms: rows and their augmented images (uint8 B×C×S×S) → loss terms.
+        rows: training rows to draw batches from; by default those whose class is known.
         epochs: of this phase; by default the context's, which the phases of a system sum up to.
         rates: prefix of parameter names → factor on the learning rate; see `csr.training.loop.Task`.
         validate: report macro F1 on ``val`` after each epoch.
@@ -232,8 +240,8 @@ def train_on_images(
         predicted = predict(system, context.data, val).probabilities.argmax(1)
         return {"val_macro_f1": macro_f1(collection.truth()[val], predicted, len(collection.classes))}
 
-    train = collection.rows("train")
-    task = Task(name, system, train, batch_terms, after_epoch, phase.warmup, rates or {}, "concepts", phase.precision)
+    chosen = context.class_rows if rows is None else rows
+    task = Task(name, system, chosen, batch_terms, after_epoch, phase.warmup, rates or {}, "concepts", phase.precision)
     if context.shared_backbone is not None:
         phase = replace(phase, backbone_rate=1.0, layer_decay=None, freeze=0)
     fit(fine_tuned(task, phase), phase, context.callbacks)

@@ -241,9 +241,9 @@ def worth_keeping(distances: Tensor, labels: Tensor, owners: Tensor) -> Tensor:
 
 @torch.no_grad()
 def training_distances(system: ProtoPNet, context: ExperimentContext) -> tuple[Tensor, Tensor]:
-    """N×P smallest squared distances of the un-augmented training images, and their classes N."""
-    rows = context.data.collection.rows("train")
+    """N×P smallest squared distances of the un-augmented training images whose class is known, and their classes N."""
     system.eval()
+    rows = context.class_rows
     found = [system.distances(images).amin((2, 3)) for _, images in image_batches(context.data, rows, 64)]
     return torch.cat(found), context.class_labels(rows)
 
@@ -262,7 +262,7 @@ def nearest_patches(
     found = prototypes.clone()
     smallest = prototypes.new_full((len(prototypes),), torch.inf)
     each = torch.arange(len(prototypes), device=prototypes.device)
-    for rows, images in image_batches(context.data, context.data.collection.rows("train"), 64):
+    for rows, images in image_batches(context.data, context.class_rows, 64):
         patches = encode(images)
         distances, cells = squared_distances(patches, prototypes).flatten(2).min(2)  # B×P
         distances[~allowed[:, context.class_labels(rows)].T] = torch.inf

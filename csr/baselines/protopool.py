@@ -188,7 +188,7 @@ def sharpness_at(progress: float) -> float:
 
 def protopool(context: ExperimentContext) -> ProtoPool:
     """Trains everything but the last layer, pushes, tunes the last layer."""
-    config, train = context.config, context.data.collection.rows("train")
+    config, train = context.config, context.class_rows
     seed_everything(seeds(config.seed, "weights"))
     system = ProtoPool(context.build_backbone(), context.classes, context.concepts).to(device())
     annealing = ANNEALING * config.epochs * count_batches(len(train), config.batch_size)

@@ -151,8 +151,7 @@ def prototree(context: ExperimentContext) -> ProtoTree:
     """Trains, prunes and projects."""
     seed_everything(seeds(context.config.seed, "weights"))
     system = ProtoTree(context.build_backbone(), context.classes, context.concepts).to(device())
-    rows = context.data.collection.rows("train")
-    learner = LeafLearner(system, count_batches(len(rows), context.config.batch_size))
+    learner = LeafLearner(system, count_batches(len(context.class_rows), context.config.batch_size))
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         labels = context.class_labels(rows)

@@ -6,11 +6,13 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from csr.data.confounders import confounder_summary, confounder_warnings, confounders
 from csr.data.prepared import PreparedSet
-from csr.data.problems import Problems
+from csr.data.problems import Problems, grouped
 from csr.data.quality import quality_warnings
 from csr.data.raw import prepare_raw
 from csr.data.records import Collection, Task
@@ -24,24 +26,40 @@ from csr.errors import DataError
 SIDE = 64  # pixels that images are decoded to for a check: it sees the same problems at any
 
 
-def check(folder: Path, source: Source, options: SourceOptions) -> tuple[Collection | None, Problems, list[str]]:
-    """Reads and decodes a whole data set as stage ``prepare`` would, and throws the result away.
+@dataclass(frozen=True)
+class Checked:
+    """What a check found.
 
-    Returns:
-        The tables, or None if anything is wrong; what is wrong; and what is not, but should be known.
+    Args:
+        collection: the tables, or None if anything is wrong.
+        problems: what is wrong.
+        warnings: what is not, but should be known.
+        confounders: a sentence on what else predicts the class.
     """
+
+    collection: Collection | None
+    problems: Problems
+    warnings: Sequence[str] = ()
+    confounders: str = ""
+
+
+def check(folder: Path, source: Source, options: SourceOptions, lenient: bool = False) -> Checked:
+    """Reads and decodes a whole data set as stage ``prepare`` would, and throws the result away."""
     problems = Problems()
     with tempfile.TemporaryDirectory() as scratch:
         try:
             raw = read_source(source, folder, options, problems)
             prepared = Path(scratch) / "prepared"
-            collection = prepare_raw(raw, prepared, SIDE, 3, options.workers, problems)
-            return collection, problems, [*raw.notes, *quality_warnings(PreparedSet.open(prepared))]
+            collection = prepare_raw(raw, prepared, SIDE, 3, options.workers, problems, lenient=lenient)
+            data = PreparedSet.open(prepared)
+            found = confounders(data)
+            said = [*data.notes(), *quality_warnings(data), *confounder_warnings(found)]
+            return Checked(collection, problems, said, confounder_summary(found))
         except DataError as error:
             if not problems.found:  # the source could not go on, so nothing was gathered
                 where, _, reason = str(error).partition(": ")
                 problems.add(where, reason, skippable=False)
-            return None, problems, []
+            return Checked(None, problems)
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -53,18 +71,22 @@ def _check(given: argparse.Namespace) -> None:
         choice,
         VinDrConfig(given.consensus, given.least),
     )
-    collection, problems, warnings = check(given.path, given.source, options)
+    checked = check(given.path, given.source, options, given.lenient)
+    collection = checked.collection
     if collection is None:
-        for problem in problems.found:
+        for problem in grouped(checked.problems.found):
             print(problem)
-        sys.exit(f"{given.path}: {len(problems.found)} problems")
+        sys.exit(f"{given.path}: {len(checked.problems.found)} problems")
     counts = ", ".join(f"{len(collection.rows(split))} {split}" for split in ("train", "val", "test"))
+    if collection.classes and (unknown := int((~collection.has_class()).sum())):
+        counts += f" ({unknown} for training without a class)"
     print(
         f"{given.path}: nothing is wrong. {counts}; {len(collection.classes)} classes, {len(collection.concepts)} "
         f"concepts, {len(collection.boxes)} boxes"
     )
-    for warning in warnings:
+    for warning in checked.warnings:
         print(f"warning: {warning}")
+    print(checked.confounders)
 
 
 def _names(given: list[str] | None) -> tuple[str, ...] | None:
@@ -93,6 +115,7 @@ def main(arguments: Sequence[str]) -> None:
     checking.add_argument("--validation-share", type=float, default=SplitShares.validation)
     checking.add_argument("--test-share", type=float, default=SplitShares.test)
     checking.add_argument("--split-seed", type=int, default=SplitShares.seed)
+    checking.add_argument("--lenient", action="store_true", help="take names that fit one file but for their spelling")
     checking.add_argument("--task", choices=get_args(Task), help="what is learned; by default what the set offers")
     checking.add_argument("--concepts", nargs="+", metavar="LABEL", help="labels that are concepts")
     checking.add_argument("--targets", nargs="+", metavar="LABEL", help="labels that a multi-label task predicts")

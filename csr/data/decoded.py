@@ -1,13 +1,15 @@
 """Decoded images, and those that an unfinished run has decoded already, so that the next one goes on where it stopped.
 
 A folder with ``canvases.bin``, one C×S×S uint8 canvas after the other, and ``index.jsonl``, a line each: which file it
-came from (path, size, time of change), where it lies on the canvas and how large its pixels are. A line is written
-after its canvas, so whatever a killed run leaves is either whole or not there. Not for several runs at a time.
+came from (path, size, time of change), where it lies on the canvas, how large its pixels are and how they were stored.
+A line is written after its canvas, so whatever a killed run leaves is either whole or not there. Not for several runs
+at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,20 +18,27 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageMode
 
-from csr.data.images import Placement, decode, fit, pixel_spacing
+from csr.data.images import FORMATS, Placement, decode, fit, pixel_spacing
 from csr.errors import ImageError
 
-FORMAT = 2  # to be raised when `decode_file` gives anything else for the same file
+FORMAT = 3  # to be raised when `decode_file` gives anything else for the same file
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A file's image on its C×S×S canvas. ``spacing``: millimetres between rows and columns of the file's image."""
+    """A file's image on its C×S×S canvas.
+
+    Args:
+        spacing: millimetres between rows and columns of the file's image.
+        stored: the file's format, and the bits of a grey value in it.
+    """
 
     canvas: np.ndarray
     placement: Placement
     spacing: tuple[float, float] | None
+    stored: tuple[str, int]
 
     @property
     def canvas_spacing(self) -> tuple[float, float]:
@@ -52,7 +61,19 @@ def decode_file(file: Path, name: str, side: int, channels: int) -> Decoded:
     except OSError as error:
         raise ImageError(f"{name}: cannot be read ({error.strerror})") from None
     canvas, placement = fit(decode(data, name), side, channels)
-    return Decoded(canvas, placement, pixel_spacing(data))
+    return Decoded(canvas, placement, pixel_spacing(data), stored_form(data))
+
+
+def stored_form(data: bytes) -> tuple[str, int]:
+    """The format of a file that `csr.data.images.decode` can read, and the bits of a grey value (or colour) in it."""
+    if data[128:132] == b"DICM":
+        import pydicom
+
+        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=["BitsStored"])
+        return "DICOM", int(dataset.get("BitsStored", 0))
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        kind = np.dtype(ImageMode.getmode(image.mode).typestr)
+        return str(image.format), 1 if image.mode == "1" else 8 * kind.itemsize
 
 
 class DecodedImages:
@@ -79,10 +100,10 @@ class DecodedImages:
         found = self._known.get(self._key(image))
         if found is None:
             return None
-        row, placement, spacing = found
+        row, placement, spacing, stored = found
         size = math.prod(self._shape)
         data = os.pread(self._canvases, size, row * size)
-        return Decoded(np.frombuffer(data, np.uint8).reshape(self._shape), placement, spacing)
+        return Decoded(np.frombuffer(data, np.uint8).reshape(self._shape), placement, spacing, stored)
 
     def put(self, image: str, decoded: Decoded) -> None:
         """Keeps a decoded file."""
@@ -90,9 +111,9 @@ class DecodedImages:
         if key in self._known:
             return
         os.pwrite(self._canvases, np.ascontiguousarray(decoded.canvas).data, row * decoded.canvas.nbytes)
-        self._index.write(json.dumps([key, row, astuple(decoded.placement), decoded.spacing]) + "\n")
+        self._index.write(json.dumps([key, row, astuple(decoded.placement), decoded.spacing, decoded.stored]) + "\n")
         self._index.flush()
-        self._known[key] = row, decoded.placement, decoded.spacing
+        self._known[key] = row, decoded.placement, decoded.spacing, decoded.stored
 
     def __enter__(self) -> DecodedImages:
         return self
@@ -107,7 +128,7 @@ class DecodedImages:
         about = (self._source / image).stat()
         return f"{image}|{about.st_size}|{about.st_mtime_ns}"
 
-    def _read_index(self) -> dict[str, tuple[int, Placement, tuple[float, float] | None]]:
+    def _read_index(self) -> dict[str, tuple[int, Placement, tuple[float, float] | None, tuple[str, int]]]:
         file = self._folder / "index.jsonl"
         known = {}
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
@@ -115,6 +136,7 @@ class DecodedImages:
             file.write_bytes(b"".join(lines[:-1]))
             lines.pop()
         for line in lines:
-            key, row, placement, spacing = json.loads(line)
-            known[key] = row, Placement(*placement), None if spacing is None else (spacing[0], spacing[1])
+            key, row, placement, spacing, (kind, bits) = json.loads(line)
+            pixels = None if spacing is None else (spacing[0], spacing[1])
+            known[key] = row, Placement(*placement), pixels, (kind, bits)
         return known

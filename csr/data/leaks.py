@@ -55,7 +55,7 @@ def find_leaks(collection: Collection, prints: Fingerprints, near: int = NEAR) -
     studies = collection.studies
     named = (studies["study_id"] + " (" + studies["split"] + ")").to_numpy()
     for patient, rows in _in_several_splits(studies, studies["patient_id"]):
-        yield f"patient {patient!r} is in several splits: {_some(named[rows])}"
+        yield f"a patient is in several splits: {patient!r} with {_some(named[rows])}"
     same: set[tuple[int, int]] = set()
     for _, rows in _in_several_splits(studies, pd.Series(prints.digests, dtype=object)):
         same |= set(combinations(rows, 2))

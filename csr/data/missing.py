@@ -1,4 +1,4 @@
-"""Concept labels hidden on purpose, to study how training copes with labels that are partly missing."""
+"""Labels hidden on purpose, to study how training copes with labels that are partly missing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from csr.data.records import CONCEPT_PREFIX, Collection, check_concept_labels
+from csr.data.records import CONCEPT_PREFIX, TARGET_PREFIX, Collection, check_concept_labels
 from csr.errors import ConfigError
 
 
@@ -28,8 +28,7 @@ def hide_concept_labels(collection: Collection, share: float, seed: int) -> Coll
         ConfigError: the share is outside [0, 1].
         DataError: a concept is known to be present, or to be absent, in no study of split ``train``.
     """
-    if not 0 <= share <= 1:
-        raise ConfigError(f"share of concept labels to hide: {share} is outside 0..1")
+    _check_share(share, "concept labels")
     check_concept_labels(collection, collection.name)
     rng = np.random.default_rng([seed, 3])  # 0, 1 and 2 are the phantom's: its labels must not tell what is hidden
     rows, labels = collection.rows("train"), collection.concept_labels()
@@ -50,3 +49,36 @@ def hide_concept_labels(collection: Collection, share: float, seed: int) -> Coll
         without = set(studies["study_id"][hidden[:, k]])
         keep &= ~((collection.boxes["concept"] == name) & collection.boxes["study_id"].isin(without)).to_numpy()
     return replace(collection, studies=studies, boxes=collection.boxes[keep])
+
+
+def hide_class_labels(collection: Collection, share: float, seed: int) -> Collection:
+    """Hides what class studies of split ``train`` have, completely at random; concepts and boxes stay.
+
+    One study of each class keeps it, drawn at random. Splits ``val`` and ``test`` stay as they are, to judge on. With
+    the same seed, what a smaller share hides a larger one hides too.
+
+    Args:
+        share: of the training studies with a class that lose it, in [0, 1]; as many as the kept ones allow.
+        seed: of the draw.
+
+    Returns:
+        A new collection; the given one is unchanged.
+
+    Raises:
+        ConfigError: the share is outside [0, 1].
+    """
+    _check_share(share, "classes")
+    rng = np.random.default_rng([seed, 4])
+    rows = collection.class_rows("train")
+    has = collection.class_indicators()[rows] == 1
+    kept = {rng.choice(rows[own]) for own in has.T if own.any()}
+    candidates = rng.permutation([row for row in rows if row not in kept])
+    hidden = np.isin(np.arange(len(collection.studies)), candidates[: round(share * len(rows))])
+    studies = collection.studies
+    names = ["label"] if collection.task == "multiclass" else [TARGET_PREFIX + name for name in collection.classes]
+    return replace(collection, studies=studies.assign(**{name: studies[name].mask(hidden) for name in names}))
+
+
+def _check_share(share: float, what: str) -> None:
+    if not 0 <= share <= 1:
+        raise ConfigError(f"share of {what} to hide: {share} is outside 0..1")

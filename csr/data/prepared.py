@@ -89,9 +89,9 @@ class PreparedSet:
         return np.unpackbits(packed, count=self.side**2).reshape(self.side, self.side).astype(bool)
 
     def skipped(self) -> pd.DataFrame:
-        """``where, reason`` of what was left out for being wrong; usually without a row."""
+        """``where, reason, kind`` of what was left out for being wrong; usually without a row."""
         file = self.path / "skipped.csv"
-        return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["where", "reason"])
+        return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["where", "reason", "kind"])
 
     def notes(self) -> tuple[str, ...]:
         """Sentences on what the data set's reader decided that its user should know; usually none."""

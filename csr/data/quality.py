@@ -1,7 +1,7 @@
 """What is not wrong with a data set, but makes what is learned from it worth less than it seems.
 
-`csr.data.problems` refuses; this warns. Each check is a generator of sentences over a prepared set, and needs no
-more than its tables and one pass over its pictures.
+`csr.data.problems` refuses; this warns, and so does `csr.data.confounders`, of what else predicts the class. Each check
+is a generator of sentences over a prepared set, and needs no more than its tables and one pass over its pictures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ FEW = {"train": 20, "val": 5, "test": 10}  # studies with a concept, below which
 SHIFT = 4.0  # standard errors between two splits' shares of a label
 SHIFT_RATIO = 1.5
 TELLS = 0.98  # correlation of a concept with a class, from which on the one is the other
-CONFOUNDED = 0.5  # Cramér's V of site and class
 FLAT = 1.0  # standard deviation of a picture's grey values, of 255
 BOXED = 0.9  # share of boxes that lie wholly in the same place
 
@@ -30,7 +29,6 @@ def quality_warnings(data: PreparedSet) -> list[str]:
         _few_examples,
         _shifted_shares,
         _telling_concepts,
-        _confounded_sites,
         _concepts_without_boxes,
         _boxes_that_say_nothing,
         _pictures,
@@ -77,26 +75,6 @@ def _telling_concepts(data: PreparedSet) -> Iterator[str]:
             varied = len(np.unique(one)) > 1 and len(np.unique(other)) > 1
             if varied and abs(np.corrcoef(one, other)[0, 1]) > TELLS:
                 yield f"concept {concept!r} says the same as class {name!r}: it explains nothing"
-
-
-def _confounded_sites(data: PreparedSet) -> Iterator[str]:
-    studies = data.collection.studies
-    if "site" not in studies or studies["site"].nunique() < 2:
-        return
-    for name, has in zip(data.collection.classes, data.collection.class_indicators().T, strict=True):
-        known = ~np.isnan(has)
-        counts = pd.crosstab(studies["site"][known], has[known]).to_numpy(np.float64)
-        if counts.shape[1] == 2 and counts.shape[0] > 1 and _cramers_v(counts) > CONFOUNDED:
-            yield (
-                f"class {name!r} goes with the site: a model can tell it by the device instead of the finding "
-                f"(Cramér's V {_cramers_v(counts):.2f})"
-            )
-
-
-def _cramers_v(counts: np.ndarray) -> float:
-    """Of a contingency table n×m: 0 for independence, 1 where one variable gives the other."""
-    expected = counts.sum(1, keepdims=True) * counts.sum(0, keepdims=True) / counts.sum()
-    return float(np.sqrt((np.square(counts - expected) / expected).sum() / counts.sum() / (min(counts.shape) - 1)))
 
 
 def _concepts_without_boxes(data: PreparedSet) -> Iterator[str]:

@@ -20,9 +20,10 @@ from csr.data.decoded import Decoded, DecodedImages, decode_file
 from csr.data.images import Placement
 from csr.data.leaks import NEAR, Fingerprints, find_leaks
 from csr.data.masks import place_mask, read_mask, tight_box
+from csr.data.names import StoredNames
 from csr.data.prepared import PreparedWriter
 from csr.data.problems import Problems
-from csr.data.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, SPACING, Collection, validation_errors
+from csr.data.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, SPACING, STORED, Collection, validation_errors
 from csr.data.schema import check_schema
 from csr.data.shards import Images
 from csr.errors import DataError, ImageError
@@ -121,6 +122,7 @@ def prepare_raw(
     problems: Problems,
     *,
     skip_bad: bool = False,
+    lenient: bool = False,
     near_bits: int = NEAR,
     decoded: DecodedImages | None = None,
     pending: Container[str] = (),
@@ -133,6 +135,8 @@ def prepare_raw(
         problems: what the source found; what is found here is added.
         skip_bad: leave out studies, rows and boxes that are wrong, instead of refusing the set; what was left out is
             listed in ``skipped.csv`` of the prepared set.
+        lenient: take names of images and masks for those of files that they fit but for capitals, backslashes or a
+            missing extension, where no other file would do; the notes say so.
         near_bits: see `csr.data.leaks.find_leaks`.
         decoded: what an earlier run has decoded; gets what this one does.
         pending: concepts that get labels from ``finish``.
@@ -141,10 +145,13 @@ def prepare_raw(
     Raises:
         DataError: naming every problem; nothing is written.
     """
-    raw = _only_existing_images(raw, problems)
+    names = StoredNames(raw.folder)
+    raw = _only_learnable(raw, problems)
+    raw = _only_existing_images(_with_stored_names(raw, names) if lenient else raw, names, problems)
     studies = raw.collection.studies
     placements: dict[str, Placement] = {}
     spacings: list[tuple[float, float]] = []
+    stored: list[tuple[int, int, str, int]] = []
     prints = Fingerprints()
     with (
         PreparedWriter(path, len(studies), channels, side) as writer,
@@ -160,8 +167,8 @@ def prepare_raw(
                 return error
 
         loaded = ordered_map(pool, load, zip(studies["image"], studies["where"], strict=True), 4 * workers)
-        names = zip(studies["study_id"], studies["image"], strict=True)
-        for (study, image), result in zip(names, progress(loaded, len(studies)), strict=True):
+        listed = zip(studies["study_id"], studies["image"], strict=True)
+        for (study, image), result in zip(listed, progress(loaded, len(studies)), strict=True):
             if isinstance(result, ImageError):
                 where, _, reason = str(result).partition(": ")
                 problems.add(where, reason)
@@ -172,17 +179,21 @@ def prepare_raw(
             prints.add(result.canvas)
             placements[study] = result.placement
             spacings.append(result.canvas_spacing)
+            stored.append((result.placement.width, result.placement.height, *result.stored))
         writer.keep_images(len(placements))
         kept = _with_spacing(studies[studies["study_id"].isin(placements)].reset_index(drop=True), spacings)
+        kept = kept.assign(**dict(zip(STORED, zip(*stored, strict=True), strict=bool(stored))))
         boxes = raw.collection.boxes
         boxes = boxes[boxes["study_id"].isin(placements)].reset_index(drop=True)
-        boxes, masks = _read_masks(boxes, raw.folder, placements, side, problems, pool, 4 * workers)
+        boxes, masks = _read_masks(boxes, raw.folder, names, placements, side, problems, pool, 4 * workers)
         boxes = place_boxes(boxes, placements, problems)
         boxes = _only_present(boxes, kept, problems)
         boxes, masks = _only_used(boxes, masks)
         moved = replace(raw.collection, studies=kept.drop(columns="where"), boxes=boxes.drop(columns="where"))
-        for reason in (*validation_errors(moved, pending), *find_leaks(moved, prints, near_bits)):
+        for reason in validation_errors(moved, pending):
             problems.add(str(raw.folder), reason, skippable=False)
+        for reason in find_leaks(moved, prints, near_bits):
+            problems.add(str(raw.folder), reason, kind=reason.partition(": ")[0], skippable=False)
         problems.settle(skip_bad)
         finished = finish(moved, writer.images)
         check_schema(finished, side)
@@ -212,10 +223,44 @@ def _with_spacing(studies: pd.DataFrame, spacings: list[tuple[float, float]]) ->
     return studies if np.isnan(sizes).all() else studies.assign(**dict(zip(SPACING, sizes.T, strict=True)))
 
 
-def _only_existing_images(raw: RawSet, problems: Problems) -> RawSet:
+def _only_learnable(raw: RawSet, problems: Problems) -> RawSet:
+    """The studies but those without a class in the splits that are judged on."""
+    collection = raw.collection
+    if collection.task == "concepts":
+        return raw
+    studies = collection.studies
+    wrong = ~collection.has_class() & (studies["split"] != "train")
+    what = "a label" if collection.task == "multiclass" else "a target"
+    reason = f"a study without a class can be in split 'train' only; move it there, or give it {what}"
+    problems.add_rows(studies, wrong, reason, "split")
+    return replace(raw, collection=replace(collection, studies=studies[~wrong].reset_index(drop=True)))
+
+
+def _with_stored_names(raw: RawSet, names: StoredNames) -> RawSet:
+    """Images and masks by the names of the files that they are taken for."""
+    taken: dict[str, str] = {}
+
+    def stored(name: str) -> str:
+        if name and name not in names and (found := names.match(name)):
+            taken[name] = found
+        return taken.get(name, name)
+
+    collection = raw.collection
+    studies, boxes = collection.studies.assign(image=collection.studies["image"].map(stored)), collection.boxes
+    if "mask" in boxes:
+        boxes = boxes.assign(mask=boxes["mask"].map(stored))
+    if not taken:
+        return raw
+    first, file = next(iter(taken.items()))
+    note = f"{len(taken)} names are not quite those of files and were taken for them, as {first!r} for {file!r}"
+    return replace(raw, collection=replace(collection, studies=studies, boxes=boxes), notes=(*raw.notes, note))
+
+
+def _only_existing_images(raw: RawSet, names: StoredNames, problems: Problems) -> RawSet:
     studies = raw.collection.studies
-    there = np.array([(raw.folder / name).is_file() for name in studies["image"]], bool)
-    problems.add_rows(studies, ~there, f"no such file in {raw.folder}", "image")
+    there, kind = np.array([name in names for name in studies["image"]], bool), f"no such file in {raw.folder}"
+    for where, image in zip(studies.loc[~there, "where"], studies.loc[~there, "image"], strict=True):
+        problems.add(where, f"{kind}, got {image!r}{names.hint(image)}", kind=kind)
     return replace(raw, collection=replace(raw.collection, studies=studies[there].reset_index(drop=True)))
 
 
@@ -230,6 +275,7 @@ def _only_present(boxes: pd.DataFrame, studies: pd.DataFrame, problems: Problems
 def _read_masks(
     boxes: pd.DataFrame,
     folder: Path,
+    names: StoredNames,
     placements: dict[str, Placement],
     side: int,
     problems: Problems,
@@ -252,13 +298,14 @@ def _read_masks(
         return np.packbits(place_mask(mask, place, side)), tight_box(mask)
 
     named, corners = np.flatnonzero(boxes["mask"] != ""), boxes[CORNERS].to_numpy(np.float64, copy=True)
-    names = boxes["mask"].iloc[named].tolist()
-    jobs = zip(names, (placements[study] for study in boxes["study_id"].iloc[named]), strict=True)
+    files = boxes["mask"].iloc[named].tolist()
+    jobs = zip(files, (placements[study] for study in boxes["study_id"].iloc[named]), strict=True)
     numbers, good = np.full(len(boxes), -1), np.ones(len(boxes), bool)
     masks: list[np.ndarray] = []
-    for row, name, result in zip(named, names, ordered_map(pool, read, jobs, ahead), strict=True):
+    for row, name, result in zip(named, files, ordered_map(pool, read, jobs, ahead), strict=True):
         if isinstance(result, ImageError):
-            problems.add(boxes["where"].iat[row], f"mask {name!r} {result}")
+            hint = "" if name in names else names.hint(name)
+            problems.add(boxes["where"].iat[row], f"mask {name!r} {result}{hint}", kind=f"its mask {result}")
             good[row] = False
             continue
         packed, tight = result
@@ -293,6 +340,7 @@ def place_boxes(boxes: pd.DataFrame, placements: dict[str, Placement], problems:
         problems.add(
             boxes["where"].iat[index],
             f"the box lies outside its {place.width}×{place.height} image; coordinates are pixels of the stored image",
+            kind="the box lies outside its image; coordinates are pixels of the stored image",
         )
     cut = np.clip(corners, 0, np.tile(sizes, 2))
     moved = [place.to_canvas(box) for place, box in zip(places, cut, strict=True)]

@@ -3,8 +3,10 @@
 ``studies``: one row an image; ``study_id, image, split, part, patient_id, site`` and a float column ``concept:<name>``
 per concept holding 1 (present), 0 (absent) or NaN (unknown). ``part`` names the test half a row belongs to (``test``
 unless the data set has several) and repeats ``split`` elsewhere. What is to be predicted depends on the task:
-``label``, a class's name, or a column ``target:<name>`` per class, valued like a concept's. Where it is known of any
-image, ``pixel_height_mm, pixel_width_mm``: how large the pixels are, in the images that the tables come with.
+``label``, a class's name, or a column ``target:<name>`` per class, valued like a concept's. A study of split ``train``
+may have no class (``label`` empty, or no target known): its concepts train stages 1 and 2, and no head sees it. Where
+it is known of any image, ``pixel_height_mm, pixel_width_mm``: how large the pixels are, in the images that the tables
+come with. Of images that were read from files, the columns `STORED`: what the files were like.
 ``boxes``: ``study_id, concept, x_min, y_min, x_max, y_max``; pixel edges, so a box covers x_max − x_min columns. Where
 findings are outlined by pixel too, an integer column ``mask``: the number of a box's mask, −1 if it has none.
 """
@@ -26,6 +28,8 @@ TARGET_PREFIX = "target:"
 BOX_COLUMNS = ("study_id", "concept", "x_min", "y_min", "x_max", "y_max")
 CORNERS = list(BOX_COLUMNS[2:])
 SPACING = ("pixel_height_mm", "pixel_width_mm")
+STORED = ("image_width", "image_height", "image_format", "image_bits")
+NO_CLASS = -1  # in the place of a class's index, where it is not known
 
 Task = Literal["multiclass", "multilabel", "concepts"]
 
@@ -55,16 +59,24 @@ class Collection:
         return self.studies[[CONCEPT_PREFIX + name for name in self.concepts]].to_numpy(np.float32, copy=True)
 
     def truth(self) -> np.ndarray:
-        """What is to be predicted, in scikit-learn's two forms: N int64 indices into ``classes`` if a study has one
-        class, else N×T float32 of 1, 0 or NaN."""
+        """What is to be predicted, in scikit-learn's two forms: N int64 indices into ``classes``, `NO_CLASS` where it
+        is not known, if a study has one class, else N×T float32 of 1, 0 or NaN."""
         if self.task == "multiclass":
-            return pd.Categorical(self.studies["label"], categories=list(self.classes)).codes.astype(np.int64)
+            return pd.Index(self.classes, dtype=object).get_indexer(self.studies["label"]).astype(np.int64)  # −1: none
         return self.studies[[TARGET_PREFIX + name for name in self.classes]].to_numpy(np.float32, copy=True)
 
     def class_indicators(self) -> np.ndarray:
         """N×T float32, 1 where a study has the class, 0 where not, NaN where unknown; whatever the task."""
         truth = self.truth()
-        return np.eye(len(self.classes), dtype=np.float32)[truth] if self.task == "multiclass" else truth
+        if self.task != "multiclass":
+            return truth
+        known = (truth != NO_CLASS)[:, None]
+        return np.where(known, truth[:, None] == np.arange(len(self.classes)), np.nan).astype(np.float32)
+
+    def has_class(self) -> np.ndarray:
+        """N bool: something is known of what is to be predicted; never where the task is ``concepts``."""
+        truth = self.truth()
+        return truth != NO_CLASS if self.task == "multiclass" else ~np.isnan(truth).all(1)
 
     def patients(self) -> np.ndarray:
         """N names, equal for studies of one patient; a study whose patient is not known counts as one of its own."""
@@ -76,6 +88,8 @@ class Collection:
 
     def diagnosis(self, row: int) -> str:
         """The names of a study's classes, for people."""
+        if self.classes and not self.has_class()[row]:
+            return "class unknown"
         if self.task == "multiclass":
             return str(self.studies["label"].iat[row])
         known = self.studies[[TARGET_PREFIX + name for name in self.classes]].iloc[row]
@@ -87,6 +101,15 @@ class Collection:
         if part is not None:
             chosen &= self.studies["part"] == part
         return np.flatnonzero(chosen)
+
+    def class_rows(self, split: str) -> np.ndarray:
+        """Row numbers of a split's studies that have a class: what heads are trained and judged on."""
+        return self.rows(split)[self.has_class()[self.rows(split)]]
+
+    def labelled_rows(self, split: str) -> np.ndarray:
+        """Row numbers of a split's studies that have any label, a class or a concept: what batches are drawn from."""
+        labelled = self.has_class() | ~np.isnan(self.concept_labels()).all(1)
+        return self.rows(split)[labelled[self.rows(split)]]
 
     def test_parts(self) -> tuple[str, ...]:
         """Names of the test parts in the order in which they appear."""

@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from csr.data.confounders import LIMIT, Predictor, confounder_summary, confounder_warnings, confounders
 from csr.data.html_report import Section, Table
 from csr.data.prepared import PreparedSet
+from csr.data.problems import Group, Problem, grouped
 from csr.data.quality import quality_warnings
 from csr.data.records import CORNERS, SPACING, SPLITS
 
@@ -22,18 +24,21 @@ MAGNIFIED = 192  # pixels that they are shown at
 
 
 def data_sections(data: PreparedSet, stride: int, skipped: pd.DataFrame, notes: Sequence[str] = ()) -> list[Section]:
-    """Warnings, counts, co-occurrence, box sizes against the map's cells, what was left out, and examples.
+    """Warnings, counts, co-occurrence, what else predicts the class, box sizes against the map's cells, what was left
+    out, and examples.
 
     Args:
         stride: pixels of a prepared image that one cell of the maps covers.
-        skipped: ``where, reason``.
+        skipped: ``where, reason, kind``; see `csr.data.problems.Problem`.
         notes: of the source, shown with the warnings.
     """
+    found = confounders(data)
     return [
-        *_warnings([*notes, *quality_warnings(data)]),
+        *_warnings([*notes, *quality_warnings(data), *confounder_warnings(found)]),
         _counts(data),
         _concepts(data),
         _together(data),
+        *_confounders(found),
         _boxes(data, stride),
         *_skipped(skipped),
         _examples(data),
@@ -50,12 +55,18 @@ def _counts(data: PreparedSet) -> Section:
     for name, has in zip(data.collection.classes, data.collection.class_indicators().T, strict=True):
         own = studies[has == 1]["split"]
         rows.append((name, *(f"{int((own == split).sum()):,}" for split in SPLITS), f"{len(own):,}"))
+    unknown = studies["split"][~data.collection.has_class()] if data.collection.classes else studies["split"].iloc[:0]
+    if len(unknown):
+        counts = (f"{int((unknown == split).sum()):,}" for split in SPLITS)
+        rows.append(("class unknown", *counts, f"{len(unknown):,}"))
     rows.append(("all", *(f"{len(data.collection.rows(split)):,}" for split in SPLITS), f"{len(studies):,}"))
     note = f"{len(studies):,} images of {data.side}² pixels and {data.channels} channel(s)"
     if "patient_id" in studies:
         note += f", {studies['patient_id'].nunique():,} patients"
     if data.collection.task == "multilabel":
         note += "; a study can have several classes, or none"
+    if len(unknown):
+        note += "; those whose class is unknown train the concepts, not the head"
     return Section("Studies", (note + ".",), (Table("", ("class", *SPLITS, "all"), rows),))
 
 
@@ -92,6 +103,32 @@ def _together(data: PreparedSet) -> Section:
         Table("Of the studies with a concept (row), how many show another", ("", *collection.concepts), with_concept),
     ]
     return Section("Co-occurrence", (note,), tuple(tables if collection.classes else tables[1:]))
+
+
+def _confounders(found: Sequence[Predictor]) -> list[Section]:
+    if not found:
+        return []
+    note = (
+        "How well what is known of a study beside its findings predicts its classes and concepts, in training studies "
+        "of patients that the classifier has not seen (csr.data.confounders). A row names the label that is predicted "
+        f"best, with an interval at 95 %: all of it above {LIMIT} is a warning, around 0.5 there is nothing to tell."
+    )
+    summary = confounder_summary(found)
+    columns = ("what is known", "predicts", "AUROC", "from", "to", "others above the limit")
+    tables = []
+    for kind in dict.fromkeys(each.kind for each in found):
+        rows = [
+            (
+                each.name,
+                each.label,
+                *(f"{value:.2f}" for value in (each.auroc, each.low, each.high)),
+                str(each.others) if each.others else "",
+            )
+            for each in found
+            if each.kind == kind
+        ]
+        tables.append(Table({"class": "Classes", "concept": "Concepts"}[kind], columns, rows))
+    return [Section("What else predicts the class", (f"{summary[0].upper()}{summary[1:]}.", note), tuple(tables))]
 
 
 def _share(values: np.ndarray) -> float:
@@ -138,8 +175,15 @@ def _boxes(data: PreparedSet, stride: int) -> Section:
 def _skipped(skipped: pd.DataFrame) -> list[Section]:
     if skipped.empty:
         return []
-    rows = [(str(row.where), str(row.reason)) for row in skipped.itertuples()]
-    return [Section("Left out", (f"{len(rows)} rows or studies.",), (Table("", ("where", "reason"), rows),))]
+    problems = [Problem(row.where, row.reason, kind=row.kind) for row in skipped.itertuples()]
+    rows: list[tuple[str, ...]] = []
+    for each in grouped(problems):
+        if isinstance(each, Group):
+            rows.append((each.where, f"{each.count:,} {each.unit}", each.reason, each.first))
+        else:
+            rows.append((each.where, "", each.reason, ""))
+    table = Table("", ("where", "how many", "reason", "first"), rows)
+    return [Section("Left out", (f"{len(skipped):,} rows or studies; skipped.csv lists each.",), (table,))]
 
 
 def _examples(data: PreparedSet) -> Section:

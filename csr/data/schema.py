@@ -8,6 +8,7 @@ Mistakes of the people who made a data set are found earlier, in their own files
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def studies_schema(collection: Collection) -> pa.DataFrameSchema:
         "part": [named],
     }
     if collection.task == "multiclass":
-        checks["label"] = [_one_of(collection.classes)]
+        checks["label"] = [pa.Check.isin(collection.classes, error=f"must be one of {', '.join(collection.classes)}")]
     columns = {name: pa.Column(checks=own, nullable=True) for name, own in checks.items()}
     text = pa.Check(_is_text, ignore_na=False, error="must be a text")
     columns |= {name: pa.Column(checks=text, nullable=True, required=False) for name in ("patient_id", "site")}
@@ -82,7 +83,13 @@ def studies_schema(collection: Collection) -> pa.DataFrameSchema:
     parts = pa.Check(
         _repeats_split, name="part", ignore_na=False, error="must be the split's name: only 'test' has parts"
     )
-    return pa.DataFrameSchema(columns, checks=parts, strict=True)
+    classed = pa.Check(
+        lambda studies: _is_classed(collection, studies),
+        name="split",
+        ignore_na=False,
+        error="must be 'train', for the study has no class",
+    )
+    return pa.DataFrameSchema(columns, checks=[parts, classed], strict=True)
 
 
 def boxes_schema(collection: Collection, side: int) -> pa.DataFrameSchema:
@@ -150,6 +157,12 @@ def _repeats_split(studies: pd.DataFrame) -> pd.Series | bool:
     if not {"split", "part"} <= set(studies):
         return True  # the missing column is reported
     return (studies["part"] == studies["split"]) | (studies["split"] == "test")
+
+
+def _is_classed(collection: Collection, studies: pd.DataFrame) -> pd.Series | bool:
+    if collection.task == "concepts" or not set(study_columns(collection)) <= set(studies):
+        return True
+    return replace(collection, studies=studies).has_class() | (studies["split"] == "train")
 
 
 def _is_ordered(boxes: pd.DataFrame, low: str, high: str) -> pd.Series | bool:

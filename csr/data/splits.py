@@ -2,6 +2,9 @@
 
 Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label Data"), with
 patients in the place of studies: the rarest label is dealt out first, each patient to the split that lacks most of it.
+
+A study without a class can be learned from, but not judged on, so its patient goes to ``train``; shares are of the
+others.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ class SplitShares:
     """How studies without a split are divided.
 
     Args:
-        validation, test: shares; the rest is for training.
+        validation, test: shares of the studies whose patients have a class; the rest is for training.
         seed: of the draw.
     """
 
@@ -38,6 +41,9 @@ def complete_split(studies: pd.DataFrame, shares: SplitShares) -> pd.Series:
     given = studies[split != ""].groupby("patient_id")["split"].first().to_dict()
     split = split.where(split != "", studies["patient_id"].map(lambda patient: given.get(patient, "")))
     free = studies[split == ""]
+    to_train = studies["patient_id"].isin(free.loc[_without_class(free), "patient_id"])
+    split = split.where((split != "") | ~to_train, "train")
+    free = studies[split == ""]
     if free.empty:
         return split
     counts = _label_counts(free).groupby(free["patient_id"], sort=True).sum()
@@ -47,11 +53,18 @@ def complete_split(studies: pd.DataFrame, shares: SplitShares) -> pd.Series:
     return split.where(split != "", studies["patient_id"].map(of_patient))
 
 
+def _without_class(studies: pd.DataFrame) -> pd.Series:
+    if "label" in studies:
+        return studies["label"].isna()
+    targets = [name for name in studies if name.startswith(TARGET_PREFIX)]
+    return studies[targets].isna().all(axis=1) & bool(targets)
+
+
 def _label_counts(studies: pd.DataFrame) -> pd.DataFrame:
     """1 for each study, then 1 for each label that it has."""
     columns: dict[str, pd.Series] = {"": pd.Series(1, index=studies.index)}
     if "label" in studies:
-        columns |= {f"label:{name}": studies["label"] == name for name in sorted(studies["label"].unique())}
+        columns |= {f"label:{name}": studies["label"] == name for name in sorted(studies["label"].dropna().unique())}
     for name in studies:
         if name.startswith((TARGET_PREFIX, CONCEPT_PREFIX)):
             columns[name] = studies[name] == 1

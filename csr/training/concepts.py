@@ -85,6 +85,8 @@ class ConceptTrainingConfig:
 def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: Callbacks) -> ConceptModel:
     """Trains on split ``train`` and reports loss and mean concept AUROC on ``val`` each epoch, then aligns the maps.
 
+    Batches are drawn from the studies that have any label; those without one count in the channels' statistics alone.
+
     The last epoch's weights are the result, so nothing is selected on ``val``. Processes of a distributed run share
     every batch and learn what one would.
 
@@ -117,7 +119,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     task = Task(
         "concepts",
         model,
-        train,
+        data.collection.labelled_rows("train"),
         terms,
         after_epoch,
         config.warmup,

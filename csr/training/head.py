@@ -75,7 +75,8 @@ def train_head(
     alive: Tensor | None = None,
     side: int | None = None,
 ) -> Reasoner:
-    """Builds the reasoner from stage 2's prototypes and trains its head on split ``train``.
+    """Builds the reasoner from stage 2's prototypes and trains its head on the studies of split ``train`` that have a
+    class. The others' concepts count where a concept is summarised: absent and present scores, read-out, usage.
 
     Where the task is ``concepts`` no head is trained: the reasoner has no class, and one epoch is reported.
 
@@ -105,7 +106,8 @@ def train_head(
     reasoner.prototypes.copy_(model.prototypes.unit().detach())
     train_scores = all_scores(reasoner, model, cache, train)
     val_scores = all_scores(reasoner, model, cache, val)
-    _set_statistics(reasoner, train_scores, concept_labels[train])
+    learned = np.isin(train, collection.class_rows("train")) if collection.classes else np.ones(len(train), bool)
+    _set_statistics(reasoner, train_scores, concept_labels[train], learned)
     if alive is not None:
         reasoner.alive.copy_(alive)
     reasoner.alive.copy_(_used(collection, cache, model, reasoner.alive, config.least_usage))
@@ -113,7 +115,7 @@ def train_head(
         not reasoner.alive.all()
     ):  # what is pruned scores as if absent: the first statistics know that, the second fit it
         train_scores, val_scores = reasoner.mask_pruned(train_scores), reasoner.mask_pruned(val_scores)
-        _set_statistics(reasoner, train_scores, concept_labels[train])
+        _set_statistics(reasoner, train_scores, concept_labels[train], learned)
     torch.nn.init.zeros_(reasoner.head.weight)
     torch.nn.init.zeros_(reasoner.head.bias)
     if not collection.classes:
@@ -150,7 +152,7 @@ def train_head(
         f1 = macro_f1(own.cpu().numpy(), predicted, len(collection.classes))
         return {"val_loss": float(class_loss(logits, own)), "val_macro_f1": f1}
 
-    fit(Task("head", reasoner, train, terms, after_epoch), config, callbacks)
+    fit(Task("head", reasoner, train[learned], terms, after_epoch), config, callbacks)
     _silence_pruned(reasoner)
     return reasoner
 
@@ -199,14 +201,16 @@ def _silence_pruned(reasoner: Reasoner) -> None:
 
 
 @torch.no_grad()
-def _set_statistics(reasoner: Reasoner, scores: Tensor, labels: np.ndarray) -> None:
-    """Score statistics, absent and present scores, and the concept read-out, all from training images.
+def _set_statistics(reasoner: Reasoner, scores: Tensor, labels: np.ndarray, learned: np.ndarray) -> None:
+    """Score statistics of the training images that the head learns from (n bool), and of all of them absent and present
+    scores and the concept read-out.
 
     The read-out is a logistic regression of each concept's label on its evidence (Platt 1999), so that its probability
     means the same under every preset.
     """
-    reasoner.score_mean.copy_(scores.mean(0))
-    reasoner.score_std.copy_(scores.std(0).clamp_min(1e-4))
+    seen = scores[torch.from_numpy(learned).to(scores.device)]
+    reasoner.score_mean.copy_(seen.mean(0))
+    reasoner.score_std.copy_(seen.std(0).clamp_min(1e-4))
     evidence = concept_evidence(scores, reasoner.alive).cpu().numpy()
     for k in range(labels.shape[1]):
         for label, typical, whole in (

@@ -133,6 +133,8 @@ def train_prototypes(
 ) -> PrototypeModel:
     """Trains on split ``train`` and reports, on ``val``, the loss and the diagnostics of `diagnose` each epoch.
 
+    Batches are drawn from the studies that have any label; those without one count in the features' statistics alone.
+
     Processes of a distributed run share every batch and learn what one would.
 
     Raises:
@@ -166,7 +168,8 @@ def train_prototypes(
         own = all_positive_vectors(cache, labels, val[own_part(len(val))], place)
         return {"reseeded": reseeded, **diagnose(model, *map(gather, own))}
 
-    fit(Task("prototypes", objective, train, terms, after_epoch, precision=config.precision), config, callbacks)
+    rows = collection.labelled_rows("train")
+    fit(Task("prototypes", objective, rows, terms, after_epoch, precision=config.precision), config, callbacks)
     return model
 
 

@@ -89,12 +89,6 @@ def telling(data):
     return changed(data, concept_haze=(data.collection.studies["label"] == "well").astype(np.float32))
 
 
-def confounded(data):
-    site = np.where(data.collection.studies["label"] == "ill", "A", "B")
-    site[::11] = "B"
-    return changed(data, site=site)
-
-
 def unboxed(data):
     test = set(data.collection.studies["study_id"][data.collection.rows("test")])
     return with_boxes(data, lambda boxes: boxes[(boxes["concept"] == "spot") | ~boxes["study_id"].isin(test)])
@@ -133,7 +127,6 @@ BLEMISHES = [
     (rare, "split 'train' has fewer than 20 studies with haze (7)"),
     (shifted, "differ between 'train' and 'test': haze ("),
     (telling, "concept 'haze' says the same as class 'ill'"),
-    (confounded, "class 'ill' goes with the site"),
     (unboxed, "split 'test' has no box of haze: for these pointing is not judged"),
     (whole, "boxes of 'haze' cover 97% of the picture"),
     (repeated, "boxes of 'haze' are the same"),

@@ -4,7 +4,7 @@
 - ``studies.csv`` (or ``.parquet``): ``study_id, image, split`` (train, val, test, or empty = make one), optional
   ``patient_id, site, part``, and one column ``concept:<name>`` per concept: 1 or present, 0 or absent, empty or
   unknown. What is to be predicted is in ``label``, one class a study, or in columns ``target:<name>``, valued like
-  concepts, where a study can have several;
+  concepts, where a study can have several. Studies for training may have none: an empty ``label``, or empty targets;
 - ``boxes.csv`` (or ``.parquet``; may be absent or cover only some concepts): ``study_id, concept, x_min, y_min, x_max,
   y_max`` in pixels of the stored image, optional ``mask``;
 - ``masks/``: what column ``mask`` names, PNG images of the size that the stored image has when it is upright, not 0 on
@@ -36,7 +36,7 @@ def read_table(folder: Path, shares: SplitShares, problems: Problems) -> RawSet:
         problems: gets every row that is wrong; the row is left out.
 
     Raises:
-        DataError: a missing file or column; nothing can be read then.
+        DataError: a missing file or column, or a label that no study has; nothing can be read then.
     """
     file = _either(folder / "studies.csv")
     studies = read_rows(file, REQUIRED)
@@ -44,13 +44,19 @@ def read_table(folder: Path, shares: SplitShares, problems: Problems) -> RawSet:
     if targets and "label" in studies:
         raise DataError(f"{file}: has a column 'label' and columns '{TARGET_PREFIX}…'; keep what is to be predicted")
     studies, known = _good_studies(studies, concepts, targets, problems), set(studies["study_id"])
+    if "label" in studies:
+        studies["label"] = studies["label"].where(studies["label"] != "", None)
+        if studies["label"].isna().all():
+            raise DataError(
+                f"{file}: column 'label' is empty in every row; fill it, or remove it to learn concepts only"
+            )
     studies["image"] = "images/" + studies["image"]
     studies["patient_id"] = _optional(studies, "patient_id", studies["study_id"])
     studies["site"] = _optional(studies, "site", "")
     studies["split"] = complete_split(studies, shares)
     part = _optional(studies, "part", "test")
     studies["part"] = np.where(studies["split"] == "test", np.where(part == "", "test", part), studies["split"])
-    classes = tuple(sorted(studies["label"].unique())) if "label" in studies else targets
+    classes = tuple(sorted(studies["label"].dropna().unique())) if "label" in studies else targets
     task: Task = "multiclass" if "label" in studies else "multilabel" if targets else "concepts"
     boxes = _read_boxes(_either(folder / "boxes.csv"), known, concepts, problems)
     boxes = boxes[boxes["study_id"].isin(studies["study_id"])].reset_index(drop=True)
@@ -74,8 +80,6 @@ def _good_studies(
         "study_id occurs twice": (studies["study_id"].duplicated() & (studies["study_id"] != ""), "study_id"),
         f"split must be {', '.join(SPLITS)} or empty": (~studies["split"].isin((*SPLITS, "")), "split"),
     }
-    if "label" in studies:
-        wrong["label is empty"] = (studies["label"] == "", "label")
     good = pd.Series(True, index=studies.index)
     for reason, (rows, column) in wrong.items():
         problems.add_rows(studies, rows, reason, column)
@@ -111,7 +115,8 @@ def _check_outlined(boxes: pd.DataFrame, problems: Problems) -> pd.DataFrame:
     partly = named & empty.any(axis=1) & ~empty.all(axis=1)
     for where, gaps in zip(boxes.loc[partly, "where"], empty[partly].to_numpy(), strict=True):
         missing = ", ".join(np.array(CORNERS)[gaps])
-        problems.add(where, f"{missing} empty; give all four corners, or none to take those of the mask")
+        what = "empty; give all four corners, or none to take those of the mask"
+        problems.add(where, f"{missing} {what}", kind=f"some corners are {what}")
     left = named & empty.all(axis=1)
     given = check_boxes(boxes[~left & ~partly], problems)
     found = pd.concat([given, boxes[left].assign(**dict.fromkeys(CORNERS, np.nan))])

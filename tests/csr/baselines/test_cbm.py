@@ -255,7 +255,7 @@ def test_joint_adds_the_weighted_sum_of_the_concepts_losses(data, monkeypatch):
     phases = []
     monkeypatch.setattr(cbm, "CONCEPT_WEIGHT", 0.3)
 
-    def untrained(own, name, system, terms):
+    def untrained(own, name, system, terms, rows):
         phases.append((name, system.eval(), terms))
 
     monkeypatch.setattr(cbm, "train_on_images", untrained)

@@ -104,13 +104,13 @@ def test_what_a_killed_run_left_half_written_is_not_there(folder: Path, tmp_path
     canvases = np.random.default_rng(0).integers(0, 255, (3, *SHAPE), np.uint8)
     with pytest.raises(Interruption), DecodedImages(tmp_path, folder, SHAPE) as decoded:
         for index in range(3):
-            decoded.put(f"images/s0{index}.png", Decoded(canvases[index], PLACEMENT, (0.1, 0.2)))
+            decoded.put(f"images/s0{index}.png", Decoded(canvases[index], PLACEMENT, (0.1, 0.2), ("PNG", 8)))
         raise Interruption
     (file,) = tmp_path.glob("*/index.jsonl")
     file.write_bytes(file.read_bytes()[:-cut])
     with pytest.raises(Interruption), DecodedImages(tmp_path, folder, SHAPE) as decoded:
         assert decoded.get("images/s02.png") is None
-        decoded.put("images/s03.png", Decoded(canvases[2], PLACEMENT, None))
+        decoded.put("images/s03.png", Decoded(canvases[2], PLACEMENT, None, ("DICOM", 12)))
         raise Interruption
     with DecodedImages(tmp_path, folder, SHAPE) as decoded:
         for index, name in ((0, "s00"), (1, "s01"), (2, "s03")):
@@ -121,7 +121,7 @@ def test_what_a_killed_run_left_half_written_is_not_there(folder: Path, tmp_path
 
 def test_other_shapes_and_data_sets_keep_apart(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Interruption), DecodedImages(tmp_path, folder, SHAPE) as decoded:
-        decoded.put("images/s00.png", Decoded(np.zeros(SHAPE, np.uint8), PLACEMENT, None))
+        decoded.put("images/s00.png", Decoded(np.zeros(SHAPE, np.uint8), PLACEMENT, None, ("DICOM", 12)))
         raise Interruption
     with DecodedImages(tmp_path, folder, (3, 16, 16)) as other:
         assert other.get("images/s00.png") is None

@@ -80,7 +80,7 @@ def test_a_clean_set_has_no_leak(collection: Collection) -> None:
 def test_the_same_patient_in_two_splits_is_named(collection: Collection) -> None:
     collection.studies.loc[[3, 4, 25], "patient_id"] = "p7"
     (leak,) = find_leaks(collection, prints_of([picture(seed) for seed in range(40)]))
-    assert leak == "patient 'p7' is in several splits: s003 (train), s004 (train), s025 (val)"
+    assert leak == "a patient is in several splits: 'p7' with s003 (train), s004 (train), s025 (val)"
 
 
 def test_the_same_pixels_are_named_once(collection: Collection) -> None:

@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 
 from csr.data.html_report import Section, to_html
+from csr.data.missing import hide_class_labels
 from csr.data.prepared import PreparedSet
 from csr.data.records import BOX_COLUMNS
 from csr.data.report import data_sections
 from tests.csr.synthetic import CLASSES, CONCEPTS, make_collection, make_prepared, with_labels
 
-NOTHING = pd.DataFrame(columns=["where", "reason"])
+NOTHING = pd.DataFrame(columns=["where", "reason", "kind"])
 
 
 @pytest.fixture
@@ -69,8 +70,24 @@ def test_boxes_smaller_than_a_cell_are_warned_of(data: PreparedSet, stride: int,
 
 def test_what_was_left_out_is_listed(data: PreparedSet) -> None:
     assert "Left out" not in sections(data)
-    skipped = pd.DataFrame([("a.csv row 2", "is wrong")], columns=["where", "reason"])
-    assert sections(data, skipped=skipped)["Left out"].tables[0].rows == [("a.csv row 2", "is wrong")]
+    wrong = [(f"a.csv row {row}", f"is wrong, got {row}", "is wrong") for row in range(3, 7)]
+    skipped = pd.DataFrame([*wrong, ("b.csv row 2", "is late", "is late")], columns=list(NOTHING))
+    section = sections(data, skipped=skipped)["Left out"]
+    assert section.paragraphs == ("5 rows or studies; skipped.csv lists each.",)
+    assert section.tables[0].rows == [
+        ("a.csv", "4 rows", "is wrong", "row 3, got 3"),
+        ("b.csv row 2", "", "is late", ""),
+    ]
+
+
+def test_studies_without_a_class_are_counted_apart(data: PreparedSet) -> None:
+    hidden = replace(data, collection=hide_class_labels(data.collection, 0.25, 0))
+    section = sections(hidden)["Studies"]
+    rows = {row[0]: row[1:] for row in section.tables[0].rows}
+    assert rows["class unknown"] == ("10", "0", "0", "10")
+    assert sum(int(rows[name][0]) for name in CLASSES) == 30 and rows["all"][0] == "40"
+    assert section.paragraphs[0].endswith("; those whose class is unknown train the concepts, not the head.")
+    assert "class unknown" not in {row[0] for row in sections(data)["Studies"].tables[0].rows}
 
 
 def test_the_page_shows_examples_of_every_class_and_needs_nothing_else(data: PreparedSet) -> None:

@@ -100,7 +100,10 @@ STUDIES = [
         put("label", 5, "unheard"),
         "studies.parquet row 6 (study 's005'): label must be one of clear, mild, severe, got 'unheard'",
     ),
-    (put("label", 5, None), "studies.parquet row 6 (study 's005'): label must be one of clear, mild, severe, got None"),
+    (
+        put("label", 45, None),
+        "studies.parquet row 46 (study 's045'): split must be 'train', for the study has no class, got 'val'",
+    ),
     (
         put("concept:haze", 2, 0.5),
         "studies.parquet row 3 (study 's002'): concept:haze must be 1, 0 or empty, got 0.5",

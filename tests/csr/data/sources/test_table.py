@@ -117,7 +117,12 @@ STUDIES = [
     (set_value("split", 2, "dev"), "studies.csv row 4: split must be train, val, test or empty, got 'dev'"),
     (set_value("concept:dark", 1, "2"), "studies.csv row 3: column 'concept:dark' must be 1, 0 or empty, got '2'"),
     (set_value("image", 6, "no.png"), "studies.csv row 8: no such file"),
-    (set_value("label", 0, ""), "studies.csv row 2: label is empty"),
+    (
+        set_value("label", 2, ""),
+        "studies.csv row 4: a study without a class can be in split 'train' only; move it there, or give it a label, "
+        "got 'val'",
+    ),
+    (lambda t: t.__setitem__("label", ""), "studies.csv: column 'label' is empty in every row; fill it, or remove it"),
     (lambda t: t.__setitem__("concept:dark", "0"), "concept 'dark' has no positive example in split 'train'"),
     (
         lambda t: t.__setitem__("label", t.label.where(t.split != "val", "a")),
@@ -134,6 +139,33 @@ def test_a_wrong_study_is_named(folder: Path, change: Callable, sentence: str) -
         prepare(folder, folder.parent / "out" / "prepared")
     assert sentence in str(caught.value)
     assert not (folder.parent / "out").exists() or not list((folder.parent / "out").iterdir())
+
+
+def test_a_study_for_training_needs_no_class(folder: Path, tmp_path: Path) -> None:
+    edit(folder / "studies.csv", set_value("label", 1, ""))
+    edit(folder / "studies.csv", set_value("label", 9, ""))
+    prepare(folder, tmp_path / "prepared")
+    collection = PreparedSet.open(tmp_path / "prepared").collection
+    assert collection.classes == ("a", "b")
+    assert np.flatnonzero(~collection.has_class()).tolist() == [1, 9]
+    assert np.isnan(collection.class_indicators()[[1, 9]]).all()
+    assert len(collection.class_rows("train")) == len(collection.rows("train")) - 2
+
+
+def test_a_study_with_no_known_target_can_be_trained_on_only(folder: Path, tmp_path: Path) -> None:
+    def targets(table: pd.DataFrame) -> None:
+        label = table.pop("label")
+        for name in "ab":
+            table[f"target:{name}"] = (label == name).astype(int).astype(str)
+        table.loc[[1, 2], ["target:a", "target:b"]] = ""
+        table.loc[5, "target:a"] = ""
+
+    edit(folder / "studies.csv", targets)
+    with pytest.raises(DataError, match=r"row 4: a study without a class .* or give it a target, got 'val'"):
+        prepare(folder, tmp_path / "prepared")
+    kept = prepare(folder, tmp_path / "prepared", skip_bad=True)
+    assert "s02" not in set(kept.studies["study_id"])
+    assert np.flatnonzero(~kept.has_class()).tolist() == [1]
 
 
 BOXES = [
