@@ -10,11 +10,16 @@ A reviewer knows a finding on sight; a simulated one (`review`) takes the traini
 shows the concept if its centre lies within half a cell of one of the image's boxes of that concept. Neither knows what
 the shortcut is or that there is one. A concept is never left without a prototype: the one with the most crops that show
 it stays. What an earlier review pruned stays pruned.
+
+Pruning can only choose among what was learned. Where all that a concept has rests on something else, a reviewer can say
+where the finding is: she draws it in the images of the crops that she was shown, and stage 2 learns the concept's
+prototypes anew from what lies inside (`relearn`). The paper has no such step.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,16 +27,20 @@ import torch
 from torch import Tensor
 
 from csr.data.prepared import PreparedSet
+from csr.data.records import CONCEPT_PREFIX, Collection
 from csr.evaluation.pointing import inside, map_peaks
+from csr.interaction.corrections import RegionBox, cells_inside
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
+from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.runtime import device
 from csr.training.temperature import calibrate_temperature
 
 CROPS = 10
 SHOWN = 0.5
+_OUTSIDE = 50.0  # of a concept map, by which what lies outside a reviewer's boxes is less: a softmax makes it nothing
 
 
 @torch.no_grad()
@@ -41,7 +50,8 @@ def review(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> pd.DataFr
     Returns:
         One row a prototype: ``concept, prototype, crops`` (how many were seen), ``shown`` (share that shows the
         concept, NaN if no training image has a box of it), ``wins`` (share of the training images with a box of the
-        concept in which it is the most similar live one; 0 once pruned) and ``prune``.
+        concept in which it is the most similar live one; 0 once pruned), ``rows`` (of the images that the crops are
+        from) and ``prune``.
     """
     collection = data.collection
     boxes, cell = collection.boxes_by_pair(), data.side / cache.features.shape[-1]
@@ -64,6 +74,7 @@ def review(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> pd.DataFr
     verdicts = []
     for k, m, positions, won in nearest:
         verdict = {"concept": collection.concepts[k], "prototype": m, "crops": 0, "shown": np.nan, "wins": np.nan}
+        verdict["rows"] = tuple(rows[positions].tolist())
         if len(positions):
             seen = [inside(peaks[i, k, m], _grown(boxes[int(rows[i]), k], cell / 2)) for i in positions.tolist()]
             verdict |= {"crops": len(positions), "shown": float(np.mean(seen)), "wins": float(won)}
@@ -96,6 +107,59 @@ def retrain_head(
     retrained = refined.with_reasoner(reasoner)
     calibrate_temperature(data, cache, retrained)
     return retrained
+
+
+def relearn(
+    data: PreparedSet,
+    cache: FeatureCache,
+    csr: TrainedCSR,
+    verdicts: pd.DataFrame,
+    prototypes: PrototypeConfig,
+    head: HeadConfig,
+    callbacks: Callbacks,
+) -> TrainedCSR:
+    """Trains stages 2 and 3 anew, with the findings drawn in of concepts that rest on something else.
+
+    Such a concept (`misled`) is learned from the images whose crops the reviewer saw, inside her boxes, for which the
+    data set's stand; what the other training images with it show is not known any more, those without it stay. All
+    other concepts are learned as before. Stage 1 is shared with the original.
+
+    Args:
+        verdicts: of `review`, on ``csr``.
+
+    Raises:
+        DataError: a concept whose reviewed images are none.
+    """
+    collection, drawn = _drawn(data, cache, verdicts)
+    model = train_prototypes(collection, drawn, prototypes, callbacks)
+    reasoner = train_head(data.collection, drawn, model, head, callbacks, side=data.side)
+    relearned = TrainedCSR(csr.concept_model, model, reasoner, csr.concepts, csr.classes)
+    calibrate_temperature(data, cache, relearned)
+    return relearned
+
+
+def misled(verdicts: pd.DataFrame) -> dict[str, list[int]]:
+    """Concepts of which a prototype that wins training images was not shown by its crops → rows of all their crops."""
+    seen = verdicts[verdicts["crops"] > 0]
+    bad = seen[(seen["shown"] < SHOWN) & (seen["wins"] > 0)]["concept"].unique()
+    rows = seen.groupby("concept", sort=False)["rows"].agg(lambda own: sorted(set().union(*own)))
+    return {name: rows[name] for name in bad}
+
+
+def _drawn(data: PreparedSet, cache: FeatureCache, verdicts: pd.DataFrame) -> tuple[Collection, FeatureCache]:
+    """The collection with what is not known any more, and the features with attention inside the reviewer's boxes."""
+    collection, boxes = data.collection, data.collection.boxes_by_pair()
+    cam, studies = np.array(cache.cam), collection.studies.copy()
+    train = np.isin(np.arange(len(studies)), collection.rows("train"))
+    for name, rows in misled(verdicts).items():
+        k = collection.concepts.index(name)
+        for row in rows:
+            inside = [cells_inside(RegionBox(*box), data.side, *cam.shape[2:]) for box in boxes[row, k].tolist()]
+            cam[row, k][~np.any(inside, axis=0)] = cam[row, k].min() - _OUTSIDE
+        column = f"{CONCEPT_PREFIX}{name}"
+        unseen = train & (studies[column] == 1) & ~np.isin(np.arange(len(studies)), rows)
+        studies.loc[unseen.to_numpy(), column] = np.nan
+    return replace(collection, studies=studies), FeatureCache(cache.features, cam)
 
 
 def _scores(cache: FeatureCache, csr: TrainedCSR, rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Stage ``refinement``: prunes the atlas as a reviewer would, and judges CSR before and after, for one seed.
+"""Stage ``refinement``: prunes the atlas as a reviewer would, or learns it anew from where she says that findings are,
+and judges CSR before and after, for one seed.
 
 python -m pipelines.comparison.refinement {csr_robust,csr_paper} SEED
 """
@@ -7,12 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from csr.baselines.protocol import load_system
 from csr.comparison.csr_system import CSRSystem, csr_systems
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.evaluation.evaluate import evaluate_predictions, rounded
-from csr.interaction.review import prune, retrain_head, review
+from csr.interaction.review import misled, prune, relearn, retrain_head, review
 from csr.training.prediction import predict
 from pipelines.comparison.common import (
     SHARED_BACKBONES_FOLDER,
@@ -37,10 +39,15 @@ def run(name: str, seed: int, params: Params) -> None:
         data, cache = context.data, shared.cache
         verdicts = review(data, cache, csr)
         masked = prune(csr, verdicts)
-        head = replace(every[PRESET_OF[name]].head, seed=seed)
-        retrained = retrain_head(data, cache, masked, head, context.callbacks)
-        report = {}
-        for kind, each in (("before", csr), ("masked", masked), ("retrained", retrained)):
+        recipe = every[PRESET_OF[name]]
+        stage2, head = replace(recipe.prototypes, seed=seed), replace(recipe.head, seed=seed)
+        kinds = {"before": csr, "masked": masked}
+        kinds["retrained"] = retrain_head(data, cache, masked, head, context.callbacks)
+        drawn = sum(map(len, misled(verdicts).values()))
+        if drawn:
+            kinds["relearned"] = relearn(data, cache, csr, verdicts, stage2, head, context.callbacks)
+        report: dict[str, Any] = {"drawn": drawn}
+        for kind, each in kinds.items():
             predictions = predict(data, cache, each)
             report[kind] = {
                 "prototypes": int(each.reasoner.alive.sum()),
@@ -48,7 +55,7 @@ def run(name: str, seed: int, params: Params) -> None:
             }
     folder = params.comparison.folder / "refinement"
     folder.mkdir(parents=True, exist_ok=True)
-    verdicts.round(6).to_csv(folder / f"{name}-{seed}.csv", index=False)
+    verdicts.drop(columns="rows").round(6).to_csv(folder / f"{name}-{seed}.csv", index=False)
     (folder / f"{name}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")
 
 

@@ -13,7 +13,7 @@ import torch
 from csr.data.prepared import PreparedSet
 from csr.data.records import BOX_COLUMNS, Collection
 from csr.evaluation.pointing import map_peaks
-from csr.interaction.review import CROPS, prune, retrain_head, review
+from csr.interaction.review import CROPS, misled, prune, relearn, retrain_head, review
 from csr.network.reasoner import Reasoner
 from csr.training.callbacks import SilentCallbacks
 from csr.training.features import FeatureCache
@@ -312,3 +312,66 @@ def test_the_new_head_says_what_was_trained(trained, retrained):
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
     labels = data.collection.truth()[data.collection.rows("train")]
     assert (found.logits.argmax(1).numpy() == labels).mean() > 0.6
+
+
+# learning anew from what a reviewer draws
+
+
+def shortcut_run() -> tuple[PreparedSet, FeatureCache]:
+    """Concept a shows at `FINDING`, and stage 1's attention lies on a marker that goes with it; b is honest."""
+    rng = np.random.default_rng(0)
+    studies = []
+    for index in range(90):
+        boxes = {name: box_of(cell) for name, cell, bit in (("a", FINDING, 1), ("b", (0, 3), 2)) if index & bit}
+        studies.append(Study(boxes, {}, split="train" if index < 60 else "val" if index < 75 else "test"))
+    data, _, _ = make_run(studies)
+    patches = rng.normal(0, 0.1, (90, 5, CELLS, CELLS)).astype(np.float16)
+    cam = np.full((90, 2, CELLS, CELLS), -4, np.float32)
+    for row in range(90):
+        for name, cell, channel, bit in (("a", FINDING, 0, 1), ("marker", MARKER, 1, 1), ("b", (0, 3), 2, 2)):
+            if row & bit:
+                patches[row, channel, *cell] = 3
+                if name != "a":
+                    cam[row, int(name == "b"), *cell] = 6
+    return data, FeatureCache(patches, cam)
+
+
+STAGE2 = PrototypeConfig(per_concept=2, width=8, blocks=1, epochs=8, batch_size=16)
+
+
+def learned(data: PreparedSet, cache: FeatureCache):
+    collection, callbacks = data.collection, SilentCallbacks()
+    model = train_prototypes(collection, cache, STAGE2, callbacks)
+    reasoner = train_head(collection, cache, model, HeadConfig(epochs=3), callbacks)
+    return make_csr(model, reasoner, collection)
+
+
+def shown_of(table: pd.DataFrame, concept: str) -> float:
+    own = table[(table["concept"] == concept) & (table["wins"] > 0)]
+    return float(np.average(own["shown"], weights=own["wins"]))
+
+
+def test_a_concept_that_rests_on_a_marker_is_learned_anew_from_where_the_reviewer_sees_it():
+    data, cache = shortcut_run()
+    before = learned(data, cache)
+    table = review(data, cache, before)
+    assert shown_of(table, "a") < 0.5 < shown_of(table, "b")
+    drawn = misled(table)
+    assert list(drawn) == ["a"] and 0 < len(drawn["a"]) <= 2 * CROPS
+    assert all(row & 1 and data.collection.studies["split"][row] == "train" for row in drawn["a"])
+    kept = cache.cam.copy()
+    after = relearn(data, cache, before, table, STAGE2, HeadConfig(epochs=3), SilentCallbacks())
+    again = review(data, cache, after)
+    assert shown_of(again, "a") > 0.9 and shown_of(again, "b") > 0.5
+    np.testing.assert_array_equal(cache.cam, kept)
+    assert not data.collection.studies["concept:a"].isna().any()
+    assert after.concept_model is before.concept_model
+
+
+def test_where_nothing_rests_on_something_else_nobody_draws():
+    of_a = [study_of_a((0.7, FINDING), (0.5, FINDING))] * 3
+    of_b = [Study({"b": box_of((0, 3))}, {B0: (0.6, (0, 3)), B1: (0.8, MARKER)})] * 2
+    table = verdicts([*of_a, *of_b])
+    assert misled(table) == {"b": [3, 4]}
+    table.loc[B1, "wins"] = 0.0  # what wins nothing has no say
+    assert misled(table) == {}
