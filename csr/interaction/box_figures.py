@@ -60,10 +60,10 @@ def focus_figures(
     """What focus boxes do to the classes of some studies.
 
     Returns:
-        ``random_moved``, share of `RANDOM_BOXES` random boxes, on a study each, that move some class by `MOVED`;
-        and of boxes around the finding that matters, that whose concept adds most to the study's own class:
-        ``matters_lowered`` and ``matters_raised``, shares that lower and raise that class by `MOVED`, and
-        ``matters_change``, the mean change of its probability.
+        ``random_moved``, share of `RANDOM_BOXES` random boxes, on a study each, that move some class by `MOVED`. And of
+        a reader who focuses on what is there, in studies with boxes: shares in which the study's own class falls and
+        rises by `MOVED`, and the mean change of its probability; ``matters_lowered, matters_raised, matters_change``
+        for the finding that adds most to that class, ``every_…`` for all of the study's findings.
     """
     rng = np.random.default_rng([seed, len(rows)])
     chosen = rng.permutation(rows)[:RANDOM_BOXES]
@@ -81,20 +81,22 @@ def focus_figures(
     located = np.array([row for row in rows if classes[row].any() and any((int(row), k) in boxes for k in concepts)])
     plain = _reason(data, cache, csr, located, None)
     own = torch.from_numpy(classes[located].argmax(1))
-    at = torch.arange(len(located))
-    matter = []
+    focus: dict[str, list[np.ndarray]] = {"matters": [], "every": []}
     for index, row in enumerate(located):
         found = [k for k in concepts if (int(row), k) in boxes]
         best = max(found, key=lambda k: float(plain.contributions[index, k, own[index]]))
-        matter.append(boxes[int(row), best])
-    focused = _reason(data, cache, csr, located, matter)
-    change = (focused.probabilities - plain.probabilities)[at, own]
-    return {
-        "random_moved": float(moved.float().mean()),
-        "matters_lowered": float((change <= -MOVED).float().mean()),
-        "matters_raised": float((change >= MOVED).float().mean()),
-        "matters_change": float(change.mean()),
-    }
+        focus["matters"].append(boxes[int(row), best])
+        focus["every"].append(np.concatenate([boxes[int(row), k] for k in found]))
+    figures = {"random_moved": float(moved.float().mean())}
+    for name, where in focus.items():
+        after = _reason(data, cache, csr, located, where)
+        change = (after.probabilities - plain.probabilities)[torch.arange(len(located)), own]
+        figures |= {
+            f"{name}_lowered": float((change <= -MOVED).float().mean()),
+            f"{name}_raised": float((change >= MOVED).float().mean()),
+            f"{name}_change": float(change.mean()),
+        }
+    return figures
 
 
 @torch.no_grad()

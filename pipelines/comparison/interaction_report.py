@@ -50,6 +50,9 @@ BOXES = {
     "matters_raised": ("focus on the finding that matters: right class up by half a point", "{:.3f}"),
     "matters_lowered": ("… down by half a point", "{:.3f}"),
     "matters_change": ("… mean change of its probability", "{:+.3f}"),
+    "every_raised": ("focus on every finding: right class up by half a point", "{:.3f}"),
+    "every_lowered": ("… down by half a point", "{:.3f}"),
+    "every_change": ("… mean change of its probability", "{:+.3f}"),
 }
 
 REFINEMENTS = {
