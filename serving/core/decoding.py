@@ -55,7 +55,7 @@ class DecodingLimits:
             nobody waits for another's dear files.
         seconds: of a processor's time, so that a busy machine refuses nothing that an idle one reads. A worker that
             does nothing is given up after `PATIENCE` times as many by the clock.
-        memory_mb: that a worker may allocate (RLIMIT_DATA). An image at the limit of `csr.data.images.MAX_PIXELS`
+        memory_mb: that a worker may allocate (RLIMIT_DATA). An image at the limit of `csr.data.limits.MAX_PIXELS`
             needs about 1,200.
     """
 

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydicom.dataelem import RawDataElement
 from pydicom.uid import UID
 
-from csr.data.images import check_structure
+from csr.data.limits import check_structure
 from csr.errors import ConfigError, ImageError
 from serving.dicom.terms import BODY_PARTS, LATERALITIES, MODALITIES, PHOTOMETRIC, SEXES, VIEWS
 from serving.errors import BurnedInAnnotationError, IncompleteDicomError, UnreadableImageError
