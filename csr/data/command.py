@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from csr.data.orientation import CHEST, directions
 from csr.data.prepared import PreparedSet
 from csr.data.problems import Problems
 from csr.data.quality import quality_warnings
@@ -24,7 +25,9 @@ from csr.errors import DataError
 SIDE = 64  # pixels that images are decoded to for a check: it sees the same problems at any
 
 
-def check(folder: Path, source: Source, options: SourceOptions) -> tuple[Collection | None, Problems, list[str]]:
+def check(
+    folder: Path, source: Source, options: SourceOptions, display: str | None = None
+) -> tuple[Collection | None, Problems, list[str]]:
     """Reads and decodes a whole data set as stage ``prepare`` would, and throws the result away.
 
     Returns:
@@ -35,7 +38,7 @@ def check(folder: Path, source: Source, options: SourceOptions) -> tuple[Collect
         try:
             raw = read_source(source, folder, options, problems)
             prepared = Path(scratch) / "prepared"
-            collection = prepare_raw(raw, prepared, SIDE, 3, options.workers, problems)
+            collection = prepare_raw(raw, prepared, SIDE, 3, options.workers, problems, display=display)
             return collection, problems, [*raw.notes, *quality_warnings(PreparedSet.open(prepared))]
         except DataError as error:
             if not problems.found:  # the source could not go on, so nothing was gathered
@@ -53,7 +56,7 @@ def _check(given: argparse.Namespace) -> None:
         choice,
         VinDrConfig(given.consensus, given.least),
     )
-    collection, problems, warnings = check(given.path, given.source, options)
+    collection, problems, warnings = check(given.path, given.source, options, given.display)
     if collection is None:
         for problem in problems.found:
             print(problem)
@@ -78,6 +81,16 @@ def _merged(text: str) -> tuple[str, tuple[str, ...]]:
     return new, tuple(old.split(","))
 
 
+def _display(text: str) -> str | None:
+    if text == "none":
+        return None
+    try:
+        directions(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def main(arguments: Sequence[str]) -> None:
     """The command; see the module's docstring.
 
@@ -90,6 +103,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     checking.add_argument("path", type=Path)
     checking.add_argument("--source", choices=get_args(Source), default="table")
+    checking.add_argument(
+        "--display", type=_display, default=CHEST, help="how patients lie in the images, or 'none'; as data.display"
+    )
     checking.add_argument("--validation-share", type=float, default=SplitShares.validation)
     checking.add_argument("--test-share", type=float, default=SplitShares.test)
     checking.add_argument("--split-seed", type=int, default=SplitShares.seed)

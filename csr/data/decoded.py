@@ -79,9 +79,7 @@ class DecodedImages:
         display: see `csr.data.images.read_image`.
     """
 
-    def __init__(
-        self, folder: Path, source: Path, shape: tuple[int, int, int], display: str | None = None
-    ) -> None:
+    def __init__(self, folder: Path, source: Path, shape: tuple[int, int, int], display: str | None = None) -> None:
         name = hashlib.sha256(repr((FORMAT, str(source.resolve()), shape, display)).encode()).hexdigest()[:16]
         self._folder, self._source, self._shape = folder / name, source, shape
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -143,8 +143,8 @@ def display_turn(dataset: pydicom.Dataset, display: str | None, name: str) -> in
     across, down = (columns, rows) if transposed else (rows, columns)
     if (_AXES[across], _AXES[down]) != (_AXES[wanted[0]], _AXES[wanted[1]]):
         raise ImageError(
-            f"{name}: shows the patient from another side ({rows}\\{columns}) than images of this collection ({display}); "
-            "data.orientation says which they are"
+            f"{name}: shows the patient from another side ({rows}\\{columns}) than this collection ({display}); "
+            "data.display says how they lie, or null for images as they are stored"
         )
     return _TURNS[transposed, across != wanted[0], down != wanted[1]]
 

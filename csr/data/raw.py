@@ -122,6 +122,7 @@ def prepare_raw(
     *,
     skip_bad: bool = False,
     near_bits: int = NEAR,
+    display: str | None = None,
     decoded: DecodedImages | None = None,
     pending: Container[str] = (),
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
@@ -134,6 +135,7 @@ def prepare_raw(
         skip_bad: leave out studies, rows and boxes that are wrong, instead of refusing the set; what was left out is
             listed in ``skipped.csv`` of the prepared set.
         near_bits: see `csr.data.leaks.find_leaks`.
+        display: the orientation that DICOM images of projections are brought into, see `csr.data.orientation`.
         decoded: what an earlier run has decoded; gets what this one does.
         pending: concepts that get labels from ``finish``.
         finish: gets the tables and all prepared images N×C×S×S, and returns the tables that are written.
@@ -145,35 +147,40 @@ def prepare_raw(
     studies = raw.collection.studies
     placements: dict[str, Placement] = {}
     spacings: list[tuple[float, float]] = []
+    windows: list[str] = []
     prints = Fingerprints()
     with (
         PreparedWriter(path, len(studies), channels, side) as writer,
         ThreadPoolExecutor(workers) as pool,  # Pillow and pydicom's decoders release the interpreter lock
     ):
 
-        def load(image: str, where: str) -> Decoded | ImageError:
+        def load(image: str, frame: int | None, where: str) -> Decoded | ImageError:
             try:
-                if decoded is not None and (known := decoded.get(image)) is not None:
+                if decoded is not None and (known := decoded.get(image, frame)) is not None:
                     return known
-                return decode_file(raw.folder / image, f"{where}, image {image!r}", side, channels)
+                return decode_file(raw.folder / image, f"{where}, image {image!r}", side, channels, display, frame)
             except ImageError as error:
                 return error
 
-        loaded = ordered_map(pool, load, zip(studies["image"], studies["where"], strict=True), 4 * workers)
-        names = zip(studies["study_id"], studies["image"], strict=True)
-        for (study, image), result in zip(names, progress(loaded, len(studies)), strict=True):
+        frames = _frames(studies)
+        jobs = zip(studies["image"], frames, studies["where"], strict=True)
+        loaded = ordered_map(pool, load, jobs, 4 * workers)
+        names = zip(studies["study_id"], studies["image"], frames, strict=True)
+        for (study, image, frame), result in zip(names, progress(loaded, len(studies)), strict=True):
             if isinstance(result, ImageError):
                 where, _, reason = str(result).partition(": ")
                 problems.add(where, reason)
                 continue
             if decoded is not None:
-                decoded.put(image, result)
+                decoded.put(image, result, frame)
             writer.write_image(len(placements), result.canvas)
             prints.add(result.canvas)
             placements[study] = result.placement
             spacings.append(result.canvas_spacing)
+            windows.append(result.window)
         writer.keep_images(len(placements))
-        kept = _with_spacing(studies[studies["study_id"].isin(placements)].reset_index(drop=True), spacings)
+        kept = studies[studies["study_id"].isin(placements)].reset_index(drop=True)
+        kept = _with_spacing(kept.assign(window=pd.Series(windows, dtype=object)), spacings)
         boxes = raw.collection.boxes
         boxes = boxes[boxes["study_id"].isin(placements)].reset_index(drop=True)
         boxes, masks = _read_masks(boxes, raw.folder, placements, side, problems, pool, 4 * workers)
@@ -181,6 +188,7 @@ def prepare_raw(
         boxes = _only_present(boxes, kept, problems)
         boxes, masks = _only_used(boxes, masks)
         moved = replace(raw.collection, studies=kept.drop(columns="where"), boxes=boxes.drop(columns="where"))
+        moved = replace(moved, display=display)
         for reason in (*validation_errors(moved, pending), *find_leaks(moved, prints, near_bits)):
             problems.add(str(raw.folder), reason, skippable=False)
         problems.settle(skip_bad)
@@ -204,6 +212,13 @@ def ordered_map(pool: Executor, function: Callable[..., T], jobs: Iterable[tuple
         waiting.append(pool.submit(function, *job))
     while waiting:
         yield waiting.popleft().result()
+
+
+def _frames(studies: pd.DataFrame) -> list[int | None]:
+    """The frame of each study's file that is meant, None where the file has but one."""
+    if "frame" not in studies:
+        return [None] * len(studies)
+    return [None if pd.isna(frame) else int(frame) for frame in studies["frame"]]
 
 
 def _with_spacing(studies: pd.DataFrame, spacings: list[tuple[float, float]]) -> pd.DataFrame:

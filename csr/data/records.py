@@ -4,7 +4,9 @@
 per concept holding 1 (present), 0 (absent) or NaN (unknown). ``part`` names the test half a row belongs to (``test``
 unless the data set has several) and repeats ``split`` elsewhere. What is to be predicted depends on the task:
 ``label``, a class's name, or a column ``target:<name>`` per class, valued like a concept's. Where it is known of any
-image, ``pixel_height_mm, pixel_width_mm``: how large the pixels are, in the images that the tables come with.
+image, ``pixel_height_mm, pixel_width_mm``: how large the pixels are, in the images that the tables come with. Where
+images were decoded from files, ``window``: how black and white were decided (`csr.data.grey_values`), and where a file
+can hold several, ``frame``: which of them, from 1.
 ``boxes``: ``study_id, concept, x_min, y_min, x_max, y_max``; pixel edges, so a box covers x_max − x_min columns. Where
 findings are outlined by pixel too, an integer column ``mask``: the number of a box's mask, −1 if it has none.
 """
@@ -41,6 +43,8 @@ class Collection:
         studies: see the module's docstring.
         boxes: see the module's docstring; coordinates refer to the images that the tables come with.
         task: ``multiclass``, one class a study; ``multilabel``, any number of them; ``concepts``, nothing but concepts.
+        display: how patients lie in the images, such as ``L\\F`` (`csr.data.orientation`), into which DICOM images of
+            projections were brought; None: images are as their files store them.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Collection:
     studies: pd.DataFrame
     boxes: pd.DataFrame
     task: Task = "multiclass"
+    display: str | None = None
 
     def concept_labels(self) -> np.ndarray:
         """N×K float32 of 1, 0 or NaN."""

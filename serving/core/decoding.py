@@ -80,19 +80,31 @@ class DecodingPool:
         self._guard = threading.Lock()
         self._closed = False
 
-    def decode(self, data: bytes, name: str, channels: int, side: int, salt: bytes, caller: str) -> StoredStudy:
+    def decode(
+        self,
+        data: bytes,
+        name: str,
+        channels: int,
+        side: int,
+        salt: bytes,
+        caller: str,
+        display: str | None = None,
+        frame: int | None = None,
+    ) -> StoredStudy:
         """One file as a study of channels×side×side pixels.
 
         Args:
             salt: of pseudonyms; see `serving.dicom.deidentify`.
             caller: in whose turn.
+            display, frame: see `csr.data.images.read_image`.
 
         Raises:
             UnsupportedImageError, UnreadableImageError, BurnedInAnnotationError, IncompleteDicomError: the file is
                 refused; also when it takes too long or too much memory.
             DecoderError: no worker could be started.
         """
-        task = json.dumps({"name": name, "channels": channels, "side": side, "salt": salt.hex()}).encode()
+        about = {"name": name, "channels": channels, "side": side, "display": display, "frame": frame}
+        task = json.dumps(about | {"salt": salt.hex()}).encode()
         slot = self._slots.take(caller)
         try:
             worker = self._worker(slot)

@@ -68,9 +68,7 @@ def _outside_make() -> dict[str, str]:
 
 
 def test_make_help_lists_what_the_readme_names() -> None:
-    done = subprocess.run(
-        ["make", "help"], cwd=ROOT, env=_outside_make(), capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["make", "help"], cwd=ROOT, env=_outside_make(), capture_output=True, text=True, check=True)
     listed = set(re.findall(r"^  make ([a-z-]+)", done.stdout, re.MULTILINE))
     assert {
         "setup",

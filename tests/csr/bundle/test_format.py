@@ -28,6 +28,7 @@ ABOUT = {
     "classes": ("x", "y"),
     "channels": 1,
     "side": 32,
+    "display": None,
     "height": 4,
     "width": 4,
     "per_concept": 1,
