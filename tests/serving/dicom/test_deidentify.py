@@ -64,6 +64,8 @@ def test_what_a_report_needs_is_kept():
         "patient_sex": "M",
         "patient_age": "068Y",
         "burned_in_annotation": "NO",
+        "turn": None,
+        "frame": None,
     }
     assert len(set(uids)) == 3
 

@@ -176,7 +176,7 @@ def empty(store: Store) -> None:
 BROKEN: dict[str, Callable[[Store], None]] = {
     "cut": cut,
     "emptied": empty,
-    "last entry gone": lambda store: change(store, ledger.delete().where(ledger.c.number == head(store).length)),
+    "last entry gone": lambda store: change(store, ledger.delete().where(ledger.c.number == head(store).number)),
     "seal": lambda store: change(store, sa.update(ledger_head).values(seal="0" * 64)),
     "no head": lambda store: change(store, ledger_head.delete()),
     "other head": lambda store: change(store, sa.update(ledger_head).values(id=7)),

@@ -202,7 +202,7 @@ SPOILT = (
     "boxes.csv row 3: study_id is not in the table of studies, got 'who'",
     "boxes.csv row 2: x_min must be a number, got 'left'",
     "studies.csv row 4: no such file",
-    "studies.csv row 5, image 'images/s03.png': not a PNG, JPEG, TIFF or DICOM image",
+    "studies.csv row 5, image 'images/s03.png': not a PNG, JPEG, TIFF, BMP, WebP or DICOM image",
     "boxes.csv row 4: the box lies outside its 40×20 image",
 )
 
