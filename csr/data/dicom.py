@@ -16,14 +16,12 @@ import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing, pixel_array
 from pydicom.uid import ExplicitVRBigEndian, JPEGExtended12Bit
 
-from csr.data.grey_values import DEPTHS, Range, check_window, full_range, sample, scaled, value_range
+from csr.data.grey_values import DEPTHS, Range, check_window, each_once, full_range, sample, scaled, value_range
 from csr.data.limits import check_finite, check_size, check_structure
 from csr.data.orientation import display_turn
 from csr.errors import ImageError, cause_of
 
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "PixelData")  # no parametric maps of FloatPixelData
-_TABLE = 2**16  # grey values up to which they are looked up instead of computed pixel by pixel
-_BAND = 64  # rows
 _BY_FRAME = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PlaneOrientationSequence")
 _PALETTES = ("Red", "Green", "Blue")
 
@@ -137,15 +135,7 @@ def _grey(pixels: np.ndarray, dataset: pydicom.Dataset, name: str) -> tuple[np.n
     if not shown.size:
         return np.zeros(pixels.shape, np.float32), "padding"
     tones, how = _tones(dataset, shown, name)
-    low, high = shown.min(), shown.max()
-    if pixels.dtype.kind in "iu" and int(high) - int(low) < _TABLE:
-        table = tones(np.arange(int(low), int(high) + 1).astype(pixels.dtype))
-        image = np.empty(pixels.shape, np.float32)
-        for top in range(0, len(pixels), _BAND):  # a few rows at a time stay in the processor's cache
-            rows = slice(top, top + _BAND)
-            np.take(table, np.subtract(pixels[rows], int(low), dtype=np.intp), out=image[rows], mode="clip")
-    else:
-        image = tones(pixels)
+    image = each_once(pixels, tones)
     check_window(image if padding is None else image[~padding], shown, name)
     if padding is not None:
         image[padding] = 0

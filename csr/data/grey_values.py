@@ -14,6 +14,8 @@ Percentiles stand for the least and greatest value throughout.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from csr.data.limits import check_finite
@@ -22,7 +24,9 @@ from csr.errors import ImageError
 DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors and converters use
 ROBUST = (0.1, 99.9)  # percentiles; a marker of lead fills more of a radiograph than the rest
 LEAST_RANGE = 4  # grey levels of 255 that a picture must have
-_SAMPLE = 2**16  # pixels that are looked at to find percentiles
+_SAMPLE = 2**14  # pixels that are looked at to find percentiles
+_TABLE = 2**16  # grey values up to which they are looked up instead of computed pixel by pixel
+_BAND = 64  # rows
 
 Range = tuple[float, float, str]  # black, white, how that was decided
 
@@ -57,7 +61,9 @@ def value_range(values: np.ndarray, stated: tuple[float, float] | None, how: str
 
 def sample(values: np.ndarray) -> np.ndarray:
     """About `_SAMPLE` of the values, evenly spread over rows and columns; all of a small image."""
-    if values.ndim < 2 or values.shape[0] * values.shape[1] <= _SAMPLE:
+    if values.ndim == 1:
+        return values[:: max(1, len(values) // _SAMPLE)]
+    if values.shape[0] * values.shape[1] <= _SAMPLE:
         return values
     step = int(np.sqrt(values.shape[0] * values.shape[1] / _SAMPLE))
     return values[::step, ::step]
@@ -70,7 +76,22 @@ def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip(tones, 0, 1, out=tones)
 
 
-def grey_image(values: np.ndarray, bits: int | None, how: str, name: str, white_is_zero: bool = False) -> tuple:
+def each_once(values: np.ndarray, tones: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What a function of single values makes of H×W of them, float32; of integers each is computed but once."""
+    low, high = values.min(), values.max()
+    if values.dtype.kind not in "iu" or int(high) - int(low) >= _TABLE:
+        return tones(values)
+    table = tones(np.arange(int(low), int(high) + 1).astype(values.dtype))
+    image = np.empty(values.shape, np.float32)
+    for top in range(0, len(values), _BAND):  # a few rows at a time stay in the processor's cache
+        rows = slice(top, top + _BAND)
+        np.take(table, np.subtract(values[rows], int(low), dtype=np.intp), out=image[rows], mode="clip")
+    return image
+
+
+def grey_image(
+    values: np.ndarray, bits: int | None, how: str, name: str, white_is_zero: bool = False
+) -> tuple[np.ndarray, str]:
     """H×W or H×W×3 values of a file other than DICOM → float32 in [0, 1], and how their range was decided.
 
     Args:
@@ -84,8 +105,13 @@ def grey_image(values: np.ndarray, bits: int | None, how: str, name: str, white_
     if values.dtype.kind == "f":
         check_finite(values, name)
     low, high, how = value_range(values, None if bits is None else full_range(bits), how)
-    tones = scaled(values, low, high)
+    tones = each_once(values, lambda some: scaled(some, low, high))
     return (np.subtract(1, tones, out=tones), f"{how}; inverted") if white_is_zero else (tones, how)
+
+
+def _spread(values: np.ndarray) -> float:
+    low, high = np.percentile(sample(values), (0.5, 99.5))
+    return float(high - low)
 
 
 def check_window(tones: np.ndarray, stored: np.ndarray, name: str) -> None:
@@ -98,7 +124,5 @@ def check_window(tones: np.ndarray, stored: np.ndarray, name: str) -> None:
     Raises:
         ImageError: pixels that differ have become one grey.
     """
-    low, high = np.percentile(sample(tones), (0.5, 99.5))
-    before = np.percentile(sample(stored), (0.5, 99.5))
-    if high - low < LEAST_RANGE / 255 and before[1] > before[0]:
+    if _spread(tones) < LEAST_RANGE / 255 and _spread(stored) > 0:
         raise ImageError(f"{name}: its window or LUT makes nearly all of its pixels one grey; correct or remove it")

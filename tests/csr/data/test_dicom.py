@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
-from pydicom.data import get_testdata_file, get_testdata_files
+from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRBigEndian
 
 from csr.data.dicom import _stored
@@ -18,9 +19,10 @@ from csr.data.orientation import CHEST
 from csr.errors import ImageError
 from tests.csr.data.test_images import dicom
 
-REAL = sorted(
-    file for file in {Path(name) for name in get_testdata_files("*.dcm")} if file.is_file()
-)  # fmt: skip
+FOLDERS = [Path(pydicom.__file__).parent / "data/test_files"]
+if (more := find_spec("data_store")) is not None:  # of the package pydicom-data, where it is installed
+    FOLDERS += [Path(folder) / "data" for folder in more.submodule_search_locations or ()]
+REAL = sorted(file for folder in FOLDERS for file in folder.glob("*.dcm"))
 
 
 @pytest.mark.parametrize("file", REAL, ids=lambda file: file.name)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from pydicom.data import get_testdata_files
 
 from csr.data.orientation import turn_boxes_back, turn_image, turn_image_back
 from serving.core.dataplane import DataPlane
@@ -17,12 +15,12 @@ from serving.deploy.service import Service
 from serving.errors import FrameError, ServingError
 from serving.interfaces.schemas import Box, ImageSize, InteractionRequest, StudyAnswer
 from serving.store.studies import load_study
+from tests.csr.data.test_dicom import REAL
 from tests.csr.data.test_orientation import ORIENTATIONS
 from tests.serving.conftest import CALLER, add, client_of, png
 from tests.serving.dicom.files import dataset, written
 
 WITHIN = 0.02
-REAL = sorted({Path(name) for name in get_testdata_files("*") if Path(name).is_file()})
 
 
 @pytest.fixture(scope="module")
