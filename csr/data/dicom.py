@@ -88,6 +88,8 @@ def _frame(dataset: pydicom.Dataset, name: str, frame: int | None) -> int:
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if frame is None and frames > 1:
         raise ImageError(f"{name}: has {frames} frames; say which one is meant by its number, from 1")
+    if frame is not None and frames == 1:
+        raise ImageError(f"{name}: has but one frame, so none can be chosen; leave its number out")
     number = (frame or 1) - 1
     if not 0 <= number < frames:
         raise ImageError(f"{name}: has {frames} frames, and none of number {frame}")

@@ -105,7 +105,7 @@ def grey_image(
     if values.dtype.kind == "f":
         check_finite(values, name)
     low, high, how = value_range(values, None if bits is None else full_range(bits), how)
-    tones = each_once(values, lambda some: scaled(some, low, high))
+    tones = scaled(values, low, high)
     return (np.subtract(1, tones, out=tones), f"{how}; inverted") if white_is_zero else (tones, how)
 
 
