@@ -84,7 +84,7 @@ def _good_studies(
         rows = (studies["frame"] != "") & ~studies["frame"].str.fullmatch("[1-9][0-9]{0,4}")
         problems.add_rows(studies, rows, "frame must be a number from 1, or empty", "frame")
         good &= ~rows
-        studies["frame"] = pd.to_numeric(studies["frame"], errors="coerce").astype("Int64")
+        studies["frame"] = pd.to_numeric(studies["frame"].mask(rows, ""), errors="coerce").astype("Int64")
     columns = [*(CONCEPT_PREFIX + name for name in concepts), *(TARGET_PREFIX + name for name in targets)]
     return label_values(studies[good], columns, problems)
 
