@@ -25,3 +25,11 @@ class BundleError(CSRError):
 
 class TrainingError(CSRError):
     """A training run that cannot go on, for example because its loss is not a number."""
+
+
+def cause_of(error: BaseException) -> str:
+    """What an exception of another library says, on one line: of a list under a heading its items."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        lines = ["; ".join(lines[1:])]
+    return " ".join(lines).rstrip(":. ") or type(error).__name__

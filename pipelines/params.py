@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from csr.bundle.writing import ExportConfig
 from csr.data.leaks import NEAR
+from csr.data.orientation import CHEST, directions
 from csr.data.phantom.plan import PhantomConfig
 from csr.data.records import Task
 from csr.data.sources.tbx11k import TBX11KConfig
@@ -44,6 +45,9 @@ class DataParams:
             ``tbx11k``, ``vindr_cxr``, ``isic2017``, ``isic2018``, folders as their publishers ship them.
         path: the folder of a real set.
         side, channels: every image becomes channels×side×side.
+        display: how patients lie in the images, ``L\\F`` for chest radiographs: the patient's left at the right, the
+            feet below. DICOM images of projections that say how they lie are brought there, in training and in
+            serving (`csr.data.orientation`); null: they stay as they are stored.
         validation_share, test_share: used where the split column is empty; seeded, grouped by patient.
         split_seed: of those splits.
         workers: processes that decode or render; 0 means one a core.
@@ -62,6 +66,7 @@ class DataParams:
     path: str = "data/raw"
     side: int = 192
     channels: Literal[1, 3] = 1
+    display: str | None = CHEST
     validation_share: float = SplitShares.validation
     test_share: float = SplitShares.test
     split_seed: int = SplitShares.seed
@@ -84,6 +89,11 @@ class DataParams:
         return TaskChoice(self.task, self.concepts, self.targets, self.merge or {})
 
     def __post_init__(self) -> None:
+        if self.display is not None:
+            try:
+                directions(self.display)
+            except ValueError as error:
+                raise ValueError(f"data.display: {error}") from None
         if self.source == "phantom" and self.choice != TaskChoice():
             raise ValueError("data.task, concepts, targets and merge are for real sets; the phantom's task is fixed")
         if self.text_concepts is not None and self.source == "phantom":

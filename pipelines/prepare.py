@@ -58,11 +58,12 @@ def _prepare_raw(data: DataParams, workers: int, place: torch.device) -> Collect
         skip_bad=data.skip_bad,
         lenient=data.lenient,
         near_bits=data.near_bits,
+        display=data.display,
         progress=_progress,
     )
     if texts is not None:
         prepare_all = _with_text_concepts(prepare_all, raw.collection, texts, place)
-    with DecodedImages(STATE / "decoded", folder, (data.channels, data.side, data.side)) as decoded:
+    with DecodedImages(STATE / "decoded", folder, (data.channels, data.side, data.side), data.display) as decoded:
         return prepare_all(decoded=decoded)
 
 

@@ -27,7 +27,7 @@ from csr.data.digests import file_digest
 from csr.errors import BundleError
 from csr.interaction.naming import BoxNaming
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST = "manifest.json"
 INTERACTION_INPUTS = ("importance", "answers", "places", "absent_weight")  # of the reasoner, after ``patches``
 REASONER_OUTPUTS = (
@@ -52,6 +52,8 @@ class Manifest:
         task: ``multiclass``, one class a study, or ``multilabel``, any number of them.
         concepts, classes: names, in the order of every K- and T-sized axis.
         channels, side: the encoder's input, C×S×S.
+        display: the orientation that DICOM images of projections are brought into before they are shown to it, as in
+            training (`csr.data.orientation`); None: they stay as they are stored.
         height, width: the maps' size in cells.
         per_concept, patch_width: M and D'.
         alpha: weight outside focus boxes that the reasoner carries: of every concept, or each one's own by its name.
@@ -76,6 +78,7 @@ class Manifest:
     classes: tuple[str, ...]
     channels: int
     side: int
+    display: str | None
     height: int
     width: int
     per_concept: int

@@ -129,6 +129,7 @@ def write_bundle(
             classes=data.collection.classes,
             channels=data.channels,
             side=data.side,
+            display=data.collection.display,
             height=height,
             width=width,
             per_concept=csr.reasoner.alive.shape[1],

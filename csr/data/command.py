@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from csr.data.confounders import confounder_summary, confounder_warnings, confounders
+from csr.data.orientation import CHEST, directions
 from csr.data.prepared import PreparedSet
 from csr.data.problems import Problems, grouped
 from csr.data.quality import quality_warnings
@@ -43,14 +44,18 @@ class Checked:
     confounders: str = ""
 
 
-def check(folder: Path, source: Source, options: SourceOptions, lenient: bool = False) -> Checked:
+def check(
+    folder: Path, source: Source, options: SourceOptions, lenient: bool = False, display: str | None = None
+) -> Checked:
     """Reads and decodes a whole data set as stage ``prepare`` would, and throws the result away."""
     problems = Problems()
     with tempfile.TemporaryDirectory() as scratch:
         try:
             raw = read_source(source, folder, options, problems)
             prepared = Path(scratch) / "prepared"
-            collection = prepare_raw(raw, prepared, SIDE, 3, options.workers, problems, lenient=lenient)
+            collection = prepare_raw(
+                raw, prepared, SIDE, 3, options.workers, problems, lenient=lenient, display=display
+            )
             data = PreparedSet.open(prepared)
             found = confounders(data)
             said = [*data.notes(), *quality_warnings(data), *confounder_warnings(found)]
@@ -71,7 +76,7 @@ def _check(given: argparse.Namespace) -> None:
         choice,
         VinDrConfig(given.consensus, given.least),
     )
-    checked = check(given.path, given.source, options, given.lenient)
+    checked = check(given.path, given.source, options, given.lenient, given.display)
     collection = checked.collection
     if collection is None:
         for problem in grouped(checked.problems.found):
@@ -100,6 +105,16 @@ def _merged(text: str) -> tuple[str, tuple[str, ...]]:
     return new, tuple(old.split(","))
 
 
+def _display(text: str) -> str | None:
+    if text == "none":
+        return None
+    try:
+        directions(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def main(arguments: Sequence[str]) -> None:
     """The command; see the module's docstring.
 
@@ -112,6 +127,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     checking.add_argument("path", type=Path)
     checking.add_argument("--source", choices=get_args(Source), default="table")
+    checking.add_argument(
+        "--display", type=_display, default=CHEST, help="how patients lie in the images, or 'none'; as data.display"
+    )
     checking.add_argument("--validation-share", type=float, default=SplitShares.validation)
     checking.add_argument("--test-share", type=float, default=SplitShares.test)
     checking.add_argument("--split-seed", type=int, default=SplitShares.seed)

@@ -1,188 +1,214 @@
-"""PNG, JPEG, TIFF and DICOM bytes → one image → the network's input. Torch-free: training and serving share it.
+"""PNG, JPEG, TIFF, BMP, WebP and DICOM bytes → one image → the network's input. Torch-free: training and serving share
+it.
 
-Files of several pages or frames, animations among them, are refused. Not covered here: colour management beyond sRGB,
-and volumes.
+Of a file of several pages or frames one is read, by its number. Not covered here: colour management beyond sRGB, and
+volumes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import zlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from csr.errors import ImageError
+from csr.data.grey_values import LEAST_RANGE, grey_image
+from csr.data.limits import MAX_FRAME, MAX_PIXELS, check_scans, check_size, check_webp
+from csr.data.orientation import AS_STORED, is_turned, turn_boxes, turn_boxes_back, turn_image
+from csr.errors import ImageError, cause_of
 
-if TYPE_CHECKING:
-    import pydicom
-
-MAX_PIXELS = 64_000_000
-MAX_INFLATED = 8 * MAX_PIXELS  # bytes that a DICOM file of the deflated transfer syntax may unpack to
-MAX_ITEMS = 20_000  # of sequences in a DICOM file; fragments of compressed pixels count, too
-MAX_SCANS = 100  # of a JPEG; encoders make about ten
-FORMATS = ("PNG", "JPEG", "TIFF")  # no other of Pillow's plugins is exposed to strangers' bytes
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")  # no other of Pillow's plugins is exposed to strangers' bytes
+KINDS = "PNG, JPEG, TIFF, BMP, WebP or DICOM image"
 _DICOM_MAGIC = slice(128, 132)
-_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # little endian, big endian (PS3.5 7.5)
-_PHOTOMETRIC = 262  # TIFF's tag
-_START_OF_SCAN = b"\xff\xda"
+_WEBP_MAGIC = slice(8, 12)
+_BITS, _PHOTOMETRIC, _MOST, _MOST_ANY = 258, 262, 281, 341  # TIFF's tags
 LEAST_SIDE = 16  # pixels of an image that is to be read
 MOST_ASPECT = 10
-LEAST_RANGE = 4  # grey levels of 255
-_NEEDED = ("Rows", "Columns", "BitsAllocated", "PixelData")  # no parametric maps of FloatPixelData
-_TABLE = 2**16  # grey values up to which they are looked up instead of computed pixel by pixel
-_BAND = 64  # rows
 _REDUCING_GAP = 2.0  # images are averaged to twice their final size before they are resampled, in half the time
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image of ``width``×``height`` lies on the square canvas: canvas = scale · image + (left, top)."""
+    """Where a stored image of ``width``×``height`` lies on the square canvas: turned, and then
+    canvas = scale · image + (left, top).
+
+    The one way between the two: whoever moves boxes, places or pictures from one to the other asks it.
+
+    Args:
+        turn: see `csr.data.orientation`.
+    """
 
     width: int
     height: int
     scale: float
     left: float
     top: float
+    turn: int = AS_STORED
 
     @classmethod
-    def of(cls, width: int, height: int, side: int) -> Placement:
+    def of(cls, width: int, height: int, side: int, turn: int = AS_STORED) -> Placement:
         """In the middle of a canvas of ``side``×``side`` pixels, as large as it goes."""
         scale = side / max(height, width)
-        inner_w, inner_h = _inner(width, height, scale)
-        return cls(width, height, scale, (side - inner_w) // 2, (side - inner_h) // 2)
+        inner_w, inner_h = _inner(width, height, scale, turn)
+        return cls(width, height, scale, (side - inner_w) // 2, (side - inner_h) // 2, turn)
 
     def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
-        """n×4 boxes in pixels of the image → the same boxes in pixels of the canvas."""
-        return np.asarray(boxes, np.float64) * self.scale + np.array([self.left, self.top, self.left, self.top])
+        """…×4 boxes in pixels of the stored image → the same boxes in pixels of the canvas."""
+        boxes = turn_boxes(boxes, self.turn, self.width, self.height)
+        return boxes * self.scale + np.array([self.left, self.top, self.left, self.top])
 
     def to_image(self, boxes: np.ndarray) -> np.ndarray:
         """The inverse of `to_canvas`."""
-        return (np.asarray(boxes, np.float64) - np.array([self.left, self.top, self.left, self.top])) / self.scale
+        upright = (np.asarray(boxes, np.float64) - np.array([self.left, self.top, self.left, self.top])) / self.scale
+        return turn_boxes_back(upright, self.turn, self.width, self.height)
+
+
+class ReadImage(NamedTuple):
+    """A file's image as it is stored.
+
+    ``pixels``: H×W×C, C = 1 or 3, uint8 or float32 in [0, 1]; ``window``: how black and white were decided; ``turn``:
+    what brings it into the display orientation that was asked for, see `csr.data.orientation`.
+    """
+
+    pixels: np.ndarray
+    window: str
+    turn: int = AS_STORED
 
 
 def decode(data: bytes, name: str = "image") -> np.ndarray:
-    """Decodes a file's bytes into H×W×C, C = 1 or 3, upright (EXIF orientation applied).
+    """The pixels alone of `read_image`, as they are stored."""
+    return read_image(data, name).pixels
 
-    What a file stores in 8 bits stays uint8; anything deeper, and DICOM, becomes float32 in [0, 1]: 16-bit images are
-    scaled by their type's range, DICOM by its VOI window or LUT, else from its least to its greatest value, with
-    MONOCHROME1 inverted and padding (PS3.3 C.7.5.1.1.2) black.
+
+def read_image(data: bytes, name: str = "image", display: str | None = None, frame: int | None = None) -> ReadImage:
+    """Decodes a file's bytes.
+
+    What a file stores in 8 bits stays uint8; anything deeper, and DICOM, becomes float32 in [0, 1], by
+    `csr.data.grey_values` and `csr.data.dicom`, with padding (PS3.3 C.7.5.1.1.2) black. An orientation by EXIF is
+    applied: such an image's pixels are counted as every viewer shows them.
+
+    Args:
+        display: the orientation that DICOM images of projections are to be brought into, such as ``L\\F``; None: none.
+        frame: which page or frame, from 1; needed where there are several.
 
     Raises:
-        ImageError: the bytes are not a readable image, or of several, or it has more than `MAX_PIXELS` pixels.
+        ImageError: the bytes are not a readable image, or of several, or it has more than `MAX_PIXELS` pixels, or it
+            cannot be brought into the display orientation.
     """
+    if frame is not None and not 1 <= frame <= MAX_FRAME:
+        raise ImageError(f"{name}: frames are numbered from 1 to {MAX_FRAME:,} at the most, not {frame}")
     if data[_DICOM_MAGIC] == b"DICM":
-        return _decode_dicom(data, name)
+        from csr.data.dicom import read_dicom  # imported on use: decoding a PNG must not pay for it
+
+        return ReadImage(*read_dicom(data, name, display, frame))
+    image = _open(data, name, frame)
+    bits, how = _significant(image, data)
+    if image.mode.startswith("I") or image.mode == "F":
+        grey, how = grey_image(np.asarray(image), bits, how, name, _white_is_zero(image))
+        return ReadImage(grey[..., None], how)
+    if image.mode in ("1", "L"):
+        pixels = np.asarray(image if image.mode == "L" else image.convert("L"))[..., None]
+        _check_depth(pixels, bits, name)
+        return ReadImage(pixels, "8 bits")
+    if "A" in image.getbands() or "transparency" in image.info:
+        opaque = Image.new("RGBA", image.size, "black")
+        opaque.alpha_composite(image.convert("RGBA"))
+        image = opaque
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    _check_depth(pixels, bits, name)
+    return ReadImage(pixels, "8 bits")
+
+
+def pixel_spacing(data: bytes) -> tuple[float, float] | None:
+    """See `csr.data.dicom.dicom_spacing`; None for other files."""
+    if data[_DICOM_MAGIC] != b"DICM":
+        return None
+    from csr.data.dicom import dicom_spacing
+
+    return dicom_spacing(data)
+
+
+def _open(data: bytes, name: str, frame: int | None) -> Image.Image:
+    """One page or frame, decoded and upright."""
     try:
+        if data[_WEBP_MAGIC] == b"WEBP":
+            check_webp(data, name)
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(image.width, image.height, name)
-        if getattr(image, "is_animated", False):  # TIFF too; to count its pages is to walk through thousands of them
-            raise ImageError(f"{name}: has more than one page or frame; send one image a file")
+        check_size(image.width, image.height, name)
+        several = getattr(image, "is_animated", False)  # TIFF too; to count its pages is to walk through all of them
+        if several and frame is None:
+            raise ImageError(f"{name}: has more than one page or frame; say which one is meant by its number, from 1")
+        if frame is not None and (several or frame > 1):
+            _seek(image, frame, name)
+            check_size(image.width, image.height, name)
         if image.format == "JPEG":
-            _check_scans(data, name)
+            check_scans(data, name)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
+        return image
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: is over the limit of {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a PNG, JPEG, TIFF or DICOM image") from None
+        raise ImageError(f"{name}: not a {KINDS}") from None
     except Exception as error:  # Pillow's plugins raise many types for damaged files
-        raise ImageError(f"{name}: the image is damaged and cannot be decoded ({error})") from None
-    if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image, np.float32)
-        _check_finite(pixels, name)
-        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(pixels.max(initial=0)))
-        grey = np.clip(pixels / top, 0, 1)[..., None]
-        return 1 - grey if _white_is_zero(image) else grey
-    if image.mode in ("1", "L"):
-        return np.asarray(image if image.mode == "L" else image.convert("L"))[..., None]
-    if "A" in image.getbands() or "transparency" in image.info:
-        opaque = Image.new("RGBA", image.size, "black")
-        opaque.alpha_composite(image.convert("RGBA"))
-        image = opaque
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        raise ImageError(f"{name}: the image is damaged and cannot be decoded ({cause_of(error)})") from None
 
 
-def pixel_spacing(data: bytes) -> tuple[float, float] | None:
-    """Millimetres between the rows and between the columns of a DICOM image; None where no file of that kind says so.
-
-    On the patient where that is known (Pixel Spacing), else on the detector (Imager Pixel Spacing, which magnification
-    makes larger than life) or the film (Nominal Scanned Pixel Spacing).
-    """
-    if data[_DICOM_MAGIC] != b"DICM":
-        return None
-    import pydicom
-
-    sources = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+def _seek(image: Image.Image, frame: int, name: str) -> None:
     try:
-        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(sources))
-        for source in sources:
-            spacing = dataset.get(source)
-            if spacing is not None and len(spacing) == 2 and all(0 < value < np.inf for value in map(float, spacing)):
-                return float(spacing[0]), float(spacing[1])
-    except Exception:  # a spacing that cannot be read is not known; `decode` speaks of damaged files
-        return None
+        image.seek(frame - 1)
+    except EOFError:
+        raise ImageError(f"{name}: has no page or frame of number {frame}") from None
+
+
+def _significant(image: Image.Image, data: bytes) -> tuple[int | None, str]:
+    """How many bits of a sample the file says to be significant, None where it says nothing, and what says so.
+
+    PNG (ISO/IEC 15948, 11.3.2.4) wants samples spread over the whole container, whatever sBIT says; those that are not,
+    because they do not reach beyond it, are taken as they are. TIFF's MaxSampleValue is not to be used for display, but
+    it does bound the bits.
+    """
+    if image.format == "PNG":
+        depth = data[24]
+        stated = _png_bits(data) if depth == 16 else None
+        if stated is not None and image.mode.startswith("I") and np.asarray(image).max() < 2**stated:
+            return stated, f"sBIT {stated}"
+        return depth, f"{depth} bits"
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        depth = max(tags.get(_BITS, (8,)))
+        most = tags.get(_MOST_ANY, tags.get(_MOST))
+        most = max(most) if isinstance(most, tuple) else most
+        if image.mode == "F" or depth > 16:
+            return None, ""
+        if isinstance(most, int) and 8 <= most.bit_length() < depth:
+            return most.bit_length(), f"MaxSampleValue {most}"
+        return depth, f"{depth} bits"
+    return 8, "8 bits"
+
+
+def _png_bits(data: bytes) -> int | None:
+    """What the chunk sBIT says, which comes before the pixels."""
+    place = 8
+    for _ in range(64):
+        size, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        if kind == b"sBIT" and 0 < size <= 4:
+            return max(data[place + 8 : place + 8 + size])
+        if kind in (b"IDAT", b""):
+            return None
+        place += 12 + size
     return None
 
 
-def _decode_dicom(data: bytes, name: str) -> np.ndarray:
-    import pydicom  # imported on use: decoding a PNG must not pay for it
-    from pydicom.pixels import apply_color_lut
-
-    try:
-        check_structure(data, name)
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        if missing := [tag for tag in _NEEDED if tag not in dataset]:
-            raise ImageError(f"{name}: the DICOM file holds no image (it has no {missing[0]})")
-        if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
-            raise ImageError(f"{name}: multi-frame DICOM is not supported; send one frame a file")
-        _check_size(int(dataset.Columns), int(dataset.Rows), name)
-        pixels = dataset.pixel_array  # YBR has become RGB
-        if pixels.shape not in ((size := (dataset.Rows, dataset.Columns)), (*size, 3)):
-            raise ImageError(f"{name}: its pixel data is no image of {size[0]} rows and {size[1]} columns")
-        if dataset.PhotometricInterpretation == "PALETTE COLOR":
-            pixels = apply_color_lut(pixels, dataset)
-            return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-        if pixels.ndim == 3:
-            return np.clip(pixels.astype(np.float32) / (2 ** int(dataset.BitsStored) - 1), 0, 1)
-        return _grey_dicom(pixels, dataset, name)[..., None]
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # pydicom and its decoders raise many types for damaged or partial files
-        raise ImageError(f"{name}: the DICOM file cannot be decoded ({error})") from None
-
-
-def check_structure(data: bytes, name: str) -> None:
-    """Refuses a DICOM file that would fill the memory or take minutes to parse, before pydicom does.
-
-    A deflated data set (PS3.5 A.5) may unpack to `MAX_INFLATED` bytes, and a data set may hold `MAX_ITEMS` items of
-    sequences: pydicom makes objects of each, of 8 bytes in the file a microsecond and a kilobyte.
-    """
-    start = 144 + int.from_bytes(data[140:144], "little")  # the file meta information begins with its length (PS3.10)
-    whole: Iterable[bytes] = (data,)
-    if b"1.2.840.10008.1.2.1.99" in data[132:start]:
-        whole = _inflated(data[start:], name)
-    items = sum(part.count(tag) for part in whole for tag in _ITEM_TAGS)
-    if items > MAX_ITEMS:
-        raise ImageError(f"{name}: holds more than {MAX_ITEMS:,} items of sequences, the limit")
-
-
-def _inflated(rest: bytes, name: str) -> Iterator[bytes]:
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    size = 0
-    while rest:
-        part = inflate.decompress(rest, 2**24)
-        rest = inflate.unconsumed_tail
-        size += len(part)
-        if size > MAX_INFLATED:
-            raise ImageError(f"{name}: unpacks to more than {MAX_INFLATED:,} bytes, the limit")
-        yield part
+def _check_depth(pixels: np.ndarray, bits: int | None, name: str) -> None:
+    """Refuses what was stored in 16 bits a channel, which Pillow cuts to the upper 8, if that leaves few of them."""
+    if bits is not None and bits > 8 and pixels.max(initial=0) < 64:
+        raise ImageError(f"{name}: uses only the lower bits of its 16 a channel; save it with 8 bits, or as one grey")
 
 
 def _white_is_zero(image: Image.Image) -> bool:
@@ -190,87 +216,12 @@ def _white_is_zero(image: Image.Image) -> bool:
     return image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
 
 
-def _check_scans(data: bytes, name: str) -> None:
-    """Refuses a progressive JPEG of very many scans: each goes over the whole image again."""
-    if data.count(_START_OF_SCAN) > MAX_SCANS:
-        raise ImageError(f"{name}: the JPEG file has more than {MAX_SCANS} scans, the limit")
-
-
-def _grey_dicom(pixels: np.ndarray, dataset: pydicom.Dataset, name: str) -> np.ndarray:
-    """Stored H×W values → float32 in [0, 1], white is 1."""
-    padding = _padding(pixels, dataset)
-    shown = pixels if padding is None else pixels[~padding]
-    if not shown.size:
-        return np.zeros(pixels.shape, np.float32)
-    low, high = shown.min(), shown.max()
-    if pixels.dtype.kind in "iu" and int(high) - int(low) < _TABLE:
-        table = _tones(np.arange(int(low), int(high) + 1).astype(pixels.dtype), dataset, name)
-        image = np.empty(pixels.shape, np.float32)
-        for top in range(0, len(pixels), _BAND):  # a few rows at a time stay in the processor's cache
-            rows = slice(top, top + _BAND)
-            np.take(table, np.subtract(pixels[rows], int(low), dtype=np.intp), out=image[rows], mode="clip")
-    else:
-        image = _tones(pixels, dataset, name)
-    if padding is not None:
-        image[padding] = 0
-    return image
-
-
-def _padding(pixels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
-    """Which pixels are no part of the picture (PS3.3 C.7.5.1.1.2)."""
-    if dataset.get("PixelPaddingValue") is None:
-        return None
-    first = int(dataset.PixelPaddingValue)
-    last = int(dataset.get("PixelPaddingRangeLimit", first))
-    return (pixels >= min(first, last)) & (pixels <= max(first, last))
-
-
-def _tones(values: np.ndarray, dataset: pydicom.Dataset, name: str) -> np.ndarray:
-    """Stored values → float32 in [0, 1] through the modality and VOI transforms (PS3.3 C.11.1 and C.11.2)."""
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
-    tones = np.asarray(apply_voi_lut(apply_modality_lut(values, dataset), dataset), np.float32)
-    _check_finite(tones, name)
-    low, high = _dicom_range(dataset, tones)
-    tones = np.subtract(tones, low, dtype=np.float32)
-    np.divide(tones, max(high - low, 1e-6), out=tones)
-    np.clip(tones, 0, 1, out=tones)
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        np.subtract(1, tones, out=tones)
-    return tones
-
-
-def _dicom_range(dataset: pydicom.Dataset, values: np.ndarray) -> tuple[float, float]:
-    """What is black and what is white: the range that a VOI LUT or window maps to (PS3.3 C.11.2.1), else that of the
-    values."""
-    if luts := dataset.get("VOILUTSequence"):
-        return 0.0, float(2 ** int(luts[0].LUTDescriptor[2]) - 1)
-    if dataset.get("WindowWidth") is None:
-        return float(values.min()), float(values.max())
-    bits = int(dataset.BitsStored)
-    if luts := dataset.get("ModalityLUTSequence"):
-        return 0.0, float(2 ** int(luts[0].LUTDescriptor[2]) - 1)
-    signed = int(dataset.get("PixelRepresentation", 0))
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
-    return low * slope + intercept, high * slope + intercept
-
-
-def _check_size(width: int, height: int, name: str) -> None:
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width}×{height} pixels is over the limit of {MAX_PIXELS:,}")
-
-
-def _check_finite(pixels: np.ndarray, name: str) -> None:
-    if not np.isfinite(pixels).all():
-        raise ImageError(f"{name}: has pixels that are not finite numbers")
-
-
-def fit(image: np.ndarray, side: int, channels: int) -> tuple[np.ndarray, Placement]:
+def fit(image: np.ndarray, side: int, channels: int, turn: int = AS_STORED) -> tuple[np.ndarray, Placement]:
     """Scales an image into the middle of a square canvas, keeping its aspect; margins are 0.
 
     Args:
-        image: H×W×C, C = 1 or 3, of uint8 or of floats in [0, 1].
+        image: H×W×C as stored, C = 1 or 3, of uint8 or of floats in [0, 1].
+        turn: what brings it upright, see `csr.data.orientation`.
 
     Returns:
         canvas: channels×side×side uint8.
@@ -279,8 +230,9 @@ def fit(image: np.ndarray, side: int, channels: int) -> tuple[np.ndarray, Placem
     height, width, depth = image.shape
     if channels == 1 and depth == 3:
         image = _unit(image) @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    place = Placement.of(width, height, side)
-    inner_w, inner_h = _inner(width, height, place.scale)
+    place = Placement.of(width, height, side, turn)
+    inner_w, inner_h = _inner(width, height, place.scale, turn)
+    image = turn_image(image, turn)
     left, top = int(place.left), int(place.top)
     canvas = np.zeros((channels, side, side), np.uint8)
     inner = canvas[:, top : top + inner_h, left : left + inner_w]
@@ -291,9 +243,10 @@ def fit(image: np.ndarray, side: int, channels: int) -> tuple[np.ndarray, Placem
     return canvas, place
 
 
-def _inner(width: int, height: int, scale: float) -> tuple[int, int]:
-    """Width and height of the image on the canvas."""
-    return max(1, round(width * scale)), max(1, round(height * scale))
+def _inner(width: int, height: int, scale: float, turn: int) -> tuple[int, int]:
+    """Width and height of the turned image on the canvas."""
+    inner = max(1, round(width * scale)), max(1, round(height * scale))
+    return inner[::-1] if is_turned(turn) else inner
 
 
 def _resampled(plane: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from csr.data.images import Placement
+from csr.data.orientation import AS_STORED, is_turned, turn_image
 from csr.errors import ImageError
 
 
@@ -52,6 +54,10 @@ def place_mask(mask: np.ndarray, placement: Placement, side: int) -> np.ndarray:
 
     A finding so small that no pixel of the canvas is nearest to it keeps the pixels that it lies in.
     """
+    if placement.turn != AS_STORED:
+        mask, sides = turn_image(mask, placement.turn), (placement.width, placement.height)
+        width, height = sides[::-1] if is_turned(placement.turn) else sides
+        placement = replace(placement, width=width, height=height, turn=AS_STORED)
     middles = np.arange(side) + 0.5
     columns, rows = np.floor(placement.to_image(np.stack([middles] * 4, axis=1))).astype(int).T[:2]
     across, down = (columns >= 0) & (columns < placement.width), (rows >= 0) & (rows < placement.height)

@@ -2,7 +2,7 @@
 
 A folder:
 
-- ``collection.json``: name, task, concepts and classes;
+- ``collection.json``: name, task, concepts, classes and display orientation;
 - ``studies.parquet`` and ``boxes.parquet``: see `csr.data.records` and `csr.data.schema`; boxes are in pixels of the
   prepared images;
 - ``images/00000.npy``, ``00001.npy``, …: the images, N×C×S×S uint8 in shards, rows as in ``studies.parquet``; see
@@ -68,6 +68,7 @@ class PreparedSet:
             task=about["task"],
             studies=pd.read_parquet(path / "studies.parquet"),
             boxes=pd.read_parquet(path / "boxes.parquet"),
+            display=about.get("display"),
         )
         for name, table, needed in (
             ("studies.parquet", collection.studies, study_columns(collection)),
@@ -153,6 +154,7 @@ class PreparedWriter:
             "task": collection.task,
             "concepts": collection.concepts,
             "classes": collection.classes,
+            "display": collection.display,
         }
         (self._draft / "collection.json").write_text(json.dumps(about, indent=2) + "\n")
         collection.studies.to_parquet(self._draft / "studies.parquet", index=False)

@@ -124,6 +124,7 @@ def prepare_raw(
     skip_bad: bool = False,
     lenient: bool = False,
     near_bits: int = NEAR,
+    display: str | None = None,
     decoded: DecodedImages | None = None,
     pending: Container[str] = (),
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
@@ -138,6 +139,7 @@ def prepare_raw(
         lenient: take names of images and masks for those of files that they fit but for capitals, backslashes or a
             missing extension, where no other file would do; the notes say so.
         near_bits: see `csr.data.leaks.find_leaks`.
+        display: the orientation that DICOM images of projections are brought into, see `csr.data.orientation`.
         decoded: what an earlier run has decoded; gets what this one does.
         pending: concepts that get labels from ``finish``.
         finish: gets the tables and all prepared images N×C×S×S, and returns the tables that are written.
@@ -152,36 +154,41 @@ def prepare_raw(
     placements: dict[str, Placement] = {}
     spacings: list[tuple[float, float]] = []
     stored: list[tuple[int, int, str, int]] = []
+    windows: list[str] = []
     prints = Fingerprints()
     with (
         PreparedWriter(path, len(studies), channels, side) as writer,
         ThreadPoolExecutor(workers) as pool,  # Pillow and pydicom's decoders release the interpreter lock
     ):
 
-        def load(image: str, where: str) -> Decoded | ImageError:
+        def load(image: str, frame: int | None, where: str) -> Decoded | ImageError:
             try:
-                if decoded is not None and (known := decoded.get(image)) is not None:
+                if decoded is not None and (known := decoded.get(image, frame)) is not None:
                     return known
-                return decode_file(raw.folder / image, f"{where}, image {image!r}", side, channels)
+                return decode_file(raw.folder / image, f"{where}, image {image!r}", side, channels, display, frame)
             except ImageError as error:
                 return error
 
-        loaded = ordered_map(pool, load, zip(studies["image"], studies["where"], strict=True), 4 * workers)
-        listed = zip(studies["study_id"], studies["image"], strict=True)
-        for (study, image), result in zip(listed, progress(loaded, len(studies)), strict=True):
+        frames = _frames(studies)
+        jobs = zip(studies["image"], frames, studies["where"], strict=True)
+        loaded = ordered_map(pool, load, jobs, 4 * workers)
+        listed = zip(studies["study_id"], studies["image"], frames, strict=True)
+        for (study, image, frame), result in zip(listed, progress(loaded, len(studies)), strict=True):
             if isinstance(result, ImageError):
                 where, _, reason = str(result).partition(": ")
                 problems.add(where, reason)
                 continue
             if decoded is not None:
-                decoded.put(image, result)
+                decoded.put(image, result, frame)
             writer.write_image(len(placements), result.canvas)
             prints.add(result.canvas)
             placements[study] = result.placement
             spacings.append(result.canvas_spacing)
             stored.append((result.placement.width, result.placement.height, *result.stored))
+            windows.append(result.window)
         writer.keep_images(len(placements))
-        kept = _with_spacing(studies[studies["study_id"].isin(placements)].reset_index(drop=True), spacings)
+        kept = studies[studies["study_id"].isin(placements)].reset_index(drop=True)
+        kept = _with_spacing(kept.assign(window=pd.Series(windows, dtype=object)), spacings)
         kept = kept.assign(**dict(zip(STORED, zip(*stored, strict=True), strict=bool(stored))))
         boxes = raw.collection.boxes
         boxes = boxes[boxes["study_id"].isin(placements)].reset_index(drop=True)
@@ -190,6 +197,7 @@ def prepare_raw(
         boxes = _only_present(boxes, kept, problems)
         boxes, masks = _only_used(boxes, masks)
         moved = replace(raw.collection, studies=kept.drop(columns="where"), boxes=boxes.drop(columns="where"))
+        moved = replace(moved, display=display)
         for reason in validation_errors(moved, pending):
             problems.add(str(raw.folder), reason, skippable=False)
         for reason in find_leaks(moved, prints, near_bits):
@@ -215,6 +223,13 @@ def ordered_map(pool: Executor, function: Callable[..., T], jobs: Iterable[tuple
         waiting.append(pool.submit(function, *job))
     while waiting:
         yield waiting.popleft().result()
+
+
+def _frames(studies: pd.DataFrame) -> list[int | None]:
+    """The frame of each study's file that is meant, None where the file has but one."""
+    if "frame" not in studies:
+        return [None] * len(studies)
+    return [None if pd.isna(frame) else int(frame) for frame in studies["frame"]]
 
 
 def _with_spacing(studies: pd.DataFrame, spacings: list[tuple[float, float]]) -> pd.DataFrame:

@@ -6,7 +6,8 @@ unless the data set has several) and repeats ``split`` elsewhere. What is to be 
 ``label``, a class's name, or a column ``target:<name>`` per class, valued like a concept's. A study of split ``train``
 may have no class (``label`` empty, or no target known): its concepts train stages 1 and 2, and no head sees it. Where
 it is known of any image, ``pixel_height_mm, pixel_width_mm``: how large the pixels are, in the images that the tables
-come with. Of images that were read from files, the columns `STORED`: what the files were like.
+come with. Of images that were read from files, the columns `STORED`: what the files were like, and ``window``: how
+black and white were decided (`csr.data.grey_values`). Where a file can hold several, ``frame``: which of them, from 1.
 ``boxes``: ``study_id, concept, x_min, y_min, x_max, y_max``; pixel edges, so a box covers x_max − x_min columns. Where
 findings are outlined by pixel too, an integer column ``mask``: the number of a box's mask, −1 if it has none.
 """
@@ -45,6 +46,8 @@ class Collection:
         studies: see the module's docstring.
         boxes: see the module's docstring; coordinates refer to the images that the tables come with.
         task: ``multiclass``, one class a study; ``multilabel``, any number of them; ``concepts``, nothing but concepts.
+        display: how patients lie in the images, such as ``L\\F`` (`csr.data.orientation`), into which DICOM images of
+            projections were brought; None: images are as their files store them.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Collection:
     studies: pd.DataFrame
     boxes: pd.DataFrame
     task: Task = "multiclass"
+    display: str | None = None
 
     def concept_labels(self) -> np.ndarray:
         """N×K float32 of 1, 0 or NaN."""

@@ -70,9 +70,9 @@ class AsyncClient:
         """Closes its connections."""
         await self._http.aclose()
 
-    async def add_study(self, file: File) -> StudyAnswer:
-        """Uploads an image and returns its prediction."""
-        return await self._send(calls.add_study(file))
+    async def add_study(self, file: File, frame: int | None = None) -> StudyAnswer:
+        """Uploads an image, or a page or frame of a file of several, and returns its prediction."""
+        return await self._send(calls.add_study(file, frame))
 
     async def add_studies(self, files: Sequence[File]) -> StudiesAnswer:
         """Uploads several images, all or none."""

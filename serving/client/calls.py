@@ -103,9 +103,10 @@ class Call(Generic[T]):
             raise ClientError(response.status_code, "unexpected_answer", message) from None
 
 
-def add_study(file: File) -> Call[StudyAnswer]:
+def add_study(file: File, frame: int | None = None) -> Call[StudyAnswer]:
     """``POST /v1/studies``."""
-    return Call(StudyAnswer, "POST", "/v1/studies", files=(("file", _content(file)),), headers=_once())
+    query = {} if frame is None else {"frame": frame}
+    return Call(StudyAnswer, "POST", "/v1/studies", files=(("file", _content(file)),), query=query, headers=_once())
 
 
 def add_studies(files: Sequence[File]) -> Call[StudiesAnswer]:

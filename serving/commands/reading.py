@@ -23,7 +23,7 @@ def predict(arguments: Sequence[str]) -> None:
         CSRError: a file cannot be read, or the server refuses it.
     """
     parser = argparse.ArgumentParser(prog="csr predict", description="Uploads images and prints what the model says.")
-    parser.add_argument("files", nargs="+", type=Path, help="PNG, JPEG, TIFF or DICOM")
+    parser.add_argument("files", nargs="+", type=Path, help="PNG, JPEG, TIFF, BMP, WebP or DICOM")
     parser.add_argument("--json", action="store_true", help="print whole answers, one a line")
     add_server(parser)
     given = parser.parse_args(arguments)

@@ -92,7 +92,7 @@ class DataPlane:
         """
         timing = Timing(self._telemetry)
         about = self.models.champion.manifest
-        stored = self._intake.read(uploads, about.channels, about.side, caller.actor)
+        stored = self._intake.read(uploads, about.channels, about.side, caller.actor, about.display)
         timing.lap("decode")
         encoded: list[tuple[Model, EncodedStudy]] = []
         assessments: dict[str, Assessment] = {}
@@ -204,7 +204,7 @@ class DataPlane:
             digest=digest,
             model=model.ref,
             concepts=list(model.manifest.concepts),
-            frame=Frame(side=model.manifest.side, scale=place.scale, left=place.left, top=place.top),
+            frame=Frame(side=model.manifest.side, scale=place.scale, left=place.left, top=place.top, turn=place.turn),
             limit=study.prediction.map_limit,
             maps=np.round(maps.astype(np.float64), 4).tolist(),
             timings_ms=timing.milliseconds,
@@ -235,7 +235,7 @@ class DataPlane:
         return _size(self._study(digest, timing)[1].placement)
 
     def image(self, digest: str, timing: Timing) -> bytes:
-        """The study as the network saw it, without margins, as PNG.
+        """The study as the network saw it, without margins and turned back as it is stored, as PNG.
 
         Raises:
             UnknownStudyError, OtherInputError, StoreError: see `predict`.
@@ -321,7 +321,7 @@ class DataPlane:
         study = self._studies.get(model.digest, digest)
         if study is not None:
             self._telemetry.metrics.cache_lookup(True)
-        if study is None or (drawn_on is not None and drawn_on != _size(study.placement)):
+        if study is None or (drawn_on is not None and not drawn_on.fits(_size(study.placement))):
             # Another replica may have seen a later upload.
             stored = load_study(self.store.database, digest)
             timing.lap("load")
@@ -333,10 +333,10 @@ class DataPlane:
             study, assessment = self._encoded(model, stored, timing)
             if assessment is not None:
                 self._keep_assessment(assessment)
-        if drawn_on is not None and drawn_on != (known := _size(study.placement)):
+        if drawn_on is not None and not drawn_on.fits(known := _size(study.placement)):
             raise FrameError(
                 f"image: is {drawn_on.width}×{drawn_on.height} here, but the study was last uploaded as "
-                f"{known.width}×{known.height}; upload yours again"
+                f"{known.width}×{known.height}{', or lay otherwise' if drawn_on.turn else ''}; upload yours again"
             )
         return model, study
 
@@ -356,4 +356,4 @@ def _assessment(model: Model, study: EncodedStudy, found: Sequence[Question]) ->
 
 
 def _size(placement: Placement) -> ImageSize:
-    return ImageSize(width=placement.width, height=placement.height)
+    return ImageSize(width=placement.width, height=placement.height, turn=placement.turn)

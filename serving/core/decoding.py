@@ -55,7 +55,7 @@ class DecodingLimits:
             nobody waits for another's dear files.
         seconds: of a processor's time, so that a busy machine refuses nothing that an idle one reads. A worker that
             does nothing is given up after `PATIENCE` times as many by the clock.
-        memory_mb: that a worker may allocate (RLIMIT_DATA). An image at the limit of `csr.data.images.MAX_PIXELS`
+        memory_mb: that a worker may allocate (RLIMIT_DATA). An image at the limit of `csr.data.limits.MAX_PIXELS`
             needs about 1,200.
     """
 
@@ -80,19 +80,31 @@ class DecodingPool:
         self._guard = threading.Lock()
         self._closed = False
 
-    def decode(self, data: bytes, name: str, channels: int, side: int, salt: bytes, caller: str) -> StoredStudy:
+    def decode(
+        self,
+        data: bytes,
+        name: str,
+        channels: int,
+        side: int,
+        salt: bytes,
+        caller: str,
+        display: str | None = None,
+        frame: int | None = None,
+    ) -> StoredStudy:
         """One file as a study of channels×side×side pixels.
 
         Args:
             salt: of pseudonyms; see `serving.dicom.deidentify`.
             caller: in whose turn.
+            display, frame: see `csr.data.images.read_image`.
 
         Raises:
             UnsupportedImageError, UnreadableImageError, BurnedInAnnotationError, IncompleteDicomError: the file is
                 refused; also when it takes too long or too much memory.
             DecoderError: no worker could be started.
         """
-        task = json.dumps({"name": name, "channels": channels, "side": side, "salt": salt.hex()}).encode()
+        about = {"name": name, "channels": channels, "side": side, "display": display, "frame": frame}
+        task = json.dumps(about | {"salt": salt.hex()}).encode()
         slot = self._slots.take(caller)
         try:
             worker = self._worker(slot)

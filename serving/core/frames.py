@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from csr.data.images import Placement
+from csr.data.orientation import turn_image_back
 from csr.interaction.corrections import Interaction, InteractionError
 
 
@@ -28,9 +29,11 @@ def on_canvas(interaction: Interaction, placement: Placement) -> Interaction:
 
 
 def image_part(canvas: np.ndarray, placement: Placement) -> np.ndarray:
-    """The part of a …×side×side canvas that the image covers, without the margins."""
+    """The part of a …×side×side canvas that the image covers, without the margins and turned back as it is stored."""
     side = canvas.shape[-1]
     corners = placement.to_canvas(np.array([[0, 0, placement.width, placement.height]]))[0]
     left, top, right, bottom = np.clip(np.round(corners), 0, side).astype(int)
     left, top = min(left, side - 1), min(top, side - 1)
-    return canvas[..., top : max(bottom, top + 1), left : max(right, left + 1)]
+    part = canvas[..., top : max(bottom, top + 1), left : max(right, left + 1)]
+    stored = turn_image_back(np.moveaxis(part, (-2, -1), (0, 1)), placement.turn)
+    return np.moveaxis(stored, (0, 1), (-2, -1))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from csr.data.images import KINDS
 from serving.core.decoding import DecodingPool
 from serving.errors import BatchError, ServingError, UnreadableImageError, UnsupportedImageError
 from serving.store.studies import StoredStudy
 
-_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"BM")
 _NAMED = 10
 
 
@@ -18,12 +19,14 @@ class Upload:
     """A file.
 
     Args:
-        data: a PNG, JPEG, TIFF or DICOM file's bytes.
+        data: a PNG, JPEG, TIFF, BMP, WebP or DICOM file's bytes.
         name: what to call it in messages; kept nowhere, since it may hold a patient's name.
+        frame: which page or frame of it, from 1; needed where it has several.
     """
 
     data: bytes
     name: str = "image"
+    frame: int | None = None
 
 
 class Intake:
@@ -38,10 +41,13 @@ class Intake:
         self._decoding = decoding
         self._salt = salt
 
-    def read(self, uploads: Sequence[Upload], channels: int, side: int, caller: str) -> list[StoredStudy]:
+    def read(
+        self, uploads: Sequence[Upload], channels: int, side: int, caller: str, display: str | None = None
+    ) -> list[StoredStudy]:
         """Every file, or none.
 
         Args:
+            channels, side, display: see `csr.bundle.format.Manifest`.
             caller: who sent them; callers take turns.
 
         Raises:
@@ -54,7 +60,7 @@ class Intake:
         problems: list[ServingError] = []
         for upload in uploads:
             try:
-                studies.append(self._read_one(upload, channels, side, caller))
+                studies.append(self._read_one(upload, channels, side, caller, display))
             except ServingError as error:
                 problems.append(error)
         if len(problems) == 1:
@@ -64,10 +70,10 @@ class Intake:
             raise BatchError("; ".join(str(problem) for problem in problems[:_NAMED]) + more)
         return studies
 
-    def _read_one(self, upload: Upload, channels: int, side: int, caller: str) -> StoredStudy:
+    def _read_one(self, upload: Upload, channels: int, side: int, caller: str, display: str | None) -> StoredStudy:
         data, name = upload.data, upload.name
         if not data:
             raise UnreadableImageError(f"{name}: is empty")
-        if not data.startswith(_SIGNATURES) and data[128:132] != b"DICM":
-            raise UnsupportedImageError(f"{name}: not a PNG, JPEG, TIFF or DICOM image")
-        return self._decoding.decode(data, name, channels, side, self._salt, caller)
+        if not data.startswith(_SIGNATURES) and data[8:12] != b"WEBP" and data[128:132] != b"DICM":
+            raise UnsupportedImageError(f"{name}: not a {KINDS}")
+        return self._decoding.decode(data, name, channels, side, self._salt, caller, display, upload.frame)

@@ -14,10 +14,11 @@ import sys
 import warnings
 from dataclasses import asdict
 from multiprocessing.connection import Connection
+from typing import Any
 
-from csr.data.images import check_content, decode, fit
+from csr.data.images import check_content, fit, read_image
 from csr.errors import ImageError
-from serving.dicom.deidentify import deidentify
+from serving.dicom.deidentify import deidentify, read_as
 from serving.errors import ServingError, UnreadableImageError
 
 
@@ -41,10 +42,10 @@ def main(descriptor: int, memory_mb: int, seconds: float) -> None:
         return  # the server is gone, or has given this worker up
 
 
-def answer(data: bytes, name: str, channels: int, side: int, salt: bytes) -> tuple[bytes, ...]:
+def answer(data: bytes, name: str, **task: Any) -> tuple[bytes, ...]:
     """The messages that answer a task: a study and its pixels, or why there is none."""
     try:
-        return read(data, name, channels, side, salt)
+        return read(data, name, **task)
     except MemoryError:
         error = {"error": "MemoryError", "message": ""}
     except ServingError as refused:
@@ -55,7 +56,15 @@ def answer(data: bytes, name: str, channels: int, side: int, salt: bytes) -> tup
     return (json.dumps(error).encode(),)
 
 
-def read(data: bytes, name: str, channels: int, side: int, salt: bytes) -> tuple[bytes, bytes]:
+def read(
+    data: bytes,
+    name: str,
+    channels: int,
+    side: int,
+    salt: bytes,
+    display: str | None = None,
+    frame: int | None = None,
+) -> tuple[bytes, bytes]:
     """A file's bytes as what is known of a study, in JSON, and its pixels.
 
     Raises:
@@ -63,11 +72,12 @@ def read(data: bytes, name: str, channels: int, side: int, salt: bytes) -> tuple
     """
     source = deidentify(data, salt)
     try:
-        canvas, placement = fit(decode(data, name), side, channels)
+        image = read_image(data, name, display, frame)
+        canvas, placement = fit(image.pixels, side, channels, image.turn)
         check_content(canvas, placement, name)
     except ImageError as error:
         raise UnreadableImageError(str(error)) from None
-    kept = None if source is None else source.to_json()
+    kept = None if source is None else read_as(source, placement.turn, frame).to_json()
     about = {"shape": canvas.shape, "placement": asdict(placement), "source": kept}
     return json.dumps(about).encode(), canvas.tobytes()
 

@@ -77,7 +77,7 @@ def secondary_capture(
         capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = DA(at.date()), TM(at.time())
         origin = f"{NAME} {algorithm.version}, bundle sha256:{algorithm.digest}; {NOTICE}"
         capture.DerivationDescription = f"{description[: _DERIVATION - len(origin) - 2]}; {origin}"
-        capture.SourceImageSequence = [_reference(image)]
+        capture.SourceImageSequence = [_reference(image, source.frame)]
         if source.burned_in_annotation is not None:
             capture.BurnedInAnnotation = source.burned_in_annotation
         return capture
@@ -85,8 +85,10 @@ def secondary_capture(
     return to_bytes(make, context, at)
 
 
-def _reference(image: pydicom.Dataset) -> pydicom.Dataset:
+def _reference(image: pydicom.Dataset, frame: int | None) -> pydicom.Dataset:
     item = pydicom.Dataset()
     item.ReferencedSOPClassUID = image.SOPClassUID
     item.ReferencedSOPInstanceUID = image.SOPInstanceUID
+    if frame is not None:
+        item.ReferencedFrameNumber = frame
     return item

@@ -16,7 +16,7 @@ import io
 import re
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pydicom
@@ -24,7 +24,8 @@ from pydantic import ConfigDict, TypeAdapter
 from pydicom.dataelem import RawDataElement
 from pydicom.uid import UID
 
-from csr.data.images import check_structure
+from csr.data.limits import check_structure
+from csr.data.orientation import AS_STORED
 from csr.errors import ConfigError, ImageError
 from serving.dicom.terms import BODY_PARTS, LATERALITIES, MODALITIES, PHOTOMETRIC, SEXES, VIEWS
 from serving.errors import BurnedInAnnotationError, IncompleteDicomError, UnreadableImageError
@@ -55,6 +56,8 @@ class DicomSource:
         patient_sex: ``M``, ``F`` or ``O``.
         patient_age: in DICOM's form, ``047Y``; ``090Y`` for everyone older than `OLDEST`.
         burned_in_annotation: ``NO`` if the file says that its pixels identify nobody, None if it says nothing.
+        turn: what brought the image upright (`csr.data.orientation`), None if nothing had to.
+        frame: which one was read, from 1; None of a file of but one.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -79,6 +82,8 @@ class DicomSource:
     patient_sex: str | None = None
     patient_age: str | None = None
     burned_in_annotation: str | None = None
+    turn: int | None = None
+    frame: int | None = None
 
     def to_json(self) -> str:
         """As JSON text, for a store."""
@@ -122,6 +127,11 @@ def deidentify(data: bytes, salt: bytes) -> DicomSource | None:
         if known[field] is None:
             raise IncompleteDicomError(f"the DICOM file has no valid {name}: send it as the archive holds it")
     return DicomSource(**known)
+
+
+def read_as(source: DicomSource, turn: int, frame: int | None) -> DicomSource:
+    """The source with how its pixels were read."""
+    return replace(source, turn=None if turn == AS_STORED else turn, frame=frame)
 
 
 def pseudonymous_uid(uid: str, salt: bytes) -> str:

@@ -210,7 +210,8 @@ class _Groups:
 
     def __init__(self, source: DicomSource, image: pydicom.Dataset, algorithm: Algorithm) -> None:
         self._size = (source.columns, source.rows)
-        self._image = (image.SOPClassUID, image.SOPInstanceUID)
+        frames = None if source.frame is None else [source.frame]
+        self._image = (image.SOPClassUID, image.SOPInstanceUID, frames)
         self._algorithm = sr.AlgorithmIdentification(
             name=NAME, version=algorithm.version, parameters=[f"bundle sha256:{algorithm.digest}"], manufacturer=NAME
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from csr.data.orientation import AS_STORED
 from serving.dicom.deidentify import DicomSource
 from serving.errors import AlteredStudyError, FrameError, NoSourceError, SeveralSourcesError, UnknownSourceError
 from serving.interfaces.schemas import ImageSize, InteractionRequest
@@ -80,9 +81,12 @@ def framed(request: InteractionRequest, source: DicomSource) -> InteractionReque
     """
     if source.rows is None or source.columns is None:
         return request
-    own = ImageSize(width=source.columns, height=source.rows)
-    if request.image not in (None, own):
-        raise FrameError(f"image: the boxes were drawn on another size than the source's {own.width}×{own.height}")
+    own = ImageSize(width=source.columns, height=source.rows, turn=source.turn or AS_STORED)
+    if request.image is not None and not request.image.fits(own):
+        raise FrameError(
+            f"image: the boxes were drawn on another size than the source's {own.width}×{own.height}, or it was turned "
+            "otherwise"
+        )
     return request.model_copy(update={"image": own})
 
 

@@ -3,13 +3,15 @@
 - Version 2 added ``session`` and ``write_probe``.
 - Version 3 added ``study_source``, and seals what the tables hold (`serving.store.rows`): the rows that are there are
   put on record as they are found, once, and a head that was never sealed, as that of an empty ledger in version 1, is.
+- Version 4 added ``study.turn``. Images were not turned before, and an entry that does not name the column means that
+  (`serving.store.rows`), so nothing is put on record.
 
 Whatever was altered before version 3 is sealed as it was found: verify the store with its own version first. Nobody can
 have rows sealed a second time by calling a store older than it is, since its head is sealed with its version. A store
 whose head does not have the seal of the version that it says is left as it is.
 
-A server of an earlier version that still runs meanwhile finds neither head nor sources from then on: it says that it is
-not ready, and writes nothing. All of it is one transaction, so it happens or it does not.
+A server of an earlier version that still runs meanwhile finds no head from then on, or one that is not sealed as its
+own: it says that it is not ready, and writes nothing. All of it is one transaction, so it happens or it does not.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from serving.store.entries import SYSTEM, Chain, Entry, Receipt, canonical
 from serving.store.rows import SEALED, Sealed
 from serving.store.schema import (
     HEAD,
+    SEALED_SINCE,
     VERSION,
     assessment,
     ledger,
@@ -39,6 +42,7 @@ from serving.store.tail import HEADS, Tail, is_sealed
 _CREATION_LOCK = 7_214_021  # any number: PostgreSQL's advisory lock of those who create the tables
 _HEAD_BEFORE_3 = 1
 _ROWS_AN_ENTRY = 200
+_ADD_TURN = "ALTER TABLE study ADD COLUMN turn INTEGER NOT NULL DEFAULT 1"
 _RENAME = "ALTER TABLE study RENAME COLUMN source TO source_before_3"  # older servers must not find it
 _COPY = study_source.insert().from_select(
     ["study", "number", "added_at", "source"],
@@ -96,11 +100,18 @@ def _migrate(connection: sa.Connection, chain: Chain, name: str, found: int) -> 
             f"{name}: is of version {found}, and the head of its ledger is not what that version left; the "
             "`csr audit verify` of that version says more"
         )
-    connection.execute(sa.text(_RENAME))
-    connection.execute(_COPY)
+    connection.execute(sa.text(_ADD_TURN))
     length, last = connection.execute(sa.select(ledger_head.c.length, ledger_head.c.hash)).one()
     seal = chain.seal(Receipt(length, last))
     connection.execute(sa.update(ledger_head).values(id=HEAD, seal=seal))
+    if found < SEALED_SINCE:
+        connection.execute(sa.text(_RENAME))
+        connection.execute(_COPY)
+        _seal_rows(connection, chain)
+
+
+def _seal_rows(connection: sa.Connection, chain: Chain) -> None:
+    """Puts what the tables hold on record."""
     tail = Tail(connection, chain)
     for sealed in SEALED.values():
         for rows in _rows(connection, sealed):
@@ -112,12 +123,15 @@ def _migrate(connection: sa.Connection, chain: Chain, name: str, found: int) -> 
 def _is_whole(connection: sa.Connection, chain: Chain, found: int) -> bool:
     """Whether head and last entry are what a version left."""
     heads = connection.execute(HEADS).mappings().all()
-    if len(heads) != 1 or heads[0]["id"] != _HEAD_BEFORE_3:
+    if len(heads) != 1 or heads[0]["id"] != (_HEAD_BEFORE_3 if found < SEALED_SINCE else HEAD):
         return False
     head = heads[0]
     last = connection.execute(sa.select(ledger.c.number, ledger.c.hash).order_by(ledger.c.number.desc())).first()
-    if last is None and (head["length"], head["hash"], head["seal"]) == (0, "", ""):
-        return not any(connection.execute(sa.select(each).limit(1)).first() for each in (study, assessment))
+    if found < SEALED_SINCE and last is None and (head["length"], head["hash"], head["seal"]) == (0, "", ""):
+        return not any(
+            connection.execute(sa.select(sa.literal(1)).select_from(each).limit(1)).first()
+            for each in (study, assessment)
+        )
     return is_sealed(head, chain, found) and (head["length"], head["hash"]) == (tuple(last) if last else (0, ""))
 
 

@@ -32,12 +32,14 @@ class Sealed:
     Args:
         table: it.
         columns: the sealed ones.
+        before: what columns of a later version are where an entry of an earlier one does not name them.
         says: how a row is called, by its values.
     """
 
     table: sa.Table
     columns: tuple[sa.Column[Any], ...]
     says: Callable[[Any], str]
+    before: Mapping[str, Any]
 
     def key(self, values: Mapping[str, Any] | sa.RowMapping) -> tuple[Any, ...]:
         """A row's primary key."""
@@ -53,8 +55,10 @@ class Sealed:
         return sa.select(*(sa.type_coerce(each, sa.types.NullType()).label(each.name) for each in self.columns))
 
 
-def _sealed(table: sa.Table, says: Callable[[Any], str], apart: Sequence[str] = ()) -> Sealed:
-    return Sealed(table, tuple(each for each in table.columns if each.name not in apart), says)
+def _sealed(
+    table: sa.Table, says: Callable[[Any], str], apart: Sequence[str] = (), before: Mapping[str, Any] | None = None
+) -> Sealed:
+    return Sealed(table, tuple(each for each in table.columns if each.name not in apart), says, before or {})
 
 
 def short(value: Any, characters: int = 12) -> str:
@@ -65,7 +69,7 @@ def short(value: Any, characters: int = 12) -> str:
 SEALED = {
     each.table.name: each
     for each in (
-        _sealed(study, lambda row: f"study {short(row['digest'])}", apart=("canvas",)),
+        _sealed(study, lambda row: f"study {short(row['digest'])}", apart=("canvas",), before={"turn": 1}),
         _sealed(study_source, lambda row: f"DICOM source {short(row['number'])} of study {short(row['study'])}"),
         _sealed(assessment, lambda row: f"worklist row of study {short(row['study'])}"),
         _sealed(api_key, lambda row: f"key {short(row['name'], _NAME)} (id {short(row['id'], _NAME)})"),
@@ -110,9 +114,8 @@ class Replay:
     @staticmethod
     def _note(sealed: Sealed, known: dict[tuple[Any, ...], tuple[Any, ...]], values: dict[str, Any]) -> None:
         before = known.get(sealed.key(values))
-        if before is not None:
-            values = sealed.named(before) | values
-        elif any(each.name not in values for each in sealed.columns):
+        values = {**(sealed.before if before is None else sealed.named(before)), **values}
+        if before is None and any(each.name not in values for each in sealed.columns):
             return  # a change to a row that nobody added: it stays unknown
         known[sealed.key(values)] = tuple(values[each.name] for each in sealed.columns)
 

@@ -30,7 +30,7 @@ from sqlalchemy import (
     Text,
 )
 
-VERSION = 3  # see `serving.store.migration`
+VERSION = 4  # see `serving.store.migration`
 SEALED_SINCE = 3  # the version from which on the ledger says what the tables hold, and its seal which version that is
 HEAD = 3  # id of the one row of ``ledger_head``; servers of versions 1 and 2 look for 1, and write nothing without it
 metadata = MetaData()
@@ -48,6 +48,7 @@ study = Table(
     Column("scale", Float(53), nullable=False),
     Column("offset_left", Float(53), nullable=False),
     Column("offset_top", Float(53), nullable=False),
+    Column("turn", Integer, nullable=False, server_default="1"),  # what brought it upright (`csr.data.orientation`)
 )
 
 study_source = Table(

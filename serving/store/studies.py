@@ -98,6 +98,7 @@ def study_row(stored: StoredStudy) -> dict[str, Any]:
         "scale": float(place.scale),
         "offset_left": float(place.left),
         "offset_top": float(place.top),
+        "turn": place.turn,
     }
 
 
@@ -223,8 +224,8 @@ def load_study(database: Database, digest: str) -> StoredStudy:
     try:
         pixels = np.asarray(Image.open(io.BytesIO(row.canvas), formats=("PNG",)))
         canvas = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
-        placement = Placement(row.width, row.height, row.scale, row.offset_left, row.offset_top)
-        expected = Placement.of(row.width, row.height, canvas.shape[-1])
+        placement = Placement(row.width, row.height, row.scale, row.offset_left, row.offset_top, row.turn)
+        expected = Placement.of(row.width, row.height, canvas.shape[-1], row.turn)
     except Exception as error:  # whatever somebody put there
         raise _altered(digest, "it cannot be read") from error
     if pixel_digest(canvas) != digest:

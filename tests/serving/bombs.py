@@ -247,6 +247,26 @@ def dicom_deflated(number: int) -> bytes:
     return head[: 144 + int.from_bytes(head[140:144], "little")] + packed
 
 
+def webp_frames(number: int) -> bytes:
+    """An animation of so many frames."""
+    return _encoded("WEBP", save_all=True, append_images=[_GREY.rotate(1)] * number, minimize_size=False)
+
+
+def webp_large(number: int) -> bytes:
+    """One colour, so many hundred pixels a side."""
+    side = 100 * min(max(number, 1), 40)
+    return _encoded("WEBP", Image.new("RGB", (side, side), (9, 90, 200)), lossless=True, method=0)
+
+
+def bmp_large(number: int) -> bytes:
+    """A header that promises so many hundred pixels a side, in run lengths, and one end of the picture."""
+    side = 100 * number
+    about = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, 2, 0, 0, 256, 0)
+    palette = b"".join(bytes((each, each, each, 0)) for each in range(256))
+    start = 14 + len(about) + len(palette)
+    return b"BM" + struct.pack("<IHHI", start + 2, 0, 0, start) + about + palette + b"\0\1"
+
+
 # By name: the maker, and a number that makes it as dear as an upload of some megabytes can be.
 BOMBS: dict[str, tuple[Bomb, int]] = {
     "TIFF, pages": (tiff_directories, 60_000),
@@ -263,6 +283,9 @@ BOMBS: dict[str, tuple[Bomb, int]] = {
     "PNG, profile": (png_profile, 1_000_000),
     "PNG, frames": (png_frames, 2_000),
     "PNG, interlaced": (png_interlaced, 60),
+    "WebP, frames": (webp_frames, 300),
+    "WebP, large": (webp_large, 40),
+    "BMP, large": (bmp_large, 80),
     "DICOM, items": (dicom_items, 2_000_000),
     "DICOM, items of length 0": (dicom_short_items, 2_000_000),
     "DICOM, depth": (dicom_depth, 19_000),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from csr.data.orientation import CHEST
 from csr.data.phantom.devices import DEVICES
 from csr.data.phantom.plan import CLASSES, CONCEPTS, PhantomConfig, draw_plan
 from csr.data.phantom.render import Renderer, Rendering
@@ -81,7 +82,7 @@ def generate(
         corners = pd.DataFrame(marker_boxes, columns=[f"marker_{corner}" for corner in BOX_COLUMNS[2:]])
         studies = pd.concat([plan, corners], axis=1)
         table = pd.DataFrame(boxes, columns=list(BOX_COLUMNS)).assign(mask=np.arange(len(boxes)))
-        collection = Collection("phantom", CONCEPTS, CLASSES, studies, table)
+        collection = Collection("phantom", CONCEPTS, CLASSES, studies, table, display=CHEST)
         writer.write_tables(collection)
         writer.write_masks(masks)
     return collection

@@ -2,9 +2,10 @@
 
 - ``images/``
 - ``studies.csv`` (or ``.parquet``): ``study_id, image, split`` (train, val, test, or empty = make one), optional
-  ``patient_id, site, part``, and one column ``concept:<name>`` per concept: 1 or present, 0 or absent, empty or
-  unknown. What is to be predicted is in ``label``, one class a study, or in columns ``target:<name>``, valued like
-  concepts, where a study can have several. Studies for training may have none: an empty ``label``, or empty targets;
+  ``patient_id, site, part``, ``frame`` (which page or frame of a file of several, from 1), and one column
+  ``concept:<name>`` per concept: 1 or present, 0 or absent, empty or unknown. What is to be predicted is in ``label``,
+  one class a study, or in columns ``target:<name>``, valued like concepts, where a study can have several. Studies for
+  training may have none: an empty ``label``, or empty targets;
 - ``boxes.csv`` (or ``.parquet``; may be absent or cover only some concepts): ``study_id, concept, x_min, y_min, x_max,
   y_max`` in pixels of the stored image, optional ``mask``;
 - ``masks/``: what column ``mask`` names, PNG images of the size that the stored image has when it is upright, not 0 on
@@ -84,6 +85,11 @@ def _good_studies(
     for reason, (rows, column) in wrong.items():
         problems.add_rows(studies, rows, reason, column)
         good &= ~rows
+    if "frame" in studies:
+        rows = (studies["frame"] != "") & ~studies["frame"].str.fullmatch("[1-9][0-9]{0,4}")
+        problems.add_rows(studies, rows, "frame must be a number from 1, or empty", "frame")
+        good &= ~rows
+        studies["frame"] = pd.to_numeric(studies["frame"].mask(rows, ""), errors="coerce").astype("Int64")
     columns = [*(CONCEPT_PREFIX + name for name in concepts), *(TARGET_PREFIX + name for name in targets)]
     return label_values(studies[good], columns, problems)
 

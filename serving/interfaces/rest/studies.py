@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from asyncio import to_thread
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, File, Query, Response, UploadFile
 from fastapi import Path as InPath
 
+from csr.data.limits import MAX_FRAME
 from serving.core.intake import Upload
 from serving.core.timing import Timing
 from serving.errors import TooManyFilesError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _NAME_CHARACTERS = 100
 Digest = Annotated[str, InPath(description="of the study's pixels, as an upload returned it", max_length=64)]
+FrameNumber = Annotated[int | None, Query(description="which page or frame of a file of several", ge=1, le=MAX_FRAME)]
 Concept = Annotated[str, InPath(description="a concept's name", max_length=200)]
 
 
@@ -47,9 +50,9 @@ def routes(service: Service) -> APIRouter:
         return answered(await to_thread(plane.interact, digest, request, caller))
 
     @router.post("/studies", status_code=201, response_model=StudyAnswer)
-    async def add_study(caller: CallerOf, file: Annotated[UploadFile, File()]) -> Response:
+    async def add_study(caller: CallerOf, file: Annotated[UploadFile, File()], frame: FrameNumber = None) -> Response:
         """Adds a study and predicts."""
-        upload = await _upload(file)
+        upload = replace(await _upload(file), frame=frame)
         return answered((await to_thread(plane.add_studies, [upload], caller))[0], 201)
 
     @router.post("/studies/batch", status_code=201, response_model=StudiesAnswer)

@@ -83,12 +83,14 @@ class InteractionAnswer(Answer):
 
 
 class Frame(Answer):
-    """How the square canvas that maps cover lies to the image: canvas = scale · image + (left, top), in pixels."""
+    """How the square canvas that maps cover lies to the stored image: that is turned by ``turn``
+    (`csr.data.orientation`, 1: it is not), and canvas = scale · turned image + (left, top), in pixels."""
 
     side: int
     scale: float
     left: float
     top: float
+    turn: int
 
 
 class MapsAnswer(Answer):

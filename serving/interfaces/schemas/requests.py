@@ -20,10 +20,21 @@ ConceptName = Annotated[str, Field(max_length=200)]
 
 
 class ImageSize(Request):
-    """A size in pixels."""
+    """A size in pixels, as the file stores the image.
+
+    Args:
+        width, height: of the stored image.
+        turn: what brought it upright before the model saw it, as EXIF numbers it (`csr.data.orientation`): 1, nothing.
+            A request need not say it.
+    """
 
     width: int = Field(gt=0)
     height: int = Field(gt=0)
+    turn: int | None = Field(default=None, ge=1, le=8)
+
+    def fits(self, known: ImageSize) -> bool:
+        """Whether coordinates of this image are those of a known one."""
+        return (self.width, self.height) == (known.width, known.height) and self.turn in (None, known.turn)
 
 
 class Region(Request):

@@ -28,6 +28,7 @@ ABOUT = {
     "classes": ("x", "y"),
     "channels": 1,
     "side": 32,
+    "display": None,
     "height": 4,
     "width": 4,
     "per_concept": 1,
@@ -153,12 +154,12 @@ def test_a_manifest_that_is_none_is_refused_by_its_name(folder, content):
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize("found", [1, 4, 6])
+@pytest.mark.parametrize("found", [1, 5, 7])
 def test_a_bundle_of_another_format_is_refused_with_what_to_do(folder, found):
     content = json.loads((folder / MANIFEST).read_text())
-    assert content["format"] == FORMAT == 5
+    assert content["format"] == FORMAT == 6
     (folder / MANIFEST).write_text(json.dumps(content | {"format": found}))
-    with pytest.raises(BundleError, match=f"format is {found}, this version reads 5; export the bundle again"):
+    with pytest.raises(BundleError, match=f"format is {found}, this version reads 6; export the bundle again"):
         Bundle.open(folder)
 
 

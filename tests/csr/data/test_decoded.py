@@ -12,7 +12,7 @@ from PIL import Image
 
 from csr.data import decoded as module
 from csr.data.decoded import Decoded, DecodedImages
-from csr.data.images import Placement
+from csr.data.images import Placement, ReadImage
 from csr.data.prepared import PreparedSet
 from csr.data.problems import Problems
 from csr.data.raw import prepare_raw
@@ -35,13 +35,13 @@ class Interruption(Exception):
 def decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that are decoded, as they are."""
     names: list[str] = []
-    decode = module.decode
+    decode = module.read_image
 
-    def counting(data: bytes, name: str) -> np.ndarray:
+    def counting(data: bytes, name: str, *options: object) -> ReadImage:
         names.append(name)
-        return decode(data, name)
+        return decode(data, name, *options)
 
-    monkeypatch.setattr(module, "decode", counting)
+    monkeypatch.setattr(module, "read_image", counting)
     return names
 
 
@@ -104,13 +104,13 @@ def test_what_a_killed_run_left_half_written_is_not_there(folder: Path, tmp_path
     canvases = np.random.default_rng(0).integers(0, 255, (3, *SHAPE), np.uint8)
     with pytest.raises(Interruption), DecodedImages(tmp_path, folder, SHAPE) as decoded:
         for index in range(3):
-            decoded.put(f"images/s0{index}.png", Decoded(canvases[index], PLACEMENT, (0.1, 0.2), ("PNG", 8)))
+            decoded.put(f"images/s0{index}.png", Decoded(canvases[index], PLACEMENT, (0.1, 0.2), ("PNG", 8), "8 bits"))
         raise Interruption
     (file,) = tmp_path.glob("*/index.jsonl")
     file.write_bytes(file.read_bytes()[:-cut])
     with pytest.raises(Interruption), DecodedImages(tmp_path, folder, SHAPE) as decoded:
         assert decoded.get("images/s02.png") is None
-        decoded.put("images/s03.png", Decoded(canvases[2], PLACEMENT, None, ("DICOM", 12)))
+        decoded.put("images/s03.png", Decoded(canvases[2], PLACEMENT, None, ("DICOM", 12), "12 bits"))
         raise Interruption
     with DecodedImages(tmp_path, folder, SHAPE) as decoded:
         for index, name in ((0, "s00"), (1, "s01"), (2, "s03")):
@@ -121,7 +121,7 @@ def test_what_a_killed_run_left_half_written_is_not_there(folder: Path, tmp_path
 
 def test_other_shapes_and_data_sets_keep_apart(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Interruption), DecodedImages(tmp_path, folder, SHAPE) as decoded:
-        decoded.put("images/s00.png", Decoded(np.zeros(SHAPE, np.uint8), PLACEMENT, None, ("DICOM", 12)))
+        decoded.put("images/s00.png", Decoded(np.zeros(SHAPE, np.uint8), PLACEMENT, None, ("DICOM", 12), "12 bits"))
         raise Interruption
     with DecodedImages(tmp_path, folder, (3, 16, 16)) as other:
         assert other.get("images/s00.png") is None

@@ -160,7 +160,7 @@ def test_changes_say_what_moved_and_why(plane: DataPlane, sample: bytes) -> None
 
 def test_boxes_are_in_pixels_of_the_uploaded_image(plane: DataPlane, bundle: Bundle, wide: bytes) -> None:
     study = add(plane, wide)
-    assert study.image == ImageSize(width=200, height=100)
+    assert study.image == ImageSize(width=200, height=100, turn=1)
     half = InteractionRequest(boxes=[Box(x_min=100, y_min=0, x_max=200, y_max=100)])
     answer = plane.interact(study.digest, half, CALLER)
     canvas, placement = fit(decode(wide), bundle.manifest.side, bundle.manifest.channels)

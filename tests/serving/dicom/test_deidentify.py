@@ -64,6 +64,8 @@ def test_what_a_report_needs_is_kept():
         "patient_sex": "M",
         "patient_age": "068Y",
         "burned_in_annotation": "NO",
+        "turn": None,
+        "frame": None,
     }
     assert len(set(uids)) == 3
 
@@ -220,7 +222,7 @@ def test_noise_raises_serving_errors_only(noise):
 
 
 def test_a_deflated_bomb_is_refused_before_it_is_unpacked(monkeypatch):
-    monkeypatch.setattr("csr.data.images.MAX_INFLATED", 10_000)
+    monkeypatch.setattr("csr.data.limits.MAX_INFLATED", 10_000)
     small = dataset(PixelData=None)
     small.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     head = written(small)

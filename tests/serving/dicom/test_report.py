@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import highdicom
@@ -69,6 +70,14 @@ def groups(report: pydicom.Dataset) -> dict[str, dict[str, list]]:
                 values[name_of(child)].append(value_of(child))
             found[values["Tracking Identifier"][0]] = values
     return found
+
+
+def test_a_frame_of_several_is_named_wherever_its_image_is(source):
+    report = read(structured_report(replace(source, frame=2), READING, ALGORITHM, NOW))
+    references = [
+        item.ReferencedSOPSequence[0] for item in items(report) if getattr(item, "ReferencedSOPSequence", None)
+    ]
+    assert references and all(reference.ReferencedFrameNumber == 2 for reference in references)
 
 
 def test_it_says_what_the_reading_says(source):

@@ -370,7 +370,7 @@ def test_a_study_that_the_server_does_not_have_is_sent_again(page: Page, served:
 
 def test_errors_are_shown_and_boxes_and_prediction_stay_together(page: Page) -> None:
     page.locator("#file").set_input_files([{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"}])
-    expect(page.get_by_role("alert")).to_contain_text("notes.txt: not a PNG, JPEG, TIFF or DICOM image")
+    expect(page.get_by_role("alert")).to_contain_text("notes.txt: not a PNG, JPEG, TIFF, BMP, WebP or DICOM image")
     page.get_by_role("button", name="Dismiss").click()
     expect(page.get_by_role("alert")).to_be_hidden()
     plain = page.locator("#classes").inner_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ from serving.access.keys import KeyStore
 from serving.access.roles import Role
 from serving.errors import StoreError
 from serving.store import Store
-from serving.store.entries import Caller, Chain, Entry, Receipt
+from serving.store.entries import Caller, Chain, Entry, Receipt, canonical
 from serving.store.schema import (
     HEAD,
     VERSION,
@@ -68,21 +69,28 @@ def age(store: Store, version: int) -> None:
     """Makes it what a server of an earlier version left: the same rows, of which its ledger said nothing."""
     chain, end = Chain(KEY), Receipt(0, "")
     with store.database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE study DROP COLUMN turn")
         entries = connection.execute(sa.select(ledger).order_by(ledger.c.number)).mappings().all()
         connection.execute(ledger.delete())
         for row in entries:
-            if row["kind"] not in ("study", "key"):
-                older = dict(row) | {"number": end.number + 1, "previous": end.hash}
+            if version > 2 or row["kind"] not in ("study", "key"):
+                body = json.loads(row["body"])
+                for each in body.get("rows", {}).get("study", []):
+                    each.pop("turn", None)
+                older = dict(row) | {"number": end.number + 1, "previous": end.hash, "body": canonical(body)}
                 end = Receipt(older["number"], chain.hash(older))
                 connection.execute(ledger.insert().values(older | {"hash": end.hash}))
         seal = chain.seal(end, version)
-        connection.execute(ledger_head.update().values(id=1, length=end.number, hash=end.hash, seal=seal))
+        head = HEAD if version > 2 else 1
+        connection.execute(ledger_head.update().values(id=head, length=end.number, hash=end.hash, seal=seal))
+        connection.execute(schema_version.update().values(version=version))
+        if version > 2:
+            return
         connection.exec_driver_sql("ALTER TABLE study ADD COLUMN source TEXT")
         connection.exec_driver_sql(
             "UPDATE study SET source = (SELECT source FROM study_source WHERE study = study.digest AND number = 1)"
         )
         metadata.drop_all(connection, [study_source, *([session, write_probe] if version == 1 else [])])
-        connection.execute(schema_version.update().values(version=version))
 
 
 def contents(store: Store) -> dict[str, list[tuple[object, ...]]]:
@@ -93,7 +101,7 @@ def contents(store: Store) -> dict[str, list[tuple[object, ...]]]:
         }
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_nothing_is_lost_and_all_of_it_is_sealed(store: Store, version: int) -> None:
     digests, before = fill(store), contents(store)
     age(store, version)
@@ -116,22 +124,27 @@ def test_nothing_is_lost_and_all_of_it_is_sealed(store: Store, version: int) -> 
         assert set(sa.inspect(connection).get_table_names()) == set(metadata.tables)
     assert after[: len(entries)] == entries, "what was on record stays as it was"
     added = after[len(entries) :]
-    assert {row.kind for row in added} == {"migration"} and len(added) == 4, "once, and each table"
+    if version < 3:
+        assert {row.kind for row in added} == {"migration"} and len(added) == 4, "once, and each table"
+    else:
+        assert not added, "all of it was on record"
 
 
 SEALED: dict[str, sa.Executable] = {
     "key": sa.update(api_key).where(api_key.c.name == "dr-lee").values(role="admin"),
     "revoked key": sa.update(api_key).where(api_key.c.name == "left").values(revoked_at=None),
     "study": sa.update(study).values(width=1),
+    "turn": sa.update(study).values(turn=3),
     "source": sa.update(study_source).values(source="{}"),
     "worklist": sa.delete(assessment),
 }
 
 
+@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("what", SEALED)
-def test_what_an_earlier_version_kept_is_compared_from_then_on(store: Store, what: str) -> None:
+def test_what_an_earlier_version_kept_is_compared_from_then_on(store: Store, what: str, version: int) -> None:
     fill(store)
-    age(store, 2)
+    age(store, version)
     opened = Store.open(url(store), KEY)
     change(opened, SEALED[what])
     assert opened.ledger.verify().faults != ()
@@ -163,7 +176,7 @@ def empty(store: Store) -> None:
 BROKEN: dict[str, Callable[[Store], None]] = {
     "cut": cut,
     "emptied": empty,
-    "last entry gone": lambda store: change(store, ledger.delete().where(ledger.c.number == 4)),
+    "last entry gone": lambda store: change(store, ledger.delete().where(ledger.c.number == head(store).number)),
     "seal": lambda store: change(store, sa.update(ledger_head).values(seal="0" * 64)),
     "no head": lambda store: change(store, ledger_head.delete()),
     "other head": lambda store: change(store, sa.update(ledger_head).values(id=7)),
@@ -176,23 +189,26 @@ def head(store: Store) -> Receipt:
         return Receipt(*connection.execute(sa.select(ledger_head.c.length, ledger_head.c.hash)).one())
 
 
+@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_store_whose_head_is_not_what_its_version_left_is_left_alone(store: Store, how: str) -> None:
+def test_a_store_whose_head_is_not_what_its_version_left_is_left_alone(store: Store, how: str, version: int) -> None:
     fill(store)
-    age(store, 2)
+    age(store, version)
     BROKEN[how](store)
-    with pytest.raises(StoreError, match="is of version 2, and the head of its ledger is not what that version left"):
+    with pytest.raises(
+        StoreError, match=f"is of version {version}, and the head of its ledger is not what that version left"
+    ):
         Store.open(url(store), KEY)
     with store.database.read() as connection:
-        assert "study_source" not in sa.inspect(connection).get_table_names()
-        assert list(connection.execute(sa.select(schema_version.c.version)).scalars()) == [2]
+        assert "turn" not in {each["name"] for each in sa.inspect(connection).get_columns(study.name)}
+        assert list(connection.execute(sa.select(schema_version.c.version)).scalars()) == [version]
         assert not connection.execute(sa.select(ledger).where(ledger.c.kind == "migration")).all()
 
 
 def test_who_only_verifies_changes_nothing(store: Store) -> None:
     fill(store)
     age(store, 2)
-    with pytest.raises(StoreError, match="version 2, this server needs 3; any `csr keys` or the server's start brings"):
+    with pytest.raises(StoreError, match="version 2, this server needs 4; any `csr keys` or the server's start brings"):
         Store.open(url(store), KEY, migrate=False)
     with store.database.read() as connection:
         assert "study_source" not in sa.inspect(connection).get_table_names()

@@ -20,7 +20,7 @@ from serving.errors import StoreError
 from serving.interfaces.schemas import Box, ReviewRequest
 from serving.store import Store
 from serving.store.entries import Chain, Receipt
-from serving.store.schema import api_key, assessment, ledger, ledger_head, study, study_source
+from serving.store.schema import VERSION, api_key, assessment, ledger, ledger_head, study, study_source
 from serving.store.verification import verify_studies
 from tests.serving.conftest import CALLER, add, interact, make_service, png
 from tests.serving.dicom.files import PIXELS, dataset, written
@@ -406,7 +406,7 @@ def test_rows_are_not_sealed_a_second_time(tampered: Copy, name: str) -> None:
     tampered.tamper(*ANYWHERE["key put there"][0], *ANYWHERE[name][0])
     with pytest.raises(StoreError, match=r"head of its ledger is not what that version left|of which version"):
         Store.open(tampered.url, tampered.key)
-    tampered.tamper("INSERT INTO schema_version (version) VALUES (3)")
+    tampered.tamper(f"INSERT INTO schema_version (version) VALUES ({VERSION})")
     assert any("key forged (id forged): was put there" in fault for fault in tampered.faults())
 
 

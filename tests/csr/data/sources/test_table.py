@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from csr.data.orientation import turn_boxes_back, turn_image_back
 from csr.data.prepared import PreparedSet
 from csr.data.problems import Problems
 from csr.data.raw import RawSet, ordered_map, prepare_raw
@@ -18,6 +19,7 @@ from csr.data.records import Collection
 from csr.data.sources.table import read_table
 from csr.data.splits import SplitShares
 from csr.errors import DataError
+from tests.csr.data.test_images import dicom
 
 
 @pytest.fixture
@@ -234,7 +236,7 @@ SPOILT = (
     "boxes.csv row 3: study_id is not in the table of studies, got 'who'",
     "boxes.csv row 2: x_min must be a number, got 'left'",
     "studies.csv row 4: no such file",
-    "studies.csv row 5, image 'images/s03.png': not a PNG, JPEG, TIFF or DICOM image",
+    "studies.csv row 5, image 'images/s03.png': not a PNG, JPEG, TIFF, BMP, WebP or DICOM image",
     "boxes.csv row 4: the box lies outside its 40×20 image",
 )
 
@@ -354,3 +356,39 @@ def test_only_a_few_images_are_in_memory_at_a_time_and_they_come_in_order() -> N
             assert result == taken
             assert len(begun) <= taken + 1 + 4
     assert sorted(begun) == list(range(50))
+
+
+def test_prepare_turns_dicom_upright_reads_frames_and_says_how_grey_values_were_decided(
+    folder: Path, tmp_path: Path
+) -> None:
+    upright = np.zeros((40, 20), np.uint16)
+    upright[5:15, 12:18] = 4080
+    stored = np.ascontiguousarray(turn_image_back(upright, 6))  # 20 rows of 40
+    tags = {"Modality": "DX", "PatientOrientation": ["F", "R"], "PixelSpacing": [0.1, 0.3]}
+    (folder / "images" / "s04.png").write_bytes(dicom(stored, **tags))
+    pages = [Image.fromarray(np.full((20, 40), value, np.uint8)) for value in (7, 207)]
+    pages[0].save(folder / "images" / "s05.png", "TIFF", save_all=True, append_images=pages[1:])
+    edit(folder / "studies.csv", lambda table: table.insert(3, "frame", ["2" if n == 5 else "" for n in range(12)]))
+    left, top, right, bottom = turn_boxes_back(np.array([[12, 5, 18, 15]]), 6, 40, 20)[0]
+    corners = {"x_min": left, "y_min": top, "x_max": right, "y_max": bottom}
+    for name, value in corners.items():
+        edit(folder / "boxes.csv", set_value(name, 0, str(value)))
+    problems = Problems()
+    raw = read_table(folder, SplitShares(0.2, 0.2, 0), problems)
+    prepare_raw(raw, tmp_path / "prepared", 40, 1, 2, problems, near_bits=-1, display="L\\F")
+    data = PreparedSet.open(tmp_path / "prepared")
+    studies = data.collection.studies.set_index("study_id")
+    assert data.collection.display == "L\\F"
+    assert studies.at["s04", "window"] == "12 bits are used" and studies.at["s00", "window"] == "8 bits"
+    assert data.images[5].max() == 207
+    assert data.collection.boxes_of(4, "round").tolist() == [[22, 5, 28, 15]]
+    assert (data.images[4][0, 5:15, 22:28] > 250).all() and (data.images[4] > 250).sum() == 60
+    sizes = studies.loc["s04", ["pixel_height_mm", "pixel_width_mm"]].tolist()
+    assert sizes == pytest.approx([0.3, 0.1])
+
+
+@pytest.mark.parametrize("frame", ["0", "-1", "two", "1.5"])
+def test_a_frame_that_is_no_number_is_named(folder: Path, frame: str) -> None:
+    edit(folder / "studies.csv", lambda table: table.insert(3, "frame", [frame] + [""] * 11))
+    with pytest.raises(DataError, match=rf"studies.csv row 2: frame must be a number from 1, or empty, got '{frame}'"):
+        read(folder)
