@@ -74,7 +74,7 @@ def decode_file(
 
 
 def stored_form(data: bytes) -> tuple[str, int]:
-    """The format of a file that `csr.data.images.read_image` can read, and the bits of a grey value (or colour) in it."""
+    """The format of a file that can be read, and the bits of a grey value (or colour) in it."""
     if data[128:132] == b"DICM":
         import pydicom
 

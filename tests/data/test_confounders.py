@@ -65,7 +65,7 @@ def test_of_a_sound_set_nothing_is_said(data):
     assert not any(each.tells for each in found)
     assert list(confounder_warnings(found)) == []
     assert confounder_summary(found).startswith(
-        f"what else predicts the class: nothing above the limit of {LIMIT}; most, "
+        f"what else predicts the class: nothing above the limit of {LIMIT}; nearest comes "
     )
 
 
