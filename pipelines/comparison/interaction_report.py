@@ -67,7 +67,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
     """The report's title and sections.
 
     Raises:
-        DataError: no system's replies are there for every seed.
+        DataError: there are neither replies about CSR nor reviews of its atlas for every seed.
     """
     folder, seeds = params.comparison.folder, list(params.comparison.seeds)
     collection = PreparedSet.open(PREPARED).collection
@@ -77,18 +77,20 @@ def build(params: Params) -> tuple[str, list[Section]]:
         for name, files in curves.items()
         if all(file.is_file() for file in files)
     }
-    if OURS not in tables:
+    sections = [_setting_section(collection, seeds)]
+    if OURS in tables:
+        others = [name for name in tables if name != OURS]
+        sections += [
+            _curves_section(tables),
+            _tools_section(tables[OURS]),
+            *_paired_section(collection, others, seeds),
+            *_boxes_section(folder, seeds),
+        ]
+    sections += _refinement_section(folder, seeds)
+    if len(sections) == 1:
         raise DataError(
-            f"{folder}/answers: holds no curves of {OURS}; run dvc repro pipelines/comparison/dvc.yaml first"
+            f"{folder}: holds nothing of readers or reviews; run python -m pipelines.comparison.fan_out first"
         )
-    sections = [
-        _setting_section(collection, seeds),
-        _curves_section(tables),
-        _tools_section(tables[OURS]),
-        *_paired_section(collection, [name for name in tables if name != OURS], seeds),
-        *_boxes_section(folder, seeds),
-        *_refinement_section(folder, seeds),
-    ]
     return f"Interaction on {collection.name}", sections
 
 
