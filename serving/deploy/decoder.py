@@ -15,6 +15,7 @@ import warnings
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 
+from csr.bundle.profile import is_coloured
 from csr.data.images import check_content, decode, fit
 from csr.errors import ImageError
 from serving.dicom.deidentify import deidentify
@@ -63,12 +64,13 @@ def read(data: bytes, name: str, channels: int, side: int, salt: bytes) -> tuple
     """
     source = deidentify(data, salt)
     try:
-        canvas, placement = fit(decode(data, name), side, channels)
+        image = decode(data, name)
+        canvas, placement = fit(image, side, channels)
         check_content(canvas, placement, name)
     except ImageError as error:
         raise UnreadableImageError(str(error)) from None
     kept = None if source is None else source.to_json()
-    about = {"shape": canvas.shape, "placement": asdict(placement), "source": kept}
+    about = {"shape": canvas.shape, "placement": asdict(placement), "source": kept, "coloured": is_coloured(image)}
     return json.dumps(about).encode(), canvas.tobytes()
 
 

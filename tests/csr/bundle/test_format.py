@@ -153,10 +153,10 @@ def test_a_manifest_that_is_none_is_refused_by_its_name(folder, content):
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize("found", [1, 4, 6])
+@pytest.mark.parametrize("found", [1, 5, 7])
 def test_a_bundle_of_another_format_is_refused_with_what_to_do(folder, found):
     content = json.loads((folder / MANIFEST).read_text())
-    assert content["format"] == FORMAT == 5
+    assert content["format"] == FORMAT == 6
     (folder / MANIFEST).write_text(json.dumps(content | {"format": found}))
     with pytest.raises(BundleError, match=f"format is {found}, this version reads 5; export the bundle again"):
         Bundle.open(folder)
