@@ -24,7 +24,7 @@ GREY_EDGES = tuple(step / 16 for step in range(1, 16))  # of the histogram, in 0
 LIMIT = 1.0
 _COLOUR = 0.06  # difference between channels that is no rounding of a JPEG file
 _COLOURED = 0.01  # share of the pixels
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kin, which begin with it (PS3.4 B.5)
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kin, numbered below it (PS3.4 B.5)
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")  # one picture, stored in two ways
 ReasonCode = Literal[
     "texture",
@@ -134,24 +134,18 @@ class InputProfile:
             width, height: of its picture, in pixels.
         """
         found = [reason for name in HEADERS if (reason := self._header_reason(name, getattr(facts, name)))]
-        if self.modality and (facts.sop_class or "").startswith(_SECONDARY_CAPTURE):
-            found.append(
-                Reason(
-                    "secondary_capture", "The file is a secondary capture: a screenshot or a scan, not an acquisition."
-                )
-            )
+        if self.modality and f"{facts.sop_class}.".startswith(f"{_SECONDARY_CAPTURE}."):
+            said = "The file is a secondary capture: a screenshot or a scan, not an acquisition."
+            found.append(Reason("secondary_capture", said))
         grey_only = self.photometric and not set(self.photometric) - set(_MONOCHROME)
         if facts.coloured and grey_only and not any(reason.code == "photometric" for reason in found):
             found.append(Reason("colour", "The picture is in colour; the training images were grey."))
         least, most = self.aspect
         if not least <= width / height <= most:
-            found.append(
-                Reason(
-                    "aspect",
-                    f"It is {width / height:.2f} times as wide as high; the training images were from {least:.2f} to "
-                    f"{most:.2f}.",
-                )
+            said = (
+                f"It is {width / height:.2f} times as wide as high; the training images were {least:.2f} to {most:.2f}."
             )
+            found.append(Reason("aspect", said))
         return found
 
     def _header_reason(self, name: Any, said: str | None) -> Reason | None:
@@ -175,7 +169,7 @@ def pixel_reasons(scores: np.ndarray) -> list[Reason]:
 
 
 def fit_score(scores: np.ndarray) -> float:
-    """One score of all parts: the largest. …×R → …"""
+    """One score of all R parts: the largest."""
     return float(np.max(scores))
 
 

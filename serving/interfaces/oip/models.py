@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from csr.bundle.format import ENCODER_OUTPUTS, INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
+from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
 from csr.bundle.runtime import tensor_shapes
 from serving.engines.triton.config import ENCODER, ENSEMBLE, MAX_BATCH, REASONER
 from serving.errors import InvalidInferenceError, UnknownModelError
@@ -118,7 +118,7 @@ class TensorEngine(Protocol):
     does)."""
 
     def run_encoder(self, images: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """uint8 B×C×S×S → `ENCODER_OUTPUTS`, or those of them that are named."""
+        """uint8 B×C×S×S → `csr.bundle.format.ENCODER_OUTPUTS`, or those of them that are named."""
 
     def run_reasoner(
         self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray
@@ -189,18 +189,12 @@ def model_specs(about: Manifest, version: str = "1", versions: tuple[str, ...] =
             TensorSpec(name, "UINT8" if name == "image" else "FP32", (-1, *(shapes[name] or (1,)))) for name in names
         )
 
-    answer = specs(*REASONER_OUTPUTS)
+    image, patches, said = specs("image"), specs("patches"), specs(*INTERACTION_INPUTS)
+    fits, answer = specs("fit_scores"), specs(*REASONER_OUTPUTS)
     return {
-        ENSEMBLE: ModelSpec(
-            ENSEMBLE,
-            version,
-            versions,
-            "ensemble",
-            specs("image", *INTERACTION_INPUTS),
-            (*specs("fit_scores"), *answer),
-        ),
-        ENCODER: ModelSpec(ENCODER, version, versions, _GRAPH, specs("image"), specs(*ENCODER_OUTPUTS)),
-        REASONER: ModelSpec(REASONER, version, versions, _GRAPH, specs("patches", *INTERACTION_INPUTS), answer),
+        ENSEMBLE: ModelSpec(ENSEMBLE, version, versions, "ensemble", image + said, fits + answer),
+        ENCODER: ModelSpec(ENCODER, version, versions, _GRAPH, image, patches + fits),
+        REASONER: ModelSpec(REASONER, version, versions, _GRAPH, patches + said, answer),
     }
 
 

@@ -158,7 +158,7 @@ def test_a_bundle_of_another_format_is_refused_with_what_to_do(folder, found):
     content = json.loads((folder / MANIFEST).read_text())
     assert content["format"] == FORMAT == 6
     (folder / MANIFEST).write_text(json.dumps(content | {"format": found}))
-    with pytest.raises(BundleError, match=f"format is {found}, this version reads 5; export the bundle again"):
+    with pytest.raises(BundleError, match=f"format is {found}, this version reads 6; export the bundle again"):
         Bundle.open(folder)
 
 

@@ -53,8 +53,9 @@ class Doubled:
     def __init__(self, engine: BundleRunner) -> None:
         self._engine = engine
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        return 2 * self._engine.encode(images)
+    def run_encoder(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        encoded = self._engine.run_encoder(images)
+        return encoded | {"patches": 2 * encoded["patches"]}
 
     def run_reasoner(self, patches: np.ndarray, **tensors: np.ndarray) -> dict[str, np.ndarray]:
         return self._engine.run_reasoner(patches, **tensors)
