@@ -72,14 +72,15 @@ def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], o
 
 @torch.no_grad()
 def measure_parity(
-    csr: TrainedCSR, guard: InputGuard, images: Tensor, tensors: dict[str, np.ndarray], folder: Path
+    csr: TrainedCSR, guard: InputGuard | None, images: Tensor, tensors: dict[str, np.ndarray], folder: Path
 ) -> float:
     """Largest |Δ| of a logit or of a concept map between torch and ONNX Runtime over images, each without and with an
     interaction. The maps are looked at because the places of findings move nothing else. Fit scores count in a unit in
     which they are as exact as logits (`csr.bundle.runtime.FIT_TOLERANCE`).
 
     Args:
-        csr, guard: what was exported; both compute wherever they are.
+        csr: what was exported; it computes wherever it is.
+        guard: of its encoder, in the same place; None: fit scores are not compared.
         images: uint8 B×C×S×S real test images, on the CPU.
         tensors: the `INTERACTION_INPUTS` of one interaction an image.
         folder: with the two graphs.
@@ -87,13 +88,16 @@ def measure_parity(
     encoder = ort.InferenceSession(str(folder / "encoder.onnx"), providers=["CPUExecutionProvider"])
     reasoner = ort.InferenceSession(str(folder / "reasoner.onnx"), providers=["CPUExecutionProvider"])
     neutral = {name: np.full_like(value, name not in ("answers", "places")) for name, value in tensors.items()}
-    place, guarded = csr.place, GuardedEncoder(csr.encoder, guard).eval()
+    place = csr.place
     gaps: list[float] = []
     for start in range(0, len(images), 16):
         part = slice(start, start + 16)
-        patches, scores = guarded(images[part].to(place))
+        here = images[part].to(place)
+        fine, patches = csr.encoder.depths(here)
         graph_patches, graph_scores = encoder.run(list(ENCODER_OUTPUTS), {"image": images[part].numpy()})
-        gaps.append(float(np.abs(graph_scores - scores.cpu().numpy()).max()) * GOLDEN_TOLERANCE / FIT_TOLERANCE)
+        if guard is not None:
+            off = np.abs(graph_scores - guard(here, fine, patches).cpu().numpy()).max()
+            gaps.append(float(off) * GOLDEN_TOLERANCE / FIT_TOLERANCE)
         for each in (neutral, tensors):
             chosen = {name: value[part] for name, value in each.items()}
             said = csr.reasoner(patches, *(torch.from_numpy(value).to(place) for value in chosen.values()))

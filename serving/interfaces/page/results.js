@@ -48,7 +48,7 @@ function change(delta, text) {
 // What does not fit is said above everything else, before any number.
 export function drawMisfit({ reasons, action }) {
   const follows = action === "abstain" ? "The model abstains." : "Do not rely on what the model says.";
-  byId("misfit-title").textContent = `This image is unlike those that the model was trained on. ${follows}`;
+  byId("misfit-title").textContent = reasons.length ? `This image is unlike those that the model was trained on. ${follows}` : "";
   byId("misfit-reasons").replaceChildren(...reasons.map(({ code, message }) => element("li", { "data-reason": code }, message)));
   byId("misfit").hidden = reasons.length === 0;
 }
