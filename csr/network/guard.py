@@ -50,6 +50,7 @@ class Descriptions(nn.Module):
         self.register_buffer("pool", averaging(side, THUMBNAIL))
         self.register_buffer("laplacian", torch.tensor(_LAPLACIAN)[None, None])
         self.register_buffer("edges", torch.tensor(GREY_EDGES))
+        self.sizes = tuple(size for size in DETAIL_SIZES if side // size >= len(_LAPLACIAN))
 
     def forward(self, images: Tensor, fine: Tensor, patches: Tensor) -> dict[Part, Tensor]:
         """Args:
@@ -70,7 +71,7 @@ class Descriptions(nn.Module):
             "layout": thumbnail.flatten(1),
             "handedness": (left - right).flatten(1),
             "grey_levels": self._grey_levels(grey),
-            "detail": torch.cat([self._detail(mean, size) for size in DETAIL_SIZES], 1),
+            "detail": torch.cat([self._detail(mean, size) for size in self.sizes], 1),
         }
         return {part: described[part] for part in PARTS}
 

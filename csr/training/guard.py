@@ -28,6 +28,7 @@ FLAGGED = 0.01  # share of good images above the limit
 _PART_FLAGGED = 0.005  # the same of one part, before the parts are put together
 _FOLDS = 5
 _BATCH = 64
+_MOST = 3000  # images of a split: more change a limit by less than it is known
 _SCORE_BINS = 10
 _SAMPLE = 500  # images that the descriptive part of the profile looks at
 _LEAST_SPREAD = 1e-6  # of a description in which all images are alike
@@ -41,16 +42,18 @@ def fit_guard(
     """The guard of a trained CSR's encoder, on the CPU, and what there is to say of the images.
 
     Args:
-        data: its images of splits ``train`` and ``val`` are what fits.
+        data: its images of splits ``train`` and ``val`` are what fits; at most `_MOST` of each are looked at.
         csr: trained, on the CPU.
         stated: terms that headers must be among, by name of `csr.bundle.profile.HEADERS`; what is not named is taken
             from the table of studies, or from what is known of the collection.
     """
     collection, describe = data.collection, Descriptions(data.side)
-    rows = np.sort(np.concatenate([collection.rows("train"), collection.rows("val")]))
+    rows = np.sort(np.concatenate([_spread(collection.rows("train")), _spread(collection.rows("val"))]))
     in_val = np.isin(rows, collection.rows("val"))
     described = _described(data, csr, describe, rows)
     patients = collection.patients()[rows]
+    if len(np.unique(patients)) < 2:  # of one patient alone images are left out, which is the most that can be done
+        patients = rows
     unseen: dict[Part, np.ndarray] = {part: np.zeros(len(rows)) for part in PARTS}
     for seen, left_out in GroupKFold(min(_FOLDS, len(np.unique(patients)))).split(rows, groups=patients):
         for part, values in described.items():
@@ -58,6 +61,11 @@ def fit_guard(
     calibration, scores = calibrated(unseen, in_val)
     distances = {part: _fitted(part, described[part], *calibration[part]) for part in PARTS}
     return InputGuard(describe, distances), _profile(data, rows, scores, in_val, stated or {})
+
+
+def _spread(rows: np.ndarray) -> np.ndarray:
+    """At most `_MOST` of some rows, evenly spaced."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST)).round().astype(int))]
 
 
 def _fitted(part: Part, described: np.ndarray, shift: float = 0.0, scale: float = 1.0) -> Distance:
@@ -111,7 +119,7 @@ def calibrated(
     scale = {part: max(_upper(values, _PART_FLAGGED) - middle[part], _LEAST_SCALE) for part, values in unseen.items()}
     each = np.stack([(unseen[part] - middle[part]) / scale[part] for part in PARTS], 1)
     largest = each.max(1)
-    limit = max(_upper(largest, FLAGGED), _upper(largest[in_val], FLAGGED)) / LIMIT
+    limit = max(_upper(each_set, FLAGGED) for each_set in (largest, largest[in_val]) if len(each_set)) / LIMIT
     return {part: (middle[part], scale[part] * limit) for part in PARTS}, each / limit
 
 
@@ -138,17 +146,17 @@ def _profile(
     """Args:
     scores: N×R of the rows' images, by guards that had not seen them. in_val: which are of split ``val``.
     """
-    over, largest = scores[in_val] > LIMIT, scores.max(1)
+    over, largest = scores[in_val if in_val.any() else slice(None)] > LIMIT, scores.max(1)
     edges = np.unique(np.quantile(largest, np.arange(1, _SCORE_BINS) / _SCORE_BINS, method="inverted_cdf"))
     edges = edges[edges < largest.max()]  # so that no bin is empty
     spread = np.bincount(edges.searchsorted(largest), minlength=len(edges) + 1) / len(largest)
     sample = data.images[rows[:: max(1, len(rows) // _SAMPLE)]]
     mean = sample.astype(np.float32).mean(1)
-    detail = np.abs(
-        4 * mean[:, 1:-1, 1:-1] - mean[:, 2:, 1:-1] - mean[:, :-2, 1:-1] - mean[:, 1:-1, 2:] - mean[:, 1:-1, :-2]
-    )
+    inner = slice(1, -1)
+    around = mean[:, 2:, inner] + mean[:, :-2, inner] + mean[:, inner, 2:] + mean[:, inner, :-2]
+    detail = np.abs(4 * mean[:, inner, inner] - around)
     counts, _ = np.histogram(sample, bins=[0, *(np.array(GREY_EDGES) * 255), 256])
-    wide = np.array([_aspect(image) for image in sample])
+    wide = np.array([_aspect(data.images[row]) for row in rows])
     headers = {**table_headers(data.collection.studies.iloc[rows]), **stated}
     return InputProfile(
         images=len(rows),

@@ -34,6 +34,7 @@ from serving.core.shadow import Shadow
 from serving.core.study_cache import EncodedStudy, StudyCache
 from serving.core.timing import Timing
 from serving.errors import (
+    AlteredStudyError,
     CannotNameError,
     FrameError,
     InvalidInteractionError,
@@ -119,7 +120,7 @@ class DataPlane:
         assessments: dict[str, Assessment] = {}
         for upload, each in zip(uploads, stored, strict=True):
             model = self.models.for_study(each.digest)
-            study, assessment = self._encoded(model, each, file_facts([each]), timing)
+            study, assessment = self._encoded(model, each, timing)
             self._require_fit(study, upload.name)
             encoded.append((model, study))
             if assessment is not None:
@@ -267,20 +268,14 @@ class DataPlane:
         timing.lap("draw")
         return png
 
-    def _encoded(
-        self, model: Model, stored: StoredStudy, facts: tuple[FileFacts, ...], timing: Timing
-    ) -> tuple[EncodedStudy, Assessment | None]:
-        """From the cache if it is there; the assessment is None unless there is something new to say.
-
-        Args:
-            facts: what files said that it came as; what earlier ones said counts too.
-        """
+    def _encoded(self, model: Model, stored: StoredStudy, timing: Timing) -> tuple[EncodedStudy, Assessment | None]:
+        """From the cache if it is there; the assessment is None unless there is something new to say."""
         with self._turn(model.digest, stored.digest):
             timing.lap("wait")
             held = self._studies.get(model.digest, stored.digest)
             self._telemetry.metrics.cache_lookup(held is not None)
-            known = () if held is None else held.facts
-            facts = tuple(dict.fromkeys([*known, *facts]))
+            known = self._facts(stored.digest) if held is None else held.facts
+            facts = tuple(dict.fromkeys([*known, *file_facts([(stored.source, stored.coloured)])]))
             if held is not None and held.placement == stored.placement and facts == known:
                 return held, None
             study, outputs = encoded_study(
@@ -354,6 +349,20 @@ class DataPlane:
             self._telemetry.metrics.judged(study.prediction.fits)
             raise
 
+    def _facts(self, digest: str) -> tuple[FileFacts, ...]:
+        """What the files said that a study came as before, to any replica.
+
+        Raises:
+            AlteredStudyError: the store does not hold what they said.
+        """
+        try:
+            return file_facts((each.source, False) for each in load_sources(self.store.database, digest))
+        except (ValueError, AttributeError):
+            raise AlteredStudyError(
+                f"study {digest[:12]}: the store does not hold what was added (a DICOM source cannot be read); tell "
+                "who runs this server"
+            ) from None
+
     def _turn(self, bundle: str, digest: str) -> AbstractContextManager[object]:
         """A lock of this study; it vanishes with the last thread that holds or awaits it."""
         with self._encoding_guard:
@@ -373,10 +382,7 @@ class DataPlane:
                     f"the study was added for a model that looks at {stored.canvas.shape[-1]} pixels, this one looks "
                     f"at {model.manifest.side}; upload it again"
                 )
-            facts = file_facts(
-                replace(stored, source=each.source) for each in load_sources(self.store.database, digest)
-            )
-            study, assessment = self._encoded(model, stored, facts, timing)
+            study, assessment = self._encoded(model, stored, timing)
             if assessment is not None:
                 self._keep_assessment(assessment)
         if drawn_on is not None and drawn_on != (known := _size(study.placement)):

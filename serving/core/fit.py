@@ -18,14 +18,18 @@ from csr.data.images import Placement
 from serving.errors import MisfitError
 from serving.interfaces.schemas import Fits, MisfitReason
 from serving.models.in_service import Model
-from serving.store.studies import StoredStudy
 
 MisfitAction = Literal["warn", "abstain", "refuse"]
 
 
-def file_facts(studies: Iterable[StoredStudy]) -> tuple[FileFacts, ...]:
-    """What files said of themselves, each thing once; a file without a header and without colour said nothing."""
-    found = dict.fromkeys(_facts(each) for each in studies)
+def file_facts(files: Iterable[tuple[str | None, bool]]) -> tuple[FileFacts, ...]:
+    """What files said of themselves, each thing once; a file without a header and without colour said nothing.
+
+    Args:
+        files: of each the allowed attributes of its header as JSON, if it had one, and whether it has colour; see
+            `serving.store.studies.StoredStudy`.
+    """
+    found = dict.fromkeys(_facts(*each) for each in files)
     found.pop(FileFacts(), None)
     return tuple(found)
 
@@ -74,14 +78,14 @@ def _fits(scores: np.ndarray, reasons: Sequence[Reason], action: MisfitAction) -
     )
 
 
-def _facts(stored: StoredStudy) -> FileFacts:
-    """Of a file that was just read. The source's keys are the fields of `serving.dicom.deidentify.DicomSource`."""
-    said = {} if stored.source is None else json.loads(stored.source)
+def _facts(source: str | None, coloured: bool) -> FileFacts:
+    """The source's keys are the fields of `serving.dicom.deidentify.DicomSource`."""
+    said = {} if source is None else json.loads(source)
     return FileFacts(
         modality=said.get("modality"),
         body_part=said.get("body_part"),
         view=said.get("view_position"),
         photometric=said.get("photometric_interpretation"),
         sop_class=said.get("sop_class_uid"),
-        coloured=stored.coloured,
+        coloured=coloured,
     )

@@ -114,7 +114,9 @@ def _predictions(model: Model, studies: Sequence[StoredStudy]) -> Iterator[Predi
         encoded = model.engine.run_encoder(np.stack([each.canvas for each in part]))
         outputs = model.engine.reason(encoded["patches"], [Interaction()] * len(part))
         for index, each in enumerate(part):
-            fits = judge(model, encoded["fit_scores"][index], file_facts([each]), each.placement, "warn")
+            fits = judge(
+                model, encoded["fit_scores"][index], file_facts([(each.source, each.coloured)]), each.placement, "warn"
+            )
             own = {name: value[index : index + 1] for name, value in outputs.items()}
             yield model.explainer.predict(own, each.placement, fits)
 
@@ -251,7 +253,7 @@ def _cost_lines(bundle: Bundle, model: Model) -> list[str]:
 
 
 def _judged(model: Model, scores: np.ndarray, study: StoredStudy) -> Fits:
-    return judge(model, scores, file_facts([study]), study.placement, "abstain")
+    return judge(model, scores, file_facts([(study.source, study.coloured)]), study.placement, "abstain")
 
 
 def _session(path: Path) -> ort.InferenceSession:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 from prometheus_client import REGISTRY
 
@@ -22,9 +23,10 @@ from serving.core.dataplane import DataPlane
 from serving.deploy.config import parse_config
 from serving.deploy.service import Service
 from serving.engines.triton.config import ENCODER, ENSEMBLE
-from serving.errors import MisfitError
+from serving.errors import AlteredStudyError, MisfitError
 from serving.interfaces.schemas import Prediction
 from serving.interfaces.schemas.dicom import DocumentRequest
+from serving.store.schema import study_source
 from tests.serving.conftest import CALLER, CountingEngine, add, client_of, interact, make_service, png
 from tests.serving.dicom.files import dataset, written
 from tests.serving.dicom.test_report import groups
@@ -131,6 +133,18 @@ def test_a_replica_that_has_not_seen_the_file_knows_what_its_header_said(acting:
     hand = add(first.plane, radiograph(grey, BodyPartExamined="HAND"))
     said = second.plane.predict(hand.digest, CALLER).prediction
     assert said.fits == hand.prediction.fits and said.abstains
+    third = acting("abstain")
+    assert add(third.plane, png(grey)).prediction.fits == hand.prediction.fits
+
+
+@pytest.mark.parametrize("put", ["no JSON", "[]"])
+def test_a_header_that_was_altered_in_the_store_is_not_answered_from(acting: Any, grey: np.ndarray, put: str):
+    hand = add(acting("abstain").plane, radiograph(grey, BodyPartExamined="HAND"))
+    plane = acting("abstain").plane
+    with plane.store.database.write() as connection:
+        connection.execute(sa.update(study_source).values(source=put))
+    with pytest.raises(AlteredStudyError, match="a DICOM source cannot be read"):
+        plane.predict(hand.digest, CALLER)
 
 
 def test_the_worklist_shows_the_last_word(service: Service, grey: np.ndarray):
