@@ -161,11 +161,14 @@ class InputProfile:
 def pixel_reasons(scores: np.ndarray) -> list[Reason]:
     """The parts whose score is above `LIMIT`, the highest first.
 
+    A picture is called mirrored only where that is what is most unlike: of one that is unlike altogether, as something
+    else is, left and right mean nothing.
+
     Args:
         scores: R, in the order of `PARTS`.
     """
-    order = np.argsort(-scores, kind="stable").tolist()
-    return [Reason(PARTS[index], _SAID[PARTS[index]]) for index in order if not scores[index] <= LIMIT]
+    order = [PARTS[index] for index in np.argsort(-scores, kind="stable") if not scores[index] <= LIMIT]
+    return [Reason(part, _SAID[part]) for part in order if part != "handedness" or part == order[0]]
 
 
 def fit_score(scores: np.ndarray) -> float:

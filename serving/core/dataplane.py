@@ -357,7 +357,7 @@ class DataPlane:
         """
         try:
             return file_facts((each.source, False) for each in load_sources(self.store.database, digest))
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError):
             raise AlteredStudyError(
                 f"study {digest[:12]}: the store does not hold what was added (a DICOM source cannot be read); tell "
                 "who runs this server"

@@ -75,10 +75,19 @@ def test_reasons_say_what_the_file_said_and_what_was_expected():
 
 def test_parts_above_the_limit_are_reasons_the_highest_first():
     scores = np.linspace(0.9, 1.1, len(PARTS)).astype(np.float32)
-    above = [part for part, score in zip(PARTS, scores, strict=True) if score > 1]
+    above = [part for part, score in zip(PARTS, scores, strict=True) if score > 1 and part != "handedness"]
     assert [reason.code for reason in pixel_reasons(scores)] == above[::-1]
     assert pixel_reasons(np.ones(len(PARTS))) == []
     assert fit_score(scores) == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(
+    "layout, expected", [(0.8, ["handedness"]), (1.5, ["handedness", "layout"]), (9.0, ["layout"])]
+)
+def test_a_picture_is_called_mirrored_where_that_is_what_is_most_unlike(layout, expected):
+    scores = np.zeros(len(PARTS))
+    scores[PARTS.index("layout")], scores[PARTS.index("handedness")] = layout, 2
+    assert [reason.code for reason in pixel_reasons(scores)] == expected
 
 
 def test_a_score_that_is_no_number_is_a_reason():
