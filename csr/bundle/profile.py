@@ -123,8 +123,11 @@ class InputProfile:
         Raises:
             KeyError: a part is missing.
         """
-        known = {each.name: content[each.name] for each in fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+        values = {each.name: content[each.name] for each in fields(cls)}
+        known: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**known)
 
     def file_reasons(self, facts: FileFacts, width: int, height: int) -> list[Reason]:
         """What a file says that contradicts the profile.

@@ -178,8 +178,8 @@ def _aspect(image: np.ndarray) -> float:
 
     A picture that is black at its edges is taken for a narrower one: the range of all of them grows by that.
     """
-    high, wide = (_extent(image.any((0, axis))) for axis in (2, 1))
-    return wide / high
+    shown = image.any(axis=0)
+    return _extent(np.any(shown, axis=0)) / _extent(np.any(shown, axis=1))
 
 
 def _extent(shown: np.ndarray) -> int:

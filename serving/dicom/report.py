@@ -63,26 +63,20 @@ IGNORE = _code("IGNORE", "Region to ignore")
 _VERDICTS = {"none": NO_VERDICT, "confirmed": CONFIRMED, "rejected": REJECTED}
 
 
-_MISFITS: dict[ReasonCode, sr.CodedConcept] = {
-    code: _code(f"MISFIT_{number:02d}", meaning)
-    for number, (code, meaning) in enumerate(
-        {
-            "texture": "Texture unlike the training images",
-            "content": "Content unlike the training images",
-            "layout": "Layout unlike the training images",
-            "handedness": "Looks mirrored",
-            "grey_levels": "Grey values unlike the training images",
-            "detail": "Sharper, smoother or noisier than training images",
-            "modality": "Another modality than the training images",
-            "body_part": "Another body part than the training images",
-            "view": "Another view than the training images",
-            "photometric": "Another photometric interpretation than training images",
-            "secondary_capture": "Secondary capture",
-            "colour": "In colour, unlike the training images",
-            "aspect": "Another aspect ratio than the training images",
-        }.items(),
-        1,
-    )
+_MEANINGS: dict[ReasonCode, str] = {
+    "texture": "Texture unlike the training images",
+    "content": "Content unlike the training images",
+    "layout": "Layout unlike the training images",
+    "handedness": "Looks mirrored",
+    "grey_levels": "Grey values unlike the training images",
+    "detail": "Sharper, smoother or noisier than training images",
+    "modality": "Another modality than the training images",
+    "body_part": "Another body part than the training images",
+    "view": "Another view than the training images",
+    "photometric": "Another photometric interpretation than training images",
+    "secondary_capture": "Secondary capture",
+    "colour": "In colour, unlike the training images",
+    "aspect": "Another aspect ratio than the training images",
 }
 
 
@@ -199,16 +193,21 @@ def concept_code(name: str) -> sr.CodedConcept:
     return _named("C", name)
 
 
+def misfit_code(reason: ReasonCode) -> sr.CodedConcept:
+    """The private code of a reason against reading an image."""
+    return _named("M", reason, _MEANINGS[reason])
+
+
 def class_code(name: str) -> sr.CodedConcept:
     """The private code of a class; another one than that of a concept of the same name."""
     return _named("T", name)
 
 
-def _named(kind: str, name: str) -> sr.CodedConcept:
+def _named(kind: str, name: str, meaning: str | None = None) -> sr.CodedConcept:
     """A code value of 16 characters (SH) that depends on the name alone, and as much of the name as a meaning (LO) may
     hold. The whole name is the group's tracking identifier."""
     value = kind + hashlib.sha256(unicodedata.normalize("NFC", name).encode()).hexdigest()[:15].upper()
-    return _code(value, _printable(name)[:64])
+    return _code(value, _printable(meaning or name)[:64])
 
 
 def _printable(name: str) -> str:
@@ -253,7 +252,7 @@ class _Groups:
         if reading.fit_score is not None:
             measured.append(sr.Measurement(FIT_SCORE, reading.fit_score, codes.UCUM.NoUnits))
             said.append(sr.QualitativeEvaluation(FITS, _yes_no(not reading.misfits)))
-            said += [sr.QualitativeEvaluation(MISFIT, _MISFITS[code]) for code in reading.misfits]
+            said += [sr.QualitativeEvaluation(MISFIT, misfit_code(code)) for code in reading.misfits]
         whole = self._whole_image("assessment", ASSESSMENT, None, measured, said)
         classes = [self._class(each) for each in reading.classes]
         findings = [self._finding(each) for each in reading.findings]
