@@ -176,7 +176,7 @@ def _changed_lines(model: Model, data: PreparedSet, rows: np.ndarray, good: np.n
         line, silent = _changed_line(each, originals, found, good)
         lines.append(line)
         worst[each.lossless] = max(worst[each.lossless], (silent, each.name))
-    lines += ["", "Most often silently changed: "]
+    lines += ["", "Most often silently changed:", ""]
     for lossless, (silent, name) in worst.items():
         lines.append(f"- of the {'lossless' if lossless else 'other'} changes: {name}, {silent:.1%}")
     return [*lines, ""]
