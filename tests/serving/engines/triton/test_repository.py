@@ -163,7 +163,8 @@ def test_the_ensemble_takes_and_gives_what_its_steps_do(tiny_run, tmp_path: Path
         **tensors(encoder.input),
         **{name: each for name, each in tensors(reasoner.input).items() if name not in inside},
     }
-    assert tensors(ensemble.output) == tensors(reasoner.output)
+    fits = {"fit_scores": tensors(encoder.output)["fit_scores"]}
+    assert tensors(ensemble.output) == tensors(reasoner.output) | fits
     assert ensemble.max_batch_size == encoder.max_batch_size == reasoner.max_batch_size
     for step, model in zip(ensemble.ensemble_scheduling.step, (encoder, reasoner), strict=True):
         assert set(step.input_map) == set(tensors(model.input))
