@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import onnxruntime as ort
 from sklearn.metrics import roc_auc_score
 
 from csr.bundle.format import Bundle
-from csr.bundle.profile import PARTS
+from csr.bundle.profile import LIMIT, PARTS
 from csr.data.images import Placement
 from csr.data.prepared import PreparedSet
 from csr.interaction.corrections import Interaction
@@ -76,7 +76,8 @@ def main() -> None:
     model = Model(bundle, OrtEngine(bundle), "1")
     about = bundle.manifest
     rows = data.collection.rows("test")
-    good = [each for rows_ in _parts(data).values() for each in _of_canvases(model, data, rows_)]
+    by_part = _good_scores(model, data)
+    good = np.concatenate([scores.max(1) for scores in by_part.values()])
     lines = [
         "# What becomes of other inputs",
         "",
@@ -84,11 +85,11 @@ def main() -> None:
         f"{about.data}, {about.backbone}, {about.side}². The limit was calibrated on {model.profile.images:,} training "
         f"and validation images, of which {model.profile.flagged:.1%} of those of split `val` are above it.",
         "",
-        *_good_lines(model, data),
+        *_good_lines(by_part),
     ]
     chosen = rows[np.linspace(0, len(rows) - 1, min(given.studies, len(rows))).astype(int)]
-    lines += _changed_lines(model, data, chosen, np.array([each.score for each in good]))
-    lines += _foreign_lines(model, np.array([each.score for each in good]))
+    lines += _changed_lines(model, data, chosen, good)
+    lines += _foreign_lines(model, good)
     lines += _cost_lines(bundle, model)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("\n".join(lines) + "\n")
@@ -127,15 +128,19 @@ def same_reading(one: Prediction, other: Prediction) -> bool:
     return set(one.found) == set(other.found) and max(gaps) <= CLOSE
 
 
-def _parts(data: PreparedSet) -> dict[str, np.ndarray]:
+def _good_scores(model: Model, data: PreparedSet) -> dict[str, np.ndarray]:
+    """N×R fit scores of every test study as it is, by part of the test split."""
     rows = data.collection.rows("test")
     part = data.collection.studies["part"].to_numpy()[rows]
-    return {name: rows[part == name] for name in data.collection.test_parts()}
+    return {
+        name: np.concatenate([_fit_scores(model, data, own[at : at + BATCH]) for at in range(0, len(own), BATCH)])
+        for name in data.collection.test_parts()
+        if len(own := rows[part == name])
+    }
 
 
-def _of_canvases(model: Model, data: PreparedSet, rows: np.ndarray) -> list[Read]:
-    make = transformations()[0].make
-    return read_files(model, [make(_grey(data, row)) for row in rows])
+def _fit_scores(model: Model, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
+    return model.engine.run_encoder(np.ascontiguousarray(data.images[rows]), ["fit_scores"])["fit_scores"]
 
 
 def _grey(data: PreparedSet, row: int) -> np.ndarray:
@@ -143,18 +148,12 @@ def _grey(data: PreparedSet, row: int) -> np.ndarray:
     return np.array(data.images[row]).mean(0).round().astype(np.uint8)
 
 
-def _good_lines(model: Model, data: PreparedSet) -> list[str]:
+def _good_lines(by_part: Mapping[str, np.ndarray]) -> list[str]:
     lines = ["| good test studies | flagged | of |", "|---|---|---|"]
-    for name, rows in _parts(data).items():
-        scores = np.concatenate(
-            [
-                model.engine.run_encoder(np.ascontiguousarray(data.images[rows[start : start + BATCH]]))["fit_scores"]
-                for start in range(0, len(rows), BATCH)
-            ]
-        )
-        over = scores > 1
+    for name, scores in by_part.items():
+        over = scores > LIMIT
         most = ", ".join(f"{part} {share:.1%}" for part, share in zip(PARTS, over.mean(0), strict=True) if share)
-        lines.append(f"| {name} ({most or 'no part'}) | {over.any(1).mean():.1%} | {len(rows)} |")
+        lines.append(f"| {name} ({most or 'no part'}) | {over.any(1).mean():.1%} | {len(scores)} |")
     return [*lines, ""]
 
 
