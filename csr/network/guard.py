@@ -31,7 +31,7 @@ DETAIL_SIZES = (1, 2, 4, 8)  # pixels averaged before detail is looked for
 _FLOOR = 1e-3  # of the detail: below a grey level it says nothing
 _SMOOTH_SIZES = DETAIL_SIZES[:2]
 _SMOOTH = 3.6 / 255  # no multiple of a quarter of a grey level: rounding must not decide
-_LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
+_LAPLACIAN = 3  # cells a side that it looks at
 
 
 class Descriptions(nn.Module):
@@ -42,15 +42,13 @@ class Descriptions(nn.Module):
     """
 
     pool: Tensor
-    laplacian: Tensor
     edges: Tensor
 
     def __init__(self, side: int) -> None:
         super().__init__()
         self.register_buffer("pool", averaging(side, THUMBNAIL))
-        self.register_buffer("laplacian", torch.tensor(_LAPLACIAN)[None, None])
         self.register_buffer("edges", torch.tensor(GREY_EDGES))
-        self.sizes = tuple(size for size in DETAIL_SIZES if side // size >= len(_LAPLACIAN))
+        self.sizes = tuple(size for size in DETAIL_SIZES if side // size >= _LAPLACIAN)
 
     def forward(self, images: Tensor, fine: Tensor, patches: Tensor) -> dict[Part, Tensor]:
         """Args:
@@ -62,7 +60,7 @@ class Descriptions(nn.Module):
             B×dim by part, in the order of `csr.bundle.profile.PARTS`.
         """
         grey = images.float() / 255
-        mean = grey.mean(1, keepdim=True)
+        mean = grey.mean(1, keepdim=True) if grey.shape[1] > 1 else grey
         thumbnail = self.pool @ mean @ self.pool.T
         left, right = thumbnail[..., : THUMBNAIL // 2], thumbnail.flip(-1)[..., : THUMBNAIL // 2]
         described: dict[Part, Tensor] = {
@@ -71,25 +69,34 @@ class Descriptions(nn.Module):
             "layout": thumbnail.flatten(1),
             "handedness": (left - right).flatten(1),
             "grey_levels": self._grey_levels(grey),
-            "detail": torch.cat([self._detail(mean, size) for size in self.sizes], 1),
+            "detail": self._detail(mean),
         }
         return {part: described[part] for part in PARTS}
 
     def _grey_levels(self, grey: Tensor) -> Tensor:
-        """The share of each channel's pixels up to each edge; of channels that can differ also by how much they do."""
-        below = [(grey <= edge).float().mean((2, 3)) for edge in self.edges]
-        if grey.shape[1] > 1:
-            below.append((grey[:, 1:] - grey[:, :-1]).abs().mean((2, 3)))
+        """The share of each channel's pixels up to each edge; of channels that can differ also by how much they do.
+
+        Of every second pixel in both directions, a quarter of all, which say as much in a quarter of the time.
+        """
+        seen = grey[..., ::2, ::2]
+        below = [(seen <= edge).float().mean((2, 3)) for edge in self.edges]
+        if seen.shape[1] > 1:
+            below.append((seen[:, 1:] - seen[:, :-1]).abs().mean((2, 3)))
         return torch.cat(below, 1)
 
-    def _detail(self, mean: Tensor, size: int) -> Tensor:
+    def _detail(self, mean: Tensor) -> Tensor:
         """Of the picture averaged over size×size pixels the log of the mean |Laplacian|, and of the smallest sizes also
         that of the share of places where it is next to nothing, which compression makes more of."""
-        smaller = F.avg_pool2d(mean, size) if size > 1 else mean
-        steep = F.conv2d(smaller, self.laplacian).abs()
-        found = [torch.log(steep.mean((2, 3)) + _FLOOR)]
-        if size in _SMOOTH_SIZES:
-            found.append(torch.log((steep < _SMOOTH).float().mean((2, 3)) + _FLOOR))
+        found, smaller, inner = [], mean, slice(1, -1)
+        for size in self.sizes:
+            smaller = F.avg_pool2d(smaller, 2) if size > 1 else smaller  # of the size before: each is twice the last
+            # a convolution with one channel would take longer
+            across = smaller[..., inner, 2:] + smaller[..., inner, :-2]
+            around = smaller[..., 2:, inner] + smaller[..., :-2, inner] + across
+            steep = (around - 4 * smaller[..., inner, inner]).abs()
+            found.append(torch.log(steep.mean((2, 3)) + _FLOOR))
+            if size in _SMOOTH_SIZES:
+                found.append(torch.log((steep < _SMOOTH).float().mean((2, 3)) + _FLOOR))
         return torch.cat(found, 1)
 
 

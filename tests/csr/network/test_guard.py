@@ -48,8 +48,9 @@ def test_descriptions_are_what_numpy_says(seed, channels):
     np.testing.assert_allclose(found["layout"], thumbnail.reshape(len(mean), -1), atol=1e-5)
     left = (thumbnail - thumbnail[:, :, ::-1])[:, :, : THUMBNAIL // 2]
     np.testing.assert_allclose(found["handedness"], left.reshape(len(mean), -1), atol=1e-5)
-    below = [(grey <= np.float32(edge)).mean((2, 3)) for edge in GREY_EDGES]
-    more = [np.abs(grey[:, 1:] - grey[:, :-1]).mean((2, 3))] if channels == 3 else []
+    seen = grey[:, :, ::2, ::2]
+    below = [(seen <= np.float32(edge)).mean((2, 3)) for edge in GREY_EDGES]
+    more = [np.abs(seen[:, 1:] - seen[:, :-1]).mean((2, 3))] if channels == 3 else []
     np.testing.assert_allclose(found["grey_levels"], np.concatenate(below + more, 1), atol=1e-5)
     detail = []
     for size in DETAIL_SIZES:
