@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo repro dvc compare retrain serve mlflow test lint format bench-prepare bench-serving test-faults \
+.PHONY: help setup demo repro dvc compare retrain serve mlflow test lint format bench-prepare bench-serving bench-inputs test-faults \
 	lock triton docs clean clone
 
 help: ## this list
@@ -85,6 +85,9 @@ test-faults: $(READY) triton ## the long part of the tests: kills replicas, Trit
 
 bench-serving: $(READY) triton ## the server beside a bare echo, bare ONNX Runtime and Triton; writes reports/serving.md
 	@python -m tests.bench.serving
+
+bench-inputs: $(READY) ## what becomes of changed test studies and of foreign pictures; writes reports/inputs.md
+	@python -m tests.bench.inputs
 
 docs: $(READY) ## build the documentation into build/site, to be read from the disk
 	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict

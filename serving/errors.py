@@ -68,6 +68,12 @@ class UnreadableImageError(ServingError):
     code, status = "unreadable_image", 422
 
 
+class MisfitError(ServingError):
+    """An image unlike the training images, where such images are refused."""
+
+    code, status = "does_not_fit", 422
+
+
 class DecoderError(ServingError):
     """The process that decodes images cannot be started."""
 

@@ -2,11 +2,13 @@
 
 A folder:
 
-- ``encoder.onnx``    image uint8 B×C×S×S → patches float32 B×D'×h×w (normalisation, backbone and projector inside)
+- ``encoder.onnx``    image uint8 B×C×S×S → patches float32 B×D'×h×w (normalisation, backbone and projector inside), and
+  fit_scores float32 B×R, how unlike the training images it is (`csr.network.guard`)
 - ``reasoner.onnx``   patches, importance B×h×w, answers B×K, places B×K×h×w, absent_weight B → the outputs of
   `csr.network.reasoner.Reasoning`
 - ``atlas.json``, ``crops.npy``   what each prototype looks like (`csr.bundle.atlas`); crops uint8 S×C×c×c, one a source
 - ``naming.json``     what a box is about (`csr.interaction.naming`); null if no validation boxes could tell
+- ``profile.json``    what the training images were, to tell what does not fit (`csr.bundle.profile`)
 - ``reference.json``  how probable each concept was on the training images, to measure drift against
 - ``golden.npz``      an input, an interaction and the expected outputs: a server that fails it must not say ready
 - ``samples/``        a few test images as PNG with ``samples.json``, to try the page with
@@ -23,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from csr.bundle.profile import InputProfile
 from csr.data.digests import file_digest
 from csr.errors import BundleError
 from csr.interaction.naming import BoxNaming
@@ -30,6 +33,7 @@ from csr.interaction.naming import BoxNaming
 FORMAT = 6
 MANIFEST = "manifest.json"
 INTERACTION_INPUTS = ("importance", "answers", "places", "absent_weight")  # of the reasoner, after ``patches``
+ENCODER_OUTPUTS = ("patches", "fit_scores")
 REASONER_OUTPUTS = (
     "similarity_maps",
     "concept_maps",
@@ -192,6 +196,10 @@ class Bundle:
         content = json.loads((self.path / "naming.json").read_text())
         return None if content is None else BoxNaming.from_json(content)
 
+    def profile(self) -> InputProfile:
+        """What the training images were."""
+        return InputProfile.from_json(json.loads((self.path / "profile.json").read_text()))
+
     def reference(self) -> list[ConceptReference]:
         """The training images' concept probabilities without interaction, in the order of the manifest's concepts."""
         rows = json.loads((self.path / "reference.json").read_text())
@@ -202,7 +210,7 @@ class Bundle:
         return np.load(self.path / "crops.npy", mmap_mode="r")
 
     def golden(self) -> dict[str, np.ndarray]:
-        """``image``, the `INTERACTION_INPUTS` and ``expected_<output>`` of the golden case."""
+        """``image``, the `INTERACTION_INPUTS`, ``expected_fit_scores`` and ``expected_<output>`` of the golden case."""
         with np.load(self.path / "golden.npz") as arrays:
             return dict(arrays)
 

@@ -9,8 +9,10 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from csr.bundle.format import COMPARED_OUTPUTS, INTERACTION_INPUTS, REASONER_OUTPUTS
+from csr.bundle.format import COMPARED_OUTPUTS, ENCODER_OUTPUTS, INTERACTION_INPUTS, REASONER_OUTPUTS
+from csr.bundle.runtime import FIT_TOLERANCE, GOLDEN_TOLERANCE
 from csr.errors import BundleError
+from csr.network.guard import GuardedEncoder, InputGuard
 from csr.network.reasoner import Reasoner, Reasoning
 from csr.network.trained import TrainedCSR
 
@@ -31,11 +33,12 @@ class _NamedReasoner(nn.Module):
         return tuple(answer)
 
 
-def export_graphs(csr: TrainedCSR, images: Tensor, folder: Path) -> None:
+def export_graphs(csr: TrainedCSR, guard: InputGuard, images: Tensor, folder: Path) -> None:
     """Writes ``encoder.onnx`` and ``reasoner.onnx`` with a free batch axis.
 
     Args:
         csr: trained; it is moved to the CPU.
+        guard: of its encoder, on the CPU.
         images: uint8 B×C×S×S, at least two, to trace with.
         folder: where to write.
     """
@@ -46,7 +49,8 @@ def export_graphs(csr: TrainedCSR, images: Tensor, folder: Path) -> None:
     concepts = len(csr.reasoner.alive)
     answers, places = torch.zeros(batch, concepts), torch.zeros(batch, concepts, height, width)
     example = (patches, torch.full((batch, height, width), 0.5), answers, places, torch.ones(batch))
-    _export(csr.encoder, (images,), ["image"], ["patches"], folder / "encoder.onnx")
+    encoder = GuardedEncoder(csr.encoder, guard)
+    _export(encoder, (images,), ["image"], list(ENCODER_OUTPUTS), folder / "encoder.onnx")
     inputs = ["patches", *INTERACTION_INPUTS]
     _export(_NamedReasoner(csr.reasoner), example, inputs, list(REASONER_OUTPUTS), folder / "reasoner.onnx")
 
@@ -67,12 +71,16 @@ def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], o
 
 
 @torch.no_grad()
-def measure_parity(csr: TrainedCSR, images: Tensor, tensors: dict[str, np.ndarray], folder: Path) -> float:
+def measure_parity(
+    csr: TrainedCSR, guard: InputGuard | None, images: Tensor, tensors: dict[str, np.ndarray], folder: Path
+) -> float:
     """Largest |Δ| of a logit or of a concept map between torch and ONNX Runtime over images, each without and with an
-    interaction. The maps are looked at because the places of findings move nothing else.
+    interaction. The maps are looked at because the places of findings move nothing else. Fit scores count in a unit in
+    which they are as exact as logits (`csr.bundle.runtime.FIT_TOLERANCE`).
 
     Args:
         csr: what was exported; it computes wherever it is.
+        guard: of its encoder, in the same place; None: fit scores are not compared.
         images: uint8 B×C×S×S real test images, on the CPU.
         tensors: the `INTERACTION_INPUTS` of one interaction an image.
         folder: with the two graphs.
@@ -84,8 +92,12 @@ def measure_parity(csr: TrainedCSR, images: Tensor, tensors: dict[str, np.ndarra
     gaps: list[float] = []
     for start in range(0, len(images), 16):
         part = slice(start, start + 16)
-        patches = csr.encoder(images[part].to(place))
-        (graph_patches,) = encoder.run(["patches"], {"image": images[part].numpy()})
+        here = images[part].to(place)
+        fine, patches = csr.encoder.depths(here)
+        graph_patches, graph_scores = encoder.run(list(ENCODER_OUTPUTS), {"image": images[part].numpy()})
+        if guard is not None:
+            off = np.abs(graph_scores - guard(here, fine, patches).cpu().numpy()).max()
+            gaps.append(float(off) * GOLDEN_TOLERANCE / FIT_TOLERANCE)
         for each in (neutral, tensors):
             chosen = {name: value[part] for name, value in each.items()}
             said = csr.reasoner(patches, *(torch.from_numpy(value).to(place) for value in chosen.values()))

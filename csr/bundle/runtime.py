@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 
-from csr.bundle.format import COMPARED_OUTPUTS, INTERACTION_INPUTS, REASONER_OUTPUTS, Bundle, Manifest
+from csr.bundle.format import (
+    COMPARED_OUTPUTS,
+    ENCODER_OUTPUTS,
+    INTERACTION_INPUTS,
+    REASONER_OUTPUTS,
+    Bundle,
+    Manifest,
+)
+from csr.bundle.profile import PARTS
 from csr.errors import BundleError
 from csr.interaction.corrections import Interaction, interaction_tensors
 
 GOLDEN_TOLERANCE = 1e-3  # between execution providers; the export itself is held to 1e-4
+FIT_TOLERANCE = 0.02  # the same of a fit score, whose limit is 1; squares of small numbers are less exact
 
 
 def tensor_shapes(about: Manifest) -> dict[str, tuple[int, ...]]:
@@ -23,6 +32,7 @@ def tensor_shapes(about: Manifest) -> dict[str, tuple[int, ...]]:
     return {
         "image": (about.channels, about.side, about.side),
         "patches": (about.patch_width, *maps),
+        "fit_scores": (len(PARTS),),
         "importance": maps,
         "answers": (concepts,),
         "places": (concepts, *maps),
@@ -53,7 +63,12 @@ class BundleRunner:
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8 B×C×S×S → patches float32 B×D'×h×w."""
-        return self._encoder.run(["patches"], {"image": images})[0]
+        return self.run_encoder(images, ["patches"])["patches"]
+
+    def run_encoder(self, images: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """uint8 B×C×S×S → all outputs of the encoder, or those named."""
+        names = list(ENCODER_OUTPUTS if outputs is None else outputs)
+        return dict(zip(names, self._encoder.run(names, {"image": images}), strict=True))
 
     def reason(self, patches: np.ndarray, interactions: Sequence[Interaction]) -> dict[str, np.ndarray]:
         """Patches of B studies and one interaction each → every output of the reasoner by name.
@@ -77,12 +92,25 @@ class BundleRunner:
         return dict(zip(names, values, strict=True))
 
     def golden_error(self) -> float:
-        """Largest absolute difference from the golden case's expected logits and concept maps; compare with
-        `GOLDEN_TOLERANCE`."""
+        """`golden_gap` of what is computed here; compare with `GOLDEN_TOLERANCE`."""
         golden = self.bundle.golden()
         tensors = {name: golden[name] for name in INTERACTION_INPUTS}
-        answer = self.run_reasoner(self.encode(golden["image"]), COMPARED_OUTPUTS, **tensors)
-        return float(np.max([np.abs(value - golden[f"expected_{name}"]).max() for name, value in answer.items()]))
+        encoded = self.run_encoder(golden["image"])
+        answer = self.run_reasoner(encoded["patches"], COMPARED_OUTPUTS, **tensors)
+        return golden_gap(golden, encoded | answer)
+
+
+def golden_gap(golden: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray]) -> float:
+    """Largest absolute difference from the golden case's expected logits and concept maps, and fit scores in a unit in
+    which they, too, may differ by `GOLDEN_TOLERANCE`; NaN if any is.
+
+    Args:
+        golden: `csr.bundle.format.Bundle.golden`.
+        answer: ``fit_scores`` and the `COMPARED_OUTPUTS` of what it holds.
+    """
+    units = dict.fromkeys(COMPARED_OUTPUTS, 1.0) | {"fit_scores": FIT_TOLERANCE / GOLDEN_TOLERANCE}
+    gaps = [np.abs(answer[name] - golden[f"expected_{name}"]).max() / unit for name, unit in units.items()]
+    return float(np.max(gaps))
 
 
 def _session(bundle: Bundle, name: str, threads: int, device: str) -> ort.InferenceSession:

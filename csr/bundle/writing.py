@@ -1,4 +1,4 @@
-"""Puts a bundle together from trained parts: graphs, atlas, drift reference, golden case, samples, manifest."""
+"""Puts a bundle together from trained parts: graphs, atlas, input profile, drift reference, golden case, samples."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from csr.bundle.atlas import Atlas
 from csr.bundle.format import REASONER_OUTPUTS, Bundle, ConceptReference, write_atlas, write_manifest, write_reference
 from csr.bundle.onnx_export import export_graphs, measure_parity, require_parity
+from csr.bundle.profile import HEADERS
 from csr.data.atomic_folder import atomic_folder
 from csr.data.images import to_png
 from csr.data.prepared import PreparedSet
@@ -22,9 +23,11 @@ from csr.errors import ConfigError, DataError
 from csr.evaluation.calibration import abstain_threshold, risk_coverage
 from csr.interaction.corrections import Interaction, RegionBox, interaction_tensors
 from csr.interaction.naming_fit import fit_naming
+from csr.network.guard import GuardedEncoder, InputGuard
 from csr.network.reasoner import DEFAULT_ALPHA
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
+from csr.training.guard import fit_guard
 
 REFERENCE_BINS = 10
 _DECIMALS = 4  # of a probability: what is beyond them differs between torch and ONNX Runtime, and says nothing
@@ -53,6 +56,10 @@ class ExportConfig:
             None: it never abstains; the default, since those who act on the answers must say how many may be wrong.
         parity_images: how many test images parity is measured on. tolerance: the largest allowed |Δlogit|.
         samples: how many test images to pack, spread over the classes.
+        expects: terms that a file's header must be among, for example ``{modality: [CR, DX], body_part: [CHEST]}``: a
+            file that says another does not fit. Names are those of `csr.bundle.profile.HEADERS`; what is not named, and
+            None, takes the terms from the columns of these names in the table of studies, or what is known of a
+            published set (`csr.data.headers`).
     """
 
     alpha: float | dict[str, float] = DEFAULT_ALPHA
@@ -63,6 +70,7 @@ class ExportConfig:
     parity_images: int = 64
     tolerance: float = 1e-4
     samples: int = 10
+    expects: dict[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         given = self.alpha if isinstance(self.alpha, dict) else {"alpha": self.alpha}
@@ -71,6 +79,8 @@ class ExportConfig:
             raise ValueError(f"export.alpha: {name} is {value}, which is not from 0 to below 1")
         if self.abstain_risk is not None and not 0 < self.abstain_risk < 1:
             raise ValueError(f"export.abstain_risk: {self.abstain_risk} is neither between 0 and 1 nor null")
+        if unknown := [name for name in self.expects or {} if name not in HEADERS]:
+            raise ValueError(f"export.expects: {unknown[0]!r} is none of {', '.join(HEADERS)}")
 
 
 def write_bundle(
@@ -110,11 +120,13 @@ def write_bundle(
     with torch.no_grad():
         height, width = csr.encoder(images[:1]).shape[-2:]
     tensors = _interactions(data, csr, len(chosen), (height, width))
+    guard, profile = fit_guard(data, csr, config.expects)
     with atomic_folder(path) as draft:
-        export_graphs(csr, images[:2], draft)
-        gap = measure_parity(csr, images, tensors, draft)
+        export_graphs(csr, guard, images[:2], draft)
+        gap = measure_parity(csr, guard, images, tensors, draft)
         require_parity(gap, config.tolerance)
-        _write_golden(draft / "golden.npz", csr, images[:2], {name: value[:2] for name, value in tensors.items()})
+        _write_golden(draft / "golden.npz", csr, guard, images[:2], {name: each[:2] for name, each in tensors.items()})
+        (draft / "profile.json").write_text(json.dumps(profile.to_json(), indent=1) + "\n")
         write_atlas(draft, atlas.entries, atlas.crops)
         probabilities = _concept_probabilities(csr, cache, data.collection.rows("train"))
         write_reference(draft, concept_references(data.collection.concepts, probabilities))
@@ -235,9 +247,13 @@ def _interactions(data: PreparedSet, csr: TrainedCSR, count: int, size: tuple[in
 
 
 @torch.no_grad()
-def _write_golden(file: Path, csr: TrainedCSR, images: torch.Tensor, tensors: dict[str, np.ndarray]) -> None:
-    answer = csr.reasoner(csr.encoder(images), *(torch.from_numpy(value) for value in tensors.values()))
+def _write_golden(
+    file: Path, csr: TrainedCSR, guard: InputGuard, images: torch.Tensor, tensors: dict[str, np.ndarray]
+) -> None:
+    patches, scores = GuardedEncoder(csr.encoder, guard).eval()(images)
+    answer = csr.reasoner(patches, *(torch.from_numpy(value) for value in tensors.values()))
     expected = {f"expected_{name}": getattr(answer, name).numpy() for name in REASONER_OUTPUTS}
+    expected["expected_fit_scores"] = scores.numpy()
     del expected["expected_similarity_maps"]  # the concept maps stand for them at an M-th of the size
     arrays: dict[str, Any] = {"image": images.numpy(), **tensors, **expected}
     np.savez_compressed(file, **arrays)

@@ -113,19 +113,25 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 B×C×H×W → f B×D×h×w, cell (i, j) centred on the pixels it covers."""
+        return self.depths(images)[1]
+
+    def depths(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 B×C×H×W → the finest level as the body gives it, and f of `forward`: two depths of one run."""
         deepest = self.config.context or self.config.stride
         if images.shape[-1] % deepest or images.shape[-2] % deepest:
             height, width = images.shape[-2:]
             raise ConfigError(f"data.side: {height}×{width} is not a multiple of the deepest stride {deepest}")
         normal, half = _moved(self.normalise(images), *self.map_shift), self.config.stride // 2
         if self.cell_offset < 0:
-            return self._features(F.pad(normal, (half, 0, half, 0)))[..., 1:, 1:]
+            levels = self.body(F.pad(normal, (half, 0, half, 0)))
+            return levels[0], self._merged(levels)[..., 1:, 1:]
         if self.cell_offset > 0:
-            return self._features(F.pad(normal, (half, half, half, half)))[..., :-1, :-1]
-        return self._features(normal)
-
-    def _features(self, normal: Tensor) -> Tensor:
+            levels = self.body(F.pad(normal, (half, half, half, half)))
+            return levels[0], self._merged(levels)[..., :-1, :-1]
         levels = self.body(normal)
+        return levels[0], self._merged(levels)
+
+    def _merged(self, levels: list[Tensor]) -> Tensor:
         if not self.config.context:
             return levels[0]
         fine = self.fine(levels[0])

@@ -27,6 +27,11 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.projector.project_maps(self.concept_model.features(images))
 
+    def depths(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 B×C×S×S → the backbone's finest level and v'."""
+        fine, features = self.concept_model.backbone.depths(images)
+        return fine, self.projector.project_maps(features)
+
 
 class TrainedCSR(nn.Module):
     """What the three stages have trained; see the modules of its parts.

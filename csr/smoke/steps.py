@@ -224,7 +224,7 @@ class Walk:
         )
         images = torch.from_numpy(np.ascontiguousarray(self.data.images[rows]))
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            gap = measure_parity(self._csr().to(device()), images, tensors, self.bundle.path)
+            gap = measure_parity(self._csr().to(device()), None, images, tensors, self.bundle.path)
         require_parity(gap, GOLDEN_TOLERANCE)
         return Outcome(f"|Δlogit| {gap:.1e} on {device()}")
 

@@ -132,7 +132,8 @@ def _described(study: StudyAnswer) -> str:
 def _prediction(prediction: Prediction) -> str:
     said = ", ".join(prediction.found) or "nothing found"
     doubts = [" abstains"] * prediction.abstains + [" asks for a second look"] * prediction.asks_for_help
-    lines = [f"  {said}{';' if doubts else ''}{','.join(doubts)}"]
+    lines = _misfit(prediction)
+    lines.append(f"  {said}{';' if doubts else ''}{','.join(doubts)}")
     lines += [f"    {each.name:<24} {each.probability:6.1%}" for each in prediction.classes]
     lines += ["  concepts"]
     for concept in sorted(prediction.concepts, key=lambda each: -each.probability):
@@ -140,6 +141,14 @@ def _prediction(prediction: Prediction) -> str:
         like = ", ".join(f"{each.study_id} ({each.score:.2f})" for each in concept.exemplars)
         lines.append(f"    {concept.name:<24} {concept.probability:6.1%}{place}{f'  like {like}' if like else ''}")
     return "\n".join([*lines, *_questions(prediction)])
+
+
+def _misfit(prediction: Prediction) -> list[str]:
+    fits = prediction.fits
+    if not fits.reasons:
+        return []
+    head = f"  unlike the images that the model was trained on (score {fits.score:.1f}, limit {fits.limit:g})"
+    return [head, *(f"    {each.message} [{each.code}]" for each in fits.reasons)]
 
 
 def _questions(prediction: Prediction) -> list[str]:
@@ -161,7 +170,7 @@ def _probed(answer: ProbeAnswer) -> str:
 
 
 def _changed(answer: InteractionAnswer) -> str:
-    lines = [answer.changes.summary]
+    lines = [*_misfit(answer.after), answer.changes.summary]
     for each in answer.changes.classes:
         lines.append(f"  {each.name:<24} {each.before:6.1%} → {each.after:6.1%}")
     lines += [f"  doubt: {each.message}" for each in answer.doubts]

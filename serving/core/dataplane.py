@@ -18,10 +18,12 @@ from weakref import WeakValueDictionary
 import numpy as np
 import sqlalchemy as sa
 
+from csr.bundle.profile import FileFacts
 from csr.data.images import Placement, to_png
 from csr.interaction.corrections import Interaction, InteractionError, RegionBox
 from csr.interaction.questions import Question
 from serving.core.explain import compare
+from serving.core.fit import MisfitAction, file_facts, require_fit
 from serving.core.frames import image_part, on_canvas
 from serving.core.intake import Intake, Upload
 from serving.core.overlays import overlay_png
@@ -31,7 +33,15 @@ from serving.core.recording import interaction_entry, prediction_entry, record
 from serving.core.shadow import Shadow
 from serving.core.study_cache import EncodedStudy, StudyCache
 from serving.core.timing import Timing
-from serving.errors import CannotNameError, FrameError, InvalidInteractionError, OtherInputError, StoreError
+from serving.errors import (
+    AlteredStudyError,
+    CannotNameError,
+    FrameError,
+    InvalidInteractionError,
+    MisfitError,
+    OtherInputError,
+    StoreError,
+)
 from serving.interfaces.schemas import (
     Frame,
     ImageSize,
@@ -46,7 +56,15 @@ from serving.models.in_service import Model, ServedModels
 from serving.store import Store
 from serving.store.entries import Caller, Entry, Receipt
 from serving.store.ledger import Also
-from serving.store.studies import Assessment, StoredStudy, keep_assessment, keep_study, load_study, study_row
+from serving.store.studies import (
+    Assessment,
+    StoredStudy,
+    keep_assessment,
+    keep_study,
+    load_sources,
+    load_study,
+    study_row,
+)
 from serving.telemetry import Telemetry
 
 _DRIFT_EVERY = 10  # studies
@@ -62,6 +80,7 @@ class DataPlane:
         shadow: lets a challenger answer beside the champion.
         telemetry: is told what happens.
         cache_bytes: budget of the encoded studies held in memory.
+        action: what follows if an image is unlike those that the model was trained on.
     """
 
     def __init__(
@@ -72,12 +91,14 @@ class DataPlane:
         shadow: Shadow,
         telemetry: Telemetry,
         cache_bytes: int,
+        action: MisfitAction = "abstain",
     ) -> None:
         self.models = models
         self.store = store
         self._intake = intake
         self._shadow = shadow
         self._telemetry = telemetry
+        self.action: MisfitAction = action
         self._studies = StudyCache(cache_bytes)
         self._encoding: WeakValueDictionary[tuple[str, str], threading.Lock] = WeakValueDictionary()
         self._encoding_guard = threading.Lock()
@@ -87,6 +108,7 @@ class DataPlane:
 
         Raises:
             UnsupportedImageError, UnreadableImageError, BatchError: see `serving.core.intake.Intake.read`.
+            MisfitError: one is unlike the images that the model was trained on, where such images are refused.
             StoreError: nothing was kept.
             NotReadyError: no model is in service.
         """
@@ -96,9 +118,10 @@ class DataPlane:
         timing.lap("decode")
         encoded: list[tuple[Model, EncodedStudy]] = []
         assessments: dict[str, Assessment] = {}
-        for each in stored:
+        for upload, each in zip(uploads, stored, strict=True):
             model = self.models.for_study(each.digest)
             study, assessment = self._encoded(model, each, timing)
+            self._require_fit(study, upload.name)
             encoded.append((model, study))
             if assessment is not None:
                 assessments[each.digest] = assessment
@@ -120,7 +143,7 @@ class DataPlane:
         Raises:
             UnknownStudyError: no study of this digest was added.
             OtherInputError: it was, for a model that looks at images of another size.
-            StoreError, NotReadyError: see `add_studies`.
+            MisfitError, StoreError, NotReadyError: see `add_studies`.
         """
         timing = Timing(self._telemetry)
         return self._answer([self._study(digest, timing)], caller, timing)[0]
@@ -246,24 +269,28 @@ class DataPlane:
         return png
 
     def _encoded(self, model: Model, stored: StoredStudy, timing: Timing) -> tuple[EncodedStudy, Assessment | None]:
-        """From the cache if it is there; the assessment is None unless the study was encoded now."""
+        """From the cache if it is there; the assessment is None unless there is something new to say."""
         with self._turn(model.digest, stored.digest):
             timing.lap("wait")
             held = self._studies.get(model.digest, stored.digest)
             self._telemetry.metrics.cache_lookup(held is not None)
-            if held is not None and held.placement == stored.placement:
+            known = self._facts(stored.digest) if held is None else held.facts
+            facts = tuple(dict.fromkeys([*known, *file_facts([(stored.source, stored.coloured)])]))
+            if held is not None and held.placement == stored.placement and facts == known:
                 return held, None
-            patches = None if held is None else held.patches
-            study, outputs = encoded_study(model, stored.digest, stored.canvas, stored.placement, timing, patches)
+            study, outputs = encoded_study(
+                model, stored.digest, stored.canvas, stored.placement, facts, self.action, timing, held
+            )
             plain = InteractionRequest().interaction(model.manifest)
             found = open_questions(model, study, plain, study.prediction)
             study = replace(study, prediction=asking(model, study.prediction, found))
             timing.lap("assess")
             self._studies.put(study)
             self._telemetry.metrics.cache_size(len(self._studies), self._studies.nbytes)
-        if held is not None:
+        if held is not None and held.prediction.abstains == study.prediction.abstains:
             return study, None
-        self._note_drift(model, outputs)
+        if held is None:
+            self._note_drift(model, study, outputs)
         return study, _assessment(model, study, found)
 
     def _answer(
@@ -281,6 +308,7 @@ class DataPlane:
         for model, study in encoded:
             said = study.prediction
             self._telemetry.metrics.predicted(model.version, said.top, said.abstains, said.asks_for_help)
+            self._telemetry.metrics.judged(said.fits)
             self._shadow.ask(study, None, said, caller)
         return [
             StudyAnswer(
@@ -306,10 +334,34 @@ class DataPlane:
     def _keep_assessment(self, assessment: Assessment) -> None:
         self.store.ledger.append((), lambda connection: keep_assessment(connection, assessment))
 
-    def _note_drift(self, model: Model, outputs: dict[str, np.ndarray]) -> None:
+    def _note_drift(self, model: Model, study: EncodedStudy, outputs: dict[str, np.ndarray]) -> None:
         model.drift.add(outputs["concept_probabilities"][0])
+        model.fit_drift.add(np.array([study.prediction.fits.score]))
         if model.drift.studies % _DRIFT_EVERY == 0:
             self._telemetry.metrics.concept_drift(model.drift.values())
+            (value,) = model.fit_drift.values().values()
+            self._telemetry.metrics.fit_drift(value)
+
+    def _require_fit(self, study: EncodedStudy, name: str = "the study") -> None:
+        try:
+            require_fit(study.prediction.fits, name)
+        except MisfitError:
+            self._telemetry.metrics.judged(study.prediction.fits)
+            raise
+
+    def _facts(self, digest: str) -> tuple[FileFacts, ...]:
+        """What the files said that a study came as before, to any replica.
+
+        Raises:
+            AlteredStudyError: the store does not hold what they said.
+        """
+        try:
+            return file_facts((each.source, False) for each in load_sources(self.store.database, digest))
+        except (ValueError, AttributeError, TypeError):
+            raise AlteredStudyError(
+                f"study {digest[:12]}: the store does not hold what was added (a DICOM source cannot be read); tell "
+                "who runs this server"
+            ) from None
 
     def _turn(self, bundle: str, digest: str) -> AbstractContextManager[object]:
         """A lock of this study; it vanishes with the last thread that holds or awaits it."""
@@ -338,6 +390,7 @@ class DataPlane:
                 f"image: is {drawn_on.width}×{drawn_on.height} here, but the study was last uploaded as "
                 f"{known.width}×{known.height}{', or lay otherwise' if drawn_on.turn else ''}; upload yours again"
             )
+        self._require_fit(study)
         return model, study
 
 

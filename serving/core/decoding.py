@@ -211,7 +211,9 @@ def study_of(answer: dict[str, Any], pixels: bytes) -> StoredStudy:
         refusal: type[ServingError] = _REFUSALS.get(error, UnreadableImageError)
         raise refusal(answer["message"])
     canvas = np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
-    return StoredStudy(pixel_digest(canvas), canvas, Placement(**answer["placement"]), answer["source"])
+    return StoredStudy(
+        pixel_digest(canvas), canvas, Placement(**answer["placement"]), answer["source"], answer["coloured"]
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from csr.bundle.profile import FileFacts
 from csr.data.images import Placement
 from csr.interaction.corrections import Interaction, InteractionError
+from serving.core.fit import MisfitAction, judge
 from serving.core.frames import on_canvas
 from serving.core.study_cache import EncodedStudy
 from serving.core.timing import Timing
@@ -30,27 +32,33 @@ def encoded_study(
     digest: str,
     canvas: np.ndarray,
     placement: Placement,
+    facts: tuple[FileFacts, ...],
+    action: MisfitAction,
     timing: Timing,
-    patches: np.ndarray | None = None,
+    held: EncodedStudy | None = None,
 ) -> tuple[EncodedStudy, Outputs]:
     """A study as a model sees it, and the reasoner's outputs without interaction.
 
     Args:
         model: that looks at it.
-        digest, canvas, placement: of the study.
+        digest, canvas, placement, facts: of the study.
+        action: what follows if it does not fit.
         timing: gets the laps ``encode``, ``reason`` and ``explain``.
-        patches: if it was encoded before.
+        held: if it was encoded before.
     """
-    if patches is None:
-        patches = model.engine.encode(canvas[None])
+    if held is None:
+        encoded = model.engine.run_encoder(canvas[None])
+        patches, scores = encoded["patches"], encoded["fit_scores"][0]
         timing.lap("encode")
+    else:
+        patches, scores = held.patches, held.fit_scores
     plain = InteractionRequest().interaction(model.manifest)  # so that an empty interaction changes nothing
     outputs = model.engine.reason(patches, [plain], _WITHOUT_PROTOTYPE_MAPS)
     timing.lap("reason")
-    prediction = model.explainer.predict(outputs, placement)
+    prediction = model.explainer.predict(outputs, placement, judge(model, scores, facts, placement, action))
     timing.lap("explain")
     maps = outputs["concept_maps"][0]
-    return EncodedStudy(digest, model.digest, canvas, placement, patches, maps, prediction), outputs
+    return EncodedStudy(digest, model.digest, canvas, placement, facts, patches, scores, maps, prediction), outputs
 
 
 def reason(model: Model, study: EncodedStudy, request: InteractionRequest) -> tuple[Interaction, Outputs]:
@@ -80,6 +88,6 @@ def explain(
     interaction, outputs = reason(model, study, request)
     timing.lap("reason")
     corrected = Corrected(interaction, study.prediction, study.maps)
-    after = model.explainer.predict(outputs, study.placement, corrected)
+    after = model.explainer.predict(outputs, study.placement, study.prediction.fits, corrected)
     timing.lap("explain")
     return interaction, after

@@ -82,6 +82,7 @@ def _summary(prediction: Prediction) -> dict[str, Any]:
         "top": prediction.top,
         "margin": prediction.margin,
         "abstains": prediction.abstains,
+        "fits": {"score": prediction.fits.score, "reasons": [each.code for each in prediction.fits.reasons]},
         "classes": {each.name: each.probability for each in prediction.classes},
         "concepts": {each.name: each.probability for each in prediction.concepts},
         "questions": {each.concept: each.effect for each in prediction.questions},

@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from csr.errors import CSRError
+from serving.core.fit import MisfitAction
 from serving.core.reasoning import encoded_study, explain
 from serving.core.recording import shadow_entry
 from serving.core.study_cache import EncodedStudy, StudyCache
@@ -34,6 +35,7 @@ class Shadow:
         models: the challenger is taken from here, if it is on trial in mode ``shadow``.
         ledger: where its answers go.
         telemetry: is told how often it disagrees, and what was dropped.
+        action: what follows if a study does not fit.
         cache_bytes: budget of the studies that it has encoded.
         waiting: questions that may wait; those beyond are dropped and counted.
     """
@@ -43,10 +45,12 @@ class Shadow:
         models: ServedModels,
         ledger: Ledger,
         telemetry: Telemetry,
+        action: MisfitAction = "abstain",
         cache_bytes: int = CACHE_BYTES,
         waiting: int = WAITING,
     ) -> None:
         self._telemetry = telemetry
+        self._action: MisfitAction = action
         self._models = models
         self._ledger = ledger
         self._studies = StudyCache(cache_bytes)
@@ -80,7 +84,15 @@ class Shadow:
         try:
             own = self._studies.get(model.digest, study.digest)
             if own is None or own.placement != study.placement:
-                own, _ = encoded_study(model, study.digest, study.canvas, study.placement, Timing(self._telemetry))
+                own, _ = encoded_study(
+                    model,
+                    study.digest,
+                    study.canvas,
+                    study.placement,
+                    study.facts,
+                    self._action,
+                    Timing(self._telemetry),
+                )
                 self._studies.put(own)
             said = own.prediction
             if request is not None:

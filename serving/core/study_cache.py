@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from csr.bundle.profile import FileFacts
 from csr.data.images import Placement
 from serving.interfaces.schemas import Prediction
 
@@ -24,7 +25,9 @@ class EncodedStudy:
         bundle: the digest of the model's that encoded it.
         canvas: C×S×S uint8, what the network saw.
         placement: where the uploaded image lies on it.
+        facts: what the files that it came as said of themselves.
         patches: 1×D'×h×w float32, all that reasoning needs.
+        fit_scores: R float32, how unlike the training images it is.
         maps: K×h×w float32, the concepts' similarity maps without interaction.
         prediction: without interaction.
     """
@@ -33,7 +36,9 @@ class EncodedStudy:
     bundle: str
     canvas: np.ndarray
     placement: Placement
+    facts: tuple[FileFacts, ...]
     patches: np.ndarray
+    fit_scores: np.ndarray
     maps: np.ndarray
     prediction: Prediction
 

@@ -20,6 +20,7 @@ from serving.access.oidc import OidcConfig
 from serving.access.rates import RateLimits
 from serving.access.sessions import SessionLimits
 from serving.core.decoding import DecodingLimits
+from serving.core.fit import MisfitAction
 from serving.dicom.node_config import NodeConfig
 from serving.interfaces.rest.limits import FORM_OVERHEAD, JSON_BYTES
 
@@ -153,6 +154,16 @@ class DecodingConfig(_Section):
         return DecodingLimits(self.workers, self.seconds, self.memory_mb)
 
 
+class InputGuardConfig(_Section):
+    """What follows if an image is unlike those that the model was trained on.
+
+    Args:
+        action: ``warn``: the answer says so; ``abstain``: and the model abstains; ``refuse``: 422 instead of an answer.
+    """
+
+    action: MisfitAction = "abstain"
+
+
 class GRPCConfig(_Section):
     """Where the Open Inference Protocol is served by gRPC; None: nowhere."""
 
@@ -272,6 +283,7 @@ class ServerConfig(_Section):
     encoder_batch: BatchConfig = BatchConfig()
     cache_mb: Count = 256
     decoding: DecodingConfig = DecodingConfig()
+    input_guard: InputGuardConfig = InputGuardConfig()
     store: StoreConfig = StoreConfig()
     access: AccessConfig = AccessConfig()
     dicom: DicomConfig = DicomConfig()

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
+from csr.bundle.profile import is_coloured
 from csr.data.images import check_content, fit, read_image
 from csr.errors import ImageError
 from serving.dicom.deidentify import deidentify, read_as
@@ -78,7 +79,8 @@ def read(
     except ImageError as error:
         raise UnreadableImageError(str(error)) from None
     kept = None if source is None else read_as(source, placement.turn, frame).to_json()
-    about = {"shape": canvas.shape, "placement": asdict(placement), "source": kept}
+    coloured = is_coloured(image.pixels)
+    about = {"shape": canvas.shape, "placement": asdict(placement), "source": kept, "coloured": coloured}
     return json.dumps(about).encode(), canvas.tobytes()
 
 

@@ -37,7 +37,7 @@ class BatchingEngine:
     Args:
         engine: that computes.
         config: of the batches.
-        loop: on which batches gather; `encode` is called from other threads.
+        loop: on which batches gather; `run_encoder` is called from other threads.
         encoded: is told the size of each batch.
     """
 
@@ -51,18 +51,22 @@ class BatchingEngine:
         worker = ThreadPoolExecutor(1, "encode")
 
         @serve.batch(max_batch_size=config.images, batch_wait_timeout_s=config.wait_ms / 1000)
-        async def encode(images: list[np.ndarray]) -> list[np.ndarray]:
+        async def encode(images: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
             encoded(len(images))
-            return list(await loop.run_in_executor(worker, engine.encode, np.stack(images)))
+            answer = await loop.run_in_executor(worker, engine.run_encoder, np.stack(images))
+            return [{name: value[index : index + 1] for name, value in answer.items()} for index in range(len(images))]
 
         self._encode = encode
         self._worker = worker
 
     def encode(self, images: np.ndarray) -> np.ndarray:
+        return self.run_encoder(images)["patches"]
+
+    def run_encoder(self, images: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """All outputs, whichever are asked for: those of a batch may be asked for by others."""
         if len(images) > 1:  # a batch already
-            return self._engine.encode(images)
-        one = asyncio.run_coroutine_threadsafe(self._encode(images[0]), self._loop).result()
-        return one[None]
+            return self._engine.run_encoder(images, outputs)
+        return asyncio.run_coroutine_threadsafe(self._encode(images[0]), self._loop).result()
 
     def reason(
         self, patches: np.ndarray, interactions: Sequence[Interaction], outputs: Sequence[str] | None = None

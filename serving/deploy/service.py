@@ -93,13 +93,14 @@ class Service:
             followers.append(Follower("challenger", source, make, models, store, telemetry, (trial.mode, trial.share)))
         watch = Watch(followers, config.model.registry.poll_s)
         watch.start()
-        shadow = Shadow(models, store.ledger, telemetry)
+        action = config.input_guard.action
+        shadow = Shadow(models, store.ledger, telemetry, action)
         salt = read_secret(config.dicom.salt_file)
         own = None if decoding else DecodingPool(config.decoding.limits)
         pool = decoding or own
         assert pool is not None
         intake = Intake(pool, salt)
-        plane = DataPlane(models, store, intake, shadow, telemetry, config.cache_mb << 20)
+        plane = DataPlane(models, store, intake, shadow, telemetry, config.cache_mb << 20, action)
         nodes = {name: Node(name, each) for name, each in config.dicom.nodes.items()}
         return cls(
             models=models,
@@ -128,7 +129,10 @@ class Service:
         # The champion last: it is the one if a challenger has the same version.
         served = [*(model for role, model in self.models.in_service() if role == "challenger"), champion]
         return AuditedInference(
-            ServedVersions({model.version: model for model in served}, champion.version), self.store.ledger
+            ServedVersions({model.version: model for model in served}, champion.version),
+            self.store.ledger,
+            self.telemetry,
+            self.plane.action,
         )
 
     def check_ready(self) -> None:

@@ -167,7 +167,8 @@ class Documents:
         overlay = self._plane.overlay(answer.digest, concept, request, timing)
         size = self._plane.size(answer.digest, timing)
         drawn = picture(image, overlay, request.boxes, size)
-        said = f"Similarity to {concept}, {answer.after.top}; version {answer.model.version}"
+        unlike = "; image unlike the training images" if answer.after.fits.reasons else ""
+        said = f"Similarity to {concept}, {answer.after.top}{unlike}; version {answer.model.version}"
         return secondary_capture(source, drawn, said, _algorithm(answer), _now(), context)
 
     def _sources(self, digest: str) -> list[Numbered]:
@@ -218,6 +219,8 @@ def _reading(answer: InteractionAnswer, request: InteractionRequest, caller: Cal
         classes=tuple(ClassProbability(each.name, each.probability, each.name in said.found) for each in said.classes),
         boxes=tuple(ReaderBox(**box.model_dump()) for box in request.boxes),
         abstains=said.abstains,
+        fit_score=said.fits.score,
+        misfits=tuple(each.code for each in said.fits.reasons),
         reader=caller.actor.replace(":", ".")[:_PSEUDONYM],
     )
 

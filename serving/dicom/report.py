@@ -1,6 +1,7 @@
 """A reading as a DICOM structured report: TID 1500 Measurement Report, in PS3.16's terms where it has them.
 
-One measurement group for the model's word as a whole (does it abstain?), one a class, one a concept with what the
+One measurement group for the model's word as a whole (does it abstain? is the image like those that it was trained on,
+and if not, why?), one a class, one a concept with what the
 reader says of it, one a box of the reader. A concept with a peak is a planar region (TID 1410) of one point, a box one
 of a closed polyline, the others are measurements of the whole image (TID 1501). A box that shows a finding has the
 finding's code, so whoever looks for a concept finds the model's point and the reader's places. Coordinates are in
@@ -29,6 +30,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.valuerep import DA, TM
 
+from csr.bundle.profile import ReasonCode
 from serving.dicom.deidentify import DicomSource
 from serving.dicom.identity import NAME, NOTICE, UTF8, Algorithm, original, to_bytes
 from serving.errors import FrameError
@@ -44,6 +46,9 @@ def _code(value: str, meaning: str) -> sr.CodedConcept:
 
 ASSESSMENT = _code("ASSESSMENT", "Assessment of the image")
 ABSTAINS = _code("ABSTAINS", "Model abstains")
+FITS = _code("FITS", "Image is like the training images")
+FIT_SCORE = _code("FIT_SCORE", "Unlikeness to training images, limit 1")
+MISFIT = _code("MISFIT", "Reason against reading the image")
 CLASS = _code("CLASS", "Class")
 PREDICTED = _code("PREDICTED", "Predicted")
 CONCEPT = _code("CONCEPT", "Concept")
@@ -56,6 +61,23 @@ PLACE = _code("PLACE", "Reader's place of a finding")
 FOCUS = _code("FOCUS", "Region to focus on")
 IGNORE = _code("IGNORE", "Region to ignore")
 _VERDICTS = {"none": NO_VERDICT, "confirmed": CONFIRMED, "rejected": REJECTED}
+
+
+_MEANINGS: dict[ReasonCode, str] = {
+    "texture": "Texture unlike the training images",
+    "content": "Content unlike the training images",
+    "layout": "Layout unlike the training images",
+    "handedness": "Looks mirrored",
+    "grey_levels": "Grey values unlike the training images",
+    "detail": "Sharper, smoother or noisier than training images",
+    "modality": "Another modality than the training images",
+    "body_part": "Another body part than the training images",
+    "view": "Another view than the training images",
+    "photometric": "Another photometric interpretation than training images",
+    "secondary_capture": "Secondary capture",
+    "colour": "In colour, unlike the training images",
+    "aspect": "Another aspect ratio than the training images",
+}
 
 
 @dataclass(frozen=True)
@@ -96,6 +118,8 @@ class Reading:
     Args:
         findings, classes, boxes: see there.
         abstains: the model is not sure enough to answer; the rest is still what it would say.
+        fit_score: how unlike the training images the image is; None if that was not measured.
+        misfits: why it is unlike them; none if it is like them.
         reader: the reader's pseudonym, letters, digits and ``._-``; None if nobody but the model has read the image.
     """
 
@@ -103,6 +127,8 @@ class Reading:
     classes: tuple[ClassProbability, ...]
     boxes: tuple[ReaderBox, ...] = ()
     abstains: bool = False
+    fit_score: float | None = None
+    misfits: tuple[ReasonCode, ...] = ()
     reader: str | None = None
 
     def __post_init__(self) -> None:
@@ -167,16 +193,21 @@ def concept_code(name: str) -> sr.CodedConcept:
     return _named("C", name)
 
 
+def misfit_code(reason: ReasonCode) -> sr.CodedConcept:
+    """The private code of a reason against reading an image."""
+    return _named("M", reason, _MEANINGS[reason])
+
+
 def class_code(name: str) -> sr.CodedConcept:
     """The private code of a class; another one than that of a concept of the same name."""
     return _named("T", name)
 
 
-def _named(kind: str, name: str) -> sr.CodedConcept:
+def _named(kind: str, name: str, meaning: str | None = None) -> sr.CodedConcept:
     """A code value of 16 characters (SH) that depends on the name alone, and as much of the name as a meaning (LO) may
     hold. The whole name is the group's tracking identifier."""
     value = kind + hashlib.sha256(unicodedata.normalize("NFC", name).encode()).hexdigest()[:15].upper()
-    return _code(value, _printable(name)[:64])
+    return _code(value, _printable(meaning or name)[:64])
 
 
 def _printable(name: str) -> str:
@@ -218,7 +249,12 @@ class _Groups:
 
     def of(self, reading: Reading) -> list[_Group]:
         abstains = sr.QualitativeEvaluation(ABSTAINS, _yes_no(reading.abstains))
-        whole = self._whole_image("assessment", ASSESSMENT, None, [], [abstains])
+        said, measured = [abstains], []
+        if reading.fit_score is not None:
+            measured.append(sr.Measurement(FIT_SCORE, reading.fit_score, codes.UCUM.NoUnits))
+            said.append(sr.QualitativeEvaluation(FITS, _yes_no(not reading.misfits)))
+            said += [sr.QualitativeEvaluation(MISFIT, misfit_code(code)) for code in reading.misfits]
+        whole = self._whole_image("assessment", ASSESSMENT, None, measured, said)
         classes = [self._class(each) for each in reading.classes]
         findings = [self._finding(each) for each in reading.findings]
         return [whole, *classes, *findings, *(self._box(number, box) for number, box in enumerate(reading.boxes, 1))]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
+from csr.bundle.format import ENCODER_OUTPUTS, INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
 from csr.bundle.runtime import tensor_shapes
 from csr.interaction.corrections import Interaction, interaction_tensors
 from serving.errors import EngineUnavailableError, InvalidTensorError
@@ -25,9 +25,13 @@ class CheckedEngine(ABC):
         self._open = True
 
     def encode(self, images: np.ndarray) -> np.ndarray:
+        return self.run_encoder(images, ["patches"])["patches"]
+
+    def run_encoder(self, images: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         self._require_open()
+        names = _named(outputs, ENCODER_OUTPUTS, "encoder")
         self._check({"image": images}, len(images) if np.ndim(images) else 0)
-        return self._encode(images)
+        return self._encode(images, names)
 
     def reason(
         self, patches: np.ndarray, interactions: Sequence[Interaction], outputs: Sequence[str] | None = None
@@ -42,10 +46,7 @@ class CheckedEngine(ABC):
         self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray
     ) -> dict[str, np.ndarray]:
         self._require_open()
-        names = REASONER_OUTPUTS if outputs is None else tuple(dict.fromkeys(outputs))
-        if not names or (unknown := set(names) - set(REASONER_OUTPUTS)):
-            what = f"{sorted(unknown)[0]!r} is not one" if names else "none is named"
-            raise InvalidTensorError(f"outputs: {what}; the reasoner gives {', '.join(REASONER_OUTPUTS)}")
+        names = _named(outputs, REASONER_OUTPUTS, "reasoner")
         feeds = {"patches": patches, **tensors}
         if odd := set(feeds) ^ set(_REASONER_INPUTS):
             raise InvalidTensorError(f"{sorted(odd)[0]}: the reasoner takes exactly {', '.join(_REASONER_INPUTS)}")
@@ -67,12 +68,20 @@ class CheckedEngine(ABC):
                 raise InvalidTensorError(f"{name}: shape is {_said(tensor.shape)}, expected {_said(expected)}")
 
     @abstractmethod
-    def _encode(self, images: np.ndarray) -> np.ndarray:
-        """`encode` of a checked array."""
+    def _encode(self, images: np.ndarray, outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """`run_encoder` of a checked array."""
 
     @abstractmethod
     def _reason(self, tensors: dict[str, np.ndarray], outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
         """`run_reasoner` of checked arrays."""
+
+
+def _named(outputs: Sequence[str] | None, known: tuple[str, ...], graph: str) -> tuple[str, ...]:
+    names = known if outputs is None else tuple(dict.fromkeys(outputs))
+    if not names or (unknown := set(names) - set(known)):
+        what = f"{sorted(unknown)[0]!r} is not one" if names else "none is named"
+        raise InvalidTensorError(f"outputs: {what}; the {graph} gives {', '.join(known)}")
+    return names
 
 
 def _said(shape: tuple[int, ...]) -> str:

@@ -34,7 +34,7 @@ class OrtEngine(CheckedEngine):
         error = self._runner.golden_error()
         if not error <= GOLDEN_TOLERANCE:  # also when it is NaN
             raise BundleError(
-                f"{bundle.path}: the golden case differs by {error:.2e} in a logit or a map, above "
+                f"{bundle.path}: the golden case differs by {error:.2e} in a logit, a map or a fit score, above "
                 f"{GOLDEN_TOLERANCE:.0e}; "
                 "this machine does not compute what was exported"
             )
@@ -47,10 +47,14 @@ class OrtEngine(CheckedEngine):
         """Refuses calls from now on. The sessions go with the engine, after the last call that runs in them."""
         self._open = False
 
-    def _encode(self, images: np.ndarray) -> np.ndarray:
+    def _encode(self, images: np.ndarray, outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
         step = self._at_once or len(images)
-        parts = [self._runner.encode(images[start : start + step]) for start in range(0, len(images), step)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = [
+            self._runner.run_encoder(images[start : start + step], outputs) for start in range(0, len(images), step)
+        ]
+        return (
+            parts[0] if len(parts) == 1 else {name: np.concatenate([each[name] for each in parts]) for name in outputs}
+        )
 
     def _reason(self, tensors: dict[str, np.ndarray], outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
         patches = tensors.pop("patches")

@@ -21,6 +21,9 @@ class Engine(Protocol):
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8 B×C×S×S → patches float32 B×D'×h×w."""
 
+    def run_encoder(self, images: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """uint8 B×C×S×S → `csr.bundle.format.ENCODER_OUTPUTS`, or those of them that are named."""
+
     def reason(
         self, patches: np.ndarray, interactions: Sequence[Interaction], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:

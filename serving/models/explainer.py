@@ -14,6 +14,7 @@ from serving.interfaces.schemas import (
     ClassScore,
     ConceptFinding,
     Exemplar,
+    Fits,
     Peak,
     Prediction,
     ProbedConcept,
@@ -59,6 +60,7 @@ class Explainer:
         self,
         outputs: dict[str, np.ndarray],
         placement: Placement,
+        fits: Fits,
         corrected: Corrected | None = None,
     ) -> Prediction:
         """Explains the first study of a batch; what to ask next is for others (`serving.core.questions`).
@@ -66,6 +68,7 @@ class Explainer:
         Args:
             outputs: of the reasoner, batch first.
             placement: the study's.
+            fits: whether the study's image is like those of training.
             corrected: None if there is no interaction.
         """
         one = {name: value[0] for name, value in outputs.items() if name != "similarity_maps"}
@@ -82,7 +85,7 @@ class Explainer:
             top=classes[int(probabilities.argmax())],
             margin=float(decision_margin(probabilities, multilabel)),
             asks_for_help=bool(wants_help(probabilities, self.manifest.ask_margin, multilabel)),
-            abstains=below is not None and _confidence(probabilities, multilabel) < below,
+            abstains=fits.action == "abstain" or (below is not None and _confidence(probabilities, multilabel) < below),
             classes=[
                 ClassScore(name=name, probability=p, logit=logit, bias=b)
                 for name, p, logit, b in zip(
@@ -94,6 +97,7 @@ class Explainer:
             ],
             map_limit=float(max(one["concept_maps"].max(), 0.0)) if corrected is None else corrected.before.map_limit,
             questions=[],
+            fits=fits,
         )
 
     def probe(

@@ -12,7 +12,8 @@ import weakref
 from dataclasses import dataclass
 from typing import Literal
 
-from csr.bundle.format import Bundle
+from csr.bundle.format import Bundle, ConceptReference
+from csr.bundle.profile import InputProfile
 from serving.engines import Engine
 from serving.errors import NotReadyError
 from serving.interfaces.schemas import ModelRef
@@ -25,7 +26,8 @@ Mode = Literal["shadow", "weighted"]
 
 
 class Model:
-    """One bundle that passed its checks. Immutable, but for ``drift``, which is fed the studies that it predicts.
+    """One bundle that passed its checks. Immutable, but for ``drift`` and ``fit_drift``, which are fed the studies that
+    it predicts.
 
     Args:
         bundle: verified.
@@ -42,7 +44,9 @@ class Model:
         self.atlas = BundleAtlas(bundle)
         self.explainer = Explainer(bundle.manifest, self.atlas.entries)
         self.naming = bundle.naming()
+        self.profile = bundle.profile()
         self.drift = ConceptDrift(bundle.reference())
+        self.fit_drift = ConceptDrift([_score_reference(self.profile)])
         self.ref = ModelRef(version=version, digest=self.digest)
         weakref.finalize(self, engine.close)
 
@@ -50,6 +54,10 @@ class Model:
     def canvas_shape(self) -> tuple[int, int, int]:
         """C×S×S of what it looks at."""
         return (self.manifest.channels, self.manifest.side, self.manifest.side)
+
+
+def _score_reference(profile: InputProfile) -> ConceptReference:
+    return ConceptReference("fit score", profile.score_edges, profile.score_shares)
 
 
 @dataclass(frozen=True)

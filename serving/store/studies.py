@@ -36,12 +36,14 @@ class StoredStudy:
         placement: where the uploaded image lies on it; of the last upload, if several had these pixels.
         source: the allowed attributes of the DICOM file that it was just read from, as JSON; None for other files, and
             for a study from the store, see `load_sources`.
+        coloured: whether the file that it was just read from has colour, whatever is left of it on the canvas.
     """
 
     digest: str
     canvas: np.ndarray
     placement: Placement
     source: str | None = None
+    coloured: bool = False
 
 
 @dataclass(frozen=True)

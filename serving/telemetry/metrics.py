@@ -24,9 +24,10 @@ from prometheus_client import generate_latest as to_text
 from prometheus_client import values as value_kinds
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from csr.bundle.profile import ReasonCode
 from csr.errors import ConfigError
 from serving.errors import ServingError
-from serving.interfaces.schemas import InteractionRequest
+from serving.interfaces.schemas import Fits, InteractionRequest
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 DIGEST_CHARACTERS = 12  # of a digest, wherever telemetry names one
@@ -39,6 +40,7 @@ DicomOperation = Literal["search", "retrieve", "store"]
 _STEP_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
 _REQUEST_BUCKETS = (*_STEP_BUCKETS[3:], 30)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+_FIT_BUCKETS = (-0.5, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8, 16)
 
 
 def render(registry: CollectorRegistry = REGISTRY) -> tuple[bytes, str]:
@@ -120,6 +122,11 @@ class Metrics:
         self._predictions = counter("csr_predictions_total", "Predictions, by the most probable class.", model)
         self._abstentions = counter("csr_abstentions_total", "Predictions that abstain.", ("version",))
         self._help = counter("csr_help_requests_total", "Predictions that ask a reader for help.", ("version",))
+        self._misfits = counter("csr_misfits_total", "Predictions on images unlike the training images.")
+        reasons = counter("csr_misfit_reasons_total", "Why images did not fit; one can have several.", ("reason",))
+        self._reasons = {code: reasons.labels(code) for code in get_args(ReasonCode)}
+        self._fit = histogram("csr_fit_score", "How unlike the training images; 1 is the limit.", buckets=_FIT_BUCKETS)
+        self._fit_drift = gauge("csr_fit_drift", "PSI of the fit score.", multiprocess_mode="liveall")
         interactions = counter("csr_interactions_total", "Interactions, by what they hold.", ("kind",))
         self._interactions = {kind: interactions.labels(kind) for kind in get_args(InteractionKind)}
         flips = counter("csr_interaction_flips_total", "Interactions that changed the decision.", ("kind",))
@@ -198,6 +205,17 @@ class Metrics:
         self._predictions.labels(version, top).inc()
         self._abstentions.labels(version).inc(int(abstains))
         self._help.labels(version).inc(int(asks_for_help))
+
+    def judged(self, fits: Fits) -> None:
+        """An image was compared with the training images, to be predicted or to be refused."""
+        self._fit.observe(fits.score)
+        self._misfits.inc(int(bool(fits.reasons)))
+        for reason in fits.reasons:
+            self._reasons[reason.code].inc()
+
+    def fit_drift(self, value: float | None) -> None:
+        """The index of the fit score, as `concept_drift`."""
+        self._fit_drift.set(math.nan if value is None else value)
 
     def interacted(self, interaction: InteractionRequest, flipped: bool) -> None:
         """An interaction was applied; ``flipped`` if the decision is another one with it."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from csr.data.prepared import PreparedSet, PreparedWriter
 from csr.data.records import BOX_COLUMNS, Collection
+from csr.network.guard import Descriptions, Distance, InputGuard
 from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Floor, Reasoner
 from csr.network.trained import TrainedCSR
@@ -146,6 +147,14 @@ def make_reasoner(
     }
     reasoner.load_state_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()})
     return reasoner
+
+
+def make_guard(csr: TrainedCSR, images: torch.Tensor) -> InputGuard:
+    """Distances from 0 in plain units, of a guard that fits nothing."""
+    describe = Descriptions(images.shape[-1])
+    with torch.no_grad():
+        described = describe(images, *csr.encoder.depths(images))
+    return InputGuard(describe, {part: Distance(each.shape[1], each.shape[1]) for part, each in described.items()})
 
 
 def make_patches(seed: int, batch: int = 2, width: int = 5, cells: tuple[int, int] = (3, 4)) -> torch.Tensor:

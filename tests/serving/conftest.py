@@ -39,9 +39,12 @@ class CountingEngine:
         self.encoded = 0
 
     def encode(self, images: np.ndarray) -> np.ndarray:
+        return self.run_encoder(images)["patches"]
+
+    def run_encoder(self, images: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         with self._lock:
             self.encoded += len(images)
-        return self._engine.encode(images)
+        return self._engine.run_encoder(images, outputs)
 
     def run_reasoner(
         self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray

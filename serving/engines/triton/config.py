@@ -20,7 +20,7 @@ from typing import Any, Literal
 from tritonclient.grpc import model_config_pb2 as triton
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
+from csr.bundle.format import ENCODER_OUTPUTS, INTERACTION_INPUTS, REASONER_OUTPUTS, Manifest
 from csr.bundle.runtime import tensor_shapes
 
 Backend = Literal["onnxruntime", "python"]
@@ -35,7 +35,7 @@ VERSIONS_LOADED = 2  # the champion and the one before: replicas that switch, or
 
 
 def encoder_config(about: Manifest, backend: Backend, threads: int = 1, instances: int = 1) -> ModelConfig:
-    """``image`` uint8 C×S×S → ``patches`` float32 D'×h×w, each with a batch axis in front.
+    """``image`` uint8 C×S×S → ``patches`` float32 D'×h×w and ``fit_scores`` R, each with a batch axis in front.
 
     Args:
         about: the bundle's manifest.
@@ -45,7 +45,7 @@ def encoder_config(about: Manifest, backend: Backend, threads: int = 1, instance
     """
     config = _config(ENCODER, backend, threads)
     _tensors(config.input, about, ["image"])
-    _tensors(config.output, about, ["patches"])
+    _tensors(config.output, about, ENCODER_OUTPUTS)
     # No queue delay: an idle server encodes at once, a busy one batches what gathered meanwhile.
     config.dynamic_batching.default_queue_policy.max_queue_size = QUEUE_LIMIT
     if backend == "onnxruntime":
@@ -74,7 +74,7 @@ def reasoner_config(about: Manifest, backend: Backend, threads: int = 1, instanc
 
 
 def ensemble_config(about: Manifest, version: int, digest: str) -> ModelConfig:
-    """An image and an interaction → every output of the reasoner, by this version of both models.
+    """An image and an interaction → ``fit_scores`` and every output of the reasoner, by this version of both models.
 
     Args:
         about: the bundle's manifest.
@@ -85,8 +85,8 @@ def ensemble_config(about: Manifest, version: int, digest: str) -> ModelConfig:
     config.version_policy.specific.versions.append(version)
     config.parameters[bundle_key(version)].string_value = digest
     _tensors(config.input, about, ["image", *INTERACTION_INPUTS])
-    _tensors(config.output, about, REASONER_OUTPUTS)
-    steps = {ENCODER: (["image"], ["patches"]), REASONER: (["patches", *INTERACTION_INPUTS], REASONER_OUTPUTS)}
+    _tensors(config.output, about, ["fit_scores", *REASONER_OUTPUTS])
+    steps = {ENCODER: (["image"], ENCODER_OUTPUTS), REASONER: (["patches", *INTERACTION_INPUTS], REASONER_OUTPUTS)}
     for model, (inputs, outputs) in steps.items():
         step = config.ensemble_scheduling.step.add(model_name=model, model_version=version)
         step.input_map.update({name: name for name in inputs})

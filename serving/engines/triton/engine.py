@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from csr.bundle.format import COMPARED_OUTPUTS, INTERACTION_INPUTS, Bundle
-from csr.bundle.runtime import GOLDEN_TOLERANCE
+from csr.bundle.format import COMPARED_OUTPUTS, ENCODER_OUTPUTS, INTERACTION_INPUTS, Bundle
+from csr.bundle.runtime import GOLDEN_TOLERANCE, golden_gap
 from csr.errors import BundleError, ConfigError
 from serving.engines.checked import CheckedEngine
 from serving.engines.triton.client import TritonClient
@@ -97,8 +97,8 @@ class TritonEngine(CheckedEngine):
         self._open = False
         self._client.close(self._timeout_s)
 
-    def _encode(self, images: np.ndarray) -> np.ndarray:
-        return self._ask(ENCODER, {"image": images}, ["patches"])["patches"]
+    def _encode(self, images: np.ndarray, outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
+        return self._ask(ENCODER, {"image": images}, outputs)
 
     def _reason(self, tensors: dict[str, np.ndarray], outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
         return self._ask(REASONER, tensors, outputs)
@@ -179,13 +179,12 @@ class TritonEngine(CheckedEngine):
         BundleError: see the constructor.
         """
         golden = self._golden
-        patches = self._batches(ENCODER, {"image": golden["image"]}, ["patches"], remaining)["patches"]
-        tensors = {name: golden[name] for name in INTERACTION_INPUTS}
-        answer = self._batches(REASONER, {"patches": patches, **tensors}, list(COMPARED_OUTPUTS), remaining)
-        error = float(np.max([np.abs(answer[name] - golden[f"expected_{name}"]).max() for name in COMPARED_OUTPUTS]))
+        encoded = self._batches(ENCODER, {"image": golden["image"]}, ENCODER_OUTPUTS, remaining)
+        tensors = {name: golden[name] for name in INTERACTION_INPUTS} | {"patches": encoded["patches"]}
+        error = golden_gap(golden, encoded | self._batches(REASONER, tensors, COMPARED_OUTPUTS, remaining))
         if not error <= GOLDEN_TOLERANCE:  # also when it is NaN
             raise BundleError(
-                f"Triton at {self.url}: the golden case differs by {error:.2e} in a logit or a map, above "
+                f"Triton at {self.url}: the golden case differs by {error:.2e} in a logit, a map or a fit score, above "
                 f"{GOLDEN_TOLERANCE:.0e}; this server does not compute what was exported"
             )
 

@@ -15,9 +15,11 @@ import numpy as np
 
 from csr.data.images import pixel_digest
 from serving.access.authenticator import asking
+from serving.core.fit import MisfitAction, require_fit, tensor_fits
 from serving.interfaces.oip import BundleModels, ModelSpec, ServedVersions
 from serving.store.entries import Entry
 from serving.store.ledger import Ledger
+from serving.telemetry import Telemetry
 
 _MAPS = frozenset({"patches", "similarity_maps", "concept_maps"})  # large, and decided by the rest
 
@@ -28,11 +30,16 @@ class AuditedInference:
     Args:
         served: what answers. It is held, so a roll-out meanwhile closes no engine that is in use.
         ledger: where answers go.
+        telemetry: is told how images fit.
+        action: what follows if one is unlike those that the model was trained on. ``warn`` and ``abstain`` are the
+            same here: whoever asks for tensors asks for ``fit_scores`` among them.
     """
 
-    def __init__(self, served: ServedVersions, ledger: Ledger) -> None:
+    def __init__(self, served: ServedVersions, ledger: Ledger, telemetry: Telemetry, action: MisfitAction) -> None:
         self._served = served
         self._ledger = ledger
+        self._telemetry = telemetry
+        self._action: MisfitAction = action
         self._inner = BundleModels(served)
 
     def spec(self, name: str, version: str | None = None) -> ModelSpec:
@@ -42,16 +49,23 @@ class AuditedInference:
         self, name: str, version: str | None, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> tuple[str, dict[str, np.ndarray]]:
         started = perf_counter()
-        answered, values = self._inner.infer(name, version, inputs, outputs)
+        asked = list(dict.fromkeys([*outputs, "fit_scores"])) if "image" in inputs else outputs
+        answered, values = self._inner.infer(name, version, inputs, asked)
+        fits = tensor_fits(values["fit_scores"], self._action) if "image" in inputs else []
+        for each in fits:
+            self._telemetry.metrics.judged(each)
+        for row, each in enumerate(fits):
+            require_fit(each, f"image[{row}]")
         body = {
             "version": answered,
             "request": {"model": name, "inputs": {key: _digests(key, value) for key, value in inputs.items()}},
             "before": None,
             "after": {key: _digests(key, value) for key, value in values.items() if key not in _MAPS},
+            "fits": [{"score": each.score, "reasons": [reason.code for reason in each.reasons]} for each in fits],
             "latency_ms": round((perf_counter() - started) * 1000, 3),
         }
         self._ledger.append([Entry("inference", asking.get(), self._served.bundles[answered].digest, body)])
-        return answered, values
+        return answered, {output: values[output] for output in outputs}
 
 
 def _digests(name: str, tensor: np.ndarray) -> list[str]:

@@ -10,6 +10,9 @@ names):
 - ``places`` K×h×w: 1 in the cells of a concept's finding boxes, else 0; the concept must be confirmed too;
 - ``absent_weight``: 1, or 0 where rejected scores become 0 instead of those of an image without the concept.
 
+Whoever sends an image also gets ``fit_scores``, one for each of `csr.bundle.profile.PARTS`: where one is above 1 the
+image is unlike the training images, and what else is said of it should not be believed.
+
 A client that encodes and reasons in two requests must name the version in both: patches of one bundle mean nothing to
 another's reasoner.
 """
@@ -114,8 +117,8 @@ class TensorEngine(Protocol):
     """Runs a bundle's graphs on ready tensors, from many threads at once (as `csr.bundle.runtime.BundleRunner`
     does)."""
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8 B×C×S×S → patches float32 B×D'×h×w."""
+    def run_encoder(self, images: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """uint8 B×C×S×S → `csr.bundle.format.ENCODER_OUTPUTS`, or those of them that are named."""
 
     def run_reasoner(
         self, patches: np.ndarray, outputs: Sequence[str] | None = None, **tensors: np.ndarray
@@ -186,11 +189,12 @@ def model_specs(about: Manifest, version: str = "1", versions: tuple[str, ...] =
             TensorSpec(name, "UINT8" if name == "image" else "FP32", (-1, *(shapes[name] or (1,)))) for name in names
         )
 
-    answer = specs(*REASONER_OUTPUTS)
+    image, patches, said = specs("image"), specs("patches"), specs(*INTERACTION_INPUTS)
+    fits, answer = specs("fit_scores"), specs(*REASONER_OUTPUTS)
     return {
-        ENSEMBLE: ModelSpec(ENSEMBLE, version, versions, "ensemble", specs("image", *INTERACTION_INPUTS), answer),
-        ENCODER: ModelSpec(ENCODER, version, versions, _GRAPH, specs("image"), specs("patches")),
-        REASONER: ModelSpec(REASONER, version, versions, _GRAPH, specs("patches", *INTERACTION_INPUTS), answer),
+        ENSEMBLE: ModelSpec(ENSEMBLE, version, versions, "ensemble", image + said, fits + answer),
+        ENCODER: ModelSpec(ENCODER, version, versions, _GRAPH, image, patches + fits),
+        REASONER: ModelSpec(REASONER, version, versions, _GRAPH, patches + said, answer),
     }
 
 
@@ -211,9 +215,11 @@ def request_bytes(spec: ModelSpec) -> int:
 def _run(
     engine: TensorEngine, name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    patches = inputs["patches"] if name == REASONER else engine.encode(inputs["image"])
-    if name == ENCODER:
-        return {"patches": patches}
+    encoded = {} if name == REASONER else engine.run_encoder(inputs["image"])
+    wanted = [output for output in outputs if output not in encoded]
+    if not wanted:
+        return encoded
+    patches = inputs["patches"] if name == REASONER else encoded["patches"]
     tensors = {each: inputs[each] for each in INTERACTION_INPUTS}
     tensors["absent_weight"] = tensors["absent_weight"][:, 0]
-    return engine.run_reasoner(patches, outputs, **tensors)
+    return encoded | engine.run_reasoner(patches, wanted, **tensors)

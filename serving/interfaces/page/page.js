@@ -4,7 +4,7 @@
 
 import * as api from "./api.js";
 import { askAgain, askName, drawQuestion, hideAsk } from "./questions.js";
-import { drawClasses, drawConcepts, drawExemplars, element, plain } from "./results.js";
+import { drawClasses, drawConcepts, drawExemplars, drawMisfit, element, plain } from "./results.js";
 import { Stage } from "./stage.js";
 import { EMPTY, nudged, touched, withAnswer, withBox, withBoxAt, withoutBox } from "./state.js";
 
@@ -78,6 +78,7 @@ function open(file, name, sample = null) {
     [doubts, kept, skipped, pending] = [[], new Set(), new Set(), null];
     chosen = { concept: study.order[0], class: null };
     showError("");
+    drawMisfit(after.fits);
     byId("hint").hidden = true;
     byId("result-body").hidden = false;
     byId("result-empty").hidden = true;

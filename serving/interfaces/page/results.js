@@ -45,13 +45,24 @@ function change(delta, text) {
   return element("span", { class: `delta ${delta < 0 ? "down" : "up"}` }, text);
 }
 
+// What does not fit is said above everything else, before any number.
+export function drawMisfit({ reasons, action }) {
+  const follows = action === "abstain" ? "The model abstains." : "Do not rely on what the model says.";
+  byId("misfit-title").textContent = reasons.length ? `This image is unlike those that the model was trained on. ${follows}` : "";
+  byId("misfit-reasons").replaceChildren(...reasons.map(({ code, message }) => element("li", { "data-reason": code }, message)));
+  byId("misfit").hidden = reasons.length === 0;
+}
+
 // Where a study can have several classes each is decided on its own, so the notes name the one it is least sure of.
 function drawNotes(prediction) {
   const several = prediction.task === "multilabel";
   const doubt = ({ probability }) => Math.abs(probability - 0.5);
   const least = prediction.classes.reduce((one, other) => (doubt(other) < doubt(one) ? other : one));
   const doubtful = `${plain(least.name)} (${chance(prediction, least.probability)})`;
-  byId("abstains").textContent = several
+  const misfit = prediction.fits.action === "abstain";
+  byId("abstains").textContent = misfit
+    ? "The model abstains: the image is unlike those that it was trained on. What follows is what it would have said."
+    : several
     ? `The model abstains: it is not sure enough of every class, and least of ${doubtful}. What follows is what it would have said.`
     : "The model abstains: it is not sure enough of any class. What follows is what it would have said.";
   byId("help").textContent = several

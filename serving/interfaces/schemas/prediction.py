@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 from urllib.parse import quote
 
+from csr.bundle.profile import ReasonCode
 from serving.interfaces.schemas.base import Answer
 
 Task = Literal["multiclass", "multilabel"]
@@ -78,6 +79,29 @@ class NextQuestion(Answer):
     reason: str
 
 
+class MisfitReason(Answer):
+    """Why an image does not fit: ``code`` is one of `csr.bundle.profile.ReasonCode`, ``message`` a sentence for
+    people."""
+
+    code: ReasonCode
+    message: str
+
+
+class Fits(Answer):
+    """Whether an image is like those that the model was trained on; it is where there are no ``reasons``.
+
+    ``score``: how unlike it is by its pixels; above ``limit``, which 1 % of good validation images are, there is a
+    reason. What its file says of itself can be another, whatever the score. ``action``: what follows, as the server is
+    configured: ``none`` where it fits, else ``warn``, or ``abstain``: the prediction abstains for it. A server that
+    refuses what does not fit gives no prediction.
+    """
+
+    score: float
+    limit: float
+    reasons: list[MisfitReason]
+    action: Literal["none", "warn", "abstain", "refuse"]
+
+
 class Prediction(Answer):
     """What the model says about a study, with or without an interaction.
 
@@ -86,7 +110,9 @@ class Prediction(Answer):
     ``margin`` is `csr.interaction.corrections.decision_margin`; ``asks_for_help``: it is below
     `csr.bundle.format.Manifest.ask_margin`. ``map_limit`` is the similarity that overlays draw at full strength: the
     largest of the study without interaction, so that pictures compare. ``abstains``: the model is not sure enough to
-    answer (`csr.bundle.format.Manifest.abstain_below`); the rest is still what it would say. ``questions``: what is
+    answer (`csr.bundle.format.Manifest.abstain_below`), or the image does not fit and the server abstains from such
+    images; the rest is still what it would say. ``fits``: whether the image is like those that it was trained on;
+    no interaction changes that. ``questions``: what is
     worth asking the reader next, at most three, that with the largest effect first; none where no answer is expected to
     tell `csr.bundle.format.Manifest.least_effect` bits.
     """
@@ -101,6 +127,7 @@ class Prediction(Answer):
     concepts: list[ConceptFinding]
     map_limit: float
     questions: list[NextQuestion]
+    fits: Fits
 
 
 class ClassChange(Answer):

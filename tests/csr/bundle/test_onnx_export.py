@@ -24,11 +24,12 @@ from csr.errors import BundleError, ConfigError
 from csr.interaction.corrections import Interaction, RegionBox
 from csr.interaction.naming_fit import fit_naming
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.network.guard import GuardedEncoder
 from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import DEFAULT_ALPHA, Floor
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
-from tests.csr.synthetic import CLASSES, CONCEPTS, make_collection, make_prepared, make_reasoner
+from tests.csr.synthetic import CLASSES, CONCEPTS, make_collection, make_guard, make_prepared, make_reasoner
 
 
 def make_csr(seed: int, floor: Floor = "zero") -> TrainedCSR:
@@ -49,21 +50,22 @@ def make_csr(seed: int, floor: Floor = "zero") -> TrainedCSR:
     return TrainedCSR(concept_model, prototypes, reasoner, CONCEPTS, CLASSES).eval()
 
 
+def images_of(seed: int, batch: int) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(seed).integers(0, 256, (batch, 1, 32, 32), dtype=np.uint8))
+
+
 @pytest.fixture(scope="module", params=["zero", "absent"])
 def exported(tmp_path_factory, request) -> SimpleNamespace:
     folder, model = tmp_path_factory.mktemp("graphs"), make_csr(0, request.param)
-    export_graphs(model, torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8), folder)
+    guard = make_guard(model, images_of(7, 4))
+    export_graphs(model, guard, images_of(8, 2), folder)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     encoder, reasoner = (
         ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
         for name in ("encoder.onnx", "reasoner.onnx")
     )
-    return SimpleNamespace(model=model, folder=folder, encoder=encoder, reasoner=reasoner)
-
-
-def images_of(seed: int, batch: int) -> torch.Tensor:
-    return torch.tensor(np.random.default_rng(seed).integers(0, 256, (batch, 1, 32, 32), dtype=np.uint8))
+    return SimpleNamespace(model=model, guard=guard, folder=folder, encoder=encoder, reasoner=reasoner)
 
 
 def interaction_of(seed: int, batch: int) -> dict[str, np.ndarray]:
@@ -82,10 +84,11 @@ def interaction_of(seed: int, batch: int) -> dict[str, np.ndarray]:
 def test_both_graphs_take_any_batch_size_and_agree_with_torch(exported, batch):
     images, tensors = images_of(batch, batch), interaction_of(batch, batch)
     with torch.no_grad():
-        patches = exported.model.encoder(images)
+        patches, scores = GuardedEncoder(exported.model.encoder, exported.guard)(images)
         answer = exported.model.reasoner(patches, *(torch.tensor(value) for value in tensors.values()))
-    (own,) = exported.encoder.run(None, {"image": images.numpy()})
+    own, own_scores = exported.encoder.run(None, {"image": images.numpy()})
     np.testing.assert_allclose(own, patches, atol=1e-4)
+    np.testing.assert_allclose(own_scores, scores, atol=1e-3)
     for name, value in zip(REASONER_OUTPUTS, exported.reasoner.run(None, {"patches": own, **tensors}), strict=True):
         np.testing.assert_allclose(value, getattr(answer, name), atol=2e-3, rtol=1e-3, err_msg=name)
 
@@ -105,7 +108,7 @@ def test_the_reasoner_graph_agrees_with_torch_for_any_patches_and_interaction(ex
 
 def test_the_graphs_name_their_inputs_and_outputs_as_the_bundle_says(exported):
     assert [each.name for each in exported.encoder.get_inputs()] == ["image"]
-    assert [each.name for each in exported.encoder.get_outputs()] == ["patches"]
+    assert [each.name for each in exported.encoder.get_outputs()] == ["patches", "fit_scores"]
     assert [each.name for each in exported.reasoner.get_inputs()] == ["patches", *INTERACTION_INPUTS]
     assert tuple(each.name for each in exported.reasoner.get_outputs()) == REASONER_OUTPUTS
     assert exported.encoder.get_inputs()[0].type == "tensor(uint8)"
@@ -117,12 +120,12 @@ def test_the_graphs_are_self_contained(exported):
 
 def test_parity_of_an_exported_model_is_small_and_grows_with_the_gap_between_the_two(exported):
     images, tensors = images_of(0, 20), interaction_of(0, 20)
-    assert measure_parity(exported.model, images, tensors, exported.folder) < 1e-3
+    assert measure_parity(exported.model, exported.guard, images, tensors, exported.folder) < 1e-3
     bias = exported.model.reasoner.head.bias
     with torch.no_grad():
         bias[1] += 0.5
         try:
-            gap = measure_parity(exported.model, images, tensors, exported.folder)
+            gap = measure_parity(exported.model, exported.guard, images, tensors, exported.folder)
         finally:
             bias[1] -= 0.5
     assert gap == pytest.approx(0.5, abs=1e-2)
@@ -143,11 +146,11 @@ def test_parity_looks_at_every_image_and_at_answers_and_places_too(exported, nam
     tensors["places"][19] = said == 0
     reasoner = exported.model.reasoner
     alive, moved = reasoner.alive > 0, getattr(reasoner, name)
-    before = measure_parity(exported.model, images, tensors, exported.folder)
+    before = measure_parity(exported.model, exported.guard, images, tensors, exported.folder)
     with torch.no_grad():
         moved[alive] += said or 1
         try:
-            after = measure_parity(exported.model, images, tensors, exported.folder)
+            after = measure_parity(exported.model, exported.guard, images, tensors, exported.folder)
         finally:
             moved[alive] -= said or 1
     assert before < 1e-3 < 0.1 < after
@@ -164,9 +167,9 @@ def test_parity_finds_a_graph_that_is_deaf_to_an_input(exported, tmp_path, monke
         neutral = torch.full_like(heard[deaf], deaf not in ("answers", "places"))
         return forward(patches, **(heard | {deaf: neutral}))
 
-    assert measure_parity(exported.model, images, tensors, exported.folder) < 1e-3
+    assert measure_parity(exported.model, exported.guard, images, tensors, exported.folder) < 1e-3
     monkeypatch.setattr(exported.model.reasoner, "forward", without)
-    assert measure_parity(exported.model, images, tensors, exported.folder) > 1e-2
+    assert measure_parity(exported.model, exported.guard, images, tensors, exported.folder) > 1e-2
 
 
 def test_parity_that_is_no_number_anywhere_is_no_number(exported):
@@ -177,7 +180,7 @@ def test_parity_that_is_no_number_anywhere_is_no_number(exported):
         held = bias.clone()
         bias[1] = float("nan")
         try:
-            gap = measure_parity(exported.model, images, tensors, exported.folder)
+            gap = measure_parity(exported.model, exported.guard, images, tensors, exported.folder)
         finally:
             bias.copy_(held)
     assert np.isnan(gap)
@@ -279,7 +282,11 @@ def test_the_golden_case_holds_every_kind_of_box_and_answer(tmp_path, monkeypatc
     bundle, _ = write_bundle(tmp_path / "bundle", data, cache_of(data, model), model, NO_ATLAS, config, ORIGIN)
     assert bundle.manifest.alpha == 0.4 and (model.reasoner.alpha == 0.4).all()
     golden = bundle.golden()
-    assert set(golden) == {"image", *INTERACTION_INPUTS, *(f"expected_{name}" for name in REASONER_OUTPUTS[1:])}
+    assert set(golden) == {
+        "image",
+        *INTERACTION_INPUTS,
+        *(f"expected_{name}" for name in ("fit_scores", *REASONER_OUTPUTS[1:])),
+    }
     assert {-1.0, 0.0, 1.0} <= set(golden["importance"].ravel().tolist())
     assert set(golden["answers"].ravel().tolist()) == {-1, 1} and set(golden["absent_weight"].tolist()) == {0, 1}
     assert golden["places"].any((2, 3)).sum() == 2

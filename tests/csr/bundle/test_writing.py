@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csr.bundle.atlas import Atlas
-from csr.bundle.runtime import BundleRunner
+from csr.bundle.runtime import FIT_TOLERANCE, GOLDEN_TOLERANCE, BundleRunner, golden_gap
 from csr.bundle.writing import REFERENCE_BINS, ExportConfig, Provenance, concept_references, write_bundle
 from csr.interaction.corrections import Interaction
 
@@ -83,3 +83,21 @@ def test_the_reference_is_small_and_the_same_at_every_export(tiny_run, tmp_path)
     assert (again.path / "reference.json").read_bytes() == first
     assert len(first) < 1000 * len(again.manifest.concepts)
     assert "NaN" not in first.decode() and json.loads(first)
+
+
+def test_a_header_that_nobody_knows_cannot_be_expected():
+    assert ExportConfig(expects={"modality": ("CR", "DX")}).expects
+    with pytest.raises(ValueError, match=r"export\.expects: 'modalty' is none of modality, body_part"):
+        ExportConfig(expects={"modalty": ("CR",)})
+
+
+def test_the_bundle_holds_the_profile_of_what_it_was_trained_on(tiny_run):
+    """And the golden case the scores, which no server may compute otherwise."""
+    profile, golden = tiny_run.bundle.profile(), tiny_run.bundle.golden()
+    assert (profile.side, profile.body_part) == (tiny_run.data.side, ("CHEST",))
+    scores = BundleRunner(tiny_run.bundle).run_encoder(golden["image"], ["fit_scores"])["fit_scores"]
+    np.testing.assert_allclose(scores, golden["expected_fit_scores"], atol=FIT_TOLERANCE)
+    altered = golden | {"expected_fit_scores": golden["expected_fit_scores"] + 0.1}
+    answer = {name.removeprefix("expected_"): value for name, value in golden.items()}
+    assert golden_gap(golden, answer) == 0
+    assert golden_gap(altered, answer) > GOLDEN_TOLERANCE

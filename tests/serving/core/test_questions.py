@@ -266,8 +266,8 @@ def test_the_best_question_orders_the_worklist(plane: DataPlane, service: Servic
 def test_a_bundle_of_the_last_format_is_refused_with_what_to_do(bundle: Bundle, tmp_path: Any) -> None:
     shutil.copytree(bundle.path, tmp_path / "old")
     file = tmp_path / "old" / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 4}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 5}))
     service = make_service(tmp_path / "old", tmp_path / "state")
-    with pytest.raises(NotReadyError, match="format is 4, this version reads 5; export the bundle again"):
+    with pytest.raises(NotReadyError, match="format is 5, this version reads 6; export the bundle again"):
         service.check_ready()
     service.close()

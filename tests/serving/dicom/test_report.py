@@ -46,6 +46,8 @@ READING = Reading(
         ReaderBox(4, 5, 10, 12, "finding", "mass"),
     ),
     abstains=True,
+    fit_score=3.25,
+    misfits=("layout", "body_part"),
     reader="reader-7",
 )
 
@@ -96,6 +98,12 @@ def test_it_says_what_the_reading_says(source):
         "box 3",
     ]
     assert found["assessment"]["Model abstains"] == ["Yes"]
+    assert found["assessment"]["Unlikeness to training images, limit 1"] == [3.25]
+    assert found["assessment"]["Image is like the training images"] == ["No"]
+    assert found["assessment"]["Reason against reading the image"] == [
+        "Layout unlike the training images",
+        "Another body part than the training images",
+    ]
     assert [found[name]["Probability"][0] for name in ("sick", "healthy", "Erguß")] == [0.7, 0.3, 1e-9]
     assert math.isclose(found["nodule"]["Probability"][0], 0.8812345678901234, rel_tol=1e-13)
     assert [found[name]["Predicted"] for name in ("sick", "healthy")] == [["Yes"], ["No"]]

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from csr.bundle.format import Bundle
@@ -20,7 +22,7 @@ from serving.core.study_cache import StudyCache
 from serving.deploy.service import Service
 from serving.interfaces.rest.app import create_server
 from serving.store.schema import assessment, study
-from tests.serving.conftest import make_service
+from tests.serving.conftest import make_service, png
 
 FLAGS = [
     "--headless",
@@ -174,6 +176,28 @@ def test_the_page_says_when_the_model_abstains(
     monkeypatch.undo()
     say(page, "mass", "rejected")
     expect(sentence).to_be_hidden()
+
+
+def test_the_page_says_that_an_image_does_not_fit_before_any_number(page: Page, bundle: Bundle) -> None:
+    banner = page.locator("#misfit")
+    expect(banner).to_be_hidden()
+    grey = np.asarray(Image.open(bundle.path / "samples" / "00.png"))
+    page.locator("#file").set_input_files({"name": "odd.png", "mimeType": "image/png", "buffer": png(255 - grey)})
+    expect(banner).to_be_visible()
+    settled(page)
+    expect(banner).to_contain_text("This image is unlike those that the model was trained on. The model abstains.")
+    expect(banner.locator("li").first).not_to_be_empty()
+    noted = re.compile("abstains: the image is unlike those that it was trained on")
+    expect(page.locator("#abstains")).to_have_text(noted)
+    ends = page.evaluate("""() => {
+        const follows = document.querySelector("#misfit").compareDocumentPosition(document.querySelector("#classes"));
+        return follows & Node.DOCUMENT_POSITION_FOLLOWING;
+    }""")
+    assert ends, "who reads the page in order hears it first"
+    say(page, "mass", "rejected")
+    expect(banner).to_be_visible()
+    page.get_by_role("button", name="1", exact=True).click()
+    expect(banner).to_be_hidden()
 
 
 def test_reset_can_be_undone(page: Page) -> None:

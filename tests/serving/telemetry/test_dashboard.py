@@ -30,6 +30,7 @@ LABELS = {
     "csr_interactions": {"kind"},
     "csr_interaction_flips": {"kind"},
     "csr_concept_drift": {"concept"},
+    "csr_misfit_reasons": {"reason"},
     "csr_model_info": {"role", "version", "digest"},
     "csr_dicom_seconds": {"operation"},
     "csr_dicom_failures": {"operation"},
@@ -139,12 +140,20 @@ def test_latency_is_shown_at_three_quantiles_by_route_and_by_step() -> None:
 
 def test_alerts_say_how_grave_they_are_and_what_to_do() -> None:
     names = [rule["alert"] for rule in rules()]
-    assert names == ["CsrNotReady", "CsrErrors", "CsrSlow", "CsrConceptDrift", "CsrLedgerFails"]
+    assert names == [
+        "CsrNotReady",
+        "CsrErrors",
+        "CsrSlow",
+        "CsrConceptDrift",
+        "CsrMisfits",
+        "CsrFitDrift",
+        "CsrLedgerFails",
+    ]
     for rule in rules():
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert set(rule["annotations"]) == {"summary", "description"}
-    drift = rules()[names.index("CsrConceptDrift")]
-    assert drift["expr"].endswith(f"> {ALARM}")
+    for name in ("CsrConceptDrift", "CsrFitDrift"):
+        assert rules()[names.index(name)]["expr"].endswith(f"> {ALARM}")
 
 
 def test_prometheus_scrapes_the_metrics_and_reads_the_alerts() -> None:

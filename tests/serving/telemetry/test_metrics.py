@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -16,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from csr.errors import ConfigError
 from csr.interaction.corrections import Interaction, RegionBox
 from serving.errors import UnknownStudyError
+from serving.interfaces.schemas import Fits, MisfitReason
 from serving.telemetry.metrics import FOLDER_VARIABLE, Metrics, forget_process, prepare_folder, render
 from tests.serving.telemetry.samples import Samples, parse, read, value
 
@@ -45,6 +47,11 @@ def one(name: str, by: float = 1, **labels: str) -> Change:
 
 def timed(name: str, seconds: float, **labels: str) -> Change:
     return one(f"{name}_count", **labels) | one(f"{name}_sum", seconds, **labels)
+
+
+def fits(score: float, *codes: Any) -> Fits:
+    reasons = [MisfitReason(code=code, message=code) for code in codes]
+    return Fits(score=score, limit=1.0, reasons=reasons, action="warn" if codes else "none")
 
 
 MODEL = {"role": "champion", "version": "7", "digest": "a" * 12}
@@ -78,6 +85,12 @@ CALLS: list[tuple[Callable[[Metrics], None], Change]] = [
         one("csr_interactions_total", kind="both") | one("csr_interaction_flips_total", kind="both"),
     ),
     (lambda m: m.concept_drift({"a": 0.3}), one("csr_concept_drift", 0.3, concept="a")),
+    (lambda m: m.judged(fits(0.5)), timed("csr_fit_score", 0.5)),
+    (
+        lambda m: m.judged(fits(4.0, "layout")),
+        timed("csr_fit_score", 4.0) | one("csr_misfits_total") | one("csr_misfit_reasons_total", reason="layout"),
+    ),
+    (lambda m: m.fit_drift(0.3), one("csr_fit_drift", 0.3)),
     (lambda m: m.ledger_appended(0.125), timed("csr_ledger_append_seconds", 0.125)),
     (lambda m: m.ledger_failed(), one("csr_ledger_failures_total")),
     (lambda m: m.ready(True), one("csr_ready")),

@@ -23,7 +23,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS, Bundle
-from csr.bundle.runtime import BundleRunner
+from csr.bundle.runtime import FIT_TOLERANCE, BundleRunner
 from csr.data.digests import file_digest
 from csr.errors import BundleError, ConfigError
 from csr.interaction.corrections import Interaction, RegionBox
@@ -163,7 +163,8 @@ def test_the_ensemble_takes_and_gives_what_its_steps_do(tiny_run, tmp_path: Path
         **tensors(encoder.input),
         **{name: each for name, each in tensors(reasoner.input).items() if name not in inside},
     }
-    assert tensors(ensemble.output) == tensors(reasoner.output)
+    fits = {"fit_scores": tensors(encoder.output)["fit_scores"]}
+    assert tensors(ensemble.output) == tensors(reasoner.output) | fits
     assert ensemble.max_batch_size == encoder.max_batch_size == reasoner.max_batch_size
     for step, model in zip(ensemble.ensemble_scheduling.step, (encoder, reasoner), strict=True):
         assert set(step.input_map) == set(tensors(model.input))
@@ -335,6 +336,8 @@ def test_server_answers_what_the_runner_does(tiny_run, runner: BundleRunner, ask
     answer = ask(REASONER, {"patches": encoded["patches"], **tensors})
 
     np.testing.assert_allclose(encoded["patches"], expected_patches, rtol=0, atol=TOLERANCE)
+    expected_fits = runner.run_encoder(images, ["fit_scores"])["fit_scores"]
+    np.testing.assert_allclose(encoded["fit_scores"], expected_fits, rtol=0, atol=FIT_TOLERANCE)
     assert set(answer) == set(REASONER_OUTPUTS)
     for name in REASONER_OUTPUTS:
         assert answer[name].shape == expected[name].shape, name
@@ -354,7 +357,9 @@ def test_the_ensemble_answers_an_image_and_an_interaction_in_one_request(
     tensors["absent_weight"] = tensors["absent_weight"][:, None]
     answer = ask(ENSEMBLE, {"image": images, **tensors})
     expected = runner.reason(runner.encode(images), given)
-    assert set(answer) == set(REASONER_OUTPUTS)
+    assert set(answer) == {"fit_scores", *REASONER_OUTPUTS}
+    expected_fits = runner.run_encoder(images, ["fit_scores"])["fit_scores"]
+    np.testing.assert_allclose(answer["fit_scores"], expected_fits, rtol=0, atol=FIT_TOLERANCE)
     for name in REASONER_OUTPUTS:
         np.testing.assert_allclose(answer[name], expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
 

@@ -76,10 +76,12 @@ def reasoner_inputs(inputs: dict[str, np.ndarray], runner: BundleRunner) -> dict
 
 
 @pytest.fixture(scope="session")
-def expected(reasoner_inputs: dict[str, np.ndarray], runner: BundleRunner) -> dict[str, np.ndarray]:
-    """What the method says itself: the patches and every output of the reasoner."""
+def expected(
+    inputs: dict[str, np.ndarray], reasoner_inputs: dict[str, np.ndarray], runner: BundleRunner
+) -> dict[str, np.ndarray]:
+    """What the method says itself: every output of the encoder and of the reasoner."""
     tensors = reasoner_inputs | {"absent_weight": reasoner_inputs["absent_weight"][:, 0]}
-    return {"patches": reasoner_inputs["patches"], **runner.run_reasoner(**tensors)}
+    return runner.run_encoder(inputs["image"]) | runner.run_reasoner(**tensors)
 
 
 @pytest.fixture

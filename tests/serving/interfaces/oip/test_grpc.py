@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc
 
+from csr.bundle.runtime import FIT_TOLERANCE
 from serving.engines.triton import ENCODER, REASONER
 from serving.errors import InvalidInferenceError
 from serving.interfaces.oip import BundleModels
@@ -71,6 +72,7 @@ def test_raw_and_typed_contents_give_the_same(
 ):
     encoded = infer(Server(models), request_of(ENCODER, {"image": inputs["image"]}, raw))
     np.testing.assert_allclose(number(encoded, "patches"), expected["patches"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(number(encoded, "fit_scores"), expected["fit_scores"], rtol=0, atol=FIT_TOLERANCE)
     answer = infer(Server(models), request_of(REASONER, reasoner_inputs, raw))
     np.testing.assert_allclose(number(answer, "logits"), expected["logits"], rtol=0, atol=1e-5)
 

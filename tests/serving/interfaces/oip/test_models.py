@@ -34,9 +34,9 @@ def test_a_model_takes_and_gives_what_triton_is_configured_for(bundle: Bundle, c
 def test_the_ensemble_takes_the_image_instead_of_patches(bundle: Bundle):
     specs = model_specs(bundle.manifest)
     encoder, reasoner, ensemble = specs[ENCODER], specs[REASONER], specs[ENSEMBLE]
-    assert encoder.outputs == (reasoner.inputs[0],)
+    assert encoder.outputs == (reasoner.inputs[0], ensemble.outputs[0])
     assert ensemble.inputs == encoder.inputs + reasoner.inputs[1:]
-    assert ensemble.outputs == reasoner.outputs
+    assert ensemble.outputs[1:] == reasoner.outputs
 
 
 def test_the_longest_request_is_a_full_batch_in_binary_form(bundle: Bundle):
@@ -53,8 +53,9 @@ class Doubled:
     def __init__(self, engine: BundleRunner) -> None:
         self._engine = engine
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        return 2 * self._engine.encode(images)
+    def run_encoder(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        encoded = self._engine.run_encoder(images)
+        return encoded | {"patches": 2 * encoded["patches"]}
 
     def run_reasoner(self, patches: np.ndarray, **tensors: np.ndarray) -> dict[str, np.ndarray]:
         return self._engine.run_reasoner(patches, **tensors)

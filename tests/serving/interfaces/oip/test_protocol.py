@@ -14,7 +14,8 @@ import tritonclient.http as triton_http
 from google.protobuf.json_format import MessageToDict
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from csr.bundle.format import REASONER_OUTPUTS, Bundle
+from csr.bundle.format import ENCODER_OUTPUTS, REASONER_OUTPUTS, Bundle
+from csr.bundle.runtime import FIT_TOLERANCE
 from serving.engines.triton import ENCODER, REASONER, build_repository
 from serving.errors import NotReadyError
 from serving.interfaces.oip import ENSEMBLE, BundleModels, model_specs
@@ -86,7 +87,7 @@ def inferences(protocol: ModuleType, client: Any, encoder: Arrays, reasoner: Arr
     encoded = client.infer(ENCODER, tensors(protocol, encoder), "1", request_id="study 7/ä")
     about = plain(encoded.get_response())
     assert (about["id"], about["model_name"], about["model_version"]) == ("study 7/ä", ENCODER, "1")
-    numbers = {"patches": encoded.as_numpy("patches")}
+    numbers = {name: encoded.as_numpy(name) for name in ENCODER_OUTPUTS}
 
     answer = client.infer(REASONER, tensors(protocol, reasoner))
     assert "id" not in plain(answer.get_response())
@@ -203,7 +204,8 @@ def check_conversation(said: Conversation, protocol: str, expected: Arrays, know
     for step, found in said.numbers.items():
         known = expected[ALIASES.get(step, step)]
         assert found.shape == known.shape and found.dtype == np.float32, step
-        np.testing.assert_allclose(found, known, rtol=0, atol=TOLERANCE, err_msg=step)
+        exact = FIT_TOLERANCE if step == "fit_scores" else TOLERANCE
+        np.testing.assert_allclose(found, known, rtol=0, atol=exact, err_msg=step)
     assert set(expected) <= set(said.numbers)
 
     unknown, wrong = STATUSES[protocol]
@@ -221,6 +223,7 @@ def test_the_ensemble_is_the_encoder_and_the_reasoner_in_one_request(
     client = module.InferenceServerClient(ours[protocol])
     answer = client.infer(ENSEMBLE, tensors(module, inputs))
     client.close()
+    np.testing.assert_allclose(answer.as_numpy("fit_scores"), expected["fit_scores"], rtol=0, atol=FIT_TOLERANCE)
     for name in REASONER_OUTPUTS:
         np.testing.assert_allclose(answer.as_numpy(name), expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
 

@@ -88,7 +88,8 @@ def test_json_alone_in_and_out(client: TestClient, inputs: Arrays, expected: Arr
     answer = client.post(INFER, json={"id": "a", "inputs": [described(image, parameters={}, data=data)]})
     assert answer.headers["content-type"] == "application/json" and LENGTH not in answer.headers
     assert answer.json()["id"] == "a"
-    (output,) = answer.json()["outputs"]
+    output, fits = answer.json()["outputs"]
+    assert (fits["name"], fits["shape"]) == ("fit_scores", list(expected["fit_scores"].shape))
     assert (output["name"], output["datatype"]) == ("patches", "FP32")
     found = np.array(output["data"], np.float32).reshape(output["shape"])
     np.testing.assert_allclose(found, expected["patches"], rtol=0, atol=1e-5)
@@ -106,7 +107,7 @@ def test_json_alone_in_and_out(client: TestClient, inputs: Arrays, expected: Arr
         ({"parameters": {"binary_data_output": 1}}, "'binary_data_output' must be true or false"),
         ({"parameters": {"sequence_id": 3}}, "'sequence_id' is not supported"),
         ({"parameters": {"nested": {}}}, "parameters.nested"),
-        ({"outputs": [{"name": "picture"}]}, "output 'picture': is unknown; csr_encoder gives patches"),
+        ({"outputs": [{"name": "picture"}]}, "output 'picture': is unknown; csr_encoder gives patches, fit_scores"),
         ({"outputs": [{"name": "patches"}] * 2}, "asked for twice"),
         ({"outputs": [{"name": "patches", "parameters": {"classification": 2}}]}, "'classification' is not supported"),
         ({"outputs": [{"name": "patches", "parameters": {"binary_data": "yes"}}]}, "must be true or false"),
