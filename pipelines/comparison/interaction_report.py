@@ -99,20 +99,13 @@ def _files(folder: Path, name: str, seeds: list[int], ending: str) -> list[Path]
 
 
 def _setting_section(collection: Collection, seeds: list[int]) -> Section:
+    counts = ", ".join(f"{len(collection.rows(split))} {split}" for split in ("train", "val"))
     parts = ", ".join(f"{len(collection.rows('test', part))} {part}" for part in collection.test_parts())
-    return Section(
-        "Setting",
-        (
-            f"Test studies: {parts}; seeds {', '.join(map(str, seeds))}, mean ± standard deviation. The model asks "
-            "whether a concept is there, and a simulated reader, who knows the concept labels and boxes and never the "
-            "class, replies; a share of the replies is wrong (csr/interaction/answering.py). 'Effect' asks the "
-            "question whose answer is expected to tell most about the classes, 'worthwhile' the same as long as it is "
-            "expected to tell as much as the bundle demands (what is shipped), 'random' any, 'learned' what the model "
-            "has learned to ask. 'Uncertain' studies are those whose two best classes lie within 0.3.",
-            f"Seconds are stated, not measured: {COSTS['key']:g} to look and press a key, {COSTS['finding']:g} for a "
-            f"box with a name, {COSTS['region']:g} for a box.",
-        ),
+    text = (
+        f"{counts} and {parts} test studies; seeds {', '.join(map(str, seeds))}, mean ± standard deviation. Readers and "
+        "reviewers are simulated: they know the concept labels and boxes, and never the class."
     )
+    return Section("Setting", (text,))
 
 
 def _curves_section(tables: dict[str, pd.DataFrame]) -> Section:
@@ -127,8 +120,16 @@ def _curves_section(tables: dict[str, pd.DataFrame]) -> Section:
                     rows.append((SYSTEMS[name], str(policy), f"{float(error):.0%}", *_curve_cells(group)))
             shown.append(Table(f"{part}, {trigger} studies", ("system", "question", "wrong", *_CURVE_COLUMNS), rows))
         figures.append(_seconds_figure(tables, part))
-    note = "Confirming and rejecting by a key. F1 after at most so many answers a study."
-    return Section("Questions and answers", (note,), tuple(shown), tuple(figures))
+    notes = (
+        "The model asks whether a concept is there, and a reader confirms or rejects it by a key; a share of the answers "
+        "is wrong (csr/interaction/answering.py). F1 after at most so many answers a study. 'Effect' asks the question "
+        "whose answer is expected to tell most about the classes, 'worthwhile' the same as long as it is expected to "
+        "tell as much as the bundle demands (what is shipped), 'random' any, 'learned' what the model has learned to "
+        "ask. 'Uncertain' studies are those whose two best classes lie within 0.3.",
+        f"Seconds are stated, not measured: {COSTS['key']:g} to look and press a key, {COSTS['finding']:g} for a box "
+        f"with a name, {COSTS['region']:g} for a box.",
+    )
+    return Section("Questions and answers", notes, tuple(shown), tuple(figures))
 
 
 _CURVE_COLUMNS = (*(f"F1, {n}" for n in BUDGETS), "gain of one", "least gain", "s a study for one")
