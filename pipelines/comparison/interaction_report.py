@@ -102,8 +102,8 @@ def _setting_section(collection: Collection, seeds: list[int]) -> Section:
     counts = ", ".join(f"{len(collection.rows(split))} {split}" for split in ("train", "val"))
     parts = ", ".join(f"{len(collection.rows('test', part))} {part}" for part in collection.test_parts())
     text = (
-        f"{counts} and {parts} test studies; seeds {', '.join(map(str, seeds))}, mean ± standard deviation. Readers and "
-        "reviewers are simulated: they know the concept labels and boxes, and never the class."
+        f"{counts} and {parts} test studies; seeds {', '.join(map(str, seeds))}, mean ± standard deviation. Readers "
+        "and reviewers are simulated: they know the concept labels and boxes, and never the class."
     )
     return Section("Setting", (text,))
 
@@ -121,8 +121,8 @@ def _curves_section(tables: dict[str, pd.DataFrame]) -> Section:
             shown.append(Table(f"{part}, {trigger} studies", ("system", "question", "wrong", *_CURVE_COLUMNS), rows))
         figures.append(_seconds_figure(tables, part))
     notes = (
-        "The model asks whether a concept is there, and a reader confirms or rejects it by a key; a share of the answers "
-        "is wrong (csr/interaction/answering.py). F1 after at most so many answers a study. 'Effect' asks the question "
+        "The model asks whether a concept is there, and a reader confirms or rejects it by a key; a share of the "
+        "answers is wrong (csr/interaction/answering.py). F1 after at most so many answers a study. 'Effect' asks the question "
         "whose answer is expected to tell most about the classes, 'worthwhile' the same as long as it is expected to "
         "tell as much as the bundle demands (what is shipped), 'random' any, 'learned' what the model has learned to "
         "ask. 'Uncertain' studies are those whose two best classes lie within 0.3.",

@@ -39,7 +39,7 @@ NET = ConceptModelConfig("test_resnet", stride=8, context=16, width=16)
 STAGE1 = ConceptTrainingConfig(
     NET, AugmentConfig(rotate=10, shift=0.1, flip=True), epochs=3, batch_size=8, precision="float32"
 )
-STAGE2 = PrototypeConfig(per_concept=3, width=8, blocks=1, epochs=3, batch_size=10, reseed=True)
+STAGE2 = PrototypeConfig(per_concept=3, width=8, blocks=1, epochs=3, batch_size=10, reseed=True, precision="float32")
 TOLERANCE = 2e-5  # of weights, and relative of every logged number
 
 
