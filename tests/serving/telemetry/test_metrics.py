@@ -85,10 +85,10 @@ CALLS: list[tuple[Callable[[Metrics], None], Change]] = [
         one("csr_interactions_total", kind="both") | one("csr_interaction_flips_total", kind="both"),
     ),
     (lambda m: m.concept_drift({"a": 0.3}), one("csr_concept_drift", 0.3, concept="a")),
-    (lambda m: m.judged(fits(0.5)), timed("csr_fit_score", 0.5)),
+    (lambda m: m.judged(fits(0.5)), one("csr_fit_score_count")),  # scores can be negative: Prometheus keeps no sum
     (
         lambda m: m.judged(fits(4.0, "layout")),
-        timed("csr_fit_score", 4.0) | one("csr_misfits_total") | one("csr_misfit_reasons_total", reason="layout"),
+        one("csr_fit_score_count") | one("csr_misfits_total") | one("csr_misfit_reasons_total", reason="layout"),
     ),
     (lambda m: m.fit_drift(0.3), one("csr_fit_drift", 0.3)),
     (lambda m: m.ledger_appended(0.125), timed("csr_ledger_append_seconds", 0.125)),
