@@ -102,7 +102,7 @@ def _setting_section(collection: Collection, seeds: list[int]) -> Section:
     counts = ", ".join(f"{len(collection.rows(split))} {split}" for split in ("train", "val"))
     parts = ", ".join(f"{len(collection.rows('test', part))} {part}" for part in collection.test_parts())
     text = (
-        f"{counts} and {parts} test studies; seeds {', '.join(map(str, seeds))}, mean ± standard deviation. Readers "
+        f"Studies: {counts}; for test {parts}. Seeds {', '.join(map(str, seeds))}, mean ± standard deviation. Readers "
         "and reviewers are simulated: they know the concept labels and boxes, and never the class."
     )
     return Section("Setting", (text,))
