@@ -122,10 +122,10 @@ def _curves_section(tables: dict[str, pd.DataFrame]) -> Section:
         figures.append(_seconds_figure(tables, part))
     notes = (
         "The model asks whether a concept is there, and a reader confirms or rejects it by a key; a share of the "
-        "answers is wrong (csr/interaction/answering.py). F1 after at most so many answers a study. 'Effect' asks the question "
-        "whose answer is expected to tell most about the classes, 'worthwhile' the same as long as it is expected to "
-        "tell as much as the bundle demands (what is shipped), 'random' any, 'learned' what the model has learned to "
-        "ask. 'Uncertain' studies are those whose two best classes lie within 0.3.",
+        "answers is wrong (csr/interaction/answering.py). F1 after at most so many answers a study. 'Effect' asks the "
+        "question whose answer is expected to tell most about the classes, 'worthwhile' the same as long as it is "
+        "expected to tell as much as the bundle demands (what is shipped), 'random' any, 'learned' what the model has "
+        "learned to ask. 'Uncertain' studies are those whose two best classes lie within 0.3.",
         f"Seconds are stated, not measured: {COSTS['key']:g} to look and press a key, {COSTS['finding']:g} for a box "
         f"with a name, {COSTS['region']:g} for a box.",
     )
