@@ -195,9 +195,9 @@ class Studies:
 
 
 def studies_of(context: ExperimentContext, split: str) -> Studies:
-    """Those of a split, from the shared backbone's cache."""
+    """Those of a split that have a class, from the shared backbone's cache."""
     assert context.shared_backbone is not None
-    rows = context.data.collection.rows(split)
+    rows = context.data.collection.class_rows(split)
     labels = context.concept_labels(rows)
     return Studies(
         concept_vectors(context.shared_backbone, rows),

@@ -17,6 +17,7 @@ from PIL import Image
 
 from csr.bundle.format import Bundle
 from csr.bundle.profile import PARTS
+from serving.access.authenticator import asking
 from serving.commands.reading import _prediction
 from serving.core.dataplane import DataPlane
 from serving.deploy.config import parse_config
@@ -168,7 +169,7 @@ def test_a_server_that_refuses_keeps_nothing(acting: Any, grey: np.ndarray, samp
         both = [("files", ("a.png", sample)), ("files", ("b.png", png(255 - grey)))]
         assert client.post("/v1/studies/batch", files=both).status_code == 422
         assert client.get("/v1/worklist").json()["items"] == []
-        assert client.post("/v1/studies", files={"file": ("good.png", sample)}).status_code == 200
+        assert client.post("/v1/studies", files={"file": ("good.png", sample)}).status_code == 201
     assert value_of(service, "csr_misfits_total") == 2
 
 
@@ -242,6 +243,7 @@ def tensors(bundle: Bundle, images: np.ndarray) -> dict[str, np.ndarray]:
 
 def test_tensors_get_scores_and_leave_them_in_the_ledger(service: Service, bundle: Bundle, grey: np.ndarray):
     """Whether the client asks for them or not, and as a reader gets them."""
+    asking.set(CALLER)
     images = np.stack([grey[None], 255 - grey[None]])
     inference = service.inference()
     shape = (-1, len(PARTS))
@@ -259,6 +261,7 @@ def test_tensors_get_scores_and_leave_them_in_the_ledger(service: Service, bundl
 
 
 def test_tensors_of_what_does_not_fit_are_refused_where_files_are(acting: Any, grey: np.ndarray):
+    asking.set(CALLER)
     inference = acting("refuse").inference()
     assert inference.infer(ENCODER, None, {"image": grey[None, None]}, ["patches"])
     with pytest.raises(MisfitError, match=r"image\[0\]: is unlike"):
