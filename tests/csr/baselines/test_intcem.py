@@ -31,7 +31,7 @@ from csr.baselines.protocol import ExperimentContext, TrainedBackbone, predict
 from csr.comparison.answerable_intcem import AnswerableIntCEM
 from csr.errors import TrainingError
 from csr.evaluation.metrics import macro_f1
-from csr.interaction.answering import AnswerConfig, answer_curves
+from csr.interaction.answering import AnswerConfig, Findings, answer_curves
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.prototypes import local_concept_vectors
 from csr.training.callbacks import SilentCallbacks
@@ -363,7 +363,11 @@ def test_readers_can_be_asked(context, system):
     collection = context.data.collection
     test = collection.rows("test")
     model = AnswerableIntCEM(system, context.shared_backbone, test)
-    table = answer_curves(model, collection, test, AnswerConfig(budget=2, errors=(0.0,)))
+    labels = collection.concept_labels()[test]
+    findings = Findings(labels, [{} for _ in test], np.array([1, 2, 0]), 32)
+    config = AnswerConfig(policies=("effect", "learned"), budget=2, errors=(0.0,))
+    table, _ = answer_curves(model, collection, test, findings, config)
+    assert set(table["policy"]) == {"effect", "learned"} and table["replies"].max() == 2
     predicted = model.ask(np.zeros((len(test), 3))).argmax(1)
     start = table[table["budget"] == 0]["macro_f1"]
     assert start.to_numpy() == pytest.approx(macro_f1(collection.truth()[test], predicted, 3))

@@ -417,7 +417,7 @@ def test_a_file_of_another_shape_is_read_in_its_own_pixels(page: Page, wide: byt
     with page.expect_request("**/interactions") as sent:
         drag(page, (0.5, 0.0), (1.0, 1.0))
     body: Any = sent.value.post_data_json
-    assert body["image"] == {"width": 200, "height": 100}
+    assert body["image"] == {"width": 200, "height": 100, "turn": 1}
     assert body["boxes"][0]["x_min"] == pytest.approx(100, abs=2)
     assert body["boxes"][0]["y_max"] == pytest.approx(100, abs=2)
 
