@@ -51,14 +51,15 @@ def device() -> torch.device:
 def number_format(precision: Precision) -> torch.dtype:
     """What networks compute in while they train; weights and losses are float32 whatever it is.
 
-    ``auto`` is bfloat16 where the hardware computes in it: GPUs since Ampere, CPUs with avx512_bf16. Older GPUs (V100,
-    T4) only emulate it, slower than float32, but are fast in float16. Any other CPU is fastest in float32.
+    ``auto`` is bfloat16 on GPUs that compute in it, those since Ampere; older ones (V100, T4) only emulate it, slower
+    than float32, but are fast in float16. On a CPU it is float32, so that processors agree; those with avx512_bf16 take
+    half the time in bfloat16.
     """
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     if device().type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else torch.float32
+    return torch.float32
 
 
 def autocast(precision: Precision) -> contextlib.AbstractContextManager:

@@ -135,7 +135,7 @@ def test_in_other_formats_nothing_is_scaled_or_skipped() -> None:
     [
         ("cuda", True, torch.bfloat16),
         ("cuda", False, torch.float16),  # a V100 or T4, which only emulates bfloat16
-        ("cpu", True, torch.bfloat16),
+        ("cpu", True, torch.float32),  # faster in bfloat16 or not: processors agree
         ("cpu", False, torch.float32),
     ],
 )
