@@ -96,9 +96,14 @@ def test_without_a_present_concept_or_a_gradient_nothing_is_moved(data):
 
 def test_what_comes_in_at_an_edge_is_reflected(data):
     backbone = make_model((0, 0)).backbone
-    backbone.body = nn.ModuleList()
     seen = []
-    backbone._features = lambda normal: seen.append(normal) or normal  # type: ignore[method-assign]
+
+    class Body(nn.Module):
+        def forward(self, normal: torch.Tensor) -> list[torch.Tensor]:
+            seen.append(normal)
+            return [normal]
+
+    backbone.body = Body()
     image = torch.arange(SIDE * SIDE).remainder(251).to(torch.uint8).view(1, 1, SIDE, SIDE)
     backbone.map_shift = (2, -3)
     backbone(image)
