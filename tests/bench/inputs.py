@@ -101,7 +101,10 @@ def read_files(model: Model, files: Sequence[bytes]) -> list[Read]:
     stored: list[StoredStudy | None] = []
     for data in files:
         try:
-            parts = decoder.answer(data, "file", model.manifest.channels, model.manifest.side, _SALT)
+            about = model.manifest
+            parts = decoder.answer(
+                data, "file", channels=about.channels, side=about.side, salt=_SALT, display=about.display
+            )
             stored.append(study_of(json.loads(parts[0]), parts[1] if len(parts) > 1 else b""))
         except ServingError:
             stored.append(None)
