@@ -224,7 +224,7 @@ def _photographed(grey: Pixels) -> bytes:
 
 
 def _white_is_zero(grey: Pixels) -> bytes:
-    return _saved(255 - grey, "TIFF", tiffinfo={262: 0})
+    return _saved(grey, "TIFF", tiffinfo={262: 0})  # Pillow stores the values inverted then, as it must
 
 
 def _png(pixels: Pixels) -> bytes:
