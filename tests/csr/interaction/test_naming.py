@@ -19,8 +19,8 @@ from csr.interaction.corrections import RegionBox
 from csr.interaction.naming import BoxNaming, box_features
 from csr.interaction.naming_fit import FALSE_ALARMS, fit_naming, labelled_boxes
 from csr.network.reasoner import Reasoner
-from tests.csr.interaction.test_curves import CONCEPTS as SEEN
-from tests.csr.interaction.test_curves import HAS_B, TRUE_A, Study, make_run
+from tests.csr.interaction.hand_made import CONCEPTS as SEEN
+from tests.csr.interaction.hand_made import HAS_B, TRUE_A, Study, make_run
 from tests.csr.synthetic import make_csr
 
 SIDE = 96

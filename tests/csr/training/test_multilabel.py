@@ -9,7 +9,6 @@ from math import log
 import numpy as np
 import pytest
 import torch
-from csr.interaction.curves import InterventionConfig, intervention_curves
 from scipy.special import expit
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -23,6 +22,7 @@ from csr.errors import DataError
 from csr.evaluation.calibration import abstain_threshold, expected_calibration_error, fit_temperature, risk_coverage
 from csr.evaluation.evaluate import evaluate_predictions
 from csr.evaluation.metrics import class_f1, correct, decide, macro_auroc, macro_f1
+from csr.interaction.answering import AnswerableCSR, AnswerConfig, answer_curves, findings_of, most_alike
 from csr.interaction.corrections import decision_margin, wants_help
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.reasoner import Reasoner
@@ -176,8 +176,11 @@ def test_the_temperature_stays_one_where_every_known_decision_is_right(trained) 
 
 def test_readers_correct_studies_with_several_classes(trained) -> None:
     collection, cache, csr = trained
-    config = InterventionConfig(modes=("both",), orders=("random",), rejections=("absent",), errors=(0.0,), budget=2)
-    table = intervention_curves(without_images(collection), cache, csr, config)
+    data, rows = without_images(collection, SIDE), collection.rows("test")
+    model = AnswerableCSR(cache, csr, rows, SIDE)
+    findings = findings_of(data, rows, most_alike(data, cache))
+    config = AnswerConfig(policies=("random",), errors=(0.0,), budget=2)
+    table, _ = answer_curves(model, collection, rows, findings, config)
     whole = table[(table["trigger"] == "all") & (table["budget"] == 0)].iloc[0]
     expected = evaluate_predictions(collection, predict(without_images(collection), cache, csr), SIDE)["test"]
     assert whole["macro_f1"] == pytest.approx(expected["macro_f1"], abs=1e-6)
@@ -185,7 +188,7 @@ def test_readers_correct_studies_with_several_classes(trained) -> None:
     said = decide(predict(without_images(collection), cache, csr).probabilities, multilabel=True)
     assert whole["accuracy"] == pytest.approx(correct(truth, said).mean())
     asked = table[(table["trigger"] == "uncertain") & (table["budget"] == 2)].iloc[0]
-    assert asked["interactions"] < table[(table["trigger"] == "all") & (table["budget"] == 2)].iloc[0]["interactions"]
+    assert asked["replies"] < table[(table["trigger"] == "all") & (table["budget"] == 2)].iloc[0]["replies"]
 
 
 @pytest.fixture(scope="module")
