@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ import numpy as np
 import pandas as pd
 
 from csr.comparison.report import interval, spread
-from csr.data.html_report import Section, Table, to_html, to_markdown
+from csr.data.html_report import Section, Table
 from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
-from csr.errors import CSRError, DataError
+from csr.errors import DataError
 from csr.evaluation.bootstrap import paired_bootstrap
 from csr.interaction.answering import COSTS, Reader, decision_key
-from pipelines.comparison.common import DECISIONS_FOLDER, load_comparison
+from pipelines.comparison.common import DECISIONS_FOLDER
+from pipelines.comparison.writing import write_report
 from pipelines.params import Params
 from pipelines.stage import PREPARED
 
@@ -226,9 +226,10 @@ def _refinement_section(folder: Path, seeds: list[int]) -> list[Section]:
         contents = [json.loads(file.read_text()) for file in files]
         drawn.append(f"{name.removeprefix('csr_')} {np.mean([content['drawn'] for content in contents]):.0f}")
         for kind, title in REFINEMENTS.items():
-            own = [content[kind] for content in contents if kind in content]
-            if not own:
+            if not any(kind in content for content in contents):
                 continue
+            # a seed of which nothing rests on something else has nothing to learn anew
+            own = [content.get(kind, content["retrained"]) for content in contents]
             parts = [part for part, value in own[0].items() if isinstance(value, dict)]
             cells = [spread([one["prototypes"] for one in own], 0)]
             for part in parts:
@@ -287,14 +288,7 @@ def _svg(figure: Any) -> str:
 
 def main() -> None:
     """Writes the report and prints its Markdown."""
-    try:
-        params = load_comparison()
-        title, sections = build(params)
-    except CSRError as error:
-        sys.exit(f"interaction_report: {error}")
-    for ending, text in (("md", to_markdown(title, sections)), ("html", to_html(title, sections))):
-        Path(f"{params.comparison.folder}_interaction.{ending}").write_text(text)
-    print(to_markdown(title, sections))
+    write_report("interaction_report", build, "_interaction")
 
 
 if __name__ == "__main__":

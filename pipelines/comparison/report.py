@@ -6,7 +6,6 @@ python -m pipelines.comparison.report
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +16,15 @@ from csr.comparison.latency import encode_latency
 from csr.comparison.report import OURS, main_sections, spread
 from csr.comparison.runs import Runs, read_runs
 from csr.comparison.systems import systems
-from csr.data.html_report import Section, Table, to_html, to_markdown
+from csr.data.html_report import Section, Table
 from csr.data.prepared import PreparedSet
-from csr.errors import CSRError, DataError
+from csr.errors import DataError
 from csr.training.images import load_images
 from csr.training.runtime import device, use_device
 from pipelines.comparison import missing_labels
-from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER, load_comparison
+from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER
 from pipelines.comparison.recipes import recipes
+from pipelines.comparison.writing import write_report
 from pipelines.params import Params
 from pipelines.stage import PREPARED
 
@@ -139,14 +139,7 @@ def _missing_labels_section(folder: Path, seeds: list[int], runs: dict[str, Runs
 
 def main() -> None:
     """Writes the report and prints its Markdown."""
-    try:
-        params = load_comparison()
-        title, sections = build(params)
-    except CSRError as error:
-        sys.exit(f"report: {error}")
-    for ending, text in (("md", to_markdown(title, sections)), ("html", to_html(title, sections))):
-        Path(f"{params.comparison.folder}.{ending}").write_text(text)
-    print(to_markdown(title, sections))
+    write_report("report", build)
 
 
 if __name__ == "__main__":
