@@ -64,7 +64,8 @@ triton: $(READY) ## install a local Triton server into .triton (for the tests; p
 
 test: $(READY) triton ## lint, types, import contracts and all tests
 	@$(MAKE) --no-print-directory lint
-	python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not faults and not timed"
+	python -m pytest -m "timed and not faults"
 
 lint: $(READY) ## ruff, mypy, import contracts
 	@ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -135,3 +136,18 @@ def test_a_copy_without_git_is_told_that_a_clone_is_needed_before_anything_is_in
     assert done.returncode != 0
     assert f"{tmp_path} is no git clone, and DVC needs one" in done.stderr and not done.stdout
     assert [file.name for file in tmp_path.iterdir()] == ["Makefile"]
+
+
+def test_who_bounds_a_time_runs_alone() -> None:
+    """A bound that holds on a quiet machine fails beside another test that takes the processor."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for test in ast.walk(ast.parse(path.read_text())):
+            if isinstance(test, ast.FunctionDef) and any(map(_bounds_a_time, ast.walk(test))):
+                marks = {ast.unparse(mark) for mark in test.decorator_list}
+                assert marks & {"pytest.mark.timed", "pytest.mark.faults"}, f"{path.name}: {test.name}"
+
+
+def _bounds_a_time(node: ast.AST) -> bool:
+    """Whether it asserts that what passed since a moment is below a limit."""
+    passed = re.compile(r"time\.(monotonic|perf_counter)\(\) - \w+ < ")
+    return isinstance(node, ast.Assert) and bool(passed.search(ast.unparse(node.test)))

@@ -610,6 +610,7 @@ def chained_tiff(pages: int) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.timed
 def test_a_chain_of_tiff_directories_is_not_counted_to_its_end():
     small, large = chained_tiff(3), chained_tiff(30_000)
     for data in (small, large):
@@ -636,6 +637,7 @@ def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
         decode(progressive(2_000), "scans.jpg")
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("deflated", [False, True])
 def test_a_dicom_file_of_very_many_items_is_refused_before_it_is_parsed(deflated):
     item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff\xfe\xff\x0d\xe0\x00\x00\x00\x00"

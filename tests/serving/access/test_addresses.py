@@ -87,6 +87,7 @@ def test_the_middleware_joins_all_headers_of_the_name() -> None:
     assert client.get("/").json() == ["10.0.0.1", 5]
 
 
+@pytest.mark.timed
 def test_forty_wrong_keys_with_forty_addresses_are_limited(build: Build, keys: KeyStore, secret: str) -> None:
     """Each request claims to come from somewhere else; that counts where a proxy says so, and only there."""
 

@@ -209,6 +209,7 @@ def test_without_a_database_nobody_is_known_or_unknown(
             change()
 
 
+@pytest.mark.timed
 def test_a_database_that_hangs_is_waited_for_once(
     keys: KeyStore, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -280,6 +280,7 @@ def test_a_provider_that_redirects_is_not_followed(provider: Provider, tmp_path:
     assert provider.asked == 1
 
 
+@pytest.mark.timed
 def test_a_provider_that_hangs_stops_nobody_who_has_a_key(provider: Provider, tmp_path: Path, clock: Clock) -> None:
     tokens = TokenVerifier(provider.config(tmp_path, timeout_s=1.5))
     assert tokens.verify(provider.token())

@@ -114,6 +114,7 @@ def test_it_ends_after_its_hours(database: Database, sessions: SessionStore, key
     assert another(database).find(secret) is None and sessions.list() == ()
 
 
+@pytest.mark.timed
 def test_a_session_in_memory_ends_too(database: Database, key: ApiKey) -> None:
     sessions = SessionStore(database, fresh_s=60)
     secret = sessions.open(key.actor, until=time.time() + 0.3)

@@ -269,6 +269,7 @@ def test_chunked_answers_are_read(fake):
     assert fake.node().search("studies", ANY) == []
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("pause", [0.05, 30])
 def test_a_slow_answer_is_given_up(fake, pause):
     done = threading.Event()

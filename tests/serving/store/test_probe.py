@@ -97,6 +97,7 @@ def test_a_full_store_is_found_out_and_found_well_again(store: Store, probe: Wri
     assert rows(store) == 1
 
 
+@pytest.mark.timed
 def test_a_store_that_somebody_holds_is_found_out_in_time(store: Store) -> None:
     probe = WriteProbe(store.database, every_s=0, within_s=0.3)
     probe.check()

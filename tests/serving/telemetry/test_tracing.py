@@ -130,6 +130,7 @@ def test_without_an_endpoint_nothing_is_traced_and_errors_still_pass() -> None:
     tracing.close()
 
 
+@pytest.mark.timed
 def test_a_collector_that_is_gone_delays_no_request_and_the_end_only_for_a_while() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
