@@ -67,13 +67,21 @@ def _section(section: str, host: str, certificate: Path | None) -> str:
         case "http_frontend":
             return _bound(section, tls, *limits, *_HTTP_REFUSALS)
         case "grpc_frontend":
-            over = section.replace(" proto h2", tls + " alpn h2", 1) if tls else section
+            over = _replaced(r" proto h2", f"{tls} alpn h2", section) if tls else section
             return _bound(over, "", *limits, _GRPC_REFUSAL)
         case "prometheus" | "stats":
-            return re.sub(r"bind \S*:", f"bind {host}:", section, count=1)
+            return _replaced(r"bind \S*:", f"bind {host}:", section)
         case "global":
-            return re.sub(r"(stats socket \S+ mode) \d+", r"\1 600", section, count=1)
+            return _replaced(r"mode \d+ level", "mode 600 level", section)
     return section
+
+
+def _replaced(pattern: str, text: str, section: str) -> str:
+    """The section with ``text`` in place of the first that fits; what was to be closed must not stay open unseen."""
+    changed, count = re.subn(pattern, lambda _: text, section, count=1)
+    if not count:
+        raise ValueError(f"Ray's configuration of HAProxy has no {pattern!r} in {_name(section)}")
+    return changed
 
 
 def _bound(section: str, suffix: str, *lines: str) -> str:

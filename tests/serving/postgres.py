@@ -14,7 +14,7 @@ from pathlib import Path
 
 from serving.deploy.cluster import free_port
 
-START_S = 30.0
+START_S = 90.0
 
 
 class PostgresError(RuntimeError):

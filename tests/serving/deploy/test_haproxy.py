@@ -53,7 +53,13 @@ def test_what_is_there_is_not_added_again() -> None:
     assert adapted(once, "127.0.0.1") == once
 
 
-@pytest.mark.parametrize("gone", ["frontend http_frontend", "listen stats", "    bind 127.0.0.1:8000\n"])
-def test_another_configuration_is_refused(gone: str) -> None:
+@pytest.mark.parametrize("gone", ["frontend http_frontend", "listen stats"])
+def test_a_configuration_without_a_section_is_refused(gone: str) -> None:
+    with pytest.raises(ValueError, match="Ray's configuration of HAProxy has no"):
+        adapted(RAYS.replace(gone, "backend other"), "127.0.0.1")
+
+
+@pytest.mark.parametrize("gone", ["bind 127.0.0.1:8000", " proto h2", "bind :9101", "mode 666 ", "bind *:8404"])
+def test_a_line_that_is_to_be_changed_and_is_not_there_is_refused(gone: str) -> None:
     with pytest.raises(ValueError, match="Ray's configuration of HAProxy"):
-        adapted(RAYS.replace(gone, "backend other" if gone[0] != " " else ""), "127.0.0.1")
+        adapted(RAYS.replace(gone, ""), "127.0.0.1", Path("/x/tls.pem"))

@@ -48,7 +48,7 @@ from tests.serving.interfaces.oip.test_protocol import PROTOCOLS, Arrays, check_
 __all__ = ["expected", "inputs", "reasoner_inputs", "runner"]
 
 ROOT = Path(__file__).parents[3]
-START_S, STOP_S = 120.0, 60.0
+START_S, STOP_S = 240.0, 60.0
 
 
 @dataclass

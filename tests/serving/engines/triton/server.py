@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 TRITON = Path(__file__).parents[4] / ".triton"
-READY_SECONDS = 90.0
+READY_SECONDS = 180.0
 STOP_SECONDS = 15.0
 
 

@@ -34,7 +34,7 @@ from tests.serving.engines.test_engines import TOLERANCE, pictures
 from tests.serving.engines.triton.server import TritonServer, triton_server
 
 MODELS = [ENCODER, REASONER, ENSEMBLE]
-TIMEOUT_S = 3.0
+TIMEOUT_S = 10.0
 Engines = Callable[..., TritonEngine]
 
 
