@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 STOP_SECONDS = 15.0
 _USER = "csr"
 
