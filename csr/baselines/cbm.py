@@ -13,7 +13,7 @@ of the CE, and no f is fitted to them.
 
 f is fitted to convergence by `fit_last_layer` (the official code: by SGD), its strength of regularisation chosen on
 ``val`` with the inputs that it meets in use, predictions in both cases. The official code weighs the BCE of rare
-concepts up; no system here does.
+concepts up, which systems here do, all or none, as ``positive_weight`` of the configuration says.
 
 The paper's λ are 0.01 on CUB, whose 112 concepts make a large sum, and 1 on OAI, ten clinical concepts of a radiograph,
 which is what this project's data look like. With 0.01 the concepts of the phantom are not learned at all (AUROC 0.5).
@@ -126,10 +126,11 @@ def joint_cbm(context: ExperimentContext) -> CBM:
     model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.concepts)
     model.backbone.set_normalisation(*channel_statistics(context.data, train))
     system = CBM(model, context.classes)
+    positive = context.positive_weights()
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         _, concepts, logits = system(images)
-        bce = masked_bce(concepts, context.concept_labels(rows)) * context.concepts
+        bce = masked_bce(concepts, context.concept_labels(rows), positive) * context.concepts
         if classed[rows].any():
             entropy = F.cross_entropy(logits.float(), context.class_labels(rows), ignore_index=NO_CLASS)
         else:

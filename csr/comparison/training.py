@@ -34,7 +34,8 @@ def run_system(entry: Entry, context: ExperimentContext, shared_seconds: float =
         shared_seconds: what the shared backbone and its features took; counted as part of the system's own time.
     """
     collection, config = context.data.collection, context.config
-    own = replace(context, config=replace(config, epochs=max(2, round(entry.epochs * config.epochs))))
+    share = 1.0 if config.patience is not None else entry.epochs
+    own = replace(context, config=replace(config, epochs=max(2, round(share * config.epochs))))
     start = time.perf_counter()
     system = entry.train(own)
     seconds = time.perf_counter() - start + shared_seconds

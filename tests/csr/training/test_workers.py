@@ -60,8 +60,9 @@ def trainings(folder: Path) -> dict[str, Any]:
     data = PreparedSet.open(folder / "prepared")
     cache = make_cache(data.collection)
     pretrained = replace(STAGE1, model=replace(NET, checkpoint=str(folder / "body.pth")), freeze=1, backbone_rate=0.5)
+    stopped = replace(STAGE1, epochs=6, patience=1, least_rise=0.05, keep="best", clip=0.5, accumulate=2, batch_size=4)
     found = {}
-    for name, config in (("concepts", STAGE1), ("frozen", pretrained)):
+    for name, config in (("concepts", STAGE1), ("frozen", pretrained), ("stopped", stopped)):
         callbacks = SilentCallbacks()
         model = train_concepts(data, config, callbacks)
         found[name] = (concept_model_checkpoint(model)["weights"], callbacks.history)
