@@ -7,9 +7,9 @@
     independent   first the concept model, then f on the true c ∈ {0, 1}; an image is judged by f(σ(ℓ))
 
 The shared backbone of the last two decides how ℓ is pooled: ``concepts_average`` is the paper's, ``concepts_lse`` makes
-the CBM on CSR's robust stage 1. Joint pools by the average. Concepts that nobody labelled are left out of the BCE;
-where the independent f needs a value of them, it gets the predicted probability. Studies without a class are left out
-of the CE, and no f is fitted to them.
+the CBM on CSR's robust stage 1. Joint pools by the average, unless its trials chose otherwise. Concepts that nobody
+labelled are left out of the BCE; where the independent f needs a value of them, it gets the predicted probability.
+Studies without a class are left out of the CE, and no f is fitted to them.
 
 f is fitted to convergence by `fit_last_layer` (the official code: by SGD), its strength of regularisation chosen on
 ``val`` with the inputs that it meets in use, predictions in both cases. The official code weighs the BCE of rare
@@ -123,7 +123,9 @@ def joint_cbm(context: ExperimentContext) -> CBM:
     seed_everything(seeds(context.config.seed, "weights"))
     collection, train = context.data.collection, context.data.collection.rows("train")
     classed = collection.has_class()
-    model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.concepts)
+    model = ConceptModel(
+        replace(context.config.model, pooling=context.pooling or "average"), context.data.channels, context.concepts
+    )
     model.backbone.set_normalisation(*channel_statistics(context.data, train))
     system = CBM(model, context.classes)
     positive = context.positive_weights()

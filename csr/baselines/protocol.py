@@ -31,7 +31,7 @@ from csr.evaluation.pointing import map_peaks
 from csr.evaluation.predictions import Predictions
 from csr.network.backbone import Backbone
 from csr.network.checkpoint import checkpoint, read_checkpoint, write_checkpoint
-from csr.network.concept_model import ConceptModel
+from csr.network.concept_model import ConceptModel, Pooling
 from csr.training.augmentation import Findings, augment
 from csr.training.callbacks import Callbacks
 from csr.training.concepts import ConceptTrainingConfig, class_chances
@@ -129,12 +129,14 @@ class ExperimentContext:
         callbacks: told of every epoch.
         shared_backbone: the trained backbone that the system rests on or starts from, if it does not train all of its
             own.
+        pooling: in place of the system's own, where its definition leaves the pooling free; None: its own.
     """
 
     data: PreparedSet
     config: ConceptTrainingConfig
     callbacks: Callbacks
     shared_backbone: TrainedBackbone | None = None
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         if self.data.collection.task != "multiclass":
