@@ -139,10 +139,17 @@ class ComparisonParams:
     Args:
         folder: where its reports go; name it after the data set.
         seeds: of training; every system is trained once with each.
+        trials: of settings that each system that learns from images gets before that, judged on ``val`` with the first
+            seed; 0: all have the same settings, those of ``concepts``. `pipelines.comparison.trials` says which knobs.
     """
 
     folder: Path = Path("reports/comparison")
     seeds: tuple[int, ...] = (0, 1, 2)
+    trials: int = 0
+
+    def __post_init__(self) -> None:
+        if self.trials < 0:
+            raise ValueError(f"comparison.trials: must be 0 or more, got {self.trials}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ Pointing-game map: Grad-CAM (Selvaraju et al. 2017) of the predicted class, the 
 average pooling and one linear layer the gradient of logit t with respect to feature d is W_td/(hw) in every cell, so
 
     gradcam = ReLU( Σ_d W_td · f_d(h,w) )        up to a factor that does not move its maximum.
+
+Trials may pool by log-sum-exp instead: its gradient spreads W_td over the cells by weights that sum up to 1, so that
+their mean is the same.
 """
 
 from __future__ import annotations
@@ -62,7 +65,9 @@ class BlackBox(System):
 def train_black_box(context: ExperimentContext) -> BlackBox:
     """Trains the shared backbone ``classes``."""
     seed_everything(seeds(context.config.seed, "weights"))
-    model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.classes)
+    model = ConceptModel(
+        replace(context.config.model, pooling=context.pooling or "average"), context.data.channels, context.classes
+    )
     model.backbone.set_normalisation(*channel_statistics(context.data, context.data.collection.rows("train")))
     system = BlackBox(model, context.concepts)
 

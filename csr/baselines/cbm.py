@@ -7,13 +7,13 @@
     independent   first the concept model, then f on the true c ∈ {0, 1}; an image is judged by f(σ(ℓ))
 
 The shared backbone of the last two decides how ℓ is pooled: ``concepts_average`` is the paper's, ``concepts_lse`` makes
-the CBM on CSR's robust stage 1. Joint pools by the average. Concepts that nobody labelled are left out of the BCE;
-where the independent f needs a value of them, it gets the predicted probability. Studies without a class are left out
-of the CE, and no f is fitted to them.
+the CBM on CSR's robust stage 1. Joint pools by the average, unless its trials chose otherwise. Concepts that nobody
+labelled are left out of the BCE; where the independent f needs a value of them, it gets the predicted probability.
+Studies without a class are left out of the CE, and no f is fitted to them.
 
 f is fitted to convergence by `fit_last_layer` (the official code: by SGD), its strength of regularisation chosen on
 ``val`` with the inputs that it meets in use, predictions in both cases. The official code weighs the BCE of rare
-concepts up; no system here does.
+concepts up, which systems here do, all or none, as ``positive_weight`` of the configuration says.
 
 The paper's λ are 0.01 on CUB, whose 112 concepts make a large sum, and 1 on OAI, ten clinical concepts of a radiograph,
 which is what this project's data look like. With 0.01 the concepts of the phantom are not learned at all (AUROC 0.5).
@@ -123,13 +123,16 @@ def joint_cbm(context: ExperimentContext) -> CBM:
     seed_everything(seeds(context.config.seed, "weights"))
     collection, train = context.data.collection, context.data.collection.rows("train")
     classed = collection.has_class()
-    model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.concepts)
+    model = ConceptModel(
+        replace(context.config.model, pooling=context.pooling or "average"), context.data.channels, context.concepts
+    )
     model.backbone.set_normalisation(*channel_statistics(context.data, train))
     system = CBM(model, context.classes)
+    positive = context.positive_weights()
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         _, concepts, logits = system(images)
-        bce = masked_bce(concepts, context.concept_labels(rows)) * context.concepts
+        bce = masked_bce(concepts, context.concept_labels(rows), positive) * context.concepts
         if classed[rows].any():
             entropy = F.cross_entropy(logits.float(), context.class_labels(rows), ignore_index=NO_CLASS)
         else:

@@ -1,5 +1,12 @@
 """What every system that CSR is compared with looks like: how it is trained, what it answers, how it is judged.
 
+How long each learns: where the configuration has a ``patience``, every phase that learns from images and answers at its
+end, the shared backbones' too, ends by the one rule of `csr.training.stopping`, and the configuration's epochs are the
+cap of all phases of a system together. Two phases have no figure to end by: PIP-Net's pretraining, whose scores feed no
+classes yet, takes its published share of the cap; what hardens by a schedule (ProtoPool's slots) is not judged before
+the schedule is over. What is fitted to frozen features costs no images and has a length of its own: last layers, to
+convergence; IntCEM's bottleneck; CSR's stages 2 and 3.
+
 A module of systems lists them in ``SYSTEMS``, and one that trains backbones for several systems lists these in
 ``BACKBONES``. Nothing else knows them but `csr.comparison.systems`, so a new system concerns its own module alone.
 """
@@ -19,19 +26,20 @@ from torch import Tensor, nn
 
 from csr.data.prepared import PreparedSet
 from csr.errors import DataError
-from csr.evaluation.metrics import macro_f1
+from csr.evaluation.metrics import macro_auroc, macro_f1
 from csr.evaluation.pointing import map_peaks
 from csr.evaluation.predictions import Predictions
 from csr.network.backbone import Backbone
 from csr.network.checkpoint import checkpoint, read_checkpoint, write_checkpoint
-from csr.network.concept_model import ConceptModel
+from csr.network.concept_model import ConceptModel, Pooling
 from csr.training.augmentation import Findings, augment
 from csr.training.callbacks import Callbacks
-from csr.training.concepts import ConceptTrainingConfig
+from csr.training.concepts import ConceptTrainingConfig, class_chances
 from csr.training.features import FeatureCache
 from csr.training.fine_tuning import fine_tuned
 from csr.training.images import channel_statistics, image_batches, load_images
 from csr.training.loop import Task, fit
+from csr.training.losses import positive_weights
 from csr.training.runtime import autocast, device
 
 SharedBackbone = Literal["concepts_lse", "concepts_average", "concepts_coarse", "classes"]
@@ -121,12 +129,14 @@ class ExperimentContext:
         callbacks: told of every epoch.
         shared_backbone: the trained backbone that the system rests on or starts from, if it does not train all of its
             own.
+        pooling: in place of the system's own, where its definition leaves the pooling free; None: its own.
     """
 
     data: PreparedSet
     config: ConceptTrainingConfig
     callbacks: Callbacks
     shared_backbone: TrainedBackbone | None = None
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         if self.data.collection.task != "multiclass":
@@ -169,6 +179,12 @@ class ExperimentContext:
         """n×K of 1, 0 or NaN."""
         return torch.from_numpy(self.data.collection.concept_labels()[rows]).to(device())
 
+    def positive_weights(self) -> Tensor | None:
+        """K, how many times a present concept counts in the BCE; None: once."""
+        if self.config.positive_weight == "none":
+            return None
+        return positive_weights(self.concept_labels(self.data.collection.rows("train")))
+
 
 BackboneTraining = Callable[[ExperimentContext], ConceptModel]
 
@@ -187,7 +203,7 @@ class Entry:
         train: trains it.
         shared_backbone: what it rests on or starts from; None: it trains all of itself.
         epochs: its own epochs of images as a share of the budget, beside the shared backbone's, which are the whole
-            budget.
+            budget. Where the configuration has a ``patience``, all systems have the whole of it as their cap.
     """
 
     title: str
@@ -205,6 +221,7 @@ def train_on_images(
     *,
     rows: np.ndarray | None = None,
     epochs: int | None = None,
+    earliest: int = 0,
     rates: Mapping[str, float] | None = None,
     validate: bool = True,
     **budget: Any,
@@ -215,9 +232,13 @@ def train_on_images(
         name: of the phase, in reports.
         terms: rows and their augmented images (uint8 B×C×S×S) → loss terms.
         rows: training rows to draw batches from; by default those whose class is known.
-        epochs: of this phase; by default the context's, which the phases of a system sum up to.
+        epochs: of this phase; by default the context's, which the phases of a system sum up to. Where the
+            configuration has a ``patience``, at most so many: each phase ends by the rule of `csr.training.stopping`,
+            which goes by the macro AUROC on ``val``.
+        earliest: epochs before which the rule does not count, while the loss still changes by a schedule of its own.
         rates: prefix of parameter names → factor on the learning rate; see `csr.training.loop.Task`.
-        validate: report macro F1 on ``val`` after each epoch.
+        validate: report macro F1 and macro AUROC on ``val`` after each epoch. A phase that answers nothing yet has
+            no such figure, and takes its epochs.
         budget: other keys of the configuration that this phase replaces.
 
     Parameters that do not require a gradient stay as they are. Pretrained weights are tuned as the configuration says
@@ -237,11 +258,28 @@ def train_on_images(
         if not validate:
             return {}
         val = collection.rows("val")
-        predicted = predict(system, context.data, val).probabilities.argmax(1)
-        return {"val_macro_f1": macro_f1(collection.truth()[val], predicted, len(collection.classes))}
+        truth, probabilities = collection.truth()[val], predict(system, context.data, val).probabilities
+        f1 = macro_f1(truth, probabilities.argmax(1), len(collection.classes))
+        return {"val_macro_f1": f1, "val_macro_auroc": macro_auroc(truth, probabilities)}
 
     chosen = context.class_rows if rows is None else rows
-    task = Task(name, system, chosen, batch_terms, after_epoch, phase.warmup, rates or {}, "concepts", phase.precision)
+    task = Task(
+        name,
+        system,
+        chosen,
+        batch_terms,
+        after_epoch,
+        phase.warmup,
+        rates or {},
+        "concepts",
+        phase.precision,
+        figure="val_macro_auroc" if validate else "",
+        stopping=phase.stopping,
+        earliest=earliest,
+        clip=phase.clip,
+        accumulate=phase.accumulate,
+        chances=class_chances(collection, chosen) if phase.sampling == "balanced" else None,
+    )
     if context.shared_backbone is not None:
         phase = replace(phase, backbone_rate=1.0, layer_decay=None, freeze=0)
     fit(fine_tuned(task, phase), phase, context.callbacks)

@@ -210,7 +210,8 @@ def protopool(context: ExperimentContext) -> ProtoPool:
 
     left = warm_up(context, "protopool", system, system.backbone, terms)
     rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
-    train_on_images(context, "protopool_joint", system, terms, epochs=left, rates=rates)
+    hardened = max(0, round(ANNEALING * config.epochs) - (config.epochs - left))
+    train_on_images(context, "protopool_joint", system, terms, epochs=left, earliest=hardened, rates=rates)
     system.eval()
     assignment = system.assignment()
     system.pool.data = nearest_patches(system.patches, system.pool.data, assignment.amax(1).T > 0, context)

@@ -33,10 +33,9 @@ def run_system(entry: Entry, context: ExperimentContext, shared_seconds: float =
     Args:
         shared_seconds: what the shared backbone and its features took; counted as part of the system's own time.
     """
-    collection, config = context.data.collection, context.config
-    own = replace(context, config=replace(config, epochs=max(2, round(entry.epochs * config.epochs))))
+    collection = context.data.collection
     start = time.perf_counter()
-    system = entry.train(own)
+    system = entry.train(with_budget(entry, context))
     seconds = time.perf_counter() - start + shared_seconds
     validation = predict(system, context.data, collection.rows("val"))
     test = predict(system, context.data, collection.rows("test"))
@@ -48,3 +47,10 @@ def run_system(entry: Entry, context: ExperimentContext, shared_seconds: float =
         "seconds": seconds,
     }
     return system, Result(about, validation, test, evaluate_predictions(collection, test, context.data.side))
+
+
+def with_budget(entry: Entry, context: ExperimentContext) -> ExperimentContext:
+    """The context with the epochs that a system has: its share of the budget, or under a ``patience`` the whole cap."""
+    config = context.config
+    share = 1.0 if config.patience is not None else entry.epochs
+    return replace(context, config=replace(config, epochs=max(2, round(share * config.epochs))))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +167,21 @@ class PreparedWriter:
     def __exit__(self, *error: Any) -> None:
         self._shards.close()
         self._folder.__exit__(*error)
+
+
+def copy_without(data: PreparedSet, split: str, path: Path) -> None:
+    """Writes the set to ``path`` without a split: no image, label, box or mask of its studies is there."""
+    collection = data.collection
+    kept = np.flatnonzero((collection.studies["split"] != split).to_numpy())
+    studies = collection.studies.iloc[kept].reset_index(drop=True)
+    boxes = collection.boxes[collection.boxes["study_id"].isin(studies["study_id"])].reset_index(drop=True)
+    with PreparedWriter(path, len(kept), data.channels, data.side) as writer:
+        for row, original in enumerate(kept):
+            writer.write_image(row, data.images[original])
+        if "mask" in boxes:
+            outlined = boxes["mask"] >= 0
+            masks = boxes.loc[outlined, "mask"].to_numpy()
+            boxes.loc[outlined, "mask"] = np.arange(len(masks))
+            if len(masks):
+                writer.write_masks(np.load(data.path / "masks.npy", mmap_mode="r")[masks])
+        writer.write_tables(replace(collection, studies=studies, boxes=boxes))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from csr.training.stopping import Curve
+
 State = dict[str, Any]
 Item = TypeVar("Item")
 
@@ -21,6 +23,9 @@ class Callbacks(Protocol):
     def track(self, items: Iterable[Item], total: int, description: str) -> Iterable[Item]:
         """Wraps a loop of ``total`` steps, for a progress bar."""
 
+    def finished(self, curve: Curve) -> None:
+        """Is told how a phase learned that has a validation figure, once it is over."""
+
 
 class SilentCallbacks:
     """Reports to nobody and resumes nothing; keeps the history for tests and scripts."""
@@ -36,6 +41,9 @@ class SilentCallbacks:
 
     def track(self, items: Iterable[Item], total: int, description: str) -> Iterable[Item]:
         return items
+
+    def finished(self, curve: Curve) -> None:
+        pass
 
 
 class PrintedCallbacks(SilentCallbacks):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from csr.data.prepared import PreparedSet
+from csr.data.records import NO_CLASS, Collection
+from csr.errors import ConfigError
 from csr.evaluation.metrics import mean_auroc
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.alignment import align
@@ -19,7 +21,7 @@ from csr.training.callbacks import Callbacks
 from csr.training.fine_tuning import fine_tuned
 from csr.training.images import channel_statistics, image_batches, load_images
 from csr.training.loop import Task, fit
-from csr.training.losses import masked_bce
+from csr.training.losses import masked_bce, positive_weights
 from csr.training.runtime import (
     Precision,
     autocast,
@@ -33,6 +35,7 @@ from csr.training.runtime import (
     share_of_mean,
     world_size,
 )
+from csr.training.stopping import Keep, StoppingRule
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,17 @@ class ConceptTrainingConfig:
         layer_decay: further factor for each layer between such a weight and the maps, in (0, 1]; None for none.
         freeze: epochs from the start in which the pretrained weights and running statistics stay as they are, or
             ``all``. `csr.training.fine_tuning` says which weights the last three are about.
+        epochs: how many there are; with ``patience`` at most.
+        patience: epochs without a rise of the validation figure (mean AUROC) after which the rate falls to 0 and the
+            training ends; None: it takes its epochs. `csr.training.stopping` is this rule and says what ``least_rise``
+            and ``anneal`` mean.
+        keep: the weights of the ``last`` epoch, or of the one with the ``best`` validation figure.
+        clip: largest norm of a step's gradients; None for no limit.
+        accumulate: batches whose gradients make one step, where a batch of the wanted size does not fit into memory.
+        positive_weight: ``balanced`` counts a present concept as often as it is rarer than absent
+            (`csr.training.losses.positive_weights`).
+        sampling: ``balanced`` draws studies so that every class comes as often, with replacement; those without a class
+            keep their chance.
     """
 
     model: ConceptModelConfig = field(default_factory=ConceptModelConfig)
@@ -63,7 +77,20 @@ class ConceptTrainingConfig:
     layer_decay: float | None = None
     freeze: int | Literal["all"] = 0
     precision: Precision = "auto"
+    patience: int | None = None
+    least_rise: float = 0.001
+    anneal: float = 0.25
+    keep: Keep = "last"
+    clip: float | None = None
+    accumulate: int = 1
+    positive_weight: Literal["none", "balanced"] = "none"
+    sampling: Literal["plain", "balanced"] = "plain"
     seed: int = 0
+
+    @property
+    def stopping(self) -> StoppingRule:
+        """When the training ends."""
+        return StoppingRule(self.patience, self.least_rise, self.anneal, self.keep)
 
     def __post_init__(self) -> None:
         if not self.backbone_rate > 0:
@@ -80,6 +107,16 @@ class ConceptTrainingConfig:
                 "concepts.freeze: there are no pretrained weights to keep; set concepts.model.pretrained or "
                 "concepts.model.checkpoint, or this to 0"
             )
+        for key, least in (("patience", 1), ("accumulate", 1)):
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise ValueError(f"concepts.{key}: must be at least {least}, got {value}")
+        if not self.least_rise >= 0:
+            raise ValueError(f"concepts.least_rise: must be 0 or more, got {self.least_rise}")
+        if not 0 < self.anneal <= 1:
+            raise ValueError(f"concepts.anneal: must be above 0 and at most 1, got {self.anneal}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"concepts.clip: must be above 0, or null, got {self.clip}")
 
 
 def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: Callbacks) -> ConceptModel:
@@ -87,18 +124,21 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
 
     Batches are drawn from the studies that have any label; those without one count in the channels' statistics alone.
 
-    The last epoch's weights are the result, so nothing is selected on ``val``. Processes of a distributed run share
+    The last epoch's weights are the result, so that nothing is selected on ``val``, unless ``config.keep`` says
+    otherwise. Processes of a distributed run share
     every batch and learn what one would.
 
     Raises:
         ConfigError: a batch that the processes cannot share evenly.
-        TrainingError: the loss became NaN or infinite.
+        TrainingError: the loss became NaN or infinite, or ``val`` has no figure to stop by.
     """
     check_share(config.batch_size, world_size(), "concepts")
     seed_everything(seeds(config.seed, "weights"))
     place = device()
     labels = torch.from_numpy(data.collection.concept_labels())
     train, val = data.collection.rows("train"), data.collection.rows("val")
+    drawn = data.collection.labelled_rows("train")
+    positive = positive_weights(labels[train]).to(place) if config.positive_weight == "balanced" else None
     findings = Findings(data.collection, data.side)
     model = ConceptModel(config.model, data.channels, len(data.collection.concepts))
     model.backbone.set_normalisation(*channel_statistics(data, train))
@@ -111,7 +151,8 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
         images = augment(load_images(data, own, place), config.augment, findings, rows, draws)
         with autocast(config.precision), shared_batch_norm():
             _, logits = engine(images)
-        return {"loss": masked_bce(logits, labels[own].to(place)) * share_of_mean(~labels[rows].isnan(), part)}
+        loss = masked_bce(logits, labels[own].to(place), positive)
+        return {"loss": loss * share_of_mean(~labels[rows].isnan(), part)}
 
     def after_epoch(epoch: int) -> dict[str, float]:
         return validate(model, data, val)
@@ -119,16 +160,40 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     task = Task(
         "concepts",
         model,
-        data.collection.labelled_rows("train"),
+        drawn,
         terms,
         after_epoch,
         config.warmup,
         precision=config.precision,
         draws=generator,
+        figure="val_auroc",
+        stopping=config.stopping,
+        clip=config.clip,
+        accumulate=config.accumulate,
+        chances=class_chances(data.collection, drawn) if config.sampling == "balanced" else None,
     )
     fit(fine_tuned(task, config), config, callbacks)
     align(model, data, labels.numpy())
     return model
+
+
+def class_chances(collection: Collection, rows: np.ndarray) -> np.ndarray:
+    """Chances of rows to be drawn with which every class comes as often; those without a class keep their own.
+
+    Raises:
+        ConfigError: the studies have no class each.
+    """
+    if collection.task != "multiclass":
+        raise ConfigError(
+            f"concepts.sampling: 'balanced' goes by the one class of each study, and {collection.name} has the task "
+            f"{collection.task!r}; set it to plain, concepts.positive_weight weighs rare concepts up"
+        )
+    classes = collection.truth()[rows]
+    known = classes != NO_CLASS
+    counts = np.bincount(classes[known], minlength=1)
+    weights = np.ones(len(rows))
+    weights[known] = known.sum() / (counts > 0).sum() / counts[classes[known]]
+    return weights / weights.sum()
 
 
 @torch.no_grad()

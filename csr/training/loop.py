@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from csr.errors import TrainingError
 from csr.training.callbacks import Callbacks, State
 from csr.training.runtime import (
     Precision,
+    agreed,
     average,
     batches,
     check_finite,
@@ -24,6 +26,7 @@ from csr.training.runtime import (
     seeds,
     torch_seed,
 )
+from csr.training.stopping import Course, StoppingRule, curve_of
 
 CHECK_EVERY = 50  # steps between two looks at the loss; each makes a GPU's queue run empty
 
@@ -62,6 +65,13 @@ class Task:
         spared: names of parameters that weight decay leaves alone.
         before_epoch: called with each epoch's number, once the model is in training mode.
         draws: random numbers that are to be the same in every process; seeded anew each epoch.
+        figure: name of the number of ``after_epoch`` that ``stopping`` goes by, the greater the better; none by
+            default: the phase takes its epochs and keeps its last weights.
+        stopping: when it ends and which weights are kept.
+        earliest: see `csr.training.stopping.StoppingRule.fall_after`.
+        clip: the gradients' norm over all parameters is brought down to it; None for no limit.
+        accumulate: batches whose gradients make one step; each is given to ``terms`` on its own.
+        chances: of each row to be drawn; None: each comes once an epoch.
     """
 
     stage: str
@@ -76,10 +86,18 @@ class Task:
     spared: Set[str] = frozenset()
     before_epoch: Callable[[int], None] = lambda epoch: None
     draws: torch.Generator = field(default_factory=torch.Generator)
+    figure: str = ""
+    stopping: StoppingRule = field(default_factory=StoppingRule)
+    earliest: int = 0
+    clip: float | None = None
+    accumulate: int = 1
+    chances: np.ndarray | None = None
 
 
 def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
     """Trains in place, from the callbacks' checkpoint if they have one, and reports each epoch.
+
+    `csr.training.stopping` says when it ends.
 
     Random numbers are seeded anew each epoch, so a resumed run continues as the uninterrupted one would have. Those of
     different stages, epochs and processes, of the order of the batches and of what changes in them are unrelated.
@@ -93,69 +111,117 @@ def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
     with every batch, skipped or not, so that it ends where it should.
 
     Raises:
-        TrainingError: the loss became NaN or infinite, or no scale makes the gradients fit float16.
+        TrainingError: the loss became NaN or infinite, no scale makes the gradients fit float16, or there is no figure
+            to stop by.
     """
     section = task.section or task.stage
-    steps = count_batches(len(task.rows), config.batch_size)
+    batch = config.batch_size * task.accumulate
+    steps = count_batches(len(task.rows), batch)
     groups = _parameter_groups(task, config.learning_rate)
     optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    if task.warmup * steps * config.epochs > 1:  # too short a run has no step to warm up in
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, [group["lr"] for group in groups], total_steps=steps * config.epochs, pct_start=task.warmup
-        )
-    else:
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * config.epochs)
+    course = Course(task.stopping if task.figure else StoppingRule(), config.epochs, task.earliest)
+    schedule = _schedule(task, optimiser, steps, course)
     scaler = gradient_scaler(task.precision)
+    trained = [parameter for group in groups for parameter in group["params"]]
 
-    first = 0
+    done = 0
+    best: dict[str, Tensor] | None = None
     if (state := callbacks.resume()) is not None:
         task.model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         scaler.load_state_dict(state["scaler"])
-        first = state["epoch"] + 1
+        course.figures, best = state["figures"], state["best"]
+        done = state["epoch"] + 1
 
-    for epoch in range(first, config.epochs):
+    while done < course.end:
+        epoch = done
         seed_everything(seeds(config.seed, f"{task.stage}: steps", epoch, rank()))
         task.draws.manual_seed(torch_seed(seeds(config.seed, f"{task.stage}: draws", epoch)))
         task.model.train()
         task.before_epoch(epoch)
         totals: dict[str, Tensor] = {}
         seen: Tensor | None = None
-        chosen = batches(task.rows, config.batch_size, seeds(config.seed, f"{task.stage}: order", epoch))
+        chosen = batches(task.rows, batch, seeds(config.seed, f"{task.stage}: order", epoch), task.chances)
         shown = callbacks.track(chosen, steps, f"{task.stage} {epoch + 1}/{config.epochs}")
         for step, rows in enumerate(shown, 1):
-            terms = task.terms(rows)
-            loss = torch.stack(list(terms.values())).sum()
             optimiser.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            for part in _parts(rows, task.accumulate):
+                terms = task.terms(part)
+                loss = torch.stack(list(terms.values())).sum()
+                share = len(part) / len(rows)
+                scaler.scale(loss if share == 1 else loss * share).backward()
+                for name, value in terms.items():
+                    totals[name] = totals.get(name, 0.0) + value.detach().double() * share / steps
+                # the last loss, or the first that was no number
+                seen = loss.detach() if seen is None else torch.where(seen.isfinite(), loss.detach(), seen)
+            if task.clip is not None:
+                scaler.unscale_(optimiser)
+                nn.utils.clip_grad_norm_(trained, task.clip)
             scaler.step(optimiser)
             scaler.update()
             schedule.step()
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + value.detach().double() / steps
-            # the last loss, or the first that was no number
-            seen = loss.detach() if seen is None else torch.where(seen.isfinite(), loss.detach(), seen)
             if step % CHECK_EVERY == 0 or step == steps:
+                assert seen is not None
                 check_finite(seen, section, epoch)
         _check_scale(scaler, section, epoch)
         task.model.eval()
         means = average(torch.stack(list(totals.values()))).tolist()
         metrics = {"epoch": epoch} | {f"train_{name}": mean for name, mean in zip(totals, means, strict=True)}
         metrics |= task.after_epoch(epoch)
+        if task.figure:
+            course.figures.append(_figure(task, metrics, section))
+            if task.stopping.keep == "best" and course.best == epoch:
+                best = {name: value.detach().clone() for name, value in task.model.state_dict().items()}
+        done += 1
 
-        def snapshot(epoch: int = epoch) -> State:
+        def snapshot(epoch: int = epoch, best: dict[str, Tensor] | None = best) -> State:
             return {
                 "epoch": epoch,
                 "model": task.model.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "schedule": schedule.state_dict(),
                 "scaler": scaler.state_dict(),
+                "figures": course.figures,
+                "best": best,
             }
 
         callbacks.epoch(metrics, snapshot)
+    if best is not None:
+        task.model.load_state_dict(best)
     task.model.eval()
+    if task.figure:
+        callbacks.finished(curve_of(course, task.stage, task.figure, min(steps * batch, len(task.rows))))
+
+
+def _schedule(
+    task: Task, optimiser: torch.optim.Optimizer, steps: int, course: Course
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """How the rate changes from step to step."""
+    total = steps * course.epochs
+    if course.rule.patience is not None:
+        return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: course.rate(step, steps, task.warmup))
+    if task.warmup * total > 1:  # too short a run has no step to warm up in
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, [group["lr"] for group in optimiser.param_groups], total_steps=total, pct_start=task.warmup
+        )
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
+
+
+def _parts(rows: np.ndarray, count: int) -> list[np.ndarray]:
+    """The batches that make one step. Rows come sorted, so each takes some from everywhere; few rows make fewer."""
+    return [part for part in (rows[first::count] for first in range(count)) if len(part)]
+
+
+def _figure(task: Task, metrics: Mapping[str, float], section: str) -> float:
+    """The number that the rule goes by."""
+    value = agreed(metrics[task.figure])
+    if not math.isfinite(value) and (task.stopping.patience is not None or task.stopping.keep == "best"):
+        raise TrainingError(
+            f"{section}.patience and {section}.keep go by {task.figure}, which the validation split does not tell "
+            f"({value}): nothing there is both present in some studies and absent in others; set them to null and last"
+        )
+    return value
 
 
 def _check_scale(scaler: torch.amp.GradScaler, section: str, epoch: int) -> None:

@@ -9,9 +9,28 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+MOST = 20.0  # times that a present concept counts
 
-def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Multi-label BCE, averaged over known labels. Both B×K; unknown labels are NaN. 0 if none is known."""
+
+def masked_bce(logits: Tensor, labels: Tensor, positive: Tensor | None = None) -> Tensor:
+    """Multi-label BCE, averaged over known labels; 0 if none is known.
+
+    Args:
+        logits, labels: B×K; unknown labels are NaN.
+        positive: K, how many times a present concept counts; see `positive_weights`. None: once.
+    """
     known = ~labels.isnan()
-    loss = F.binary_cross_entropy_with_logits(logits.float(), labels.nan_to_num(0), reduction="none")
+    loss = F.binary_cross_entropy_with_logits(
+        logits.float(), labels.nan_to_num(0), reduction="none", pos_weight=positive
+    )
     return (loss * known).sum() / known.sum().clamp_min(1)
+
+
+def positive_weights(labels: Tensor) -> Tensor:
+    """K: absent labels over present ones of N×K, between 1 and `MOST`, so that a rare concept is not learned as absent.
+
+    As the official code of Koh et al. 2020 weighs them, but bounded: a concept that is seen a few times would outweigh
+    all others, and one that most studies have is left alone.
+    """
+    present, absent = (labels == 1).sum(0), (labels == 0).sum(0)
+    return (absent / present.clamp_min(1)).clamp(1, MOST).float()

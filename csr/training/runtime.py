@@ -167,9 +167,25 @@ def average(values: Tensor) -> Tensor:
     return total / world_size()
 
 
-def batches(rows: np.ndarray, batch_size: int, order: np.random.SeedSequence) -> Iterator[np.ndarray]:
-    """Shuffles rows for an epoch and yields its batches, the same in every process; a short rest is cut."""
-    shuffled = np.random.default_rng(order).permutation(rows)
+def agreed(value: float) -> float:
+    """A number that all processes go by: that of the first."""
+    if world_size() == 1:
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def batches(
+    rows: np.ndarray, batch_size: int, order: np.random.SeedSequence, chances: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Shuffles rows for an epoch and yields its batches, the same in every process; a short rest is cut.
+
+    Args:
+        chances: of each row; as many are then drawn with replacement.
+    """
+    random = np.random.default_rng(order)
+    shuffled = random.permutation(rows) if chances is None else random.choice(rows, len(rows), p=chances)
     for start in range(0, count_batches(len(rows), batch_size) * batch_size, batch_size):
         yield np.sort(shuffled[start : start + batch_size])
 

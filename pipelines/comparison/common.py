@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 from csr.baselines.protocol import ExperimentContext
 from csr.data.prepared import PreparedSet
 from csr.errors import ConfigError, CSRError
+from csr.evaluation.evaluate import rounded
 from csr.training.callbacks import SilentCallbacks, State
 from csr.training.runtime import use_device
+from csr.training.stopping import Curve
 from pipelines.flatten import flatten
 from pipelines.params import Params, load_params
 from pipelines.revision import revision
@@ -29,16 +32,19 @@ BUILD = Path("build/comparison")
 SHARED_BACKBONES_FOLDER = BUILD / "shared_backbones"
 PREDICTIONS_FOLDER = BUILD / "predictions"
 SYSTEMS_FOLDER = BUILD / "systems"
+TRIALS_FOLDER = BUILD / "trials"  # the settings that trials chose
 DECISIONS_FOLDER = BUILD / "decisions"  # of every study after replies
 PRESET = "robust"  # of what all systems have in common; `preset` of params.yaml is for the default pipeline
 
 
 class ComparisonCallbacks(SilentCallbacks):
-    """Logs each epoch to MLflow's active run. Keeps no checkpoint: a system of several phases starts anew."""
+    """Logs each epoch to MLflow's active run, and keeps the learning curves. Keeps no checkpoint: a system of several
+    phases starts anew."""
 
     def __init__(self, stage: str) -> None:
         super().__init__()
         self._stage = stage
+        self.curves: list[Curve] = []
 
     def epoch(self, metrics: Mapping[str, float], state: Callable[[], State]) -> None:
         super().epoch(metrics, state)
@@ -47,14 +53,28 @@ class ComparisonCallbacks(SilentCallbacks):
         shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         print(f"{self._stage}  epoch {int(metrics['epoch']) + 1}  {shown}", flush=True)
 
+    def finished(self, curve: Curve) -> None:
+        self.curves.append(curve)
 
-def make_context(params: Params, seed: int, name: str) -> ExperimentContext:
+
+def write_curves(context: ExperimentContext, name: str, seed: int, params: Params) -> None:
+    """Writes the learning curves of every phase to ``<folder>/curves/<name>-<seed>.json``, if there is any."""
+    assert isinstance(context.callbacks, ComparisonCallbacks)
+    curves = context.callbacks.curves
+    if curves:
+        content = [{**asdict(each), "values": [rounded(value) for value in each.values]} for each in curves]
+        folder = params.comparison.folder / "curves"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}-{seed}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def make_context(params: Params, seed: int, name: str, prepared: Path = PREPARED) -> ExperimentContext:
     """The context that all systems of a seed share; computes where ``params.yaml`` says from now on."""
     use_device(params.train.device)
     if params.train.threads:
         torch.set_num_threads(params.train.threads)
     config = replace(params.concepts, seed=seed)
-    return ExperimentContext(PreparedSet.open(PREPARED), config, ComparisonCallbacks(name))
+    return ExperimentContext(PreparedSet.open(prepared), config, ComparisonCallbacks(name))
 
 
 @contextmanager

@@ -4,7 +4,8 @@
 
 Without stages all of `pipelines/comparison/dvc.yaml` is reproduced, level by level, since a system waits for its
 shared backbone. Each task is one ``dvc repro --single-item``, so what has not changed is not repeated and the result is
-the same as that of a plain ``dvc repro``. ``RAY_ADDRESS`` names a cluster, whose nodes must share this folder.
+the same as that of a plain ``dvc repro``. A stage of trials takes no core: its trials are tasks on the same cluster.
+``RAY_ADDRESS`` names a cluster, whose nodes must share this folder.
 """
 
 from __future__ import annotations
@@ -44,10 +45,14 @@ def levels() -> list[list[str]]:
     return [grouped[number] for number in sorted(grouped)]
 
 
-def reproduce(name: str, folder: str) -> tuple[str, int, str]:
-    """Runs one stage in ``folder``; waits while DVC's files are in use. Returns name, exit status and output."""
+def reproduce(name: str, folder: str, cluster: str) -> tuple[str, int, str]:
+    """Runs one stage in ``folder``; waits while DVC's files are in use. Returns name, exit status and output.
+
+    Args:
+        cluster: address of Ray's, for stages that start tasks of their own.
+    """
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", f"{FILE}:{name}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "RAY_ADDRESS": cluster}
     give_up = time.monotonic() + PATIENCE
     while True:
         done = subprocess.run(
@@ -75,10 +80,12 @@ def main() -> None:
     connect()  # makes MLflow's store, before many tasks want to at once
     ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    cluster = ray.get_runtime_context().gcs_address
     task = ray.remote(num_cpus=1, num_gpus=gpus)(reproduce)
+    waiting = ray.remote(num_cpus=0)(reproduce)  # its trials take the cores
     failed = []
     for names in order:
-        open_tasks = [task.remote(name, str(Path.cwd())) for name in names]
+        open_tasks = [(waiting if "trials" in name else task).remote(name, str(Path.cwd()), cluster) for name in names]
         while open_tasks:
             (ready,), open_tasks = ray.wait(open_tasks)
             name, status, output = ray.get(ready)

@@ -22,6 +22,7 @@ from csr.data.missing import hide_concept_labels
 from csr.evaluation.evaluate import evaluate_predictions, rounded
 from pipelines.comparison.common import BUILD, command_line, comparison_run, make_context
 from pipelines.comparison.recipes import recipes
+from pipelines.comparison.settings import chosen_settings, with_settings
 from pipelines.params import Params
 
 HIDDEN = ("50", "90")  # percent
@@ -30,7 +31,8 @@ SYSTEMS = ("csr_robust", "cbm_shared")  # the systems that rest on the robust st
 
 def run(hidden: str, seed: int, params: Params) -> None:
     """Writes ``<folder>/missing_labels/<percent>-<seed>.json``."""
-    context, entries = make_context(params, seed, f"missing_{hidden}"), csr_systems(recipes()) | cbm.SYSTEMS
+    context = with_settings(make_context(params, seed, f"missing_{hidden}"), chosen_settings("concepts_lse"))
+    entries = csr_systems(recipes()) | cbm.SYSTEMS
     whole = context.data.collection
     partly = replace(
         context, data=replace(context.data, collection=hide_concept_labels(whole, int(hidden) / 100, seed))

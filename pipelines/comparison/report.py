@@ -23,6 +23,7 @@ from csr.training.images import load_images
 from csr.training.runtime import device, use_device
 from pipelines.comparison import missing_labels
 from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER
+from pipelines.comparison.learning import TITLES, curves_section, read_curves, trials_section
 from pipelines.comparison.recipes import recipes
 from pipelines.comparison.writing import write_report
 from pipelines.params import Params
@@ -41,9 +42,12 @@ def build(params: Params) -> tuple[str, list[Section]]:
     runs = _runs(folder, seeds, data)
     if OURS not in runs:
         raise DataError(f"{folder}: holds no run of {OURS}; run dvc repro pipelines/comparison/dvc.yaml first")
+    titles = TITLES | {name: each.title for name, each in runs.items()}
     sections = [
         _setting_section(params, data),
         *main_sections(data.collection, runs),
+        *curves_section(read_curves(folder, seeds), titles, params.concepts),
+        *trials_section(folder, titles),
         *_ablation_section(folder, seeds),
         *_missing_labels_section(folder, seeds, runs),
         Section("Interaction", (f"What readers' answers, boxes and reviews do is in {folder}_interaction.md.",)),
@@ -67,13 +71,20 @@ def _setting_section(params: Params, data: PreparedSet) -> Section:
     collection, config = data.collection, params.concepts
     counts = ", ".join(f"{len(collection.rows(split))} {split}" for split in ("train", "val", "test"))
     stride = f"stride {config.model.stride}" + (f" with context {config.model.context}" if config.model.context else "")
+    length = (
+        f"{config.epochs} epochs of training images"
+        if config.patience is None
+        else f"at most {config.epochs} epochs of training images (Learning curves says when they end)"
+    )
+    further = f" for {WARM_START_EPOCHS:g} times as many epochs" if config.patience is None else ", by the same rule"
+    seeds = ", ".join(map(str, params.comparison.seeds))
     text = (
         f"{counts} studies of {data.side}² pixels, {len(collection.concepts)} concepts, {len(collection.classes)} "
         f"classes. Every system: {config.model.backbone} at {stride}, from scratch unless params.yaml says otherwise, "
-        f"{config.epochs} epochs of training images in batches of {config.batch_size}, AdamW with a one-cycle peak of "
-        f"{config.learning_rate:g}, the same augmentation, and seeds {', '.join(map(str, params.comparison.seeds))}. "
+        f"{length} in batches of {config.batch_size * config.accumulate}, AdamW with a peak of "
+        f"{config.learning_rate:g}, the same augmentation, and seeds {seeds}, unless trials chose otherwise. "
         "Last layers are fitted on frozen scores in addition. Prototype systems start from the trained black box and "
-        f"train on for {WARM_START_EPOCHS:g} times as many epochs. Nothing was tuned on a test split."
+        f"train on{further}. Nothing was tuned on a test split but what Trials says."
     )
     return Section("Setting", (text,))
 

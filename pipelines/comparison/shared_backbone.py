@@ -12,18 +12,30 @@ from typing import cast
 from csr.baselines.protocol import SharedBackbone
 from csr.comparison.shared_backbones import train_shared_backbone
 from csr.data.atomic_folder import atomic_folder
-from pipelines.comparison.common import SHARED_BACKBONES_FOLDER, command_line, comparison_run, listed, make_context
+from pipelines.comparison.common import (
+    SHARED_BACKBONES_FOLDER,
+    command_line,
+    comparison_run,
+    listed,
+    make_context,
+    write_curves,
+)
+from pipelines.comparison.settings import chosen_settings, with_settings
 from pipelines.params import Params
+
+TRIALS_OF = {"concepts_coarse": "concepts_lse"}  # the ablation's: what differs is the ingredient alone
 
 
 def run(reference: str, seed: int, params: Params) -> None:
-    """Writes ``build/comparison/shared_backbones/<kind>-<seed>``."""
+    """Writes ``build/comparison/shared_backbones/<kind>-<seed>`` and how it learned."""
     kind, train = listed(reference, "BACKBONES")
     with (
         comparison_run("shared_backbone", kind, seed, params),
         atomic_folder(SHARED_BACKBONES_FOLDER / f"{kind}-{seed}") as folder,
     ):
-        train_shared_backbone(cast(SharedBackbone, kind), train, make_context(params, seed, kind), folder)
+        context = with_settings(make_context(params, seed, kind), chosen_settings(TRIALS_OF.get(kind, kind)))
+        train_shared_backbone(cast(SharedBackbone, kind), train, context, folder)
+    write_curves(context, kind, seed, params)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from pipelines.comparison.common import (
     SYSTEMS_FOLDER,
     comparison_run,
     make_context,
+    write_curves,
 )
+from pipelines.comparison.settings import chosen_settings, with_settings
 from pipelines.params import Params
 from pipelines.tracking import log_metrics
 
@@ -24,7 +26,7 @@ from pipelines.tracking import log_metrics
 def train_and_keep(name: str, entry: Entry, seed: int, params: Params) -> None:
     """Writes the report, the predictions and the trained system, and logs an MLflow run."""
     with comparison_run("system", name, seed, params):
-        context, seconds = make_context(params, seed, name), 0.0
+        context, seconds = with_settings(make_context(params, seed, name), chosen_settings(name)), 0.0
         if entry.shared_backbone:
             shared, seconds = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{entry.shared_backbone}-{seed}")
             context = replace(context, shared_backbone=shared)
@@ -34,6 +36,7 @@ def train_and_keep(name: str, entry: Entry, seed: int, params: Params) -> None:
             flat |= {f"pointing_{key}": value for key, value in numbers["pointing_game"].items() if value is not None}
             log_metrics(part, flat)
         log_metrics("system", result.about)
+    write_curves(context, name, seed, params)
     save_predictions(PREDICTIONS_FOLDER / f"{name}-{seed}.npz", result.validation, result.test)
     SYSTEMS_FOLDER.mkdir(parents=True, exist_ok=True)
     save_system(system, SYSTEMS_FOLDER / f"{name}-{seed}.pt")

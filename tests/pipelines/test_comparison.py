@@ -42,6 +42,7 @@ from pipelines.comparison import (
     report,
     rival,
     shared_backbone,
+    trials,
 )
 from pipelines.params import load_params
 from tests.csr.synthetic import CONCEPTS, make_collection, make_prepared
@@ -92,6 +93,7 @@ def entries() -> dict[str, Entry]:
         return systems(recipes.recipes())
 
 
+ON_IMAGES = {"cbm_joint", "protopnet", "protopool", "prototree", "pipnet"}  # the other systems rest on what is frozen
 SEEDS = yaml.safe_load((ROOT / "params.yaml").read_text())["comparison"]["seeds"]
 
 
@@ -131,20 +133,45 @@ def test_every_system_is_in_one_matrix_with_the_foundation_it_rests_on(
     assert set(found) == expected(list(entries))
     for (name, seed), stage in found.items():
         kind = entries[name].shared_backbone
-        own = [each for each in files(stage) if each.startswith("build/")]
-        assert own == ([f"build/comparison/shared_backbones/{kind}-{seed}"] if kind else [])
+        own = {each for each in files(stage) if each.startswith("build/")}
+        learns = name in ON_IMAGES
+        assert own == ({f"build/comparison/shared_backbones/{kind}-{seed}"} if kind else set()) | (
+            {f"build/comparison/trials/{name}.json"} if learns else set()
+        )
         assert outputs(stage) == {
             f"build/comparison/predictions/{name}-{seed}.npz",
             f"build/comparison/systems/{name}-{seed}.pt",
             f"reports/comparison/{name}-{seed}.json",
-        }
+        } | ({f"reports/comparison/curves/{name}-{seed}.json"} if learns else set())
 
 
 def test_every_foundation_is_trained_with_every_seed(stages: list[PipelineStage]) -> None:
     found = commands(stages, "shared_backbone")
     assert set(found) == expected(list(SHARED_BACKBONES))
     for (kind, seed), stage in found.items():
-        assert outputs(stage) == {f"build/comparison/shared_backbones/{kind}-{seed}"}
+        assert outputs(stage) == {
+            f"build/comparison/shared_backbones/{kind}-{seed}",
+            f"reports/comparison/curves/{kind}-{seed}.json",
+        }
+        settings = shared_backbone.TRIALS_OF.get(kind, kind)
+        assert [each for each in files(stage) if each.startswith("build/")] == [
+            f"build/comparison/trials/{settings}.json"
+        ]
+
+
+def test_everything_that_learns_from_images_has_trials_before_it_is_trained(
+    stages: list[PipelineStage], entries: dict[str, Entry]
+) -> None:
+    words = [(stage.cmd.split(), stage) for stage in stages]
+    found = {given[3].rpartition(":")[2]: stage for given, stage in words if given[2] == "pipelines.comparison.trials"}
+    assert set(found) == ON_IMAGES | set(SHARED_BACKBONES) - set(shared_backbone.TRIALS_OF)
+    for name, stage in found.items():
+        kind = entries[name].shared_backbone if name in entries else None
+        own = [each for each in files(stage) if each.startswith("build/")]
+        assert own == ([f"build/comparison/shared_backbones/{kind}-{SEEDS[0]}"] if kind else [])
+        assert outputs(stage) == {f"build/comparison/trials/{name}.json", f"reports/comparison/trials/{name}.json"}
+        assert parameters(stage) == {"concepts", "comparison.trials"}
+        assert (name in trials.OWN_BACKBONE) == (kind is None)
 
 
 def test_every_variant_is_in_the_ablation_with_the_foundation_it_rests_on(stages: list[PipelineStage]) -> None:
@@ -189,7 +216,8 @@ def test_every_share_of_hidden_labels_is_trained_from_the_start(stages: list[Pip
     found = commands(stages, "missing_labels")
     assert set(found) == expected(list(missing_labels.HIDDEN))
     for (hidden, seed), stage in found.items():
-        assert not [each for each in files(stage) if each.startswith("build/")]
+        own = [each for each in files(stage) if each.startswith("build/")]
+        assert own == ["build/comparison/trials/concepts_lse.json"]
         assert outputs(stage) == {f"reports/comparison/missing_labels/{hidden}-{seed}.json"}
         assert parameters(stage) >= {"concepts", "prototypes", "head"}
 
@@ -228,6 +256,11 @@ def test_an_edit_to_a_rival_repeats_it_and_those_that_borrow_from_it(stages: lis
     borrowed = {"cbm": {"posthoc_cbm"}, "protopnet": {"protopool", "prototree"}, "black_box": {"class_backbone"}}
     borrowed["cbm"] |= {"cbm_joint", "intcem", "missing_labels", "answers"}
     borrowed["intcem"] = {"answers"}
+    borrowed["black_box"] |= {"class_trials"}
+    borrowed["cbm"] |= {"joint_trials"}
+    borrowed["protopnet"] |= {"protopnet_trials", "protopool_trials", "prototree_trials"}
+    for name in ("pipnet", "protopool", "prototree"):
+        borrowed[name] = {f"{name}_trials"}
     for name in ("black_box", "cbm", "intcem", "pipnet", "posthoc_cbm", "protopnet", "protopool", "prototree"):
         found = {stage.name.partition("@")[0] for stage in stages if f"csr/baselines/{name}.py" in files(stage)}
         assert found == {name, "report"} | borrowed.get(name, set())
@@ -238,9 +271,11 @@ def test_stages_run_side_by_side_after_what_they_wait_for(stages: list[PipelineS
         patch.chdir(repo.root_dir)
         levels = fan_out.levels()
     groups = [{name.partition("@")[0] for name in level} for level in levels]
-    assert groups[0] == {"shared_backbone", "class_backbone", "cbm_joint", "missing_labels"}
-    assert groups[1] >= {"csr", "cbm", "protopnet", "black_box", "ablation"}
-    assert groups[2:] == [{"answers", "boxes", "refinement"}, {"report", "interaction_report"}]
+    assert groups[0] == {"concept_trials", "class_trials", "joint_trials"}
+    assert groups[1] == {"shared_backbone", "coarse_backbone", "class_backbone", "cbm_joint", "missing_labels"}
+    assert groups[2] >= {"csr", "cbm", "protopnet_trials", "black_box", "ablation"}
+    assert groups[3] == {"protopnet", "protopool", "prototree", "pipnet", "answers", "boxes", "refinement"}
+    assert groups[4:] == [{"report", "interaction_report"}]
     assert sorted(name for level in levels for name in level) == sorted(stage.name for stage in stages)
 
 

@@ -177,7 +177,7 @@ def test_a_phase_trains_on_every_training_image_and_reports_each_epoch(data):
     system, own = Linear(data), context(data)
     train_on_images(own, "linear", system, system.terms)
     assert [row["epoch"] for row in own.callbacks.history] == [0, 1, 2, 3]
-    assert set(own.callbacks.history[0]) == {"epoch", "train_class", "train_weights", "val_macro_f1"}
+    assert set(own.callbacks.history[0]) == {"epoch", "train_class", "train_weights", "val_macro_f1", "val_macro_auroc"}
     assert own.callbacks.history[-1]["train_class"] < own.callbacks.history[0]["train_class"]
     for epoch in range(4):
         rows = np.concatenate([rows for rows, _ in system.seen[5 * epoch : 5 * epoch + 5]])

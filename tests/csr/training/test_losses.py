@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csr.training.losses import masked_bce
+from csr.training.losses import MOST, masked_bce, positive_weights
 from csr.training.prototype_losses import absence, agreement, prototype_contrastive, soft_similarity
 
 SEEDS = st.integers(0, 10_000)
@@ -127,6 +127,22 @@ def contrastive_by_hand(sim, concept, scale, delta, margin):
 def similarities(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.uniform(-1, 1, (5, 4)), rng.integers(0, 4, 5)
+
+
+def test_a_present_concept_counts_as_often_as_it_is_told_to() -> None:
+    logits, labels = torch.tensor([[0.3, -1.0], [2.0, 0.5]]), torch.tensor([[1.0, 0.0], [float("nan"), 1.0]])
+    sigmoid = logits.sigmoid()
+    terms = [-3 * sigmoid[0, 0].log(), -(1 - sigmoid[0, 1]).log(), -7 * sigmoid[1, 1].log()]
+    assert masked_bce(logits, labels, torch.tensor([3.0, 7.0])) == pytest.approx(float(sum(terms)) / 3)
+
+
+def test_rare_concepts_weigh_as_absent_over_present_ones_within_bounds() -> None:
+    columns = {"rare": (2, 14), "even": (8, 8), "common": (14, 2), "hardly": (1, 15), "never": (0, 16)}
+    labels = torch.tensor([[1.0] * present + [0.0] * absent for present, absent in columns.values()]).T
+    assert positive_weights(labels).tolist() == [7, 1, 1, 15, 16]
+    many = torch.cat([labels[:, :1], torch.full((1000, 1), float("nan")), torch.zeros(1000, 1)])
+    assert positive_weights(many).tolist() == [MOST]
+    assert positive_weights(torch.cat([labels, torch.full((100, 5), float("nan"))])).tolist() == [7, 1, 1, 15, 16]
 
 
 @pytest.mark.parametrize("margin", ["numerator", "plus", "minus"])

@@ -129,6 +129,10 @@ def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> 
         ("head", {}),
         ("concepts", {"precision": "float16"}),
         ("prototypes", {"precision": "float16"}),
+        (
+            "concepts",
+            {"patience": 1, "epochs": 6, "keep": "best", "accumulate": 2, "clip": 0.1, "sampling": "balanced"},
+        ),
     ],
 )
 def test_a_run_cut_off_in_its_second_epoch_resumes_to_the_weights_of_an_uninterrupted_one(run, stage, changes):
