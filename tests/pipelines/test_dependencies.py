@@ -46,6 +46,7 @@ stages:
     deps:
       - data/prepared
 """,
+    "pipelines/forms/dvc.yaml": "stages: {two: {cmd: echo csr.rivals.two, deps: [\n      data/prepared]}}\n",
     "dvc.yaml": """\
 stages:
   # a comment of the stage
