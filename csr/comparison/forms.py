@@ -1,8 +1,8 @@
 """What prototypes have found of the forms that a concept has (`csr.data.phantom.forms`), and what a rare form costs.
 
-Prototypes are judged by `csr.evaluation.purity`, on local concept vectors. Whether they could have found more is told by
-two things that see the same vectors: a logistic regression that is told the forms (``probe_auroc``, before and after the
-projector), and k-means, which is not, with as many clusters as prototypes.
+Prototypes are judged by `csr.evaluation.purity`, on local concept vectors. Whether they could have found more is told
+by two things that see the same vectors: a logistic regression that is told the forms (`probe_auroc`, before and after
+the projector), and k-means, which is not, with as many clusters as prototypes.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ form that most of the *training* findings have that it wins (ties: the earlier f
     recall    the share of a form's findings that are won by prototypes which stand for it
     precision the share of a form, among the findings that are won by prototypes which stand for it
 
-One prototype a concept has the purity of the most frequent form, covers that alone, and recalls no other. Chance is what
-the same winners get where the training findings' forms are shuffled within each concept.
+One prototype a concept has the purity of the most frequent form, covers that alone, and recalls no other. Chance is
+what the same winners get where the training findings' forms are shuffled within each concept.
 """
 
 from __future__ import annotations
