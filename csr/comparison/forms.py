@@ -36,7 +36,7 @@ from csr.training.selection import count_curve, pilot
 FORMS = 2
 RECIPES = {  # title, keys of the robust recipe's stage 2 that differ
     name: (VARIANTS[name].title, dict(VARIANTS[name].prototypes))
-    for name in ("one_prototype", "robust", "many_prototypes", "hard_assignment", "reseed", "no_extra_terms")
+    for name in ("one_prototype", "robust", "hard_assignment", "no_extra_terms", "reseed")
 } | {"auto": ("M by the one-standard-error rule", {"per_concept": "auto"})}
 
 

@@ -138,7 +138,7 @@ def _by_concept(reports: Sequence[Report], concepts: Sequence[str]) -> Section:
                 spread([each["probe"][k] for each in own]),
                 *(
                     spread([each["recipes"][name]["sorting"]["recall_by_concept"][k] for each in reports])
-                    for name in ("robust", "many_prototypes", "hard_assignment")
+                    for name in ("robust", "hard_assignment", "auto")
                 ),
                 *(
                     spread([each["by_form"][form][f"{key}_by_concept"][k] for each in own])
@@ -151,7 +151,7 @@ def _by_concept(reports: Sequence[Report], concepts: Sequence[str]) -> Section:
         "concept",
         "probe, features",
         "probe, projected",
-        *(f"recall, {name}" for name in ("robust", "M = 20", "γ = 1000")),
+        *(f"recall, {name}" for name in ("robust", "γ = 1000", "M by rule")),
         *(f"{name}, {form} form" for name in ("AUROC", "pointing") for form in ("first", "second")),
     )
     return Section(
