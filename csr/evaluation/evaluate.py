@@ -89,6 +89,8 @@ def rounded(value: Any) -> Any:
     """Floats to six digits and NaN to None, recursively, so that reports are stable and valid JSON."""
     if isinstance(value, Mapping):
         return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
     if isinstance(value, float):
         return None if np.isnan(value) else round(value, 6)
     return value

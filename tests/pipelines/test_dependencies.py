@@ -46,6 +46,14 @@ stages:
     deps:
       - data/prepared
 """,
+    "pipelines/forms/dvc.yaml": """\
+stages:
+  two:
+    wdir: ../..
+    cmd: python -m pipelines.rival csr.rivals.two:two
+    deps:
+      - data/prepared
+""",
     "dvc.yaml": """\
 stages:
   # a comment of the stage
@@ -87,7 +95,9 @@ def test_missing_and_needless_files_are_found_and_written(tree: Path) -> None:
     assert "dvc.yaml: stage head does not need csr/needless.py" in found
     assert "dvc.yaml: stage head does not need csr/errors.py" in found
     assert "pipelines/comparison/dvc.yaml: stage one needs csr/rivals/common.py" in found
-    assert not [each for each in found if "csr/loop.py" in each or "two.py" in each or "stage plain" in each]
+    assert "pipelines/forms/dvc.yaml: stage two needs csr/rivals/two.py" in found
+    assert not [each for each in found if "csr/loop.py" in each or "one needs csr/rivals/two.py" in each]
+    assert not [each for each in found if "stage plain" in each]
     for file in dependencies.FILES:
         assert write(file, tree)
         assert not write(file, tree)

@@ -30,7 +30,7 @@ class Instance:
 Painter = Callable[[Body, np.random.Generator, NoiseBank], list[np.ndarray]]
 
 
-def _place(
+def place(
     body: Body, rng: np.random.Generator, reach: tuple[float, float], zone: tuple[float, float]
 ) -> tuple[float, float]:
     """A point in either lung: ``reach`` bounds |x|, ``zone`` bounds y; both in anatomical units."""
@@ -46,7 +46,7 @@ def _place(
     return x, y
 
 
-def _ball(body: Body, x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:
+def ball(body: Body, x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:
     """Path length, as a share of the longest, through an ellipsoid at (x, y) with radii in anatomical units."""
     dx, dy = body.x - x, body.y - y
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -57,36 +57,36 @@ def _ball(body: Body, x: float, y: float, rx: float, ry: float, angle: float = 0
 def _nodule(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
     maps = []
     for _ in range(rng.choice((1, 2, 3), p=(0.7, 0.2, 0.1))):
-        x, y = _place(body, rng, (0.22, 0.66), (-0.5, 0.42))
+        x, y = place(body, rng, (0.22, 0.66), (-0.5, 0.42))
         radius = rng.uniform(0.9, 1.6) / UNIT_CM
-        ball = _ball(body, x, y, radius, radius * rng.uniform(0.85, 1.15))
-        maps.append(rng.uniform(1.2, 1.95) * 2 * MU_TISSUE * radius * UNIT_CM * ball)
+        sphere = ball(body, x, y, radius, radius * rng.uniform(0.85, 1.15))
+        maps.append(rng.uniform(1.2, 1.95) * 2 * MU_TISSUE * radius * UNIT_CM * sphere)
     return maps
 
 
 def _mass(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
-    x, y = _place(body, rng, (0.25, 0.6), (-0.45, 0.35))
+    x, y = place(body, rng, (0.25, 0.6), (-0.45, 0.35))
     radius = rng.uniform(2.2, 3.6) / UNIT_CM
-    lobes = _ball(body, x, y, radius, radius * rng.uniform(0.75, 1.0), rng.uniform(0, np.pi))
+    lobes = ball(body, x, y, radius, radius * rng.uniform(0.75, 1.0), rng.uniform(0, np.pi))
     for _ in range(3):
         turn = rng.uniform(0, 2 * np.pi)
         lobe = radius * rng.uniform(0.45, 0.65)
         offset = radius * 0.62
-        lobes = np.maximum(lobes, 0.8 * _ball(body, x + offset * np.cos(turn), y + offset * np.sin(turn), lobe, lobe))
+        lobes = np.maximum(lobes, 0.8 * ball(body, x + offset * np.cos(turn), y + offset * np.sin(turn), lobe, lobe))
     return [rng.uniform(0.63, 1.2) * lobes]
 
 
 def _cavity(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
-    x, y = _place(body, rng, (0.25, 0.6), (-0.52, 0.1))
+    x, y = place(body, rng, (0.25, 0.6), (-0.52, 0.1))
     outer = rng.uniform(1.6, 2.8) / UNIT_CM
     inner = outer * rng.uniform(0.6, 0.75)
-    shell = _ball(body, x, y, outer, outer * rng.uniform(0.85, 1.1))
-    air = _ball(body, x, y, inner, inner) * (inner / outer)
+    shell = ball(body, x, y, outer, outer * rng.uniform(0.85, 1.1))
+    air = ball(body, x, y, inner, inner) * (inner / outer)
     return [rng.uniform(0.98, 1.65) * np.maximum(0, shell - air)]
 
 
 def _calcification(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
-    x, y = _place(body, rng, (0.2, 0.6), (-0.52, 0.4))
+    x, y = place(body, rng, (0.2, 0.6), (-0.52, 0.4))
     spread = rng.uniform(1.1, 1.9) / UNIT_CM
     near = (np.abs(body.x - x) < 1.3 * spread) & (np.abs(body.y - y) < 1.3 * spread)
     near_x, near_y, grains = body.x[near], body.y[near], np.zeros(near.sum(), np.float32)
@@ -101,26 +101,26 @@ def _calcification(body: Body, rng: np.random.Generator, bank: NoiseBank) -> lis
 
 
 def _consolidation(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
-    x, y = _place(body, rng, (0.28, 0.6), (-0.35, 0.4))
+    x, y = place(body, rng, (0.28, 0.6), (-0.35, 0.4))
     radius = rng.uniform(3.0, 5.0) / UNIT_CM
-    envelope = _ball(body, x, y, radius, radius * rng.uniform(0.7, 1.1), rng.uniform(0, np.pi))
+    envelope = ball(body, x, y, radius, radius * rng.uniform(0.7, 1.1), rng.uniform(0, np.pi))
     patchy = 1 / (1 + np.exp(-3 * (bank.blobs(rng) + 2.6 * envelope - 1.1)))
     bronchogram = 1 - 0.5 * bank.lines(rng)
     return [rng.uniform(0.63, 1.12) * patchy * bronchogram * np.minimum(1, 2 * envelope) * (body.lung_cm > 1)]
 
 
 def _ground_glass(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
-    x, y = _place(body, rng, (0.28, 0.58), (-0.4, 0.35))
+    x, y = place(body, rng, (0.28, 0.58), (-0.4, 0.35))
     radius = rng.uniform(3.6, 6.0) / UNIT_CM
-    haze = _ball(body, x, y, radius, radius * rng.uniform(0.8, 1.25), rng.uniform(0, np.pi))
+    haze = ball(body, x, y, radius, radius * rng.uniform(0.8, 1.25), rng.uniform(0, np.pi))
     haze = haze * (0.85 + 0.15 * bank.blobs(rng))
     return [rng.uniform(0.42, 0.69) * np.maximum(0, haze) * (body.lung_cm > 1)]
 
 
 def _reticulation(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
-    x, y = _place(body, rng, (0.34, 0.62), (-0.05, 0.42))
+    x, y = place(body, rng, (0.34, 0.62), (-0.05, 0.42))
     radius = rng.uniform(3.2, 5.2) / UNIT_CM
-    envelope = np.minimum(1, 1.6 * _ball(body, x, y, radius, radius * rng.uniform(0.8, 1.3)))
+    envelope = np.minimum(1, 1.6 * ball(body, x, y, radius, radius * rng.uniform(0.8, 1.3)))
     net = np.maximum(bank.lines(rng), bank.lines(rng))
     return [rng.uniform(0.39, 0.66) * envelope * net * (body.lung_cm > 1)]
 
@@ -143,7 +143,7 @@ def _cardiomegaly(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list
     """The enlarged heart is part of the body already (`csr.data.phantom.anatomy.draw_habitus`); only its place is
     returned, at no dose."""
     radius = body.habitus.heart_radius
-    return [1e-6 * _ball(body, body.habitus.heart_x, 0.27, radius[0], radius[1])]
+    return [1e-6 * ball(body, body.habitus.heart_x, 0.27, radius[0], radius[1])]
 
 
 def _hilar_enlargement(body: Body, rng: np.random.Generator, bank: NoiseBank) -> list[np.ndarray]:
@@ -152,7 +152,7 @@ def _hilar_enlargement(body: Body, rng: np.random.Generator, bank: NoiseBank) ->
     for side in sides:
         x, y = side * rng.uniform(0.17, 0.22), rng.uniform(-0.12, 0.02)
         radius = rng.uniform(1.5, 2.3) / UNIT_CM
-        maps.append(rng.uniform(0.6, 1.05) * _ball(body, x, y, radius, radius * rng.uniform(1.1, 1.5), side * 0.4))
+        maps.append(rng.uniform(0.6, 1.05) * ball(body, x, y, radius, radius * rng.uniform(1.1, 1.5), side * 0.4))
     return maps
 
 
@@ -171,10 +171,10 @@ PAINTERS: dict[str, Painter] = {
 
 
 def paint(
-    concept: str, body: Body, rng: np.random.Generator, bank: NoiseBank, contrast: float
+    concept: str, painter: Painter, body: Body, rng: np.random.Generator, bank: NoiseBank, contrast: float
 ) -> tuple[np.ndarray, list[Instance]]:
     """Adds every instance of one concept. Returns the attenuation to add (H×W) and the visible instances."""
-    maps = PAINTERS[concept](body, rng, bank)
+    maps = painter(body, rng, bank)
     instances = [Instance(concept, *_extent(concept, each)) for each in maps]
     return contrast * np.stack(maps).sum(axis=0, dtype=np.float32), instances
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from csr.data.orientation import CHEST
 from csr.data.phantom.devices import DEVICES
-from csr.data.phantom.plan import CLASSES, CONCEPTS, PhantomConfig, draw_plan
+from csr.data.phantom.plan import CLASSES, CONCEPTS, FORM_PREFIX, PhantomConfig, draw_plan
 from csr.data.phantom.render import Renderer, Rendering
 from csr.data.prepared import PreparedWriter
 from csr.data.records import BOX_COLUMNS, Collection, check_collection
@@ -26,18 +26,17 @@ def _start_worker(config: PhantomConfig, side: int) -> None:
 
 
 def _render_packed(
-    row: int, present: np.ndarray, marker: bool, devices: list[str]
+    row: int, present: np.ndarray, marker: bool, devices: list[str], second: list[str]
 ) -> tuple[Rendering, list[np.ndarray]]:
-    rendering = _renderer(row, present, marker, devices)
+    rendering = _renderer(row, present, marker, devices, second)
     packed = [np.packbits(finding.mask) for finding in rendering.findings]
     return rendering, packed
 
 
 def _render_all(config: PhantomConfig, side: int, plan: pd.DataFrame, workers: int) -> Iterator:
     present = plan[[f"concept:{name}" for name in CONCEPTS]].to_numpy(np.int8)
-    tied = [name for name in DEVICES if f"device:{name}" in plan]
-    devices = [[name for name in tied if study[f"device:{name}"]] for study in plan.to_dict("records")]
-    jobs = (range(len(plan)), present, plan["marker"].to_numpy(bool), devices)
+    devices, second = _named(plan, "device:", DEVICES), _named(plan, FORM_PREFIX, CONCEPTS)
+    jobs = (range(len(plan)), present, plan["marker"].to_numpy(bool), devices, second)
     if workers <= 1:
         _start_worker(config, side)
         yield from map(_render_packed, *jobs)
@@ -45,6 +44,12 @@ def _render_all(config: PhantomConfig, side: int, plan: pd.DataFrame, workers: i
     context = get_context("spawn")  # fork is unsafe once numerical libraries have started threads
     with ProcessPoolExecutor(workers, context, _start_worker, (config, side)) as pool:
         yield from pool.map(_render_packed, *jobs, chunksize=32)
+
+
+def _named(plan: pd.DataFrame, prefix: str, names: Iterable[str]) -> list[list[str]]:
+    """Of each study, the names whose column of that prefix, where there is one, holds 1."""
+    there = [name for name in names if prefix + name in plan]
+    return [[name for name in there if study[prefix + name] == 1] for study in plan.to_dict("records")]
 
 
 def generate(
@@ -57,7 +62,7 @@ def generate(
     """Writes the phantom to ``path`` as a prepared set with one channel, boxes and masks.
 
     The studies table has, beyond the common columns, ``marker`` (0/1) and ``marker_x_min`` … ``marker_y_max``: where
-    the planted shortcut is, so that work on shortcuts can be judged.
+    the planted shortcut is, so that work on shortcuts can be judged, and what else `csr.data.phantom.plan` says.
 
     Args:
         config: size and difficulty.

@@ -25,6 +25,7 @@ CONCEPTS = (
     "cardiomegaly",
     "hilar_enlargement",
 )
+FORM_PREFIX = "form:"
 CLASSES = ("normal", "heart_failure", "pneumonia", "tuberculosis", "malignancy")
 
 # The stated rule: each diagnosis collects the weights of the concepts that are present; the largest sum wins when it
@@ -78,6 +79,8 @@ class PhantomConfig:
             ``shifted`` half the marker keeps its overall rate but is independent of everything else.
         devices: the same strength for devices inside the body, each of which goes with a finding
             (`csr.data.phantom.devices`); in the ``shifted`` half they too are independent. None: there are none.
+        forms: share of the studies with a concept that show it in its second form (`csr.data.phantom.forms`). None:
+            every concept has one form.
         seed: same seed, same bytes.
     """
 
@@ -90,6 +93,7 @@ class PhantomConfig:
     shortcut_target: str = "tuberculosis"
     shortcut_strength: float = 0.9
     devices: float | None = None
+    forms: float | None = None
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -102,6 +106,7 @@ class PhantomConfig:
             ("label_noise", self.label_noise, 1.0),
             ("shortcut_strength", self.shortcut_strength, 1.0),
             ("devices", self.devices or 0.0, 1.0),
+            ("forms", self.forms or 0.0, 1.0),
         ):
             if not 0 <= value <= top:
                 raise ValueError(f"data.phantom.{name}: {value} is outside 0..{top}")
@@ -120,7 +125,8 @@ def draw_plan(config: PhantomConfig) -> pd.DataFrame:
     """Draws the studies table: one row a study, in split order train, val, test iid, test shifted.
 
     Columns: ``study_id, image, split, part, label, patient_id, site, marker`` and ``concept:<name>``; with devices also
-    ``device:<concept that it goes with>``.
+    ``device:<concept that it goes with>``, with forms also ``form:<name>``: 1 where the study's findings of the concept
+    are of its second form, 0 where of its first, NaN where there are none.
     """
     rng = np.random.default_rng([config.seed, 0])
     parts = [("train", "train", config.train), ("val", "val", config.val)]
@@ -155,6 +161,11 @@ def draw_plan(config: PhantomConfig) -> pd.DataFrame:
         for name in DEVICES:
             own = concepts[:, CONCEPTS.index(name)] == 1
             table[f"device:{name}"] = _tied(rng, own, config.devices, part == "shifted").astype(np.int8)
+    if config.forms is not None:
+        rng = np.random.default_rng([config.seed, 5])  # its own, too
+        second = rng.random(concepts.shape) < config.forms
+        for k, name in enumerate(CONCEPTS):
+            table[f"{FORM_PREFIX}{name}"] = np.where(concepts[:, k] == 1, second[:, k], np.nan).astype(np.float32)
     return table
 
 

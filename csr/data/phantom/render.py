@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from csr.data.phantom.anatomy import NoiseBank, build_body, draw_habitus
 from csr.data.phantom.devices import DEVICES
-from csr.data.phantom.findings import Instance, paint
+from csr.data.phantom.findings import PAINTERS, Instance, paint
+from csr.data.phantom.forms import SECOND, mirrored
 from csr.data.phantom.plan import CONCEPTS, PhantomConfig
 
 SCATTER_STRIDE = 8
@@ -37,15 +38,19 @@ class Renderer:
         self._side = side
         self._bank = NoiseBank(side, config.seed)
 
-    def __call__(self, row: int, present: np.ndarray, marker: bool, devices: Sequence[str] = ()) -> Rendering:
-        """Renders study ``row`` with the concepts whose entry in ``present`` (K of 0/1) is 1, and with the devices that
-        go with the named concepts."""
+    def __call__(
+        self, row: int, present: np.ndarray, marker: bool, devices: Sequence[str] = (), second: Sequence[str] = ()
+    ) -> Rendering:
+        """Renders study ``row`` with the concepts whose entry in ``present`` (K of 0/1) is 1, those named in ``second``
+        in their second form, and with the devices that go with the named concepts."""
         rng = np.random.default_rng([self._config.seed, 2, row])
         names = [name for name, here in zip(CONCEPTS, present, strict=True) if here]
-        body = build_body(draw_habitus(rng, "cardiomegaly" in names), self._bank.lines(rng))
+        habitus = draw_habitus(rng, "cardiomegaly" in names)
+        body = build_body(mirrored(habitus) if "cardiomegaly" in second else habitus, self._bank.lines(rng))
         attenuation, findings = body.attenuation.copy(), []
         for name in names:
-            added, instances = paint(name, body, rng, self._bank, self._config.contrast)
+            painter = (SECOND if name in second else PAINTERS)[name]
+            added, instances = paint(name, painter, body, rng, self._bank, self._config.contrast)
             attenuation += added
             findings += instances
         own = np.random.default_rng([self._config.seed, 4, row])  # so that all else is as it is without devices

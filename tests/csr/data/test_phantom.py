@@ -419,6 +419,57 @@ def test_devices_are_drawn_where_the_table_says(tmp_path):
     np.testing.assert_array_equal(there, differs)
 
 
+# two forms a concept
+
+FORMED = replace(LARGE, forms=0.2)
+
+
+def test_without_forms_everything_else_is_the_same():
+    plain, formed = draw_plan(LARGE), draw_plan(FORMED)
+    pd.testing.assert_frame_equal(plain, formed[list(plain)])
+    assert [name for name in formed if name not in plain] == [f"form:{name}" for name in CONCEPTS]
+
+
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_a_form_is_drawn_where_the_concept_is_and_goes_with_nothing_else(name):
+    plan = draw_plan(FORMED)
+    form, present = plan[f"form:{name}"], plan[f"concept:{name}"] == 1
+    assert set(form[present]) == {0.0, 1.0} and form[~present].isna().all()
+    assert form[present].mean() == pytest.approx(0.2, abs=near(int(present.sum()), 0.2))
+    facts = [plan.loc[present, f"concept:{other}"] for other in CONCEPTS if other != name]
+    facts += [(plan.loc[present, "label"] == label).astype(float) for label in CLASSES] + [plan.loc[present, "marker"]]
+    drawn = [abs(np.corrcoef(form[present], fact)[0, 1]) for fact in facts if fact.nunique() > 1]
+    assert max(drawn) < 5 / math.sqrt(present.sum())
+
+
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_a_second_form_looks_different_lies_in_its_box_and_in_the_chest(name):
+    renderer, differ = Renderer(SMALL, 128), []
+    present = np.array([int(each == name) for each in CONCEPTS])
+    for row in range(12):
+        first, second = (renderer(row, present, False, (), own) for own in ((), (name,)))
+        assert second.findings and {each.concept for each in second.findings} == {name}
+        for each in second.findings:
+            left, top, right, bottom = map(int, each.box)
+            assert each.mask.sum() >= 4 and not np.delete(each.mask, np.s_[top:bottom], 0).any()
+            assert 0 <= left < right <= 128 and 0 <= top < bottom <= 128
+            assert first.pixels[each.mask].mean() > 0  # not in the air around the body
+        differ.append((first.pixels != second.pixels).sum())
+    assert min(differ) > 8
+
+
+def test_forms_are_drawn_where_the_table_says_and_the_rest_is_untouched(tmp_path):
+    generate(replace(SMALL, forms=0.3), SIDE, tmp_path / "set", workers=2)
+    generate(SMALL, SIDE, tmp_path / "plain")
+    formed, plain = PreparedSet.open(tmp_path / "set"), PreparedSet.open(tmp_path / "plain")
+    there = (formed.collection.studies[[f"form:{name}" for name in CONCEPTS]] == 1).to_numpy().any(1)
+    differs = (np.asarray(formed.images) != np.asarray(plain.images)).any((1, 2, 3))
+    np.testing.assert_array_equal(there, differs)
+    assert 0 < there.sum() < len(there)
+    np.testing.assert_array_equal(formed.collection.concept_labels(), plain.collection.concept_labels())
+    check_schema(formed.collection, SIDE)
+
+
 # what is refused
 
 
@@ -429,6 +480,7 @@ def test_devices_are_drawn_where_the_table_says(tmp_path):
         ({"shortcut_target": "concept:flu"}, "shortcut_target"),
         ({"shortcut_strength": 1.1}, "shortcut_strength"),
         ({"devices": 1.1}, "devices"),
+        ({"forms": -0.1}, "forms"),
         ({"label_noise": -0.1}, "label_noise"),
         ({"prevalence": 3.0}, "prevalence"),
         ({"contrast": -1.0}, "contrast"),
