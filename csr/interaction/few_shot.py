@@ -24,7 +24,7 @@ but by their mean.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,6 +43,7 @@ from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
+from csr.training.runtime import device
 from csr.training.temperature import calibrate_temperature
 
 _OUTSIDE = 50.0  # of a map, by which cells outside the boxes are less: a softmax makes it nothing
@@ -81,21 +82,22 @@ class FewShotConfig:
     seed: int = 0
 
 
-def add_concept(
+def add_concepts(
     csr: TrainedCSR,
     data: PreparedSet,
     cache: FeatureCache,
-    examples: Examples,
+    examples: Sequence[Examples],
     head: HeadConfig,
     callbacks: Callbacks,
     config: FewShotConfig | None = None,
 ) -> tuple[TrainedCSR, PreparedSet, FeatureCache]:
-    """A model that knows one concept more, the last of its K+1.
+    """A model that knows more concepts, those of the examples in their order behind its own.
 
     Args:
         csr: trained; shares stage 1 with the result, and is not changed.
         data: what it was trained on; the head is trained on its classes.
         cache: the backbone's features of every study.
+        examples: of one concept each.
         head: how stage 3 is trained.
         config: None for the defaults.
 
@@ -107,14 +109,18 @@ def add_concept(
         DataError: the examples do not fit; see `with_examples`.
         TrainingError: the head's loss became NaN or infinite.
     """
-    known = with_examples(data, examples)
-    found = fit_prototypes(csr, cache, examples, data.side, config or FewShotConfig())
-    model = _extended(csr.prototype_model, found)
-    alive = torch.cat([csr.reasoner.alive, csr.reasoner.alive.new_zeros(1, csr.reasoner.alive.shape[1])])
-    alive[-1, : len(found)] = 1
+    known = data
+    for each in examples:
+        known = with_examples(known, each)
+    csr = csr.to(device()).eval()
+    config = config or FewShotConfig()
+    found = [fit_prototypes(csr, cache, each, data.side, config) for each in examples]
+    model, alive = _extended(csr.prototype_model, found), csr.reasoner.alive
+    for own in found:
+        alive = torch.cat([alive, (torch.arange(alive.shape[1], device=alive.device) < len(own)).float()[None]])
     attended = box_attention(known.collection, cache, known.side)
     reasoner = train_head(known.collection, attended, model, head, callbacks, alive=alive, side=known.side)
-    reasoner.alpha[:-1] = csr.reasoner.alpha
+    reasoner.alpha[: len(csr.concepts)] = csr.reasoner.alpha
     added = TrainedCSR(csr.concept_model, model, reasoner, known.collection.concepts, csr.classes)
     calibrate_temperature(known, attended, added)
     return added.eval(), known, attended
@@ -232,13 +238,12 @@ def _centres(vectors: Tensor, most: int, seed: int) -> Tensor:
     return F.normalize(torch.from_numpy(found.cluster_centers_).to(unit), dim=1)
 
 
-def _extended(model: PrototypeModel, found: Tensor) -> PrototypeModel:
-    """Stage 2 with one concept more, of m ≤ M prototypes; places that are left hold the first of them again."""
+def _extended(model: PrototypeModel, found: Sequence[Tensor]) -> PrototypeModel:
+    """Stage 2 with more concepts, of m ≤ M prototypes each; places that are left hold the first of them again."""
     concepts, per_concept, width = model.prototypes.raw.shape
-    shape = model.config | {"concepts": concepts + 1}
-    extended = PrototypeModel(**shape).to(found.device)
+    extended = PrototypeModel(**(model.config | {"concepts": concepts + len(found)})).to(model.prototypes.raw.device)
     extended.projector = copy.deepcopy(model.projector)
-    own = torch.cat([found, found[:1].expand(per_concept - len(found), width)])
+    own = [torch.cat([each, each[:1].expand(per_concept - len(each), width)]) for each in found]
     with torch.no_grad():
-        extended.prototypes.raw.copy_(torch.cat([model.prototypes.raw, own[None]]))
+        extended.prototypes.raw.copy_(torch.cat([model.prototypes.raw, torch.stack(own)]))
     return extended.eval()
