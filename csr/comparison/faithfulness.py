@@ -61,7 +61,7 @@ class FaithfulnessConfig:
         seed: of the draws.
     """
 
-    studies: int = 100
+    studies: int = 60
     pastes: int = 20
     wipes: int = 30
     seed: int = 0
@@ -94,7 +94,10 @@ class Systems:
         beyond = (logits - self.cbm.low)[..., None] * self.cbm.head.weight.T
         return {
             "csr": Look(
-                said.concept_maps, said.concept_probabilities, said.probabilities, _beyond(self.csr.reasoner, said.scores)
+                said.concept_maps,
+                said.concept_probabilities,
+                said.probabilities,
+                _beyond(self.csr.reasoner, said.scores),
             ),
             "cbm": Look(cam, logits.sigmoid(), self.cbm.classify(logits).softmax(-1), beyond),
         }
@@ -123,7 +126,9 @@ def curve_areas(systems: Systems, data: PreparedSet, config: FaithfulnessConfig)
     for number, part in enumerate(collection.test_parts()):
         rng = np.random.default_rng([config.seed, number])
         test = rng.permutation(collection.rows("test", part))
-        located = {row: [k for k in range(labels.shape[1]) if labels[row, k] == 1 and (row, k) in boxes] for row in test}
+        located = {
+            row: [k for k in range(labels.shape[1]) if labels[row, k] == 1 and (row, k) in boxes] for row in test
+        }
         shown = np.array([row for row in test if located[row]][: config.studies], np.int64)
         targets = np.array([rng.choice(located[row]) for row in shown], np.int64)
         rows += _areas(systems, data, shown, targets, "concept", part, rng)
@@ -175,7 +180,9 @@ def _areas(
 
         looks = systems.look(images)
         maps = {
-            name: (looks[name].maps[each, target] if kind == "concept" else class_maps(looks[name], target)).cpu().numpy()
+            name: (looks[name].maps[each, target] if kind == "concept" else class_maps(looks[name], target))
+            .cpu()
+            .numpy()
             for name in NAMES
         }
         size = maps["csr"].shape
@@ -215,7 +222,9 @@ def exemplar_effects(systems: Systems, data: PreparedSet, atlas: Atlas, config: 
             corners = np.array([entry.sources[i].box[:2] for i in turn]).astype(int).reshape(-1, 2)
             images = _load(data, lacking)
             others = _load(data, rng.choice(without, len(lacking)))
-            cut = torch.stack([o[:, t : t + size, x : x + size] for o, (x, t) in zip(others, corners.tolist(), strict=True)])
+            cut = torch.stack(
+                [o[:, t : t + size, x : x + size] for o, (x, t) in zip(others, corners.tolist(), strict=True)]
+            )
             shown = {
                 "before": images,
                 "exemplar": pasted(images, torch.from_numpy(np.ascontiguousarray(crops[turn])), corners),

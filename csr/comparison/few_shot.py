@@ -148,9 +148,7 @@ def cbm_column(frozen: Frozen, examples: Examples, decay: float = COLUMN_DECAY) 
     return Direction(weight.detach(), pooling)
 
 
-def _example_features(
-    frozen: Frozen, examples: Examples, side: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _example_features(frozen: Frozen, examples: Examples, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features R×D×h×w, the cells outside boxes R×h×w, of every box its cells n×h×w and the number of its image n."""
     features = frozen.features(np.array([*examples.boxes, *examples.absent.tolist()], np.int64))
     inside_boxes, owner = example_cells(examples, side, *features.shape[2:])
@@ -237,14 +235,18 @@ def seen_by_prototypes(
     return gathered.found()
 
 
-def concept_figures(collection: Collection, concept: str, found: Found, rows: np.ndarray) -> dict[str, dict[str, float]]:
+def concept_figures(
+    collection: Collection, concept: str, found: Found, rows: np.ndarray
+) -> dict[str, dict[str, float]]:
     """By part of the rows: ``auroc``, and ``pointing``, the share of pairs with a box whose peak lies in one."""
     k, boxes = collection.concepts.index(concept), collection.boxes_by_pair()
     labels, parts = collection.concept_labels()[rows, k], collection.studies["part"].to_numpy()[rows]
     figures = {}
     for part in dict.fromkeys(parts):
         own = parts == part
-        hits = [inside(found.peaks[i], boxes[int(rows[i]), k]) for i in np.flatnonzero(own) if (int(rows[i]), k) in boxes]
+        hits = [
+            inside(found.peaks[i], boxes[int(rows[i]), k]) for i in np.flatnonzero(own) if (int(rows[i]), k) in boxes
+        ]
         auroc = mean_auroc(labels[own, None], found.scores[own, None])
         figures[str(part)] = {"auroc": auroc, "pointing": float(np.mean(hits)) if hits else float("nan")}
     return figures

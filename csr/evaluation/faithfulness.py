@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the cells; dense where findings are as large
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the cells; dense where findings are as large
 BLUR = 1 / 12  # σ as a share of the image's side: nothing of a finding of a quarter of the side is left
 
 Score = Callable[[Tensor], np.ndarray]

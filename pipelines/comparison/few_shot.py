@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from csr.baselines.protocol import load_system
-from csr.comparison.csr_system import CSRSystem, train_csr
+from csr.comparison.csr_system import CSRSystem
 from csr.comparison.few_shot import FewShotTrials, Found, class_figures, concept_figures, find_concepts
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.data.held_out import FOLDS, concept_fold
@@ -30,6 +30,7 @@ from pipelines.comparison.held_out import held_out_context
 from pipelines.comparison.recipes import recipes
 from pipelines.params import Params
 
+CLASS_COUNTS = (10,)  # boxed examples after which classes are judged, which takes a head each
 FEW_SHOT_FOLDER = BUILD / "few_shot"  # scores of every test study, for the report's intervals
 
 
@@ -37,16 +38,16 @@ def run(fold: str, seed: int, params: Params) -> None:
     """Writes ``<folder>/few_shot/<fold>-<seed>.json`` and, into the build folder, every study's scores."""
     context = make_context(params, seed, f"few_shot_{fold}")
     data, whole = context.data, context.data.collection
-    names, trials, recipe = concept_fold(whole.concepts, int(fold)), FewShotTrials(seed=seed), recipes()["robust"]
+    names, trials = concept_fold(whole.concepts, int(fold)), FewShotTrials(seed=seed)
     with comparison_run("few_shot", fold, seed, params):
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"held_out_{fold}-{seed}")
         partial = replace(held_out_context(context, int(fold)), shared_backbone=shared)
-        csr = train_csr(partial, recipe).csr
+        csr = load_system(CSRSystem, SYSTEMS_FOLDER / f"held_out_{fold}-{seed}.pt").csr
         every, test = np.arange(len(whole.studies)), whole.rows("test")
         found = find_concepts(partial, csr, whole, names, trials, every)
         full, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"concepts_lse-{seed}")
         said = predict(data, full.cache, load_system(CSRSystem, SYSTEMS_FOLDER / f"csr_robust-{seed}.pt").csr)
-        head = replace(recipe.head, seed=seed)
+        head = replace(recipes()["robust"].head, seed=seed)
         report: dict[str, Any] = {"fold": int(fold), "seed": seed, "concepts": [], "classes": []}
         scores: dict[str, np.ndarray] = {}
         assert said.concepts is not None and said.peaks is not None
@@ -61,7 +62,7 @@ def run(fold: str, seed: int, params: Params) -> None:
             scores[f"{system}/{name}/{n}/{draw}"] = own.scores
             line = {"system": system, "concept": name, "n": n, "draw": draw}
             report["concepts"].append(line | concept_figures(whole, name, own, test))
-        report["classes"] = class_figures(partial, csr, whole, names, trials, found, head)
+        report["classes"] = class_figures(partial, csr, whole, names, replace(trials, counts=CLASS_COUNTS), found, head)
         report["full"] = {part: own["macro_f1"] for part, own in evaluate_predictions(whole, said, data.side).items()}
     folder = params.comparison.folder / "few_shot"
     for each in (folder, FEW_SHOT_FOLDER):

@@ -128,6 +128,4 @@ def test_a_pasted_crop_and_a_wiped_square_change_their_place_alone() -> None:
 
 
 def test_squares_stay_inside_the_image() -> None:
-    np.testing.assert_array_equal(
-        square_around(np.array([[0.0, 31.0], [16.0, 16.0]]), SIDE, 8), [[0, 24], [12, 12]]
-    )
+    np.testing.assert_array_equal(square_around(np.array([[0.0, 31.0], [16.0, 16.0]]), SIDE, 8), [[0, 24], [12, 12]])
