@@ -108,8 +108,8 @@ def export_bundle(csr: TrainedCSR, data: PreparedSet, path: Path, config: Export
 
     Args:
         csr: moved to the CPU.
-        data: what it was trained on, or what `add_concept` returned with it: the atlas shows its training images, and its test images prove that the exported
-            graphs compute the same.
+        data: what it was trained on, or what `add_concept` returned with it: the atlas shows its training images, and
+            its test images prove that the exported graphs compute the same.
         path: the folder; replaced if it exists.
         config: None for the defaults.
 
