@@ -19,7 +19,7 @@ from csr.training.augmentation import AugmentConfig, Draws, Findings, augment
 from csr.training.batch_norm import shared_batch_norm
 from csr.training.callbacks import Callbacks
 from csr.training.fine_tuning import fine_tuned
-from csr.training.images import channel_statistics, image_batches, load_images
+from csr.training.images import image_batches, load_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce, positive_weights
 from csr.training.runtime import (
@@ -141,7 +141,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     positive = positive_weights(labels[train]).to(place) if config.positive_weight == "balanced" else None
     findings = Findings(data.collection, data.side)
     model = ConceptModel(config.model, data.channels, len(data.collection.concepts))
-    model.backbone.set_normalisation(*channel_statistics(data, train))
+    set_normalisation(model.backbone, data)
     model = model.to(place).to(memory_format=torch.channels_last)
     engine, generator = distribute(model, partly=bool(config.freeze)), torch.Generator()
 
