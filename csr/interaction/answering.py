@@ -197,7 +197,7 @@ class AnswerConfig:
         tools, policies, errors: every reader that these make; ``random`` and ``effect`` go with ``keys`` alone.
         budget: B, the most replies a study; the curves have B + 1 points.
         margin: of the trigger: ``uncertain`` readers only touch studies whose decision margin
-            (`csr.interaction.corrections.decision_margin`) is below it at first.
+            (`csr.data.decisions.decision_margin`) is below it at first.
         least_effect: the limit of ``worthwhile``, in bits.
         seed: of the readers.
     """

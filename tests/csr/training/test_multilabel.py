@@ -17,13 +17,13 @@ from csr.bundle.atlas import build_atlas
 from csr.bundle.format import Bundle
 from csr.bundle.runtime import BundleRunner
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
+from csr.data.decisions import decide, decision_margin, wants_help
 from csr.data.records import Collection, validation_errors
 from csr.errors import DataError
 from csr.evaluation.calibration import abstain_threshold, expected_calibration_error, fit_temperature, risk_coverage
 from csr.evaluation.evaluate import evaluate_predictions
-from csr.evaluation.metrics import class_f1, correct, decide, macro_auroc, macro_f1
+from csr.evaluation.metrics import class_f1, correct, macro_auroc, macro_f1
 from csr.interaction.answering import AnswerableCSR, AnswerConfig, answer_curves, findings_of, most_alike
-from csr.interaction.corrections import decision_margin, wants_help
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.reasoner import Reasoner
 from csr.network.trained import TrainedCSR
