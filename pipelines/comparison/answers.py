@@ -17,6 +17,8 @@ from csr.comparison.answerable_intcem import AnswerableIntCEM
 from csr.comparison.csr_system import CSRSystem
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.data.prepared import PreparedSet
+from csr.evaluation.predictions import Predictions
+from csr.evaluation.thresholds import validation_thresholds
 from csr.interaction.answering import (
     Answerable,
     AnswerableCSR,
@@ -61,7 +63,12 @@ def run(name: str, seed: int, params: Params) -> None:
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{BACKBONES[name]}-{seed}")
         findings = findings_of(data, rows, most_alike(data, shared.cache))
         model = answerable(name, seed, data, shared, rows)
-        table, decisions = answer_curves(model, data.collection, rows, findings, config)
+        thresholds = None
+        if data.collection.task == "multilabel":
+            val = data.collection.rows("val")
+            said = answerable(name, seed, data, shared, val).ask(np.zeros((len(val), context.concepts)))
+            thresholds = validation_thresholds(data.collection, Predictions(val, said, None, None))
+        table, decisions = answer_curves(model, data.collection, rows, findings, config, thresholds)
     folder = params.comparison.folder / "answers"
     for each in (folder, DECISIONS_FOLDER):
         each.mkdir(parents=True, exist_ok=True)
