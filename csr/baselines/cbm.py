@@ -180,6 +180,12 @@ def concept_logits(shared: TrainedBackbone, rows: np.ndarray) -> Tensor:
     return torch.cat([pool_maps(part, shared.model.config) for part in maps])
 
 
+def pooled_features(shared: TrainedBackbone, rows: np.ndarray) -> np.ndarray:
+    """f̄ n×D float32 of rows, from the cached features."""
+    chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+    return np.concatenate([shared.cache.features[chunk].astype(np.float32).mean((2, 3)) for chunk in chunks])
+
+
 def fit_last_layer(
     context: ExperimentContext,
     train_inputs: Tensor,

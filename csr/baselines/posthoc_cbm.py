@@ -30,9 +30,9 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from csr.baselines.cbm import fit_last_layer
+from csr.baselines.cbm import fit_last_layer, pooled_features
 from csr.baselines.classes import class_probabilities
-from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone
+from csr.baselines.protocol import Answer, Entry, ExperimentContext, System
 from csr.evaluation.metrics import mean_auroc
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
@@ -136,12 +136,6 @@ def hybrid_posthoc_cbm(context: ExperimentContext) -> PosthocCBM:
     given = _sparse_logits(system, features), _sparse_logits(system, val_features)
     system.residual = fit_last_layer(context, features, val_features, given=given)
     return system.to(device()).eval()
-
-
-def pooled_features(shared: TrainedBackbone, rows: np.ndarray) -> np.ndarray:
-    """f̄ n×D float32 of rows, from the cached features."""
-    chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-    return np.concatenate([shared.cache.features[chunk].astype(np.float32).mean((2, 3)) for chunk in chunks])
 
 
 def concept_bank(features: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:

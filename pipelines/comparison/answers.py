@@ -1,6 +1,6 @@
 """Stage ``answers``: what simulated readers' replies do to CSR, and to bottlenecks on its stage 1, for one seed.
 
-python -m pipelines.comparison.answers {csr_robust,csr_paper,cbm_shared,intcem_shared} SEED
+python -m pipelines.comparison.answers {csr_robust,csr_paper,cbm_shared,scbm_shared,intcem_shared} SEED
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import numpy as np
 from csr.baselines.cbm import CBM
 from csr.baselines.intcem import IntCEM
 from csr.baselines.protocol import TrainedBackbone, load_system
+from csr.baselines.scbm import SCBM
 from csr.comparison.answerable_cbm import AnswerableCBM
 from csr.comparison.answerable_intcem import AnswerableIntCEM
+from csr.comparison.answerable_scbm import AnswerableSCBM
 from csr.comparison.csr_system import CSRSystem
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.data.prepared import PreparedSet
@@ -43,12 +45,14 @@ BACKBONES = {
     "csr_robust": "concepts_lse",
     "csr_paper": "concepts_average",
     "cbm_shared": "concepts_lse",
+    "scbm_shared": "concepts_lse",
     "intcem_shared": "concepts_lse",
 }
 KINDS = {
     "csr_robust": AnswerConfig(("keys", "findings", "questioned", "regions")),
     "csr_paper": AnswerConfig(("keys", "regions"), ("effect", "worthwhile")),
     "cbm_shared": AnswerConfig(),
+    "scbm_shared": AnswerConfig(),
     "intcem_shared": AnswerConfig(policies=("effect", "worthwhile", "learned")),
 }
 
@@ -82,6 +86,8 @@ def answerable(name: str, seed: int, data: PreparedSet, shared: TrainedBackbone,
     file = SYSTEMS_FOLDER / f"{name}-{seed}.pt"
     if name == "cbm_shared":
         return AnswerableCBM(load_system(CBM, file), shared, rows)
+    if name == "scbm_shared":
+        return AnswerableSCBM(load_system(SCBM, file), shared, rows)
     if name == "intcem_shared":
         return AnswerableIntCEM(load_system(IntCEM, file), shared, rows)
     csr = load_system(CSRSystem, file).csr.to(device()).eval()

@@ -35,6 +35,7 @@ SYSTEMS = {
     "csr_robust": "CSR",
     "csr_paper": "CSR to the letter",
     "cbm_shared": "CBM on CSR's stage 1",
+    "scbm_shared": "Stochastic CBM on CSR's stage 1",
     "intcem_shared": "IntCEM on CSR's stage 1",
 }
 OURS = "csr_robust"
