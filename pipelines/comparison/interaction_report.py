@@ -165,7 +165,7 @@ def _tools_section(table: pd.DataFrame) -> Section:
 
 def _paired_section(collection: Collection, others: list[str], seeds: list[int]) -> list[Section]:
     files = {name: _files(DECISIONS_FOLDER, name, seeds, "npz") for name in (OURS, *others)}
-    if collection.task == "multilabel" or not others:
+    if not others:
         return []
     decisions = {name: [np.load(file) for file in own] for name, own in files.items()}
     rows = collection.rows("test")
