@@ -73,7 +73,7 @@ def test_a_rival_trains_on_several_classes_and_answers_each_by_itself(contexts, 
     collection = context.data.collection
     probabilities = result.test.probabilities
     assert probabilities.shape == (len(collection.rows("test")), 2)
-    assert (probabilities > 0).all() and (probabilities < 1).all()
+    assert (probabilities >= 0).all() and (probabilities <= 1).all()
     assert np.abs(probabilities.sum(1) - 1).max() > 1e-3
     thresholds = validation_thresholds(collection, result.validation)
     assert result.report == evaluate_predictions(collection, result.test, context.data.side, thresholds)

@@ -367,7 +367,9 @@ def test_a_stopped_comparison_goes_on_and_trains_what_is_left(compared, capsys):
         assert f"| {entry.title} |" in (out / "comparison.md").read_text()
         report = json.loads((out / f"{name}-0.json").read_text())
         assert 0 <= report["iid"]["macro_f1"] <= 1 and 0 <= report["shifted"]["pointing_game"]["pair"] <= 1
-        assert (report["iid"]["concept_auroc"] is not None) == (name.startswith(("csr", "cbm", "intcem", "posthoc")))
+        assert (report["iid"]["concept_auroc"] is not None) == (
+            name.startswith(("csr", "cbm", "intcem", "posthoc", "scbm"))
+        )
     call(out)  # all but csr_paper, which has no file now
     assert "seed 0" not in capsys.readouterr().out
     assert "CSR, to the letter" not in (out / "comparison.md").read_text()
