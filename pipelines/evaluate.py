@@ -15,7 +15,7 @@ from csr.evaluation.evaluate import evaluate_predictions, pointing_by_concept, r
 from csr.evaluation.predictions import Predictions
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
-from csr.training.prediction import predict
+from csr.training.prediction import own_thresholds, predict
 from csr.training.runtime import device, use_device
 from pipelines.figures.evaluation import write_confusion, write_montage, write_operating_points, write_risk_coverage
 from pipelines.params import Params
@@ -28,12 +28,12 @@ def evaluate(params: Params) -> None:
     use_device(params.train.device)
     data, cache = PreparedSet.open(PREPARED), FeatureCache.open(FEATURES)
     csr = TrainedCSR.load(HEAD / "model.pt")
-    predictions = predict(data, cache, csr)
-    report = evaluate_predictions(data.collection, predictions, data.side)
+    predictions, thresholds = predict(data, cache, csr), own_thresholds(data, cache, csr)
+    report = evaluate_predictions(data.collection, predictions, data.side, thresholds)
 
     plots = REPORTS / "plots"
     plots.mkdir(parents=True, exist_ok=True)
-    _write_predictions(data, predictions)
+    _write_predictions(data, predictions, thresholds)
     by_concept = pointing_by_concept(data.collection, predictions, data.side)
     pd.DataFrame(by_concept, columns=["part", "concept", "pointing_game"]).to_csv(plots / "pointing.csv", index=False)
     _draw_montage(data, cache, csr, predictions, params.evaluate.montage)
@@ -42,6 +42,8 @@ def evaluate(params: Params) -> None:
     names = ("alive", "alive_count", "assignment_entropy", "within", "between", "accuracy")
     stage2 = {name: float(diagnostics[name]) for name in names}
     metrics = {"preset": params.preset, **report, "prototypes": rounded(stage2)}
+    if thresholds is not None:
+        metrics["thresholds"] = dict(zip(data.collection.classes, thresholds.tolist(), strict=True))
     (REPORTS / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     for part, numbers in report.items():
         pointing = numbers["pointing_game"]
@@ -51,17 +53,20 @@ def evaluate(params: Params) -> None:
     log_file(REPORTS / "metrics.json", "reports")
 
 
-def _write_predictions(data: PreparedSet, predictions: Predictions) -> None:
+def _write_predictions(data: PreparedSet, predictions: Predictions, thresholds: np.ndarray | None) -> None:
     if data.collection.task == "concepts":
         return
     truth = data.collection.truth()[predictions.rows]
     part = data.collection.studies["part"].to_numpy()[predictions.rows]
-    write = write_confusion if data.collection.task == "multiclass" else write_operating_points
+    classes, plots = data.collection.classes, REPORTS / "plots"
     curves = {}
     for name in data.collection.test_parts():
         own = part == name
-        write(truth[own], predictions.probabilities[own], data.collection.classes, REPORTS / "plots", name)
-        curves[name] = risk_coverage(truth[own], predictions.probabilities[own])
+        if thresholds is None:
+            write_confusion(truth[own], predictions.probabilities[own], classes, plots, name)
+        else:
+            write_operating_points(truth[own], predictions.probabilities[own], thresholds, classes, plots, name)
+        curves[name] = risk_coverage(truth[own], predictions.probabilities[own], thresholds)
     write_risk_coverage(curves, REPORTS / "plots")
 
 

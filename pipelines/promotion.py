@@ -71,7 +71,8 @@ def judge_bundle(bundle: Bundle, data: PreparedSet, threads: int = 1) -> tuple[d
     """Judges an exported bundle on the prepared test split, through ONNX Runtime as serving runs it.
 
     Returns:
-        The report of `csr.evaluation.evaluate.evaluate_predictions`, and the golden case's error on this machine.
+        The report of `csr.evaluation.evaluate.evaluate_predictions` at the bundle's own thresholds, and the golden
+        case's error on this machine.
 
     Raises:
         BundleError: the bundle's task or input is not the data set's.
@@ -98,7 +99,8 @@ def judge_bundle(bundle: Bundle, data: PreparedSet, threads: int = 1) -> tuple[d
         concepts.append(answer["concept_probabilities"])
         peaks.append(map_peaks(answer["concept_maps"], data.side))
     predictions = Predictions(rows, np.concatenate(probabilities), np.concatenate(concepts), np.concatenate(peaks))
-    return evaluate_predictions(collection, predictions, data.side), runner.golden_error()
+    thresholds = None if about.thresholds is None else np.array(about.thresholds)
+    return evaluate_predictions(collection, predictions, data.side, thresholds), runner.golden_error()
 
 
 def apply_gates(

@@ -7,9 +7,11 @@
     independent   first the concept model, then f on the true c ∈ {0, 1}; an image is judged by f(σ(ℓ))
 
 The shared backbone of the last two decides how ℓ is pooled: ``concepts_average`` is the paper's, ``concepts_lse`` makes
-the CBM on CSR's robust stage 1. Joint pools by the average, unless its trials chose otherwise. Concepts that nobody
-labelled are left out of the BCE; where the independent f needs a value of them, it gets the predicted probability.
-Studies without a class are left out of the CE, and no f is fitted to them.
+the CBM on CSR's robust stage 1. Joint pools by the average, and in ``cbm_joint_lse`` as CSR does, so that what joint
+training is worth can be told from what the pooling is, unless its trials chose otherwise. Concepts that nobody labelled
+are left out of the BCE; where the independent f needs a value of them, it gets the predicted probability. Studies
+without a class are left out of the CE, and no f is fitted to them. Where a study can have several classes the CE is a
+BCE over those that are known, as `csr.baselines.classes` says; the paper has one class a study, or a number.
 
 f is fitted to convergence by `fit_last_layer` (the official code: by SGD), its strength of regularisation chosen on
 ``val`` with the inputs that it meets in use, predictions in both cases. The official code weighs the BCE of rare
@@ -24,19 +26,16 @@ Pointing-game map of concept k: cam_k. Explanations: the K concepts.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 from torch import Tensor, nn
 
+from csr.baselines.classes import class_probabilities, solve_elastic_net, validation_figure
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone, train_on_images
-from csr.data.records import NO_CLASS
-from csr.evaluation.metrics import macro_f1
-from csr.network.concept_model import ConceptModel, pool_maps
+from csr.network.concept_model import ConceptModel, Pooling, pool_maps
 from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
 from csr.training.images import image_batches, set_normalisation
@@ -55,17 +54,23 @@ class CBM(System):
         concept_model: image → cam and concept logits.
         classes: T.
         inputs: what the linear layer sees: ``logits`` (joint, sequential) or ``probabilities`` (independent).
+        multilabel: a study can have several classes.
     """
 
     low: Tensor
     high: Tensor
 
     def __init__(
-        self, concept_model: ConceptModel, classes: int, inputs: Literal["logits", "probabilities"] = "logits"
+        self,
+        concept_model: ConceptModel,
+        classes: int,
+        inputs: Literal["logits", "probabilities"] = "logits",
+        multilabel: bool = False,
     ) -> None:
         super().__init__()
         self.concept_model = concept_model
         self.inputs = inputs
+        self.multilabel = multilabel
         concepts = concept_model.to_maps.out_channels
         self.head = nn.Linear(concepts, classes)
         # what an intervention sets a logit to; the sigmoid of ±∞ is the truth itself
@@ -78,11 +83,13 @@ class CBM(System):
             "concept_model": concept_model_config(self.concept_model),
             "classes": self.head.out_features,
             "inputs": self.inputs,
+            "multilabel": self.multilabel,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> CBM:
-        return cls(build_concept_model(config["concept_model"]), config["classes"], config["inputs"])
+        model = build_concept_model(config["concept_model"])
+        return cls(model, config["classes"], config["inputs"], config["multilabel"])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 B×C×S×S → (cam B×K×h×w, concept logits B×K, class logits B×T)."""
@@ -115,29 +122,25 @@ class CBM(System):
 
     def answer(self, images: Tensor) -> Answer:
         maps, concepts, logits = self(images)
-        return Answer(logits.softmax(-1), concepts, maps, concepts.new_full((len(concepts),), concepts.shape[1]))
+        probabilities = class_probabilities(logits, self.multilabel)
+        return Answer(probabilities, concepts, maps, concepts.new_full((len(concepts),), concepts.shape[1]))
 
 
-def joint_cbm(context: ExperimentContext) -> CBM:
-    """Trains concepts and classes together."""
+def joint_cbm(context: ExperimentContext, pooling: Pooling = "average") -> CBM:
+    """Trains concepts and classes together, the concept maps pooled that way."""
     seed_everything(seeds(context.config.seed, "weights"))
     collection, train = context.data.collection, context.data.collection.rows("train")
-    classed = collection.has_class()
     model = ConceptModel(
-        replace(context.config.model, pooling=context.pooling or "average"), context.data.channels, context.concepts
+        replace(context.config.model, pooling=context.pooling or pooling), context.data.channels, context.concepts
     )
     set_normalisation(model.backbone, context.data)
-    system = CBM(model, context.classes)
+    system = CBM(model, context.classes, multilabel=context.multilabel)
     positive = context.positive_weights()
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         _, concepts, logits = system(images)
         bce = masked_bce(concepts, context.concept_labels(rows), positive) * context.concepts
-        if classed[rows].any():
-            entropy = F.cross_entropy(logits.float(), context.class_labels(rows), ignore_index=NO_CLASS)
-        else:
-            entropy = 0 * logits.float().sum()
-        return {"class": entropy, "concept": CONCEPT_WEIGHT * bce}
+        return {"class": context.class_loss(logits, rows), "concept": CONCEPT_WEIGHT * bce}
 
     train_on_images(context, "cbm_joint", system, terms, rows=collection.labelled_rows("train"))
     align(model, context.data, collection.concept_labels())
@@ -150,7 +153,7 @@ def sequential_cbm(context: ExperimentContext) -> CBM:
     """Fits the linear layer to the logits that the shared backbone's concept model predicts for the training images."""
     shared, (train, val) = _frozen(context)
     logits = concept_logits(shared, train)
-    system = CBM(shared.model, context.classes)
+    system = CBM(shared.model, context.classes, multilabel=context.multilabel)
     system.head = fit_last_layer(context, logits, concept_logits(shared, val))
     system.set_levels(logits)
     return system.to(device()).eval()
@@ -161,7 +164,7 @@ def independent_cbm(context: ExperimentContext) -> CBM:
     shared, (train, val) = _frozen(context)
     predicted = concept_logits(shared, train).sigmoid()
     truth = context.concept_labels(train)
-    system = CBM(shared.model, context.classes, "probabilities")
+    system = CBM(shared.model, context.classes, "probabilities", context.multilabel)
     system.head = fit_last_layer(
         context, torch.where(truth.isnan(), predicted, truth), concept_logits(shared, val).sigmoid()
     )
@@ -180,6 +183,12 @@ def concept_logits(shared: TrainedBackbone, rows: np.ndarray) -> Tensor:
     return torch.cat([pool_maps(part, shared.model.config) for part in maps])
 
 
+def pooled_features(shared: TrainedBackbone, rows: np.ndarray) -> np.ndarray:
+    """f̄ n×D float32 of rows, from the cached features."""
+    chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+    return np.concatenate([shared.cache.features[chunk].astype(np.float32).mean((2, 3)) for chunk in chunks])
+
+
 def fit_last_layer(
     context: ExperimentContext,
     train_inputs: Tensor,
@@ -187,13 +196,11 @@ def fit_last_layer(
     l1_ratio: float = 0.0,
     given: tuple[Tensor, Tensor] | None = None,
 ) -> nn.Linear:
-    """The linear layer of a frozen system: multinomial logistic regression with an elastic net.
-
-        mean CE(z + Wx + b, class) + λ/(J·T) · ( α ‖W‖₁ + (1 − α)/2 · ‖W‖² )
-
-    over inputs x that are standardised with training statistics, which are then folded into W and b, so that λ means
-    the same whatever the inputs' scale. λ is the one of `STRENGTHS` with the best macro F1 on ``val``; of equally good
-    ones, that with the lower cross-entropy there. Every last layer on a frozen system gets these six tries.
+    """The linear layer of a frozen system: logistic regression with an elastic net, multinomial where a study has one
+    class, else one a class (`csr.baselines.classes.solve_elastic_net`), over inputs that are standardised with training
+    statistics, which are then folded into W and b, so that λ means the same whatever the inputs' scale. λ, one for all
+    classes, is the one of `STRENGTHS` with the best `csr.baselines.classes.validation_figure`. Every last layer on a
+    frozen system gets these six tries.
 
     Args:
         train_inputs, val_inputs: n×J, rows of the splits; of ``train``, those whose class is known.
@@ -216,53 +223,16 @@ def fit_last_layer(
             layer.weight.copy_(torch.from_numpy(weight) / std)
             layer.bias.copy_(torch.from_numpy(bias) - (torch.from_numpy(weight) / std) @ mean)
             logits = layer(val_raw.float()) + val_given.float().cpu()
-        rank = _rank(logits, classes[val])
+        rank = validation_figure(classes[val], logits)
         if best is None or rank > best_rank:
             best, best_rank = layer, rank
     assert best is not None
     return best
 
 
-def solve_elastic_net(
-    inputs: np.ndarray, classes: np.ndarray, given: np.ndarray, strength: float, l1_ratio: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """W T×J and b T that minimise the objective of `fit_last_layer` for inputs n×J, given n×T and one λ.
-
-    W = P − N with P, N ≥ 0, so that the L1 term is linear and L-BFGS-B (Byrd et al. 1995) ends with exact zeros.
-    scikit-learn's SAGA takes no given logits, and in trials stopped after 14 or after 1900 passes, by chance.
-    """
-    count, width = given.shape[1], inputs.shape[1]
-    size, scale = count * width, strength / (count * width)
-    own = np.arange(len(inputs)), classes
-
-    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        positive, negative, bias = flat[:size], flat[size : 2 * size], flat[2 * size :]
-        weight = (positive - negative).reshape(count, width)
-        logits = given + inputs @ weight.T + bias
-        log_probabilities = log_softmax(logits, axis=1)
-        error = np.exp(log_probabilities)
-        error[own] -= 1
-        error /= len(inputs)
-        slope = (error.T @ inputs + scale * (1 - l1_ratio) * weight).ravel()
-        penalty = l1_ratio * flat[: 2 * size].sum() + (1 - l1_ratio) / 2 * np.square(weight).sum()
-        gradient = np.concatenate([slope + scale * l1_ratio, -slope + scale * l1_ratio, error.sum(0)])
-        return -log_probabilities[own].mean() + scale * penalty, gradient
-
-    bounds = [(0, None)] * (2 * size) + [(None, None)] * count
-    options = {"maxiter": 20_000, "maxfun": 20_000, "ftol": 0, "gtol": 1e-7}  # to the end, whatever λ is
-    start = np.zeros(2 * size + count)
-    flat = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    return (flat[:size] - flat[size : 2 * size]).reshape(count, width), flat[2 * size :]
-
-
-def _rank(logits: Tensor, classes: np.ndarray) -> tuple[float, float]:
-    """(macro F1, −cross-entropy) of class logits n×T: greater is better, the second breaks ties."""
-    f1 = macro_f1(classes, logits.argmax(1).numpy(), logits.shape[1])
-    return f1, -float(F.cross_entropy(logits, torch.from_numpy(classes)))
-
-
 SYSTEMS = {
     "cbm_joint": Entry("CBM, joint", CBM, joint_cbm),
+    "cbm_joint_lse": Entry("CBM, joint, CSR's pooling", CBM, partial(joint_cbm, pooling="lse")),
     "cbm_sequential": Entry("CBM, sequential", CBM, sequential_cbm, "concepts_average"),
     "cbm_independent": Entry("CBM, independent", CBM, independent_cbm, "concepts_average"),
     "cbm_shared": Entry("CBM on CSR's stage 1", CBM, sequential_cbm, "concepts_lse"),

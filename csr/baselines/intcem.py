@@ -26,7 +26,8 @@ local vector rather than the whole image, and p is stage 1's own rather than a l
 fixed length and no early stopping; the optimiser is every stage's, AdamW with a cosine. Where it differs from the
 official code: RandInt draws for each study rather than once a batch; no further concepts are told between the class
 loss at μ⁰ and the trajectory; T may reach the horizon; the policy cannot draw a concept twice, in training either; the
-oracle goes by log-probabilities, not by logits. Concepts that nobody labelled are never told.
+oracle goes by log-probabilities, not by logits. Concepts that nobody labelled are never told. Where a study can have
+several classes, CE and log f are those of `csr.baselines.classes`; the paper has one class a study.
 
 Pointing-game map of concept k: cam_k. Explanations: the K concepts.
 """
@@ -43,12 +44,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csr.baselines.cbm import concept_logits
+from csr.baselines.classes import class_probabilities, validation_figure
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone
-from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel
 from csr.network.prototypes import local_concept_vectors
 from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.callbacks import Callbacks
+from csr.training.class_losses import class_loss
 from csr.training.loop import Task, fit
 from csr.training.runtime import count_batches, device, seed_everything, seeds
 
@@ -143,10 +145,12 @@ class IntCEM(System):
     Args:
         concept_model: image → cam and concept logits.
         bottleneck: trained on what the concept model says.
+        multilabel: a study can have several classes.
     """
 
-    def __init__(self, concept_model: ConceptModel, bottleneck: Bottleneck) -> None:
+    def __init__(self, concept_model: ConceptModel, bottleneck: Bottleneck, multilabel: bool = False) -> None:
         super().__init__()
+        self.multilabel = multilabel
         self.concept_model = concept_model
         self.bottleneck = bottleneck
 
@@ -155,12 +159,14 @@ class IntCEM(System):
         return {
             "concept_model": concept_model_config(self.concept_model),
             "classes": self.bottleneck.head.out_features,
+            "multilabel": self.multilabel,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> IntCEM:
         model = build_concept_model(config["concept_model"])
-        return cls(model, Bottleneck(model.to_maps.out_channels, model.backbone.width, config["classes"]))
+        bottleneck = Bottleneck(model.to_maps.out_channels, model.backbone.width, config["classes"])
+        return cls(model, bottleneck, config["multilabel"])
 
     def answer(self, images: Tensor) -> Answer:
         features = self.concept_model.features(images)
@@ -169,7 +175,8 @@ class IntCEM(System):
         embedded = self.bottleneck.embed(local_concept_vectors(features, maps), concepts.sigmoid())
         nobody = torch.zeros_like(concepts)
         logits = self.bottleneck.classify(embedded.mix(nobody, nobody))
-        return Answer(logits.softmax(-1), concepts, maps, concepts.new_full((len(concepts),), concepts.shape[1]))
+        probabilities = class_probabilities(logits, self.multilabel)
+        return Answer(probabilities, concepts, maps, concepts.new_full((len(concepts),), concepts.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ class Studies:
         likely: p n×K.
         truth: c n×K; 0 where it is unknown.
         known: n×K bool, which are known.
-        classes: n.
+        classes: n indices, or n×T of 1, 0 or NaN where a study can have several.
     """
 
     vectors: Tensor
@@ -226,7 +233,7 @@ def intcem(context: ExperimentContext) -> IntCEM:
         if area > best_area:
             best, best_area = bottleneck, area
     assert best is not None
-    return IntCEM(context.shared_backbone.model, best).to(device()).eval()
+    return IntCEM(context.shared_backbone.model, best, context.multilabel).to(device()).eval()
 
 
 def train_bottleneck(
@@ -274,7 +281,7 @@ def trajectory_losses(bottleneck: Bottleneck, studies: Studies, length: int) -> 
     embedded = bottleneck.embed(studies.vectors, studies.likely)
     told = ((torch.rand_like(studies.truth) < RANDINT) & studies.known).float()
     mixed = embedded.mix(studies.truth, told)
-    before = F.cross_entropy(bottleneck.classify(mixed), studies.classes)
+    before = class_loss(bottleneck.classify(mixed), studies.classes)
     imitation = torch.zeros_like(before)
     for _ in range(length):
         askable = studies.known & (told == 0)
@@ -285,7 +292,7 @@ def trajectory_losses(bottleneck: Bottleneck, studies: Studies, length: int) -> 
         imitation = imitation + (asking * missed).sum() / asking.sum().clamp_min(1) / length
         told = told + F.gumbel_softmax(scores, hard=True) * askable
         mixed = embedded.mix(studies.truth, told)
-    after = F.cross_entropy(bottleneck.classify(mixed), studies.classes)
+    after = class_loss(bottleneck.classify(mixed), studies.classes)
     weight = DISCOUNT**length
     return (before + weight * after) / (1 + weight), imitation
 
@@ -293,7 +300,7 @@ def trajectory_losses(bottleneck: Bottleneck, studies: Studies, length: int) -> 
 @torch.no_grad()
 def oracle(bottleneck: Bottleneck, embedded: Embedded, studies: Studies, told: Tensor) -> Tensor:
     """log f(ĉ with k told, too) of the true class, B×K, from which the greedy oracle takes the best; −∞ for what is
-    told already or unknown.
+    told already or unknown. Of several classes, the mean log-likelihood of those that are known.
 
     f is linear, so telling k adds W_k (c_k − p_k)(ĉ⁺_k − ĉ⁻_k) to the logits.
     """
@@ -301,8 +308,8 @@ def oracle(bottleneck: Bottleneck, embedded: Embedded, studies: Studies, told: T
     change = (studies.truth - embedded.likely)[..., None] * (embedded.positive - embedded.negative)
     logits = bottleneck.classify(embedded.mix(studies.truth, told))[:, None]
     logits = logits + torch.einsum("bke,tke->bkt", change, weight)
-    own = studies.classes[:, None, None].expand(-1, logits.shape[1], 1)
-    gained = logits.log_softmax(-1).gather(2, own).squeeze(2)
+    own = studies.classes.repeat_interleave(logits.shape[1], dim=0)
+    gained = -class_loss(logits.flatten(0, 1), own, "none").unflatten(0, logits.shape[:2])
     return gained.masked_fill(~studies.known | (told != 0), -torch.inf)
 
 
@@ -314,7 +321,7 @@ def answered_f1(bottleneck: Bottleneck, studies: Studies, budget: int) -> list[f
     for turn in range(budget + 1):
         mixed = embedded.mix(studies.truth, told)
         logits = bottleneck.classify(mixed)
-        found.append(macro_f1(studies.classes.cpu().numpy(), logits.argmax(1).cpu().numpy(), logits.shape[1]))
+        found.append(validation_figure(studies.classes.cpu().numpy(), logits)[0])
         askable = studies.known & (told == 0)
         if turn < budget:
             chosen = bottleneck.rank(mixed, told, askable).argmax(1)

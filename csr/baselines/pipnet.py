@@ -25,8 +25,13 @@ authors' second view is also cropped anew by up to 8 pixels; here views differ i
 window. Batches are the shared ones, not 128 and 64 images, so the tanh loss asks for every prototype in fewer of them.
 An epoch costs two passes an image.
 
+Where a study can have several classes, CE is the BCE of `csr.baselines.classes`, and logits get a bias a class, which
+is trained with the head: log(o² + 1) is never negative, so without one no class could be less probable than a half
+(an open question at the authors' code, github.com/M-Nauta/PIPNet/issues/7). Prototypes then only ever speak for a
+class, as they do in the paper.
+
 Pointing-game map, the same for every concept: the softmax channel of the prototype that contributes most to the
-predicted class. Explanations: prototypes with a weight above 0.001 that fire, that is, score above 0.1.
+most probable class. Explanations: prototypes with a weight above 0.001 that fire, that is, score above 0.1.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csr.baselines.classes import class_probabilities
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
@@ -61,16 +67,18 @@ CLASS_WEIGHT = 2.0
 
 
 class NonNegativeHead(nn.Module):
-    """Linear layer without bias whose weights count only where they are positive."""
+    """Linear layer whose weights count only where they are positive; without a bias where a study has one class."""
 
-    def __init__(self, prototypes: int, classes: int) -> None:
+    def __init__(self, prototypes: int, classes: int, multilabel: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.normal(1.0, 0.1, (classes, prototypes)))
+        self.bias = nn.Parameter(torch.zeros(classes)) if multilabel else None
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Scores B×D → log(o² + 1) B×T."""
+        """Scores B×D → log(o² + 1) B×T, and the bias."""
         with torch.autocast(scores.device.type, enabled=False):
-            return torch.log1p(F.linear(scores, self.weight.relu()).square())
+            logits = torch.log1p(F.linear(scores, self.weight.relu()).square())
+            return logits if self.bias is None else logits + self.bias
 
     @torch.no_grad()
     def shrink(self) -> None:
@@ -88,12 +96,13 @@ class NonNegativeHead(nn.Module):
 
 
 class PIPNet(System):
-    """Backbone and head; ``concepts`` is K of the answer's maps."""
+    """Backbone and head; ``concepts`` is K of the answer's maps, ``multilabel``: a study can have several classes."""
 
-    def __init__(self, backbone: Backbone, classes: int, concepts: int) -> None:
+    def __init__(self, backbone: Backbone, classes: int, concepts: int, multilabel: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = NonNegativeHead(backbone.width, classes)
+        self.multilabel = multilabel
+        self.head = NonNegativeHead(backbone.width, classes, multilabel)
         self.concepts = concepts
 
     @property
@@ -102,11 +111,12 @@ class PIPNet(System):
             "backbone": backbone_config(self.backbone),
             "classes": len(self.head.weight),
             "concepts": self.concepts,
+            "multilabel": self.multilabel,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PIPNet:
-        return cls(build_backbone(config["backbone"]), config["classes"], config["concepts"])
+        return cls(build_backbone(config["backbone"]), config["classes"], config["concepts"], config["multilabel"])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 B×C×S×S → (p B×D×h×w, scores B×D), float32."""
@@ -120,7 +130,8 @@ class PIPNet(System):
         strongest = (self.head.weight[logits.argmax(1)] * scores).argmax(1)
         own = patches[torch.arange(len(patches), device=patches.device), strongest]
         repeated = own[:, None].expand(-1, self.concepts, -1, -1)
-        return Answer(logits.softmax(-1), None, repeated, ((scores > 0) & self.head.relevant()).sum(1))
+        probabilities = class_probabilities(logits, self.multilabel)
+        return Answer(probabilities, None, repeated, ((scores > 0) & self.head.relevant()).sum(1))
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
@@ -138,7 +149,7 @@ def pipnet(context: ExperimentContext) -> PIPNet:
     """Pretrains prototypes, trains the head on them, then trains everything."""
     config, train = context.config, context.class_rows
     seed_everything(seeds(config.seed, "weights"))
-    system = PIPNet(context.build_backbone(), context.classes, context.concepts).to(device())
+    system = PIPNet(context.build_backbone(), context.classes, context.concepts, context.multilabel).to(device())
     pretraining = round(PRETRAINING * config.epochs)
     head_rates = {"head.": HEAD_RATE / config.learning_rate}
     moved = replace(config.augment, contrast=0.0, brightness=0.0)
@@ -157,7 +168,7 @@ def pipnet(context: ExperimentContext) -> PIPNet:
 
     def head_terms(rows: np.ndarray, scores: Tensor) -> dict[str, Tensor]:
         system.head.shrink()
-        return {"class": CLASS_WEIGHT * F.cross_entropy(system.head(scores), context.class_labels(rows))}
+        return {"class": CLASS_WEIGHT * context.class_loss(system.head(scores), rows)}
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         aligned, spread, scores = two_views(images)

@@ -30,8 +30,9 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from csr.baselines.cbm import fit_last_layer
-from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone
+from csr.baselines.cbm import fit_last_layer, pooled_features
+from csr.baselines.classes import class_probabilities
+from csr.baselines.protocol import Answer, Entry, ExperimentContext, System
 from csr.evaluation.metrics import mean_auroc
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
@@ -50,12 +51,20 @@ class PosthocCBM(System):
         offsets: φ_k / ‖c_k‖, K.
         head: K → T.
         residual: D → T, or None for plain PCBM.
+        multilabel: a study can have several classes.
     """
 
     def __init__(
-        self, backbone: Backbone, vectors: Tensor, offsets: Tensor, head: nn.Linear, residual: nn.Linear | None = None
+        self,
+        backbone: Backbone,
+        vectors: Tensor,
+        offsets: Tensor,
+        head: nn.Linear,
+        residual: nn.Linear | None = None,
+        multilabel: bool = False,
     ) -> None:
         super().__init__()
+        self.multilabel = multilabel
         self.backbone = backbone
         self.to_maps = nn.Conv2d(vectors.shape[1], vectors.shape[0], kernel_size=1)
         self.to_maps.weight = nn.Parameter(vectors[:, :, None, None].clone())
@@ -70,6 +79,7 @@ class PosthocCBM(System):
             "concepts": self.head.in_features,
             "classes": self.head.out_features,
             "residual": self.residual is not None,
+            "multilabel": self.multilabel,
         }
 
     @classmethod
@@ -77,7 +87,7 @@ class PosthocCBM(System):
         backbone, concepts, classes = build_backbone(config["backbone"]), config["concepts"], config["classes"]
         vectors, offsets = torch.zeros(concepts, backbone.width), torch.zeros(concepts)
         residual = nn.Linear(backbone.width, classes) if config["residual"] else None
-        return cls(backbone, vectors, offsets, nn.Linear(concepts, classes), residual)
+        return cls(backbone, vectors, offsets, nn.Linear(concepts, classes), residual, config["multilabel"])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 B×C×S×S → (concept maps B×K×h×w, concept scores B×K, class logits B×T)."""
@@ -92,7 +102,7 @@ class PosthocCBM(System):
     def answer(self, images: Tensor) -> Answer:
         maps, scores, logits = self(images)
         used = (self.head.weight != 0).any(0).sum()
-        return Answer(logits.softmax(-1), scores, maps, used.expand(len(images)))
+        return Answer(class_probabilities(logits, self.multilabel), scores, maps, used.expand(len(images)))
 
 
 def posthoc_cbm(context: ExperimentContext) -> PosthocCBM:
@@ -113,7 +123,8 @@ def posthoc_cbm(context: ExperimentContext) -> PosthocCBM:
     scores, val_scores = (torch.from_numpy(part @ vectors.T + offsets) for part in (classed, val_features))
     head = fit_last_layer(context, scores, val_scores, L1_RATIO)
     backbone = context.shared_backbone.model.backbone
-    return PosthocCBM(backbone, torch.from_numpy(vectors), torch.from_numpy(offsets), head).to(device()).eval()
+    bank = torch.from_numpy(vectors), torch.from_numpy(offsets)
+    return PosthocCBM(backbone, *bank, head, multilabel=context.multilabel).to(device()).eval()
 
 
 def hybrid_posthoc_cbm(context: ExperimentContext) -> PosthocCBM:
@@ -125,12 +136,6 @@ def hybrid_posthoc_cbm(context: ExperimentContext) -> PosthocCBM:
     given = _sparse_logits(system, features), _sparse_logits(system, val_features)
     system.residual = fit_last_layer(context, features, val_features, given=given)
     return system.to(device()).eval()
-
-
-def pooled_features(shared: TrainedBackbone, rows: np.ndarray) -> np.ndarray:
-    """f̄ n×D float32 of rows, from the cached features."""
-    chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-    return np.concatenate([shared.cache.features[chunk].astype(np.float32).mean((2, 3)) for chunk in chunks])
 
 
 def concept_bank(features: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:

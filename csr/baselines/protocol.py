@@ -24,11 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csr.baselines.classes import known_class_loss
 from csr.data.prepared import PreparedSet
+from csr.data.records import Collection
 from csr.errors import DataError
-from csr.evaluation.metrics import macro_auroc, macro_f1
+from csr.evaluation.metrics import macro_auroc
 from csr.evaluation.pointing import map_peaks
 from csr.evaluation.predictions import Predictions
+from csr.evaluation.thresholds import validation_f1
 from csr.network.backbone import Backbone
 from csr.network.checkpoint import checkpoint, read_checkpoint, write_checkpoint
 from csr.network.concept_model import ConceptModel, Pooling
@@ -50,7 +53,8 @@ class Answer:
     """What a system says about B images: T classes, K concepts.
 
     Args:
-        probabilities: B×T.
+        probabilities: B×T, which sum to 1 where a study has one class, and are each class's own where it can have
+            several (`csr.baselines.classes.class_probabilities`).
         concepts: B×K concept scores on any monotone scale, or None if the system knows no concepts.
         maps: B×K×h×w, what plays the pointing game for each concept, or None.
         explanations: B, how many items explain each prediction: concepts, or prototypes that fire, or 0 for none.
@@ -139,10 +143,9 @@ class ExperimentContext:
     pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
-        if self.data.collection.task != "multiclass":
+        if self.data.collection.task == "concepts":
             raise DataError(
-                f"{self.data.collection.name}: its task is {self.data.collection.task!r}, but the rivals of the "
-                "comparison are published for studies with one class each"
+                f"{self.data.collection.name}: its task is 'concepts', but the comparison is about finding classes"
             )
 
     @property
@@ -152,6 +155,11 @@ class ExperimentContext:
     @property
     def classes(self) -> int:
         return len(self.data.collection.classes)
+
+    @property
+    def multilabel(self) -> bool:
+        """A study can have several classes, or none."""
+        return self.data.collection.task == "multilabel"
 
     def build_backbone(self) -> Backbone:
         """A backbone to train: a copy of the shared backbone's, or an untrained one with the training images'
@@ -172,8 +180,13 @@ class ExperimentContext:
         return self.data.collection.class_rows("train")
 
     def class_labels(self, rows: np.ndarray) -> Tensor:
-        """Class indices of rows, `csr.data.records.NO_CLASS` where the class is not known."""
+        """What is true of rows: class indices, `csr.data.records.NO_CLASS` where the class is not known, or, where a
+        study can have several, n×T of 1, 0 or NaN."""
         return torch.from_numpy(self.data.collection.truth()[rows]).to(device())
+
+    def class_loss(self, logits: Tensor, rows: np.ndarray) -> Tensor:
+        """`csr.baselines.classes.known_class_loss` of the logits B×T of B rows."""
+        return known_class_loss(logits, self.class_labels(rows))
 
     def concept_labels(self, rows: np.ndarray) -> Tensor:
         """n×K of 1, 0 or NaN."""
@@ -204,6 +217,7 @@ class Entry:
         shared_backbone: what it rests on or starts from; None: it trains all of itself.
         epochs: its own epochs of images as a share of the budget, beside the shared backbone's, which are the whole
             budget. Where the configuration has a ``patience``, all systems have the whole of it as their cap.
+        one_class: it is published for studies with one class each, and does not say what else it would do.
     """
 
     title: str
@@ -211,6 +225,16 @@ class Entry:
     train: Callable[[ExperimentContext], System]
     shared_backbone: SharedBackbone | None = None
     epochs: float = 1.0
+    one_class: bool = False
+
+
+def refusal(entry: Entry, collection: Collection) -> str | None:
+    """Why a system is left out of the comparison on a data set; None if it is not."""
+    if not entry.one_class or collection.task != "multilabel":
+        return None
+    return (
+        f"{entry.title} is published for studies with one class each, and those of {collection.name} can have several"
+    )
 
 
 def train_on_images(
@@ -259,7 +283,7 @@ def train_on_images(
             return {}
         val = collection.rows("val")
         truth, probabilities = collection.truth()[val], predict(system, context.data, val).probabilities
-        f1 = macro_f1(truth, probabilities.argmax(1), len(collection.classes))
+        f1 = validation_f1(truth, probabilities)
         return {"val_macro_f1": f1, "val_macro_auroc": macro_auroc(truth, probabilities)}
 
     chosen = context.class_rows if rows is None else rows

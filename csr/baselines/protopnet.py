@@ -290,4 +290,4 @@ def warm_up(
     return epochs - spent
 
 
-SYSTEMS = {"protopnet": Entry("ProtoPNet", ProtoPNet, protopnet, "classes", WARM_START_EPOCHS)}
+SYSTEMS = {"protopnet": Entry("ProtoPNet", ProtoPNet, protopnet, "classes", WARM_START_EPOCHS, one_class=True)}

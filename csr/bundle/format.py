@@ -30,7 +30,8 @@ from csr.data.digests import file_digest
 from csr.errors import BundleError
 from csr.interaction.naming import BoxNaming
 
-FORMAT = 6
+FORMAT = 7
+READABLE = (6, FORMAT)  # 6 lacks the thresholds, which were a half
 MANIFEST = "manifest.json"
 INTERACTION_INPUTS = ("importance", "answers", "places", "absent_weight")  # of the reasoner, after ``patches``
 ENCODER_OUTPUTS = ("patches", "fit_scores")
@@ -63,11 +64,13 @@ class Manifest:
         alpha: weight outside focus boxes that the reasoner carries: of every concept, or each one's own by its name.
         rejection: default replacement of rejected scores.
         ask_margin: a prediction asks for help when its margin is below it
-            (`csr.interaction.corrections.decision_margin`).
+            (`csr.data.decisions.decision_margin`).
         least_effect: no question is worth asking whose expected effect, in bits, is below it
             (`csr.interaction.questions`).
-        abstain_below: the model abstains where its confidence is below it: its largest class probability, or, if the
-            task is ``multilabel``, the smallest of max(p, 1 − p); None: it always answers.
+        thresholds: the probabilities from which on each class is found, if the task is ``multilabel``: whole percents,
+            chosen on split ``val`` (`csr.evaluation.thresholds`); None: a half, or the task is another.
+        abstain_below: the model abstains where its confidence is below it (`csr.data.decisions.study_confidence`);
+            None: it always answers.
         backbone: timm's name.
         data, data_digest: the data set's name and the digest of its prepared form.
         code_revision: git revision of the code that exported it, with ``-dirty`` if it had local changes.
@@ -98,6 +101,7 @@ class Manifest:
     code_revision: str
     metrics: dict[str, Any]
     files: dict[str, str]
+    thresholds: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -243,11 +247,14 @@ def write_reference(folder: Path, references: Sequence[ConceptReference]) -> Non
 
 
 def _read_manifest(file: Path, content: Any) -> Manifest:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in READABLE:
         found = content.get("format") if isinstance(content, dict) else None
         raise BundleError(
-            f"{file}: format is {found!r}, this version reads {FORMAT}; export the bundle again (dvc repro)"
+            f"{file}: format is {found!r}, this version reads {' and '.join(map(str, READABLE))}; export the bundle "
+            "again (dvc repro)"
         )
+    if content["format"] < FORMAT:
+        content = content | {"thresholds": None}
     missing = [field.name for field in fields(Manifest) if field.name not in content]
     if missing:
         raise BundleError(f"{file}: key {missing[0]!r} is missing; export the bundle again")
@@ -255,7 +262,19 @@ def _read_manifest(file: Path, content: Any) -> Manifest:
         if not isinstance(content[key], kind):
             raise BundleError(f"{file}: key {key!r} must be {word}; export the bundle again")
     known = {field.name: content[field.name] for field in fields(Manifest)}
-    return Manifest(**(known | {"concepts": tuple(known["concepts"]), "classes": tuple(known["classes"])}))
+    thresholds = known["thresholds"]
+    if thresholds is not None and not _fit(thresholds, len(known["classes"])):
+        raise BundleError(
+            f"{file}: key 'thresholds' must be null or a number between 0 and 1 a class; export the bundle again"
+        )
+    tuples = {"concepts": tuple(known["concepts"]), "classes": tuple(known["classes"])}
+    return Manifest(**(known | tuples | {"thresholds": None if thresholds is None else tuple(thresholds)}))
+
+
+def _fit(thresholds: Any, classes: int) -> bool:
+    if not isinstance(thresholds, list) or len(thresholds) != classes:
+        return False
+    return all(isinstance(each, float) and 0 < each < 1 for each in thresholds)
 
 
 def _verify(path: Path, manifest: Manifest) -> None:

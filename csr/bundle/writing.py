@@ -28,6 +28,7 @@ from csr.network.reasoner import DEFAULT_ALPHA
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.guard import fit_guard
+from csr.training.prediction import own_thresholds
 
 REFERENCE_BINS = 10
 _DECIMALS = 4  # of a probability: what is beyond them differs between torch and ONNX Runtime, and says nothing
@@ -111,9 +112,12 @@ def write_bundle(
             f"export: {data.collection.name!r} has concepts and no classes (data.task), and a bundle serves a "
             "diagnosis; the stages up to evaluate and atlas are all there is for such a set"
         )
+    thresholds = own_thresholds(data, cache, csr)
     csr = csr.cpu().eval()
     _set_alpha(csr, config.alpha)
-    abstain_below = None if config.abstain_risk is None else _abstain_below(data, csr, config.abstain_risk)
+    abstain_below = None
+    if config.abstain_risk is not None:
+        abstain_below = _abstain_below(data, csr, config.abstain_risk, thresholds)
     test = data.collection.rows("test")
     chosen = test[np.linspace(0, len(test) - 1, min(config.parity_images, len(test))).astype(int)]
     images = torch.from_numpy(np.ascontiguousarray(data.images[chosen]))
@@ -150,6 +154,7 @@ def write_bundle(
             rejection=config.rejection,
             ask_margin=config.ask_margin,
             least_effect=config.least_effect,
+            thresholds=None if thresholds is None else tuple(thresholds.tolist()),
             abstain_below=abstain_below,
             backbone=csr.concept_model.config.backbone,
             data=data.collection.name,
@@ -204,7 +209,7 @@ def _concept_probabilities(csr: TrainedCSR, cache: FeatureCache, rows: np.ndarra
 
 
 @torch.no_grad()
-def _abstain_below(data: PreparedSet, csr: TrainedCSR, risk: float) -> float:
+def _abstain_below(data: PreparedSet, csr: TrainedCSR, risk: float, thresholds: np.ndarray | None) -> float:
     """The confidence from which on at most a share ``risk`` of the answers on split ``val`` is wrong."""
     rows = data.collection.rows("val")
     pieces = [
@@ -212,10 +217,10 @@ def _abstain_below(data: PreparedSet, csr: TrainedCSR, risk: float) -> float:
         for start in range(0, len(rows), 16)
     ]
     truth, probabilities = data.collection.truth()[rows], torch.cat(pieces).numpy()
-    threshold = abstain_threshold(truth, probabilities, risk)
+    threshold = abstain_threshold(truth, probabilities, risk, thresholds)
     if np.isfinite(threshold):
         return threshold
-    least = risk_coverage(truth, probabilities).risk.min()
+    least = risk_coverage(truth, probabilities, thresholds).risk.min()
     raise ConfigError(
         f"export.abstain_risk: {risk} is out of reach: on the {len(rows)} studies of split 'val' no threshold leaves a "
         f"smaller share of wrong answers than {least:.3f}; allow more, or set null to never abstain"

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from csr.baselines.cbm import CBM, concept_logits
+from csr.baselines.classes import class_probabilities
 from csr.baselines.protocol import TrainedBackbone
 from csr.training.runtime import device
 
@@ -29,4 +30,4 @@ class AnswerableCBM:
     def ask(self, answers: np.ndarray) -> np.ndarray:
         told = torch.from_numpy(answers.astype(np.float32)).to(self._logits.device)
         concepts = self._system.intervene(self._logits, (told > 0).float(), told != 0)
-        return self._system.classify(concepts).softmax(-1).cpu().numpy()
+        return class_probabilities(self._system.classify(concepts), self._system.multilabel).cpu().numpy()

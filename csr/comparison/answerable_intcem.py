@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from csr.baselines.cbm import concept_logits
+from csr.baselines.classes import class_probabilities
 from csr.baselines.intcem import IntCEM, concept_vectors
 from csr.baselines.protocol import TrainedBackbone
 from csr.training.runtime import device
@@ -23,6 +24,7 @@ class AnswerableIntCEM:
 
     @torch.no_grad()
     def __init__(self, system: IntCEM, shared: TrainedBackbone, rows: np.ndarray) -> None:
+        self._multilabel = system.multilabel
         self._bottleneck = system.bottleneck.to(device()).eval()
         likely = concept_logits(shared, rows).sigmoid()
         self._embedded = self._bottleneck.embed(concept_vectors(shared, rows), likely)
@@ -31,7 +33,7 @@ class AnswerableIntCEM:
     @torch.no_grad()
     def ask(self, answers: np.ndarray) -> np.ndarray:
         mixed, _ = self._told(answers)
-        return self._bottleneck.classify(mixed).softmax(-1).cpu().numpy()
+        return class_probabilities(self._bottleneck.classify(mixed), self._multilabel).cpu().numpy()
 
     @torch.no_grad()
     def worth(self, answers: np.ndarray) -> np.ndarray:

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from csr.comparison.published import PUBLISHED
 from csr.comparison.runs import Runs
+from csr.data.decisions import decide
 from csr.data.html_report import Section, Table
 from csr.data.records import Collection
 from csr.errors import DataError
 from csr.evaluation.bootstrap import Difference, paired_bootstrap, paired_ratio_bootstrap
-from csr.evaluation.calibration import apply_temperature, expected_calibration_error, fit_temperature, risk_coverage
+from csr.evaluation.calibration import (
+    apply_temperature,
+    expected_calibration_error,
+    fit_temperature,
+    probability_logits,
+    risk_coverage,
+)
+from csr.evaluation.evaluate import RARE, rare_classes
 from csr.evaluation.leakage import leakage
 from csr.evaluation.pointing import inside
 from csr.evaluation.predictions import Predictions
+from csr.evaluation.thresholds import validation_thresholds
 
 OURS = "csr_robust"
 KEPT = 0.8  # coverage at which the abstain table is read
+_SEVERAL = {"mean_average_precision": "mAP", "rare_f1": "F1, rare"}  # columns where a study can have several classes
 
 
-def main_sections(collection: Collection, runs: Mapping[str, Runs]) -> list[Section]:
+def main_sections(collection: Collection, runs: Mapping[str, Runs], left_out: Sequence[str] = ()) -> list[Section]:
     """Accuracy and pointing on every test part, cost, calibration, leakage, and the paper's own numbers.
 
     Args:
         runs: by system; `OURS` must be among them.
+        left_out: why systems are not among them (`csr.baselines.protocol.refusal`).
 
     Raises:
         DataError: a system has other seeds than `OURS`, or was judged on other studies.
@@ -35,6 +47,7 @@ def main_sections(collection: Collection, runs: Mapping[str, Runs]) -> list[Sect
     parts = collection.test_parts()
     return [
         *(_part_section(collection, runs, part) for part in parts),
+        *([Section("Left out", tuple(f"{reason}." for reason in left_out))] if left_out else []),
         _cost_section(runs),
         _calibration_section(collection, runs, parts),
         _leakage_section(collection, runs, parts),
@@ -56,9 +69,20 @@ def published_section() -> Section:
 def f1_difference(collection: Collection, ours: Runs, theirs: Runs, part: str) -> Difference:
     """Ours − theirs in macro F1 on one test part, patients resampled."""
     rows, chosen = _part_rows(collection, ours, part)
-    own, other = (np.stack([p.probabilities[chosen].argmax(1) for p in runs.test]) for runs in (ours, theirs))
+    own, other = (_decisions(collection, runs, chosen) for runs in (ours, theirs))
     truth, patients = collection.truth()[rows], collection.patients()[rows]
     return paired_bootstrap(truth, own, other, len(collection.classes), clusters=patients)
+
+
+def _decisions(collection: Collection, runs: Runs, chosen: np.ndarray) -> np.ndarray:
+    """What every seed says of the chosen test studies: S×n indices, or S×n×T where a study can have several classes."""
+    several = collection.task == "multilabel"
+    pairs = zip(runs.validation, runs.test, strict=True)
+    said = [
+        decide(test.probabilities[chosen], several, validation_thresholds(collection, validation))
+        for validation, test in pairs
+    ]
+    return np.stack(said)
 
 
 def pointing_difference(collection: Collection, ours: Runs, theirs: Runs, part: str) -> Difference | None:
@@ -98,11 +122,15 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
         f" Δ is {ours.title} minus the system, with the 95 % interval of a paired bootstrap over "
         f"{_resampled(collection, part)} and seeds."
     )
+    more = _SEVERAL if collection.task == "multilabel" else {}
+    if more:
+        note += " " + _several_note(collection)
     columns = (
         "system",
         "macro F1",
         "Δ F1",
         "AUROC",
+        *more.values(),
         "concept AUROC",
         "pointing, pair",
         "Δ pointing",
@@ -121,6 +149,7 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
                 spread([report["macro_f1"] for report in own]),
                 f1,
                 spread([report["auroc"] for report in own]),
+                *(spread([report[name] for report in own]) for name in more),
                 spread([report["concept_auroc"] for report in own]),
                 spread([report["pointing_game"]["pair"] for report in own]),
                 pointing,
@@ -130,6 +159,17 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
             )
         )
     return Section(f"Test part: {part}", (note,), (Table("", columns, rows),))
+
+
+def _several_note(collection: Collection) -> str:
+    """What the columns of `_SEVERAL` and the thresholds are."""
+    rare = [collection.classes[t] for t in rare_classes(collection)]
+    which = f"that is {', '.join(rare)}" if rare else "there is none"
+    return (
+        "A study can have several classes: each is decided at a threshold of its own, which every system alike chooses "
+        "on the validation split (the whole percent with the largest F1). mAP is the mean average precision. A class "
+        f"is rare if fewer than {RARE:.0%} of the training studies have it: {which}."
+    )
 
 
 def _resampled(collection: Collection, part: str) -> str:
@@ -171,6 +211,11 @@ def _calibration_section(collection: Collection, runs: Mapping[str, Runs], parts
         "is the area under the risk-coverage curve of abstaining by confidence; the last column is the share of errors "
         f"among the {KEPT:.0%} of studies that a system is surest of."
     )
+    if collection.task == "multilabel":
+        note += (
+            " ECE and temperature are of single classes; abstaining is of whole studies, whose answer is wrong if any "
+            "class is."
+        )
     columns = ("system", "ECE", "ECE, calibrated", "temperature", "AURC", f"error at {KEPT:.0%}")
     tables = []
     for part in parts:
@@ -185,12 +230,15 @@ def _calibration_section(collection: Collection, runs: Mapping[str, Runs], parts
 
 
 def _calibrate(collection: Collection, validation: Predictions, test: Predictions, part: str) -> tuple[float, ...]:
-    truth = collection.truth()
-    temperature = fit_temperature(np.log(validation.probabilities.clip(1e-12)), truth[validation.rows])
+    truth, several = collection.truth(), collection.task == "multilabel"
+    logits = probability_logits(validation.probabilities, several)
+    temperature = fit_temperature(logits, truth[validation.rows])
+    recalibrated = apply_temperature(validation.probabilities, temperature, several)
+    thresholds = validation_thresholds(collection, replace(validation, probabilities=recalibrated))
     chosen = np.isin(test.rows, collection.rows("test", part))
     own, probabilities = truth[test.rows[chosen]], test.probabilities[chosen]
-    calibrated = apply_temperature(probabilities, temperature)
-    curve = risk_coverage(own, calibrated)
+    calibrated = apply_temperature(probabilities, temperature, several)
+    curve = risk_coverage(own, calibrated, thresholds)
     kept = int(np.searchsorted(curve.coverage, KEPT))
     return (
         expected_calibration_error(own, probabilities),

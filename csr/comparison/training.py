@@ -6,9 +6,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from csr.baselines.protocol import Entry, ExperimentContext, System, predict
+from csr.baselines.protocol import Entry, ExperimentContext, System, predict, refusal
+from csr.errors import DataError
 from csr.evaluation.evaluate import evaluate_predictions
 from csr.evaluation.predictions import Predictions
+from csr.evaluation.thresholds import validation_thresholds
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,17 @@ class Result:
 
 
 def run_system(entry: Entry, context: ExperimentContext, shared_seconds: float = 0.0) -> tuple[System, Result]:
-    """Trains one system and judges it.
+    """Trains one system and judges it, at thresholds chosen on split ``val`` where a study can have several classes.
 
     Args:
         shared_seconds: what the shared backbone and its features took; counted as part of the system's own time.
+
+    Raises:
+        DataError: the system is published for another task; see `csr.baselines.protocol.refusal`.
     """
     collection = context.data.collection
+    if reason := refusal(entry, collection):
+        raise DataError(f"{reason}: leave it out")
     start = time.perf_counter()
     system = entry.train(with_budget(entry, context))
     seconds = time.perf_counter() - start + shared_seconds
@@ -46,7 +53,9 @@ def run_system(entry: Entry, context: ExperimentContext, shared_seconds: float =
         "parameters": sum(parameter.numel() for parameter in system.parameters()),
         "seconds": seconds,
     }
-    return system, Result(about, validation, test, evaluate_predictions(collection, test, context.data.side))
+    thresholds = validation_thresholds(collection, validation)
+    report = evaluate_predictions(collection, test, context.data.side, thresholds)
+    return system, Result(about, validation, test, report)
 
 
 def with_budget(entry: Entry, context: ExperimentContext) -> ExperimentContext:

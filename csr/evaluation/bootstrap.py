@@ -47,8 +47,8 @@ def bootstrap_interval(
     """The macro F1 of one system (`csr.evaluation.metrics.macro_f1`).
 
     Args:
-        truth: N class indices.
-        predicted: S×N class indices that the system predicts, one row a seed.
+        truth: N class indices, or N×T of 1, 0 or NaN where a study can have several classes.
+        predicted: S×N class indices that the system predicts, one row a seed, or S×N×T of 1 or 0.
         classes: number of classes T.
         draws: number of bootstrap resamples.
         seed: of the resampling.
@@ -59,7 +59,7 @@ def bootstrap_interval(
         ValueError: the shapes do not fit.
     """
     _check_shapes(truth, predicted)
-    units = _units(clusters, truth.size)
+    units = _units(clusters, len(truth))
     return Interval(*_interval(lambda weights: _macro_f1(truth, predicted, classes, weights), units, draws, seed))
 
 
@@ -75,8 +75,8 @@ def paired_bootstrap(
     """The difference of two systems' macro F1 (`csr.evaluation.metrics.macro_f1`).
 
     Args:
-        truth: N class indices.
-        ours: S×N class indices that our system predicts; row s is the run with the s-th seed.
+        truth: N class indices, or N×T of 1, 0 or NaN where a study can have several classes.
+        ours: S×N class indices that our system predicts, or S×N×T of 1 or 0; row s is the run with the s-th seed.
         theirs: the same of their system, trained with the same seeds in the same order.
         classes: number of classes T; one neither present nor predicted in a resample counts 0 there.
         draws: number of bootstrap resamples.
@@ -92,7 +92,7 @@ def paired_bootstrap(
     def gain(weights: np.ndarray) -> np.ndarray:
         return _macro_f1(truth, ours, classes, weights) - _macro_f1(truth, theirs, classes, weights)
 
-    return Difference(*_interval(gain, _units(clusters, truth.size), draws, seed))
+    return Difference(*_interval(gain, _units(clusters, len(truth)), draws, seed))
 
 
 def paired_mean_bootstrap(
@@ -219,7 +219,7 @@ def _auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nd
 
 def _check_shapes(studies: np.ndarray, *systems: np.ndarray) -> None:
     shapes = {system.shape for system in systems}
-    if len(shapes) > 1 or systems[0].ndim != 2 or systems[0].shape[1:] != studies.shape:
+    if len(shapes) > 1 or systems[0].ndim != studies.ndim + 1 or systems[0].shape[1:] != studies.shape:
         raise ValueError(f"each system needs one row a seed, one column a study: shapes {shapes} for {studies.shape}")
 
 
@@ -257,8 +257,11 @@ def _resampled(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
 
 def _macro_f1(truth: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
     """b×S macro F1 from b×N study weights: F1_t = 2·hits_t / (present_t + predicted_t), 0 where that is 0/0."""
-    present = (truth[:, None] == np.arange(classes)).astype(np.float64)
-    claimed = (predicted[..., None] == np.arange(classes)).astype(np.float64)
+    if truth.ndim == 2:  # what is not known counts nowhere
+        present, claimed = (truth == 1).astype(np.float64), ((predicted == 1) & ~np.isnan(truth)).astype(np.float64)
+    else:
+        present = (truth[:, None] == np.arange(classes)).astype(np.float64)
+        claimed = (predicted[..., None] == np.arange(classes)).astype(np.float64)
     hits = weights @ (claimed * present)  # S×b×T
     total = weights @ claimed + weights @ present
     f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)

@@ -2,9 +2,11 @@
 
 A study's *confidence* is its largest class probability; what it is confident of is the class of that probability (the
 first of several equal ones). Where a study can have several classes (truth N×T, `csr.data.records.Collection.truth`),
-each is decided on its own with confidence max(p, 1 − p); the calibration error and the temperature are of single
-decisions, while abstaining is of a whole study, whose confidence is that of its least certain class and whose answer is
-wrong if any is. What is unknown (NaN) counts nowhere.
+each is decided on its own. The calibration error and the temperature are of single probabilities, whatever is decided
+by them: the error asks how often the likelier of a class and its absence is right, with confidence max(p, 1 − p).
+Abstaining is of a whole study, whose confidence is that of its least certain decision
+(`csr.data.decisions.study_confidence`) and whose answer is wrong if any decision is. What is unknown (NaN) counts
+nowhere.
 
 Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599) for the calibration error and temperature
 scaling; Geifman and El-Yaniv 2017 (arXiv 1705.08500) and Geifman et al. 2019 (arXiv 1805.08206) for selective
@@ -19,9 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, logit, softmax
 
-from csr.evaluation.metrics import correct, decide
+from csr.data.decisions import HALF, decide, study_confidence
+from csr.evaluation.metrics import correct
 
 TEMPERATURES = (0.05, 20.0)
 
@@ -73,8 +76,18 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(cost, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x))
 
 
-def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """N×T softmax(log p / temperature): sharper below 1, flatter above; the order within a row and zeros stay."""
+def probability_logits(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
+    """Logits N×T that give back the probabilities, for `fit_temperature`: log p, or log p − log(1 − p) where a study
+    can have several classes. Probabilities of 0 and 1 count as 1e-12 from there."""
+    p = np.asarray(probabilities).clip(1e-12)
+    return np.log(p) - np.log((1 - np.asarray(probabilities, np.float64)).clip(1e-12)) if multilabel else np.log(p)
+
+
+def apply_temperature(probabilities: np.ndarray, temperature: float, multilabel: bool = False) -> np.ndarray:
+    """N×T softmax(log p / temperature), or sigmoid(logit p / temperature) where a study can have several classes:
+    sharper below 1, flatter above; the order within a row (a column) and zeros stay."""
+    if multilabel:
+        return expit(logit(np.asarray(probabilities, np.float64)) / temperature)
     with np.errstate(divide="ignore"):
         logits = np.log(np.asarray(probabilities, np.float64))
     return softmax(logits / temperature, axis=1)
@@ -103,7 +116,7 @@ class RiskCoverage:
         return float((self.risk * np.diff(self.coverage, prepend=0.0)).sum())
 
 
-def risk_coverage(truth: np.ndarray, probabilities: np.ndarray) -> RiskCoverage:
+def risk_coverage(truth: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray | None = None) -> RiskCoverage:
     """What abstaining from the least confident studies buys.
 
     Studies of equal confidence are kept or left out together, so the curve does not depend on the order of the rows.
@@ -111,15 +124,19 @@ def risk_coverage(truth: np.ndarray, probabilities: np.ndarray) -> RiskCoverage:
     Args:
         truth: N class indices, or N×T of 1, 0 or NaN.
         probabilities: N×T.
+        thresholds: T, see `csr.data.decisions.decide`.
     """
-    confidence, right = study_confidence(probabilities, truth.ndim == 2), _right(truth, probabilities)
+    confidence = study_confidence(probabilities, truth.ndim == 2, thresholds)
+    right = _right(truth, probabilities, thresholds)
     distinct, index, tied = np.unique(confidence, return_inverse=True, return_counts=True)
     kept = np.cumsum(tied[::-1])
     errors = np.cumsum(np.bincount(index, weights=1.0 - right)[::-1])
     return RiskCoverage(threshold=distinct[::-1], coverage=kept / len(confidence), risk=errors / kept)
 
 
-def abstain_threshold(truth: np.ndarray, probabilities: np.ndarray, risk: float) -> float:
+def abstain_threshold(
+    truth: np.ndarray, probabilities: np.ndarray, risk: float, thresholds: np.ndarray | None = None
+) -> float:
     """The confidence below which to abstain so that at most a share ``risk`` of the answers given is wrong.
 
     It is the smallest confidence seen in these (validation) studies at which that holds, hence the one that keeps most;
@@ -131,27 +148,22 @@ def abstain_threshold(truth: np.ndarray, probabilities: np.ndarray, risk: float)
         probabilities: N×T.
         risk: tolerated error rate among the studies kept, in [0, 1].
     """
-    curve = risk_coverage(truth, probabilities)
+    curve = risk_coverage(truth, probabilities, thresholds)
     # The risk need not fall with coverage, so every point is looked at, not only the first that exceeds the risk.
     enough = curve.risk <= risk
     return float(curve.threshold[enough].min()) if enough.any() else float("inf")
 
 
-def study_confidence(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
-    """…×T → …: how sure the answer is; see the module's docstring."""
-    sure = np.asarray(probabilities, np.float64)
-    return np.maximum(sure, 1 - sure).min(-1) if multilabel else sure.max(-1)
-
-
-def _right(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def _right(truth: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray | None = None) -> np.ndarray:
     """N floats: 1 where the answer is right."""
-    return correct(truth, decide(probabilities, truth.ndim == 2)).astype(np.float64)
+    return correct(truth, decide(probabilities, truth.ndim == 2, thresholds)).astype(np.float64)
 
 
 def _decisions(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The confidence of every single decision, and 1 where it is right; of studies with one class, one a study."""
+    """The confidence of every single guess at the likelier, and 1 where it is right; of studies with one class, one a
+    study."""
     if truth.ndim == 1:
         return study_confidence(probabilities, False), _right(truth, probabilities)
     known = ~np.isnan(truth)
     sure = np.asarray(probabilities, np.float64)[known]
-    return np.maximum(sure, 1 - sure), ((sure >= 0.5) == truth[known]).astype(np.float64)
+    return np.maximum(sure, 1 - sure), ((sure >= HALF) == truth[known]).astype(np.float64)

@@ -10,25 +10,47 @@ from typing import Any
 
 import numpy as np
 
+from csr.data.decisions import decide
 from csr.data.records import Collection
 from csr.evaluation.calibration import expected_calibration_error, risk_coverage
-from csr.evaluation.metrics import decide, macro_auroc, macro_f1, mean_auroc
+from csr.evaluation.metrics import class_f1, macro_auroc, macro_f1, mean_auroc, mean_average_precision
 from csr.evaluation.pointing import Pointing, mean_box_centres, pointing_game
 from csr.evaluation.predictions import Predictions
 
 CLASS_METRICS = ("macro_f1", "auroc", "ece", "aurc")
+RARE = 0.05  # a class is rare if fewer of the training studies that are known in this have it
 
 
-def evaluate_predictions(collection: Collection, predictions: Predictions, side: int) -> dict[str, dict[str, Any]]:
+def evaluate_predictions(
+    collection: Collection, predictions: Predictions, side: int, thresholds: np.ndarray | None = None
+) -> dict[str, dict[str, Any]]:
     """The report, for each part that the predicted rows belong to.
 
     A part has ``studies, macro_f1, auroc, ece, aurc, concept_auroc`` and ``pointing_game``. ``ece`` is the expected
     calibration error of the class probabilities, ``aurc`` the area under the risk-coverage curve of abstaining by
     confidence (`csr.evaluation.calibration`); of both, less is better.
     ``pointing_game`` holds ``pair, image, chance, centre`` and ``pairs``; see `csr.evaluation.pointing.Pointing`.
-    Numbers that a system or data set cannot have (no classes, no concepts, no maps, no boxes) are None.
+    Where a study can have several classes, a part has ``mean_average_precision`` and ``rare_f1``, too, the mean F1 of
+    the `rare_classes`. Numbers that a system or data set cannot have (no classes, no concepts, no maps, no boxes) are
+    None.
+
+    Args:
+        side: of the square images, in pixels.
+        thresholds: T, from which on a class is there, where a study can have several: chosen on split ``val``
+            (`csr.evaluation.thresholds`); None: a half.
     """
-    return {part: _evaluate_part(collection, predictions, side, part)[0] for part in _parts(collection, predictions)}
+    return {
+        part: _evaluate_part(collection, predictions, side, part, thresholds)[0]
+        for part in _parts(collection, predictions)
+    }
+
+
+def rare_classes(collection: Collection) -> list[int]:
+    """Indices of the classes whose share of the training studies is below `RARE`, unknown ones left out."""
+    train = collection.class_indicators()[collection.rows("train")]
+    known = (~np.isnan(train)).sum(0)
+    share = np.divide((train == 1).sum(0), known, out=np.zeros(len(known)), where=known > 0)
+    return np.flatnonzero(share < RARE).tolist()
 
 
 def pointing_by_concept(collection: Collection, predictions: Predictions, side: int) -> list[dict[str, Any]]:
@@ -49,7 +71,7 @@ def _parts(collection: Collection, predictions: Predictions) -> list[str]:
 
 
 def _evaluate_part(
-    collection: Collection, predictions: Predictions, side: int, part: str
+    collection: Collection, predictions: Predictions, side: int, part: str, thresholds: np.ndarray | None = None
 ) -> tuple[dict[str, Any], Pointing | None]:
     chosen = collection.studies["part"].to_numpy()[predictions.rows] == part
     rows = predictions.rows[chosen]
@@ -65,7 +87,7 @@ def _evaluate_part(
         concept_auroc = mean_auroc(collection.concept_labels()[rows], predictions.concepts[chosen])
     report = {
         "studies": len(rows),
-        **(_evaluate_classes(truth, probabilities) if collection.classes else dict.fromkeys(CLASS_METRICS)),
+        **_evaluate_classes(collection, truth, probabilities, thresholds),
         "concept_auroc": concept_auroc,
         "pointing_game": {
             name: getattr(pointing, name) if pointing else None
@@ -75,14 +97,25 @@ def _evaluate_part(
     return rounded(report), pointing
 
 
-def _evaluate_classes(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+def _evaluate_classes(
+    collection: Collection, truth: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray | None
+) -> dict[str, float | None]:
+    if not collection.classes:
+        return dict.fromkeys(CLASS_METRICS)
+    several = collection.task == "multilabel"
+    said = decide(probabilities, several, thresholds)
     values = (
-        macro_f1(truth, decide(probabilities, truth.ndim == 2), probabilities.shape[1]),
+        macro_f1(truth, said, probabilities.shape[1]),
         macro_auroc(truth, probabilities),
         expected_calibration_error(truth, probabilities),
-        risk_coverage(truth, probabilities).area,
+        risk_coverage(truth, probabilities, thresholds).area,
     )
-    return dict(zip(CLASS_METRICS, values, strict=True))
+    report: dict[str, float | None] = dict(zip(CLASS_METRICS, values, strict=True))
+    if several:
+        rare = rare_classes(collection)
+        report["mean_average_precision"] = mean_average_precision(truth, probabilities)
+        report["rare_f1"] = float(class_f1(truth[:, rare], said[:, rare]).mean()) if rare else None
+    return report
 
 
 def rounded(value: Any) -> Any:

@@ -53,17 +53,20 @@ def leakage(scores: np.ndarray, labels: np.ndarray, truth: np.ndarray, bins: int
     Args:
         scores: N×K concept scores, higher where the concept is rather present, on any scale.
         labels: N×K concept labels 1, 0 or NaN; a concept (or pair) is judged on the studies where it is known.
-        truth: N class indices.
+        truth: N class indices, or N×T of 1, 0 or NaN where a study can have several classes: the mean over these, each
+            a class y of its own, on the studies where it is known.
         bins: bins of equal frequency that scores are sorted into. More see finer leakage and err more; N should be
             several times bins².
     """
     concepts = labels.shape[1]
     known = ~np.isnan(labels)
+    questions = [truth] if truth.ndim == 1 else list(truth.T)
     by_concept = np.full(concepts, np.nan)
     by_pair = np.full((concepts, concepts), np.nan)
     for k in range(concepts):
-        rows = known[:, k]
-        by_concept[k] = _concept_task(scores[rows, k], labels[rows, k], truth[rows], bins)
+        asked = [(known[:, k] & ~np.isnan(own), own) for own in questions]
+        tasks = [_concept_task(scores[rows, k], labels[rows, k], own[rows], bins) for rows, own in asked]
+        by_concept[k] = _mean(np.array(tasks))
         for j in range(k):
             rows = known[:, k] & known[:, j]
             by_pair[j, k] = by_pair[k, j] = _interconcept(scores[rows][:, [j, k]], labels[rows][:, [j, k]], bins)

@@ -1,4 +1,4 @@
-"""Macro F1 and AUROC as METHOD defines them: numpy arrays in, numbers out, by scikit-learn.
+"""Macro F1, AUROC and average precision as METHOD defines them: numpy arrays in, numbers out, by scikit-learn.
 
 What is true comes in scikit-learn's two forms (`csr.data.records.Collection.truth`): N class indices, where each study
 has one class, or N×T of 1, 0 or NaN (unknown, left out), where it can have any number.
@@ -6,17 +6,14 @@ has one class, or N×T of 1, 0 or NaN (unknown, left out), where it can have any
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from sklearn.metrics import f1_score, roc_auc_score
-
-
-def decide(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
-    """What …×T probabilities say: … indices of the largest, or …×T of 1 and 0, 1 from a half on."""
-    return (probabilities >= 0.5).astype(np.int64) if multilabel else probabilities.argmax(-1)
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 
 def correct(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """… bool: which of the decisions that `decide` makes are right; of several classes, in all that are known."""
+    """… bool: which decisions (`csr.data.decisions.decide`) are right; of several classes, in all that are known."""
     if truth.ndim == 1:
         return predicted == truth
     return ((predicted == truth) | np.isnan(truth)).all(-1)
@@ -51,9 +48,20 @@ def macro_auroc(truth: np.ndarray, probabilities: np.ndarray) -> float:
 
 def mean_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Mean AUROC over the columns of N×K labels (1, 0 or NaN) that have both kinds; NaN if none has."""
+    return _mean_over_columns(roc_auc_score, labels, scores)
+
+
+def mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mean average precision, the area under the precision-recall curve by steps, over the same columns."""
+    return _mean_over_columns(average_precision_score, labels, scores)
+
+
+def _mean_over_columns(
+    measure: Callable[[np.ndarray, np.ndarray], float], labels: np.ndarray, scores: np.ndarray
+) -> float:
     values = []
     for truth, score in zip(labels.T, scores.T, strict=True):
         known = ~np.isnan(truth)
         if len(np.unique(truth[known])) == 2:
-            values.append(roc_auc_score(truth[known], score[known]))
+            values.append(measure(truth[known], score[known]))
     return float(np.mean(values)) if values else float("nan")

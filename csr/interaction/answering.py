@@ -32,10 +32,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from csr.data.decisions import decide, wants_help
 from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
-from csr.evaluation.metrics import correct, decide, macro_f1
-from csr.interaction.corrections import Interaction, RegionBox, interaction_tensors, wants_help
+from csr.evaluation.metrics import correct, macro_f1
+from csr.interaction.corrections import Interaction, RegionBox, interaction_tensors
 from csr.interaction.naming import BoxNaming
 from csr.interaction.placing import shifted
 from csr.interaction.questions import expected_effects
@@ -197,7 +198,7 @@ class AnswerConfig:
         tools, policies, errors: every reader that these make; ``random`` and ``effect`` go with ``keys`` alone.
         budget: B, the most replies a study; the curves have B + 1 points.
         margin: of the trigger: ``uncertain`` readers only touch studies whose decision margin
-            (`csr.interaction.corrections.decision_margin`) is below it at first.
+            (`csr.data.decisions.decision_margin`) is below it at first.
         least_effect: the limit of ``worthwhile``, in bits.
         seed: of the readers.
     """
@@ -220,13 +221,19 @@ class AnswerConfig:
 
 
 def answer_curves(
-    model: Answerable, collection: Collection, rows: np.ndarray, findings: Findings, config: AnswerConfig
+    model: Answerable,
+    collection: Collection,
+    rows: np.ndarray,
+    findings: Findings,
+    config: AnswerConfig,
+    thresholds: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Lets every kind of reader reply about every study.
 
     Args:
         model: whose studies are ``rows``.
         findings: of the rows; see `findings_of`.
+        thresholds: T, the model's (`csr.evaluation.thresholds`), where a study can have several classes; None: a half.
 
     Returns:
         One row a part, kind of reader and number of replies: ``part, tool, policy, error, trigger`` (``all`` or
@@ -240,8 +247,8 @@ def answer_curves(
     decisions: dict[str, np.ndarray] = {}
     for reader in config.readers():
         probabilities, used, seconds = read(model, findings, reader, config, multilabel)
-        uncertain = wants_help(probabilities[0], config.margin, multilabel)
-        decided = decide(probabilities, multilabel)
+        uncertain = wants_help(probabilities[0], config.margin, multilabel, thresholds)
+        decided = decide(probabilities, multilabel, thresholds)
         triggers = {"all": np.ones_like(uncertain), "uncertain": uncertain}
         for trigger, touched in triggers.items():
             helped = touched[:, None] if multilabel else touched

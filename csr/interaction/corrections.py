@@ -220,19 +220,3 @@ def interaction_tensors(
         "places": np.stack(places),
         "absent_weight": np.array([each.rejection == "absent" for each in interactions], np.float32),
     }
-
-
-def decision_margin(probabilities: np.ndarray, multilabel: bool = False) -> np.ndarray:
-    """How far an answer is from another: p(top-1) − p(top-2), or, where a study can have several classes, the smallest
-    |p − (1 − p)|, which is the same for every class against its absence. …×T → …; 1 for a single class."""
-    if multilabel:
-        return np.abs(2 * probabilities - 1).min(-1)
-    if probabilities.shape[-1] == 1:
-        return np.ones(probabilities.shape[:-1])
-    top = np.sort(probabilities, axis=-1)
-    return top[..., -1] - top[..., -2]
-
-
-def wants_help(probabilities: np.ndarray, margin: float = 0.3, multilabel: bool = False) -> np.ndarray:
-    """The paper's trigger: True where the `decision_margin` is below ``margin``. …×T → …."""
-    return decision_margin(probabilities, multilabel) < margin

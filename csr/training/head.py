@@ -15,7 +15,8 @@ from torch import Tensor
 
 from csr.data.records import Collection, check_concept_labels
 from csr.errors import ConfigError
-from csr.evaluation.metrics import decide, macro_f1, mean_auroc
+from csr.evaluation.metrics import mean_auroc
+from csr.evaluation.thresholds import validation_f1
 from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Floor, Reasoner, concept_evidence
 from csr.training.callbacks import Callbacks
@@ -148,8 +149,7 @@ def train_head(
     @torch.no_grad()
     def after_epoch(epoch: int) -> dict[str, float]:
         logits, own = class_logits(reasoner, val_scores), truth[val]
-        predicted = decide(reasoner.probabilities(logits).cpu().numpy(), multilabel)
-        f1 = macro_f1(own.cpu().numpy(), predicted, len(collection.classes))
+        f1 = validation_f1(own.cpu().numpy(), reasoner.probabilities(logits).cpu().numpy())
         return {"val_loss": float(class_loss(logits, own)), "val_macro_f1": f1}
 
     fit(Task("head", reasoner, train[learned], terms, after_epoch), config, callbacks)

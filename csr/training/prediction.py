@@ -1,4 +1,4 @@
-"""What a trained CSR says about the test split, from cached features."""
+"""What a trained CSR says about a split, from cached features."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import torch
 from csr.data.prepared import PreparedSet
 from csr.evaluation.pointing import map_peaks
 from csr.evaluation.predictions import Predictions
+from csr.evaluation.thresholds import validation_thresholds
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.runtime import device
 
 
 @torch.no_grad()
-def predict(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> Predictions:
-    """Predicts the whole test split from cached features."""
+def predict(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR, split: str = "test") -> Predictions:
+    """Predicts a whole split from cached features."""
     csr = csr.to(device()).eval()
-    rows = data.collection.rows("test")
+    rows = data.collection.rows(split)
     probabilities, concepts, peaks = [], [], []
     for start in range(0, len(rows), 64):
         features, _ = cache.batch(rows[start : start + 64], csr.place)
@@ -26,3 +27,11 @@ def predict(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> Predicti
         concepts.append(answer.concept_probabilities.cpu().numpy())
         peaks.append(map_peaks(answer.concept_maps.cpu().numpy(), data.side))
     return Predictions(rows, np.concatenate(probabilities), np.concatenate(concepts), np.concatenate(peaks))
+
+
+def own_thresholds(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> np.ndarray | None:
+    """From which probabilities on a trained CSR's classes are there, chosen on split ``val``
+    (`csr.evaluation.thresholds`); None unless a study can have several."""
+    if data.collection.task != "multilabel":
+        return None
+    return validation_thresholds(data.collection, predict(data, cache, csr, "val"))

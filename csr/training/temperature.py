@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from csr.data.decisions import decide
 from csr.data.prepared import PreparedSet
 from csr.evaluation.calibration import fit_temperature
-from csr.evaluation.metrics import correct, decide
+from csr.evaluation.metrics import correct
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.head import all_scores, class_logits

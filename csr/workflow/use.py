@@ -15,8 +15,10 @@ from csr.bundle.atlas import build_atlas
 from csr.bundle.format import Bundle
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
 from csr.data.prepared import PreparedSet
-from csr.evaluation.evaluate import Predictions, evaluate_predictions
+from csr.evaluation.evaluate import evaluate_predictions
 from csr.evaluation.pointing import map_peaks
+from csr.evaluation.predictions import Predictions
+from csr.evaluation.thresholds import validation_thresholds
 from csr.interaction.corrections import Interaction, interaction_tensors
 from csr.interaction.few_shot import Examples, add_concepts, box_attention
 from csr.network.reasoner import Reasoning
@@ -62,15 +64,21 @@ def evaluate(csr: TrainedCSR, data: PreparedSet) -> dict[str, dict[str, Any]]:
     Returns:
         By part; see `csr.evaluation.evaluate.evaluate_predictions`.
     """
-    csr, rows = csr.to(device()).eval(), data.collection.rows("test")
+    thresholds = None
+    if data.collection.task == "multilabel":
+        thresholds = validation_thresholds(data.collection, _predict(csr, data, "val"))
+    return evaluate_predictions(data.collection, _predict(csr, data, "test"), data.side, thresholds)
+
+
+def _predict(csr: TrainedCSR, data: PreparedSet, split: str) -> Predictions:
+    csr, rows = csr.to(device()).eval(), data.collection.rows(split)
     probabilities, concepts, peaks = [], [], []
     for _, images in image_batches(data, rows, 64):
         said = csr(images)
         probabilities.append(said.probabilities.cpu().numpy())
         concepts.append(said.concept_probabilities.cpu().numpy())
         peaks.append(map_peaks(said.concept_maps.cpu().numpy(), data.side))
-    predictions = Predictions(rows, *map(np.concatenate, (probabilities, concepts, peaks)))
-    return evaluate_predictions(data.collection, predictions, data.side)
+    return Predictions(rows, *map(np.concatenate, (probabilities, concepts, peaks)))
 
 
 def add_concept(

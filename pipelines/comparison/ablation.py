@@ -14,6 +14,7 @@ from csr.comparison.ablations import VARIANTS
 from csr.comparison.csr_system import train_csr
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.evaluation.evaluate import evaluate_predictions, rounded
+from csr.evaluation.thresholds import validation_thresholds
 from pipelines.comparison.common import SHARED_BACKBONES_FOLDER, command_line, comparison_run, make_context
 from pipelines.comparison.recipes import recipes
 from pipelines.params import Params
@@ -28,9 +29,10 @@ def run(name: str, seed: int, params: Params) -> None:
         system = train_csr(own, variant.recipe(recipes()["robust"]))
         collection = own.data.collection
         report: dict[str, Any] = {}
-        for split in ("val", "test"):
-            predictions = predict(system, own.data, collection.rows(split))
-            report |= evaluate_predictions(collection, predictions, own.data.side)
+        validation = predict(system, own.data, collection.rows("val"))
+        thresholds = validation_thresholds(collection, validation)
+        for predictions in (validation, predict(system, own.data, collection.rows("test"))):
+            report |= evaluate_predictions(collection, predictions, own.data.side, thresholds)
     folder = params.comparison.folder / "ablation"
     folder.mkdir(parents=True, exist_ok=True)
     about = {"variant": name, "title": variant.title, "seed": seed}

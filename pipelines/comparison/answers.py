@@ -1,6 +1,6 @@
 """Stage ``answers``: what simulated readers' replies do to CSR, and to bottlenecks on its stage 1, for one seed.
 
-python -m pipelines.comparison.answers {csr_robust,csr_paper,cbm_shared,intcem_shared} SEED
+python -m pipelines.comparison.answers {csr_robust,csr_paper,cbm_shared,scbm_shared,intcem_shared} SEED
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import numpy as np
 from csr.baselines.cbm import CBM
 from csr.baselines.intcem import IntCEM
 from csr.baselines.protocol import TrainedBackbone, load_system
+from csr.baselines.scbm import SCBM
 from csr.comparison.answerable_cbm import AnswerableCBM
 from csr.comparison.answerable_intcem import AnswerableIntCEM
+from csr.comparison.answerable_scbm import AnswerableSCBM
 from csr.comparison.csr_system import CSRSystem
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.data.prepared import PreparedSet
+from csr.evaluation.predictions import Predictions
+from csr.evaluation.thresholds import validation_thresholds
 from csr.interaction.answering import (
     Answerable,
     AnswerableCSR,
@@ -41,12 +45,14 @@ BACKBONES = {
     "csr_robust": "concepts_lse",
     "csr_paper": "concepts_average",
     "cbm_shared": "concepts_lse",
+    "scbm_shared": "concepts_lse",
     "intcem_shared": "concepts_lse",
 }
 KINDS = {
     "csr_robust": AnswerConfig(("keys", "findings", "questioned", "regions")),
     "csr_paper": AnswerConfig(("keys", "regions"), ("effect", "worthwhile")),
     "cbm_shared": AnswerConfig(),
+    "scbm_shared": AnswerConfig(),
     "intcem_shared": AnswerConfig(policies=("effect", "worthwhile", "learned")),
 }
 
@@ -61,7 +67,12 @@ def run(name: str, seed: int, params: Params) -> None:
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{BACKBONES[name]}-{seed}")
         findings = findings_of(data, rows, most_alike(data, shared.cache))
         model = answerable(name, seed, data, shared, rows)
-        table, decisions = answer_curves(model, data.collection, rows, findings, config)
+        thresholds = None
+        if data.collection.task == "multilabel":
+            val = data.collection.rows("val")
+            said = answerable(name, seed, data, shared, val).ask(np.zeros((len(val), context.concepts)))
+            thresholds = validation_thresholds(data.collection, Predictions(val, said, None, None))
+        table, decisions = answer_curves(model, data.collection, rows, findings, config, thresholds)
     folder = params.comparison.folder / "answers"
     for each in (folder, DECISIONS_FOLDER):
         each.mkdir(parents=True, exist_ok=True)
@@ -75,6 +86,8 @@ def answerable(name: str, seed: int, data: PreparedSet, shared: TrainedBackbone,
     file = SYSTEMS_FOLDER / f"{name}-{seed}.pt"
     if name == "cbm_shared":
         return AnswerableCBM(load_system(CBM, file), shared, rows)
+    if name == "scbm_shared":
+        return AnswerableSCBM(load_system(SCBM, file), shared, rows)
     if name == "intcem_shared":
         return AnswerableIntCEM(load_system(IntCEM, file), shared, rows)
     csr = load_system(CSRSystem, file).csr.to(device()).eval()

@@ -35,6 +35,7 @@ SYSTEMS = {
     "csr_robust": "CSR",
     "csr_paper": "CSR to the letter",
     "cbm_shared": "CBM on CSR's stage 1",
+    "scbm_shared": "Stochastic CBM on CSR's stage 1",
     "intcem_shared": "IntCEM on CSR's stage 1",
 }
 OURS = "csr_robust"
@@ -164,7 +165,7 @@ def _tools_section(table: pd.DataFrame) -> Section:
 
 def _paired_section(collection: Collection, others: list[str], seeds: list[int]) -> list[Section]:
     files = {name: _files(DECISIONS_FOLDER, name, seeds, "npz") for name in (OURS, *others)}
-    if collection.task == "multilabel" or not others:
+    if not others:
         return []
     decisions = {name: [np.load(file) for file in own] for name, own in files.items()}
     rows = collection.rows("test")

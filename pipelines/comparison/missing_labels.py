@@ -20,6 +20,7 @@ from csr.comparison.csr_system import csr_systems
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
 from csr.data.missing import hide_concept_labels
 from csr.evaluation.evaluate import evaluate_predictions, rounded
+from csr.evaluation.thresholds import validation_thresholds
 from pipelines.comparison.common import BUILD, command_line, comparison_run, make_context
 from pipelines.comparison.recipes import recipes
 from pipelines.comparison.settings import chosen_settings, with_settings
@@ -44,8 +45,9 @@ def run(hidden: str, seed: int, params: Params) -> None:
         shared, _ = open_shared_backbone(Path(folder))
         for name in SYSTEMS:
             system = entries[name].train(replace(partly, shared_backbone=shared))
+            thresholds = validation_thresholds(whole, predict(system, context.data, whole.rows("val")))
             predictions = predict(system, context.data, whole.rows("test"))
-            report[name] = evaluate_predictions(whole, predictions, context.data.side)
+            report[name] = evaluate_predictions(whole, predictions, context.data.side, thresholds)
     out = params.comparison.folder / "missing_labels"
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{hidden}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")

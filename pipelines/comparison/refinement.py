@@ -15,7 +15,7 @@ from csr.comparison.csr_system import CSRSystem, csr_systems
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.evaluation.evaluate import evaluate_predictions, rounded
 from csr.interaction.review import misled, prune, relearn, retrain_head, review
-from csr.training.prediction import predict
+from csr.training.prediction import own_thresholds, predict
 from pipelines.comparison.common import (
     SHARED_BACKBONES_FOLDER,
     SYSTEMS_FOLDER,
@@ -51,7 +51,7 @@ def run(name: str, seed: int, params: Params) -> None:
             predictions = predict(data, cache, each)
             report[kind] = {
                 "prototypes": int(each.reasoner.alive.sum()),
-                **evaluate_predictions(data.collection, predictions, data.side),
+                **evaluate_predictions(data.collection, predictions, data.side, own_thresholds(data, cache, each)),
             }
     folder = params.comparison.folder / "refinement"
     folder.mkdir(parents=True, exist_ok=True)

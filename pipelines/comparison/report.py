@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from csr.baselines.protocol import WARM_START_EPOCHS, load_system
+from csr.baselines.protocol import WARM_START_EPOCHS, Entry, load_system, refusal
 from csr.comparison.latency import encode_latency
 from csr.comparison.report import OURS, main_sections, spread
 from csr.comparison.runs import Runs, read_runs
@@ -39,13 +40,15 @@ def build(params: Params) -> tuple[str, list[Section]]:
     use_device(params.train.device)
     folder, seeds = params.comparison.folder, list(params.comparison.seeds)
     data = PreparedSet.open(PREPARED)
-    runs = _runs(folder, seeds, data)
+    entries = systems(recipes())
+    refusals = {name: reason for name, entry in entries.items() if (reason := refusal(entry, data.collection))}
+    runs = _runs(folder, seeds, data, {name: entry for name, entry in entries.items() if name not in refusals})
     if OURS not in runs:
         raise DataError(f"{folder}: holds no run of {OURS}; run dvc repro pipelines/comparison/dvc.yaml first")
     titles = TITLES | {name: each.title for name, each in runs.items()}
     sections = [
         _setting_section(params, data),
-        *main_sections(data.collection, runs),
+        *main_sections(data.collection, runs, list(refusals.values())),
         *curves_section(read_curves(folder, seeds), titles, params.concepts),
         *trials_section(folder, titles),
         *_ablation_section(folder, seeds),
@@ -55,10 +58,10 @@ def build(params: Params) -> tuple[str, list[Section]]:
     return f"Comparison on {data.collection.name}", sections
 
 
-def _runs(folder: Path, seeds: list[int], data: PreparedSet) -> dict[str, Runs]:
+def _runs(folder: Path, seeds: list[int], data: PreparedSet, entries: Mapping[str, Entry]) -> dict[str, Runs]:
     """Systems that have run with every seed, with the latency of the first seed's."""
     found, members = {}, {}
-    for name, entry in systems(recipes()).items():
+    for name, entry in entries.items():
         if all((folder / f"{name}-{seed}.json").is_file() for seed in seeds):
             found[name] = read_runs(folder, PREDICTIONS_FOLDER, name, seeds)
             members[name] = load_system(entry.kind, SYSTEMS_FOLDER / f"{name}-{seeds[0]}.pt").to(device())

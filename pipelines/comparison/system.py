@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from csr.baselines.protocol import Entry, save_system
+from csr.baselines.protocol import Entry, refusal, save_system
 from csr.comparison.runs import save_predictions
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.comparison.training import run_system
+from csr.data.prepared import PreparedSet
 from csr.evaluation.evaluate import rounded
 from pipelines.comparison.common import (
     PREDICTIONS_FOLDER,
@@ -20,11 +23,19 @@ from pipelines.comparison.common import (
 )
 from pipelines.comparison.settings import chosen_settings, with_settings
 from pipelines.params import Params
+from pipelines.stage import PREPARED
 from pipelines.tracking import log_metrics
 
 
 def train_and_keep(name: str, entry: Entry, seed: int, params: Params) -> None:
-    """Writes the report, the predictions and the trained system, and logs an MLflow run."""
+    """Writes the report, the predictions and the trained system, and logs an MLflow run.
+
+    A system that is published for another task than the data set's is left out: its files say so or are empty, since
+    DVC wants them, and the report gives the reason.
+    """
+    if reason := refusal(entry, PreparedSet.open(PREPARED).collection):
+        _leave_out(name, entry, seed, params, reason)
+        return
     with comparison_run("system", name, seed, params):
         context, seconds = with_settings(make_context(params, seed, name), chosen_settings(name)), 0.0
         if entry.shared_backbone:
@@ -40,7 +51,19 @@ def train_and_keep(name: str, entry: Entry, seed: int, params: Params) -> None:
     save_predictions(PREDICTIONS_FOLDER / f"{name}-{seed}.npz", result.validation, result.test)
     SYSTEMS_FOLDER.mkdir(parents=True, exist_ok=True)
     save_system(system, SYSTEMS_FOLDER / f"{name}-{seed}.pt")
+    _write_report(name, entry, seed, params, {**result.about, **result.report})
+
+
+def _leave_out(name: str, entry: Entry, seed: int, params: Params, reason: str) -> None:
+    print(f"{name}: left out. {reason}.")
+    for file in (PREDICTIONS_FOLDER / f"{name}-{seed}.npz", SYSTEMS_FOLDER / f"{name}-{seed}.pt"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    _write_report(name, entry, seed, params, {"left_out": reason})
+
+
+def _write_report(name: str, entry: Entry, seed: int, params: Params, content: Mapping[str, Any]) -> None:
     folder = params.comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
-    report = {"system": name, "title": entry.title, "seed": seed, **result.about, **result.report}
+    report = {"system": name, "title": entry.title, "seed": seed, **content}
     (folder / f"{name}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")

@@ -60,7 +60,7 @@ from pipelines.stage import PREPARED
 from pipelines.tracking import connect, log_metrics
 
 OWN_POOLING = ("classes", "cbm_joint")  # whose definition leaves the pooling free
-OWN_BACKBONE = ("classes", "cbm_joint", "concepts_lse", "concepts_average")
+OWN_BACKBONE = ("classes", "cbm_joint", "cbm_joint_lse", "concepts_lse", "concepts_average")
 STRIDES = ({"stride": 8, "context": 16}, {"stride": 16, "context": None})
 
 

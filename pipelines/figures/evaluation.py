@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from csr.data.decisions import decide
 from csr.data.prepared import PreparedSet
 from csr.evaluation.calibration import RiskCoverage
 from csr.evaluation.metrics import class_f1, mean_auroc
@@ -46,22 +47,31 @@ def write_confusion(
 
 
 def write_operating_points(
-    truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], folder: Path, part: str
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    thresholds: np.ndarray,
+    classes: Sequence[str],
+    folder: Path,
+    part: str,
 ) -> None:
-    """Writes ``classes_<part>.csv`` and ``.png`` where a study can have several classes: ``class, positives, f1,
-    sensitivity, specificity, auroc`` at a probability of a half.
+    """Writes ``classes_<part>.csv`` and ``.png`` where a study can have several classes: ``class, positives, threshold,
+    f1, sensitivity, specificity, auroc`` at each class's threshold.
 
     Args:
         truth: N×T of 1, 0 or NaN. probabilities: N×T.
+        thresholds: T; see `csr.evaluation.thresholds`.
     """
-    said = probabilities >= 0.5
+    said = decide(probabilities, True, thresholds)
     rows = []
-    for name, own, chosen, score in zip(classes, truth.T, said.T, probabilities.T, strict=True):
+    for name, own, threshold, chosen, score in zip(classes, truth.T, thresholds, said.T, probabilities.T, strict=True):
         yes, no = own == 1, own == 0
         f1 = class_f1(own[:, None], chosen[:, None])[0]
-        sensitivity, specificity = (chosen[yes].mean() if yes.any() else np.nan), (~chosen[no]).mean()
-        rows.append((name, yes.sum(), f1, sensitivity, specificity, mean_auroc(own[:, None], score[:, None])))
-    table = pd.DataFrame(rows, columns=["class", "positives", "f1", "sensitivity", "specificity", "auroc"]).round(6)
+        sensitivity, specificity = (chosen[yes].mean() if yes.any() else np.nan), 1 - chosen[no].mean()
+        rows.append(
+            (name, yes.sum(), threshold, f1, sensitivity, specificity, mean_auroc(own[:, None], score[:, None]))
+        )
+    columns = ["class", "positives", "threshold", "f1", "sensitivity", "specificity", "auroc"]
+    table = pd.DataFrame(rows, columns=columns).round(6)
     table.to_csv(folder / f"classes_{part}.csv", index=False)
     figure = Figure(figsize=(6, 1.2 + 0.5 * len(classes)), layout="constrained")
     axis = figure.subplots()
@@ -71,7 +81,7 @@ def write_operating_points(
     axis.set_yticks(
         places + 0.3, [f"{name} ({count})" for name, count in zip(classes, table["positives"], strict=True)]
     )
-    axis.set(xlim=(0, 1), title=f"{part}, at a probability of 0.5 (number of positives)")
+    axis.set(xlim=(0, 1), title=f"{part}, at each class's threshold (number of positives)")
     axis.invert_yaxis()
     axis.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     save(figure, folder / f"classes_{part}.png")

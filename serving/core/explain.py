@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from serving.core.percent import percent
 from serving.interfaces.schemas import Changes, ClassChange, ConceptChange, ConceptFinding, Prediction, Task
 
 _NAMED = 3  # classes or concepts that a summary names
@@ -116,8 +117,5 @@ def _signed(value: float) -> str:
 
 
 def _percent(prediction: Prediction, name: str) -> str:
-    probability = next(each.probability for each in prediction.classes if each.name == name)
-    rounded = f"{probability * 100:.0f} %"
-    if prediction.task == "multilabel" and rounded == "50 %" and probability < 0.5:
-        return "< 50 %"  # rounded up it would say that the class is found
-    return rounded
+    own = next(each for each in prediction.classes if each.name == name)
+    return percent(own.probability, own.threshold)

@@ -2,7 +2,7 @@
 
 The next question is whether a concept is there, by its expected effect (`csr.interaction.questions`); those are shown
 that are worth asking, with the reason in a sentence. A worklist is ordered by *margin*, the smallest
-`csr.interaction.corrections.decision_margin` first, where the model is least sure of its answer, or by *expected
+`csr.data.decisions.decision_margin` first, where the model is least sure of its answer, or by *expected
 effect*, that of a study's best question, the largest first, where a reader's answer is expected to tell most.
 """
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from csr.interaction.corrections import Interaction
 from csr.interaction.questions import Question, entropy, questions
+from serving.core.percent import percent
 from serving.core.study_cache import EncodedStudy
-from serving.interfaces.schemas import Doubt, NamedConcept, NextQuestion, Prediction, Task
+from serving.interfaces.schemas import ClassScore, Doubt, NamedConcept, NextQuestion, Prediction
 from serving.models.in_service import Model
 
 SHOWN = 3  # questions, and concepts that a doubted box may be about
@@ -60,7 +61,7 @@ def asking(model: Model, said: Prediction, found: Sequence[Question]) -> Predict
             place=places[each.concept],
             if_confirmed=dict(zip(classes, each.if_confirmed.tolist(), strict=True)),
             if_rejected=dict(zip(classes, each.if_rejected.tolist(), strict=True)),
-            reason=_reason(each, classes, _probabilities(said), said.task),
+            reason=_reason(each, said.classes),
         )
         for each in found[:SHOWN]
         if each.effect >= model.manifest.least_effect
@@ -92,36 +93,31 @@ def doubts(model: Model, study: EncodedStudy, interaction: Interaction) -> list[
 
 
 def _doubt(index: int, concept: str, own: float, first: NamedConcept) -> str:
-    named = f"Box {index + 1} is named {concept} ({'< 1 %' if own < 0.005 else _percent(own)})"
+    named = f"Box {index + 1} is named {concept} ({'< 1 %' if own < 0.005 else percent(own)})"
     if first.probability > own:
-        return f"{named}, but the evidence inside it speaks for {first.name} ({_percent(first.probability)})."
-    return f"{named}, but little inside it speaks for that; next comes {first.name} ({_percent(first.probability)})."
+        return f"{named}, but the evidence inside it speaks for {first.name} ({percent(first.probability)})."
+    return f"{named}, but little inside it speaks for that; next comes {first.name} ({percent(first.probability)})."
 
 
 def _probabilities(said: Prediction) -> np.ndarray:
     return np.array([each.probability for each in said.classes])
 
 
-def _reason(question: Question, classes: Sequence[str], before: np.ndarray, task: Task) -> str:
+def _reason(question: Question, classes: Sequence[ClassScore]) -> str:
     """What either answer does to the class that it moves most."""
+    before = np.array([each.probability for each in classes])
     yes = int(np.abs(question.if_confirmed - before).argmax())
     no = int(np.abs(question.if_rejected - before).argmax())
-    moves = _moves(before[yes], question.if_confirmed[yes], task, " from ")
-    if_there = f"If {question.concept} is there, {classes[yes]} {moves}"
+    moves = _moves(classes[yes], question.if_confirmed[yes], " from ")
+    if_there = f"If {question.concept} is there, {classes[yes].name} {moves}"
     if no == yes:
-        return f"{if_there}; if not, it {_moves(before[no], question.if_rejected[no], task)}."
-    return f"{if_there}; if not, {classes[no]} {_moves(before[no], question.if_rejected[no], task, ' from ')}."
+        return f"{if_there}; if not, it {_moves(classes[no], question.if_rejected[no])}."
+    return f"{if_there}; if not, {classes[no].name} {_moves(classes[no], question.if_rejected[no], ' from ')}."
 
 
-def _moves(old: float, new: float, task: Task, origin: str = "") -> str:
+def _moves(old: ClassScore, new: float, origin: str = "") -> str:
     """``origin`` is given where the old value has to be named."""
-    was, becomes = _percent(old, task), _percent(new, task)
+    was, becomes = percent(old.probability, old.threshold), percent(new, old.threshold)
     if was == becomes:
         return f"stays at {was}"
-    return f"{'rises' if new > old else 'falls'}{origin}{was if origin else ''} to {becomes}"
-
-
-def _percent(value: float, task: Task = "multiclass") -> str:
-    rounded = f"{value * 100:.0f} %"
-    # What is found from a half on never reads 50 % while it is not.
-    return "< 50 %" if task == "multilabel" and rounded == "50 %" and value < 0.5 else rounded
+    return f"{'rises' if new > old.probability else 'falls'}{origin}{was if origin else ''} to {becomes}"

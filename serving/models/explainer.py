@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from csr.bundle.format import AtlasEntry, Manifest
+from csr.data.decisions import HALF, decide, decision_margin, study_confidence, wants_help
 from csr.data.images import Placement
-from csr.interaction.corrections import Interaction, RegionBox, cells_inside, decision_margin, wants_help
+from csr.interaction.corrections import Interaction, RegionBox, cells_inside
 from serving.interfaces.schemas import (
     ClassScore,
     ConceptFinding,
@@ -74,6 +75,9 @@ class Explainer:
         one = {name: value[0] for name, value in outputs.items() if name != "similarity_maps"}
         classes, probabilities = self.manifest.classes, one["probabilities"]
         multilabel, below = self.manifest.task == "multilabel", self.manifest.abstain_below
+        given = self.manifest.thresholds
+        thresholds = np.full(len(classes), HALF) if given is None else np.array(given)
+        unsure = below is not None and bool(study_confidence(probabilities, multilabel, thresholds) < below)
         bias = one["logits"] - one["contributions"].sum(0)
         peaks = [
             _on_image(place, float(own.max()), placement)
@@ -81,15 +85,20 @@ class Explainer:
         ]
         return Prediction(
             task=self.manifest.task,
-            found=[classes[t] for t in _found(probabilities, multilabel)],
+            found=[classes[t] for t in _found(probabilities, multilabel, thresholds)],
             top=classes[int(probabilities.argmax())],
-            margin=float(decision_margin(probabilities, multilabel)),
-            asks_for_help=bool(wants_help(probabilities, self.manifest.ask_margin, multilabel)),
-            abstains=fits.action == "abstain" or (below is not None and _confidence(probabilities, multilabel) < below),
+            margin=float(decision_margin(probabilities, multilabel, thresholds)),
+            asks_for_help=bool(wants_help(probabilities, self.manifest.ask_margin, multilabel, thresholds)),
+            abstains=fits.action == "abstain" or unsure,
             classes=[
-                ClassScore(name=name, probability=p, logit=logit, bias=b)
-                for name, p, logit, b in zip(
-                    classes, probabilities.tolist(), one["logits"].tolist(), bias.tolist(), strict=True
+                ClassScore(name=name, probability=p, logit=logit, bias=b, threshold=t if multilabel else None)
+                for name, p, logit, b, t in zip(
+                    classes,
+                    probabilities.tolist(),
+                    one["logits"].tolist(),
+                    bias.tolist(),
+                    thresholds.tolist(),
+                    strict=True,
                 )
             ],
             concepts=[
@@ -189,14 +198,9 @@ def _on_image(place: np.ndarray, similarity: float, placement: Placement) -> Pea
     return Peak(x=float(x), y=float(y), similarity=similarity)
 
 
-def _found(probabilities: np.ndarray, multilabel: bool) -> list[int]:
-    """Indices of the classes that a study has, most probable first: what `csr.evaluation.metrics.decide` says, without
-    torch."""
-    ranked = np.argsort(-probabilities, kind="stable").tolist()
-    return [t for t in ranked if probabilities[t] >= 0.5] if multilabel else ranked[:1]
-
-
-def _confidence(probabilities: np.ndarray, multilabel: bool) -> float:
-    """How sure the answer is: what `csr.evaluation.calibration.study_confidence` says, without torch."""
-    sure = probabilities.astype(np.float64)
-    return float(np.maximum(sure, 1 - sure).min() if multilabel else sure.max())
+def _found(probabilities: np.ndarray, multilabel: bool, thresholds: np.ndarray) -> list[int]:
+    """Indices of the classes that a study has, most probable first."""
+    said = decide(probabilities, multilabel, thresholds)
+    if not multilabel:
+        return [int(said)]
+    return [t for t in np.argsort(-probabilities, kind="stable").tolist() if said[t]]

@@ -63,7 +63,7 @@ class Assessment:
         study, bundle: digests.
         version: of the bundle, in the registry.
         top: the most probable class.
-        margin: `csr.interaction.corrections.decision_margin`.
+        margin: `csr.data.decisions.decision_margin`.
         expected_effect: of the best question, see `serving.core.questions`.
         asks_for_help, abstains: see `csr.bundle.format.Manifest`.
     """

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -23,10 +24,12 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from mlflow.entities import Run
 
+from csr.baselines import scbm
 from csr.baselines.protocol import Entry, load_system
 from csr.comparison.ablations import VARIANTS
 from csr.comparison.csr_system import CSRSystem
 from csr.comparison.systems import SHARED_BACKBONES, systems
+from csr.data.records import Collection
 from csr.errors import ConfigError
 from pipelines.comparison import (
     ablation,
@@ -45,6 +48,7 @@ from pipelines.comparison import (
     trials,
 )
 from pipelines.params import load_params
+from tests.csr.baselines.test_several_classes import with_targets
 from tests.csr.synthetic import CONCEPTS, make_collection, make_prepared
 from tests.pipelines.conftest import ROOT, merge
 
@@ -93,7 +97,7 @@ def entries() -> dict[str, Entry]:
         return systems(recipes.recipes())
 
 
-ON_IMAGES = {"cbm_joint", "protopnet", "protopool", "prototree", "pipnet"}  # the other systems rest on what is frozen
+ON_IMAGES = {"cbm_joint", "cbm_joint_lse", "protopnet", "protopool", "prototree", "pipnet"}  # the other systems rest on what is frozen
 SEEDS = yaml.safe_load((ROOT / "params.yaml").read_text())["comparison"]["seeds"]
 
 
@@ -254,14 +258,14 @@ def test_tuning_csr_does_not_repeat_its_rivals(stages: list[PipelineStage]) -> N
 
 def test_an_edit_to_a_rival_repeats_it_and_those_that_borrow_from_it(stages: list[PipelineStage]) -> None:
     borrowed = {"cbm": {"posthoc_cbm"}, "protopnet": {"protopool", "prototree"}, "black_box": {"class_backbone"}}
-    borrowed["cbm"] |= {"cbm_joint", "intcem", "missing_labels", "answers"}
-    borrowed["intcem"] = {"answers"}
+    borrowed["cbm"] |= {"cbm_joint", "intcem", "missing_labels", "answers", "scbm", "joint_trials"}
+    borrowed["intcem"] = borrowed["scbm"] = {"answers"}
     borrowed["black_box"] |= {"class_trials"}
-    borrowed["cbm"] |= {"joint_trials"}
     borrowed["protopnet"] |= {"protopnet_trials", "protopool_trials", "prototree_trials"}
     for name in ("pipnet", "protopool", "prototree"):
         borrowed[name] = {f"{name}_trials"}
-    for name in ("black_box", "cbm", "intcem", "pipnet", "posthoc_cbm", "protopnet", "protopool", "prototree"):
+    names = ("black_box", "cbm", "intcem", "pipnet", "posthoc_cbm", "protopnet", "protopool", "prototree", "scbm")
+    for name in names:
         found = {stage.name.partition("@")[0] for stage in stages if f"csr/baselines/{name}.py" in files(stage)}
         assert found == {name, "report"} | borrowed.get(name, set())
 
@@ -333,22 +337,37 @@ DONE = {
     "rival": [
         "csr.baselines.cbm:cbm_shared",
         "csr.baselines.intcem:intcem_shared",
+        "csr.baselines.scbm:scbm_shared",
         "csr.baselines.black_box:black_box",
     ],
     "ablation": ["robust", "no_absence"],
     "missing_labels": ["50", "90"],
-    "answers": ["csr_robust", "cbm_shared", "intcem_shared"],
+    "answers": ["csr_robust", "cbm_shared", "scbm_shared", "intcem_shared"],
     "boxes": ["csr_robust"],
     "refinement": ["csr_robust"],
 }
-SYSTEMS = ["csr_robust", "cbm_shared", "intcem_shared", "black_box"]
+SYSTEMS = ["csr_robust", "cbm_shared", "scbm_shared", "intcem_shared", "black_box"]
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which the stages of `DONE` and the report have run on a made-up set."""
-    folder = tmp_path_factory.mktemp("comparison")
-    make_prepared(folder / "data/prepared", make_collection())
+SEVERAL = {
+    "shared_backbone": DONE["shared_backbone"],
+    "csr": ["csr_robust"],
+    "rival": [
+        "csr.baselines.cbm:cbm_shared",
+        "csr.baselines.scbm:scbm_shared",
+        "csr.baselines.black_box:black_box",
+        "csr.baselines.protopnet:protopnet",
+    ],
+    "ablation": ["robust"],
+    "answers": ["csr_robust", "scbm_shared"],
+    "refinement": ["csr_robust"],
+}
+
+
+@contextmanager
+def worked(folder: Path, collection: Collection, done: dict[str, list[str]]) -> Iterator[Path]:
+    """A folder in which stages and the reports have run on a made-up set."""
+    make_prepared(folder / "data/prepared", collection)
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     merge(content, SMALL)
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
@@ -356,12 +375,28 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setattr(scbm, "TRIES", scbm.TRIES[:1])
         params = common.load_comparison()
         for stage in (shared_backbone, csr, rival, ablation, missing_labels, answers, boxes, refinement):
-            for name in DONE[stage.__name__.rpartition(".")[2]]:
+            for name in done.get(stage.__name__.rpartition(".")[2], ()):
                 stage.run(name, 0, params)
         report.main()
         interaction_report.main()
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the stages of `DONE` have run."""
+    with worked(tmp_path_factory.mktemp("comparison"), make_collection(), DONE) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the stages of `SEVERAL` have run on studies that can have several classes."""
+    collection = with_targets(make_collection(train=48, val=24))
+    with worked(tmp_path_factory.mktemp("several"), collection, SEVERAL) as folder:
         yield folder
 
 
@@ -470,6 +505,26 @@ def test_what_was_decided_gives_the_figures_of_the_curves(workplace: Path) -> No
         decided = decisions[f"{tool}/{policy}/{error}/{trigger}"]
         found = (decided == truth).mean(1)
         np.testing.assert_allclose(found, group.sort_values("budget")["accuracy"], atol=1e-6)
+
+
+def test_several_classes_are_compared_at_thresholds_of_val_and_rivals_of_one_are_left_out(
+    several: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (several / "reports/comparison.md").read_text()
+    assert "chooses on the validation split" in text and "| mAP | F1, rare |" in text
+    assert text.count("is published for studies with one class each, and those of made-up can have several.") == 3
+    left_out = read(several, "protopnet-0.json")
+    assert "one class each" in left_out["left_out"] and "test" not in left_out
+    assert (several / "build/comparison/systems/protopnet-0.pt").stat().st_size == 0
+    assert "| ProtoPNet |" not in text
+    for name in ("csr_robust", "cbm_shared", "scbm_shared", "black_box"):
+        found = read(several, f"{name}-0.json")
+        assert f"| {found['title']} | {found['test']['macro_f1']:.3f} |" in text
+        assert 0 < found["test"]["mean_average_precision"] <= 1 and found["test"]["rare_f1"] is None
+    assert read(several, "ablation/robust-0.json")["test"] == read(several, "csr_robust-0.json")["test"]
+    start = pd.read_csv(several / "reports/comparison/answers/scbm_shared-0.csv").query("budget == 0 and error == 0")
+    assert start["macro_f1"].iloc[0] == pytest.approx(read(several, "scbm_shared-0.json")["test"]["macro_f1"], abs=0.1)
+    assert "## With the same reader" in (several / "reports/comparison_interaction.md").read_text()
 
 
 def test_the_report_of_interaction_tells_all_that_readers_did(workplace: Path) -> None:

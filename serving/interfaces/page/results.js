@@ -16,14 +16,15 @@ export function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-// What is found from 50 % on never reads "50 %" while it is not.
-const chance = ({ task }, value) => (task === "multilabel" && value < 0.5 && Math.round(value * 100) === 50 ? "< 50 %" : percent(value));
+// Where a study can have several classes each has a threshold. What is found from 30 % on never reads "30 %" while it is not.
+const chance = ({ probability, threshold }) => (threshold !== null && probability < threshold && percent(probability) === percent(threshold) ? `< ${percent(threshold)}` : percent(probability));
 
-// A bar from 0 to 1 with an optional mark where the value was before, and one at a half where that decides.
-function bar(value, before, decides = false) {
+// A bar from 0 to 1 with an optional mark where the value was before, and one at the threshold that decides, if any does.
+function bar(value, before, threshold = null) {
   const fill = element("span", { class: "fill" });
   fill.style.width = `${value * 100}%`;
-  const node = element("span", { class: decides ? "bar decides" : "bar", "aria-hidden": "true" }, fill);
+  const node = element("span", { class: threshold === null ? "bar" : "bar decides", "aria-hidden": "true" }, fill);
+  if (threshold !== null) node.style.setProperty("--threshold", `${threshold * 100}%`);
   if (before !== undefined && Math.abs(before - value) > 0.005) {
     const mark = element("span", { class: "mark" });
     mark.style.left = `${before * 100}%`;
@@ -56,9 +57,10 @@ export function drawMisfit({ reasons, action }) {
 // Where a study can have several classes each is decided on its own, so the notes name the one it is least sure of.
 function drawNotes(prediction) {
   const several = prediction.task === "multilabel";
-  const doubt = ({ probability }) => Math.abs(probability - 0.5);
+  // how far a probability is on its way from the threshold to 0 or to 1
+  const doubt = ({ probability: p, threshold: t }) => (p < t ? (t - p) / t : (p - t) / (1 - t));
   const least = prediction.classes.reduce((one, other) => (doubt(other) < doubt(one) ? other : one));
-  const doubtful = `${plain(least.name)} (${chance(prediction, least.probability)})`;
+  const doubtful = `${plain(least.name)} (${chance(least)})`;
   const misfit = prediction.fits.action === "abstain";
   byId("abstains").textContent = misfit
     ? "The model abstains: the image is unlike those that it was trained on. What follows is what it would have said."
@@ -66,7 +68,7 @@ function drawNotes(prediction) {
     ? `The model abstains: it is not sure enough of every class, and least of ${doubtful}. What follows is what it would have said.`
     : "The model abstains: it is not sure enough of any class. What follows is what it would have said.";
   byId("help").textContent = several
-    ? `The model asks for a second look: ${doubtful} is close to the 50 % from which a class is found.`
+    ? `The model asks for a second look: ${doubtful} is close to the ${percent(least.threshold)} from which it is found.`
     : "The model asks for a second look: its two likeliest classes are close.";
   byId("found").textContent = prediction.found.length ? `Found: ${prediction.found.map(plain).join(", ")}` : "Nothing found";
   byId("abstains").hidden = !prediction.abstains;
@@ -81,7 +83,7 @@ export function drawClasses(before, after, chosen, touched, onChoose) {
     ...after.classes.map((each, index) => {
       const was = before.classes[index].probability;
       const delta = Math.round(each.probability * 100) - Math.round(was * 100);
-      const number = element("span", { class: "number" }, chance(after, each.probability));
+      const number = element("span", { class: "number" }, chance(each));
       const found = after.found.includes(each.name);
       const moved = touched && delta !== 0 ? [change(delta, signed(delta, 0))] : [];
       const attributes = {
@@ -93,7 +95,7 @@ export function drawClasses(before, after, chosen, touched, onChoose) {
       };
       const tick = several && found ? [element("span", { class: "tick", role: "img", "aria-label": "found:" }, "✓"), " "] : [];
       const name = element("span", { class: "name" }, ...tick, plain(each.name));
-      return element("button", attributes, name, bar(each.probability, touched ? was : undefined, several), number, element("span", { class: "moved" }, ...moved));
+      return element("button", attributes, name, bar(each.probability, touched ? was : undefined, each.threshold), number, element("span", { class: "moved" }, ...moved));
     }),
   );
 }

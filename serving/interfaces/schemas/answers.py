@@ -157,7 +157,7 @@ class ReviewsAnswer(Answer):
 
 
 class WorklistItem(Answer):
-    """A study that waits for a reader; see `csr.interaction.corrections.decision_margin`;
+    """A study that waits for a reader; see `csr.data.decisions.decision_margin`;
     ``expected_effect`` is that of the best question (`serving.core.questions`)."""
 
     digest: str

@@ -13,12 +13,15 @@ ReaderAnswer = Literal["none", "confirmed", "rejected"]
 
 
 class ClassScore(Answer):
-    """One class; ``bias`` and the concepts' contributions sum to ``logit``."""
+    """One class; ``bias`` and the concepts' contributions sum to ``logit``. ``threshold``: the probability from which
+    on it is found, a whole percent, where a study can have several classes (`csr.bundle.format.Manifest.thresholds`),
+    else null."""
 
     name: str
     probability: float
     logit: float
     bias: float
+    threshold: float | None = None
 
 
 class Peak(Answer):
@@ -106,8 +109,9 @@ class Prediction(Answer):
     """What the model says about a study, with or without an interaction.
 
     ``task`` is the bundle's. ``found`` are the classes that the model says the study has, most probable first: ``top``,
-    the most probable one, if a study has one class; else those with a probability from a half on, which may be none.
-    ``margin`` is `csr.interaction.corrections.decision_margin`; ``asks_for_help``: it is below
+    the most probable one, if a study has one class; else those with a probability from their threshold on, which may be
+    none.
+    ``margin`` is `csr.data.decisions.decision_margin`; ``asks_for_help``: it is below
     `csr.bundle.format.Manifest.ask_margin`. ``map_limit`` is the similarity that overlays draw at full strength: the
     largest of the study without interaction, so that pictures compare. ``abstains``: the model is not sure enough to
     answer (`csr.bundle.format.Manifest.abstain_below`), or the image does not fit and the server abstains from such

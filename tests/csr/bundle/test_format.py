@@ -154,12 +154,33 @@ def test_a_manifest_that_is_none_is_refused_by_its_name(folder, content):
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize("found", [1, 5, 7])
+@pytest.mark.parametrize("found", [1, 5, 8])
 def test_a_bundle_of_another_format_is_refused_with_what_to_do(folder, found):
     content = json.loads((folder / MANIFEST).read_text())
-    assert content["format"] == FORMAT == 6
+    assert content["format"] == FORMAT == 7
     (folder / MANIFEST).write_text(json.dumps(content | {"format": found}))
-    with pytest.raises(BundleError, match=f"format is {found}, this version reads 6; export the bundle again"):
+    with pytest.raises(BundleError, match=f"format is {found}, this version reads 6 and 7; export the bundle again"):
+        Bundle.open(folder)
+
+
+def test_a_bundle_of_the_format_before_thresholds_decides_at_a_half(folder):
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["thresholds"]
+    (folder / MANIFEST).write_text(json.dumps(content | {"format": 6}))
+    assert Bundle.open(folder).manifest.thresholds is None
+
+
+def test_thresholds_come_back_as_they_were(folder):
+    (folder / MANIFEST).unlink()
+    write_manifest(folder, **(ABOUT | {"task": "multilabel", "thresholds": (0.07, 0.5)}))
+    assert Bundle.open(folder).manifest.thresholds == (0.07, 0.5)
+
+
+@pytest.mark.parametrize("wrong", [[0.5], [0.5, 1.0], [0.0, 0.5], ["0.5", 0.5], 0.5, {"x": 0.5}, [None, 0.5]])
+def test_thresholds_that_are_none_are_refused(folder, wrong):
+    content = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(content | {"thresholds": wrong}))
+    with pytest.raises(BundleError, match=r"'thresholds' must be null or a number between 0 and 1 a class"):
         Bundle.open(folder)
 
 
@@ -169,7 +190,7 @@ def test_a_manifest_that_is_not_text_is_refused_by_its_name(folder):
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize("key", [*ABOUT, "files"])
+@pytest.mark.parametrize("key", [*ABOUT, "files", "thresholds"])
 def test_a_manifest_that_lacks_a_key_is_refused_by_the_keys_name(folder, key):
     content = json.loads((folder / MANIFEST).read_text())
     del content[key]

@@ -53,17 +53,17 @@ NET = ConceptModelConfig("test_convnext", stride=8, context=16, width=16)
 
 
 def test_every_system_of_the_comparison_is_there_with_what_it_rests_on():
-    """The rivals are those of CSR's paper, the black box, and a CBM and an IntCEM on the same stage 1."""
+    """The rivals are those of CSR's paper, the black box, and a CBM, an SCBM and an IntCEM on the same stage 1."""
     shared_backbones = {name: entry.shared_backbone for name, entry in ENTRIES.items()}
-    on_stage_1 = {"csr_robust", "cbm_shared", "intcem_shared"}
+    on_stage_1 = {"csr_robust", "cbm_shared", "scbm_shared", "intcem_shared"}
     assert {name for name, each in shared_backbones.items() if each == "concepts_lse"} == on_stage_1
     assert shared_backbones["csr_paper"] == "concepts_average"
     assert shared_backbones["cbm_sequential"] == shared_backbones["cbm_independent"] == "concepts_average"
-    assert shared_backbones["cbm_joint"] is None
+    assert shared_backbones["cbm_joint"] is shared_backbones["cbm_joint_lse"] is None
     from_the_black_box = {"posthoc_cbm", "posthoc_cbm_hybrid", "protopnet", "protopool", "prototree", "pipnet"}
     assert {name for name, each in shared_backbones.items() if each == "classes"} == from_the_black_box | {"black_box"}
     assert set(shared_backbones.values()) <= {None, *SHARED_BACKBONES}
-    assert len({entry.title for entry in ENTRIES.values()}) == len(ENTRIES) == 14
+    assert len({entry.title for entry in ENTRIES.values()}) == len(ENTRIES) == 16
     assert next(iter(ENTRIES)) == OURS
 
 
@@ -367,7 +367,9 @@ def test_a_stopped_comparison_goes_on_and_trains_what_is_left(compared, capsys):
         assert f"| {entry.title} |" in (out / "comparison.md").read_text()
         report = json.loads((out / f"{name}-0.json").read_text())
         assert 0 <= report["iid"]["macro_f1"] <= 1 and 0 <= report["shifted"]["pointing_game"]["pair"] <= 1
-        assert (report["iid"]["concept_auroc"] is not None) == (name.startswith(("csr", "cbm", "intcem", "posthoc")))
+        assert (report["iid"]["concept_auroc"] is not None) == (
+            name.startswith(("csr", "cbm", "intcem", "posthoc", "scbm"))
+        )
     call(out)  # all but csr_paper, which has no file now
     assert "seed 0" not in capsys.readouterr().out
     assert "CSR, to the letter" not in (out / "comparison.md").read_text()

@@ -22,8 +22,11 @@ from csr.comparison.runs import Runs
 from csr.data.html_report import Section
 from csr.data.records import Collection
 from csr.errors import DataError
+from csr.evaluation.bootstrap import bootstrap_interval, paired_bootstrap
 from csr.evaluation.evaluate import evaluate_predictions
+from csr.evaluation.metrics import macro_f1
 from csr.evaluation.predictions import Predictions
+from csr.evaluation.thresholds import validation_thresholds
 from tests.csr.synthetic import CLASSES, CONCEPTS, SIDE, make_collection
 
 
@@ -214,6 +217,70 @@ def test_leakage_is_told_of_systems_with_concept_scores(sections):
     table = table_of(sections, "Leakage")
     assert list(table) == ["CSR", "middling"]
     assert set(list(table["CSR"].values())[1:]) == {"0.000 ± 0.000"}  # scores that are the labels
+
+
+@pytest.fixture(scope="module")
+def several() -> tuple[Collection, dict[str, Runs]]:
+    """Of CSR every probability is on the right side of .3, of the rival on that of .7 with one seed's test reversed."""
+    studies = COLLECTION.studies.drop(columns="label")
+    truth = np.stack([TRUTH == 1, TRUTH == 2], 1).astype(np.float32)
+    truth[COLLECTION.rows("test")[:3], 0] = np.nan
+    truth[COLLECTION.rows("train"), 1] = 0
+    truth[COLLECTION.rows("train")[0], 1] = 1  # one of 30
+    columns = {f"target:{name}": truth[:, t] for t, name in enumerate(("mild", "severe"))}
+    collection = replace(COLLECTION, task="multilabel", classes=("mild", "severe"), studies=studies.assign(**columns))
+
+    def made(title: str, middle: float, wrong: bool) -> Runs:
+        found = runs(none, title=title)
+        kinds = {"validation": found.validation, "test": found.test}
+        for kind, each in kinds.items():
+            sign = -1 if wrong and kind == "test" else 1
+            said = [middle + sign * 0.1 * (2 * np.nan_to_num(truth[one.rows]) - 1) for one in each]
+            kinds[kind] = [replace(one, probabilities=p) for one, p in zip(each, said, strict=True)]
+        reports = []
+        for seed, (validation, test) in enumerate(zip(kinds["validation"], kinds["test"], strict=True)):
+            thresholds = validation_thresholds(collection, validation)
+            judged = evaluate_predictions(collection, test, SIDE, thresholds)
+            reports.append(
+                {"seed": seed, **{k: v for k, v in found.reports[seed].items() if k not in judged}, **judged}
+            )
+        return replace(found, reports=reports, **kinds)
+
+    return collection, {OURS: made("CSR", 0.3, False), "rival": made("rival", 0.7, True)}
+
+
+def test_several_classes_are_decided_by_every_system_s_own_thresholds(several):
+    collection, both = several
+    sections = main_sections(collection, both, ["ProtoX is published for studies with one class each"])
+    ours, rival = (table_of(sections, "Test part: iid")[title] for title in ("CSR", "rival"))
+    assert ours["macro F1"] == ours["mAP"] == ours["F1, rare"] == "1.000 ± 0.000"  # at a half it would find nothing
+    assert rival["macro F1"] == rival["F1, rare"] == "0.000 ± 0.000"
+    assert rival["Δ F1"] == "+1.000 [+1.000, +1.000]"
+    note = sections[0].paragraphs[0]
+    assert "rare if fewer than 5% of the training studies have it: that is severe." in note
+    assert [each.paragraphs for each in sections if each.title == "Left out"] == [
+        ("ProtoX is published for studies with one class each.",)
+    ]
+    table = table_of(sections, "Calibration and abstaining")
+    assert table["CSR"]["AURC"] == "0.000 ± 0.000" and table["rival"]["AURC"] == "1.000 ± 0.000"
+    assert float(table["CSR"]["temperature"].split()[0]) != 1
+    assert table_of(sections, "Leakage")["CSR"]["concepts-task, iid"] == "0.000 ± 0.000"
+
+
+def test_the_difference_of_several_classes_is_that_of_their_macro_f1(several):
+    collection = several[0]
+    rows = collection.rows("test", "iid")
+    truth = collection.truth()[rows]
+    rng = np.random.default_rng(0)
+    said = rng.integers(0, 2, (2, 3, len(rows), 2))
+    ours, theirs = (bootstrap_interval(truth, each, 2, draws=200) for each in said)
+    for interval_, each in ((ours, said[0]), (theirs, said[1])):
+        assert interval_.mean == pytest.approx(np.mean([macro_f1(truth, one, 2) for one in each]))
+        assert interval_.low < interval_.mean < interval_.high
+    difference = paired_bootstrap(truth, *said, 2, draws=200)
+    assert difference.mean == pytest.approx(ours.mean - theirs.mean)
+    with pytest.raises(ValueError, match="one row a seed"):
+        bootstrap_interval(truth, said[0][0], 2)
 
 
 def test_systems_with_other_seeds_or_studies_are_refused():

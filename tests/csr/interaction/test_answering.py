@@ -271,6 +271,18 @@ def test_studies_with_several_classes_are_asked_about_as_well():
     assert 0 < asked["replies"].iloc[2] < curve["replies"].iloc[2]
 
 
+def test_several_classes_are_decided_at_the_model_s_thresholds():
+    model, collection, rows = make_case(multilabel=True)
+    thresholds = np.array([0.2, 0.9])
+    config = AnswerConfig(budget=1, errors=(0.0,))
+    findings = shown(collection.concept_labels())
+    table, decisions = answer_curves(model, collection, rows, findings, config, thresholds)
+    said = (model.ask(np.zeros((80, 3))) >= thresholds).astype(int)
+    assert (decisions[decision_key(Reader(), "all")][0] == said).all()
+    assert one(table)["macro_f1"].iloc[0] == macro_f1(collection.truth()[:40], said[:40], 2)
+    assert one(table)["macro_f1"].iloc[0] != one(curves_of(model, collection, rows, config))["macro_f1"].iloc[0]
+
+
 # a trained CSR
 
 

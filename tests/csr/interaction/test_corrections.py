@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from csr.interaction.corrections import (
@@ -15,7 +15,6 @@ from csr.interaction.corrections import (
     importance_map,
     interaction_tensors,
     place_maps,
-    wants_help,
 )
 
 SIDE = 96
@@ -327,19 +326,3 @@ def test_the_tensors_of_a_batch_hold_each_interaction_in_its_place():
     assert np.argwhere(tensors["places"]).tolist() == [[1, 0, 0, 3]]
     assert tensors["absent_weight"].tolist() == [0, 1]
     assert {value.dtype for value in tensors.values()} == {np.dtype(np.float32)}
-
-
-# who wants help
-
-
-@CASES
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=5), st.floats(0.01, 1))
-def test_help_is_wanted_when_the_best_two_are_close(values, margin):
-    first, second = sorted(values, reverse=True)[:2]
-    assume(abs(first - second - margin) > 1e-9)
-    assert bool(wants_help(np.array(values), margin)) == (first - second < margin)
-
-
-def test_help_is_decided_image_by_image_at_the_papers_margin():
-    probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.5, 0.4], [0.1, 0.2, 0.7], [0.2, 0.45, 0.35]])
-    assert wants_help(probabilities).tolist() == [False, True, False, True]

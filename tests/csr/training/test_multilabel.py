@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from csr.baselines.protocol import ExperimentContext
 from csr.bundle.atlas import build_atlas
 from csr.bundle.format import Bundle
 from csr.bundle.runtime import BundleRunner
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
+from csr.data.decisions import decide, decision_margin, wants_help
 from csr.data.records import Collection, validation_errors
 from csr.errors import DataError
 from csr.evaluation.calibration import abstain_threshold, expected_calibration_error, fit_temperature, risk_coverage
-from csr.evaluation.evaluate import evaluate_predictions
-from csr.evaluation.metrics import class_f1, correct, decide, macro_auroc, macro_f1
+from csr.evaluation.evaluate import evaluate_predictions, rare_classes
+from csr.evaluation.metrics import class_f1, correct, macro_auroc, macro_f1
+from csr.evaluation.thresholds import choose_thresholds
 from csr.interaction.answering import AnswerableCSR, AnswerConfig, answer_curves, findings_of, most_alike
-from csr.interaction.corrections import decision_margin, wants_help
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.reasoner import Reasoner
 from csr.network.trained import TrainedCSR
@@ -254,7 +255,60 @@ def test_each_split_needs_studies_with_and_without_every_class() -> None:
     assert "class 'marked' has no study in split 'test'" in found
 
 
-def test_the_rivals_say_that_they_know_one_class_a_study(exported) -> None:
+def test_nothing_is_compared_where_there_are_no_classes(exported) -> None:
     _, data, *_ = exported
-    with pytest.raises(DataError, match="'multilabel', but the rivals of the comparison"):
-        ExperimentContext(data, ConceptTrainingConfig(), SilentCallbacks())
+    bare = replace(data, collection=without_classes(make_collection()))
+    with pytest.raises(DataError, match="task is 'concepts', but the comparison is about finding classes"):
+        ExperimentContext(bare, ConceptTrainingConfig(), SilentCallbacks())
+
+
+def test_a_bundle_has_the_thresholds_that_val_chooses_and_is_judged_at_them(exported, tmp_path) -> None:
+    """Rare probabilities: a head that is trained for two epochs says little, and at a half nothing."""
+    _, data, cache, csr, atlas = exported
+    collection = data.collection
+    own = csr.with_reasoner(copy.deepcopy(csr.reasoner))
+    with torch.no_grad():
+        own.reasoner.head.bias -= 3
+    expected = choose_thresholds(
+        collection.truth()[collection.rows("val")], predict(data, cache, own, "val").probabilities
+    )
+    assert expected.min() < 0.5
+    bundle, _ = write_bundle(
+        tmp_path / "bundle",
+        data,
+        cache,
+        own,
+        atlas,
+        ExportConfig(parity_images=4, abstain_risk=0.9),
+        Provenance("robust", "", "test", {}),
+    )
+    assert bundle.manifest.thresholds == tuple(expected)
+    said = predict(data, cache, own)
+    report = evaluate_predictions(collection, said, SIDE, expected)["test"]
+    decided = decide(said.probabilities, True, expected)
+    assert report["macro_f1"] == pytest.approx(macro_f1(collection.truth()[said.rows], decided, 2), abs=1e-6)
+    assert report["macro_f1"] > evaluate_predictions(collection, said, SIDE)["test"]["macro_f1"]
+
+
+def test_the_report_has_average_precision_and_the_f1_of_rare_findings(trained) -> None:
+    collection, cache, csr = trained
+    assert rare_classes(collection) == []
+    predictions = predict(without_images(collection), cache, csr)
+    report = evaluate_predictions(collection, predictions, SIDE)["test"]
+    truth = collection.truth()[predictions.rows]
+    known = ~np.isnan(truth)
+    expected = [
+        average_precision_score(truth[known[:, t], t], predictions.probabilities[known[:, t], t]) for t in range(2)
+    ]
+    assert report["mean_average_precision"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert report["rare_f1"] is None
+    studies = collection.studies.copy()
+    train = collection.rows("train")
+    studies.loc[train, "target:hazy"] = 0.0
+    studies.loc[train[:4], "target:hazy"] = 1.0  # 4 of 160
+    rare = replace(collection, studies=studies)
+    assert rare_classes(rare) == [1]
+    thresholds = np.array([0.5, 0.3])
+    report = evaluate_predictions(rare, predictions, SIDE, thresholds)["test"]
+    own = class_f1(truth[:, 1:], (predictions.probabilities[:, 1:] >= 0.3).astype(int))[0]
+    assert report["rare_f1"] == pytest.approx(own, abs=1e-6)

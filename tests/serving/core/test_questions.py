@@ -20,7 +20,7 @@ from serving.core.dataplane import DataPlane
 from serving.core.questions import _reason
 from serving.deploy.service import Service
 from serving.errors import CannotNameError, FrameError, InvalidInteractionError, NotReadyError
-from serving.interfaces.schemas import Box, ImageSize, ProbeRequest, Region
+from serving.interfaces.schemas import Box, ClassScore, ImageSize, ProbeRequest, Region
 from tests.serving.conftest import CALLER, CountingEngine, add, interact, make_service, stripes
 
 BOX = Region(x_min=10, y_min=20, x_max=40, y_max=50)
@@ -123,13 +123,24 @@ def test_where_nothing_is_left_to_know_the_model_is_not_asked(
 def test_the_reason_is_a_sentence(yes: list[float], no: list[float], sentence: str) -> None:
     """Of the classes, each answer is told by the one that it moves most."""
     question = Question("mass", 0.1, np.array(yes), np.array(no))
-    assert _reason(question, ("well", "sick"), np.array([0.6, 0.4]), "multiclass") == sentence
+    classes = [ClassScore(name=name, probability=p, logit=0, bias=0) for name, p in (("well", 0.6), ("sick", 0.4))]
+    assert _reason(question, classes) == sentence
 
 
-def test_a_half_that_is_not_reached_is_not_called_a_half() -> None:
-    question = Question("mass", 0.1, np.array([0.499]), np.array([0.1]))
-    said = _reason(question, ("sick",), np.array([0.3]), "multilabel")
-    assert said == "If mass is there, sick rises from 30 % to < 50 %; if not, it falls to 10 %."
+@pytest.mark.parametrize(
+    ("threshold", "there", "moves"),
+    [
+        (0.5, 0.499, "rises from 30 % to < 50 %"),
+        (0.35, 0.499, "rises from 30 % to 50 %"),
+        (0.35, 0.3499, "rises from 30 % to < 35 %"),
+        (0.35, 0.35, "rises from 30 % to 35 %"),
+        (0.3, 0.35, "rises from 30 % to 35 %"),
+    ],
+)
+def test_a_threshold_that_is_not_reached_is_not_said_to_be(threshold: float, there: float, moves: str) -> None:
+    question = Question("mass", 0.1, np.array([there]), np.array([0.1]))
+    sick = ClassScore(name="sick", probability=0.3, logit=0, bias=0, threshold=threshold)
+    assert _reason(question, [sick]) == f"If mass is there, sick {moves}; if not, it falls to 10 %."
 
 
 def test_a_name_that_the_evidence_contradicts_is_doubted(
