@@ -40,6 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csr.baselines.map_alignment import align_answers
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
@@ -180,6 +181,7 @@ def pipnet(context: ExperimentContext) -> PIPNet:
 
     rest = config.epochs - pretraining
     train_on_images(context, "pipnet", system, terms, epochs=rest, augment=moved, rates=head_rates)
+    align_answers(system, system.backbone, context)
     system.head.prune((train_scores(system, context) > FIRES).any(0))
     system.prototypes = int(system.head.relevant().sum())
     return system
