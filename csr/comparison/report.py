@@ -96,7 +96,7 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
         )
     note += (
         f" Δ is {ours.title} minus the system, with the 95 % interval of a paired bootstrap over "
-        f"{_resampled(collection, part)} and seeds."
+        f"{resampled(collection, part)} and seeds."
     )
     columns = (
         "system",
@@ -132,8 +132,8 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
     return Section(f"Test part: {part}", (note,), (Table("", columns, rows),))
 
 
-def _resampled(collection: Collection, part: str) -> str:
-    """What the bootstrap draws: a patient with all their studies, which are not independent."""
+def resampled(collection: Collection, part: str | None = None) -> str:
+    """What the bootstrap draws in a test part, or in all: patients with all their studies, which are not independent."""
     patients = collection.patients()[collection.rows("test", part)]
     several = len(set(patients)) < len(patients)
     return f"the {len(set(patients))} patients (each with all their studies)" if several else "studies"
