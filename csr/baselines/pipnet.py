@@ -194,4 +194,4 @@ def train_scores(system: PIPNet, context: ExperimentContext) -> Tensor:
     return torch.cat([system(images)[1] for _, images in image_batches(context.data, context.class_rows, 64)])
 
 
-SYSTEMS = {"pipnet": Entry("PIP-Net", PIPNet, pipnet, "classes", WARM_START_EPOCHS)}
+SYSTEMS = {"pipnet": Entry("PIP-Net", PIPNet, pipnet, "classes", WARM_START_EPOCHS, "black_box")}

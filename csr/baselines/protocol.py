@@ -188,6 +188,7 @@ class Entry:
         shared_backbone: what it rests on or starts from; None: it trains all of itself.
         epochs: its own epochs of images as a share of the budget, beside the shared backbone's, which are the whole
             budget.
+        start: name of the system that its training starts from, below which it should not end.
     """
 
     title: str
@@ -195,6 +196,7 @@ class Entry:
     train: Callable[[ExperimentContext], System]
     shared_backbone: SharedBackbone | None = None
     epochs: float = 1.0
+    start: str | None = None
 
 
 def train_on_images(

@@ -320,4 +320,4 @@ def warm_up(
     return epochs - spent
 
 
-SYSTEMS = {"protopnet": Entry("ProtoPNet", ProtoPNet, protopnet, "classes", WARM_START_EPOCHS)}
+SYSTEMS = {"protopnet": Entry("ProtoPNet", ProtoPNet, protopnet, "classes", WARM_START_EPOCHS, "black_box")}

@@ -225,4 +225,4 @@ def protopool(context: ExperimentContext) -> ProtoPool:
     return system
 
 
-SYSTEMS = {"protopool": Entry("ProtoPool", ProtoPool, protopool, "classes", WARM_START_EPOCHS)}
+SYSTEMS = {"protopool": Entry("ProtoPool", ProtoPool, protopool, "classes", WARM_START_EPOCHS, "black_box")}

@@ -242,4 +242,4 @@ def greedy_leaf(distances: Tensor, turns: Tensor) -> Tensor:
     return (~disagrees).float().argmax(1)
 
 
-SYSTEMS = {"prototree": Entry("ProtoTree", ProtoTree, prototree, "classes", WARM_START_EPOCHS)}
+SYSTEMS = {"prototree": Entry("ProtoTree", ProtoTree, prototree, "classes", WARM_START_EPOCHS, "black_box")}

@@ -15,6 +15,7 @@ from csr.errors import DataError
 from csr.evaluation.bootstrap import Difference, paired_bootstrap, paired_ratio_bootstrap
 from csr.evaluation.calibration import apply_temperature, expected_calibration_error, fit_temperature, risk_coverage
 from csr.evaluation.leakage import leakage
+from csr.evaluation.metrics import macro_f1
 from csr.evaluation.pointing import inside
 from csr.evaluation.predictions import Predictions
 
@@ -25,6 +26,9 @@ KEPT = 0.8  # coverage at which the abstain table is read
 def main_sections(collection: Collection, runs: Mapping[str, Runs]) -> list[Section]:
     """Accuracy and pointing on every test part, cost, calibration, leakage, and the paper's own numbers.
 
+    A system that starts from another and ends below it is no row of any table: its training failed here, and what it
+    would be compared with is that failure.
+
     Args:
         runs: by system; `OURS` must be among them.
 
@@ -33,13 +37,49 @@ def main_sections(collection: Collection, runs: Mapping[str, Runs]) -> list[Sect
     """
     _check_paired(runs)
     parts = collection.test_parts()
+    failed = below_start(collection, runs)
+    shown = {name: each for name, each in runs.items() if name not in failed}
     return [
-        *(_part_section(collection, runs, part) for part in parts),
-        _cost_section(runs),
-        _calibration_section(collection, runs, parts),
-        _leakage_section(collection, runs, parts),
+        *(_part_section(collection, shown, part) for part in parts),
+        *_failed_section(runs, failed),
+        _cost_section(shown),
+        _calibration_section(collection, shown, parts),
+        _leakage_section(collection, shown, parts),
         published_section(),
     ]
+
+
+def below_start(collection: Collection, runs: Mapping[str, Runs]) -> dict[str, tuple[list[float], list[float]]]:
+    """Systems whose mean macro F1 on the validation split is below that of the system that they start from: the F1 of
+    each seed, and its start's."""
+    found = {}
+    for name, each in runs.items():
+        if each.start is not None and each.start in runs:
+            own, start = (_validation_f1(collection, one) for one in (each, runs[each.start]))
+            if statistics.mean(own) < statistics.mean(start):
+                found[name] = own, start
+    return found
+
+
+def _validation_f1(collection: Collection, runs: Runs) -> list[float]:
+    truth, classes = collection.truth(), len(collection.classes)
+    return [macro_f1(truth[each.rows], each.probabilities.argmax(1), classes) for each in runs.validation]
+
+
+def _failed_section(runs: Mapping[str, Runs], failed: Mapping[str, tuple[list[float], list[float]]]) -> list[Section]:
+    if not failed:
+        return []
+    note = (
+        "These systems start from another that has been trained, and end below it on the validation split. They are in "
+        "no other table."
+    )
+    rows = []
+    for name, (own, start) in failed.items():
+        each = runs[name]
+        assert each.start is not None
+        rows.append((each.title, spread(own), runs[each.start].title, spread(start)))
+    columns = ("system", "validation F1", "its start", "validation F1 of its start")
+    return [Section("Below their own start", (note,), (Table("", columns, rows),))]
 
 
 def published_section() -> Section:

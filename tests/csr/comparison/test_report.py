@@ -23,6 +23,7 @@ from csr.data.html_report import Section
 from csr.data.records import Collection
 from csr.errors import DataError
 from csr.evaluation.evaluate import evaluate_predictions
+from csr.evaluation.metrics import macro_f1
 from csr.evaluation.predictions import Predictions
 from tests.csr.synthetic import CLASSES, CONCEPTS, SIDE, make_collection
 
@@ -214,6 +215,25 @@ def test_leakage_is_told_of_systems_with_concept_scores(sections):
     table = table_of(sections, "Leakage")
     assert list(table) == ["CSR", "middling"]
     assert set(list(table["CSR"].values())[1:]) == {"0.000 ± 0.000"}  # scores that are the labels
+
+
+def test_what_ends_below_its_own_start_is_no_row_and_is_named():
+    val = COLLECTION.rows("val")
+    start = runs(lambda seed: val[:6], title="black box")
+    worse = replace(runs(lambda seed: val[: 6 + seed], title="worse"), start="black_box")
+    level = replace(runs(lambda seed: val[:6], title="level"), start="black_box")
+    alone = runs(everything, title="alone")
+    given = {OURS: runs(none, title="CSR"), "worse": worse, "level": level, "alone": alone, "black_box": start}
+    sections = main_sections(COLLECTION, given)
+    assert list(table_of(sections, "Test part: iid")) == ["CSR", "level", "alone", "black box"]
+    assert list(table_of(sections, "Cost")) == ["CSR", "level", "alone", "black box"]
+    (row,) = table_of(sections, "Below their own start").values()
+    f1 = [macro_f1(TRUTH[val], worse.validation[seed].probabilities.argmax(1), len(CLASSES)) for seed in range(3)]
+    assert row["system"] == "worse" and row["its start"] == "black box"
+    assert row["validation F1"] == spread(f1)
+    # without what it starts from nothing can be said
+    del given["black_box"]
+    assert "worse" in table_of(main_sections(COLLECTION, given), "Test part: iid")
 
 
 def test_systems_with_other_seeds_or_studies_are_refused():
