@@ -271,8 +271,8 @@ def spread_patches(
         rows: of the images; `SEEDING_IMAGES` of them, evenly spaced, are looked at.
     """
     chosen = np.unique(rows[np.linspace(0, len(rows) - 1, min(SEEDING_IMAGES, len(rows))).astype(int)])
-    found = [encode(images).float().movedim(1, -1).flatten(0, 2) for _, images in image_batches(context.data, chosen, 64)]
-    patches = torch.cat(found)
+    found = [encode(images).float() for _, images in image_batches(context.data, chosen, 64)]
+    patches = torch.cat(found).movedim(1, -1).flatten(0, 2)
     random_state = int(seeds(context.config.seed, "prototypes").generate_state(1)[0])
     _, drawn = kmeans_plusplus(patches.cpu().numpy(), count, random_state=random_state)
     return patches[torch.from_numpy(drawn).to(patches.device)]
@@ -308,15 +308,15 @@ def warm_up(
     context: ExperimentContext,
     name: str,
     system: System,
-    backbone: Backbone,
+    held: nn.Module,
     terms: Callable[[np.ndarray, Tensor], Mapping[str, Tensor]],
 ) -> int:
-    """Trains all but the backbone for a tenth of the epochs, at least one, and returns how many epochs are left."""
+    """Trains all but the part ``held`` for a tenth of the epochs, at least one, and returns how many are left."""
     epochs = context.config.epochs
     spent = min(max(1, epochs // 10), epochs - 1)
-    backbone.requires_grad_(False)
+    held.requires_grad_(False)
     train_on_images(context, f"{name}_warm_up", system, terms, epochs=spent)
-    backbone.requires_grad_(True)
+    held.requires_grad_(True)
     return epochs - spent
 
 

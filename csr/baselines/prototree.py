@@ -161,8 +161,8 @@ def prototree(context: ExperimentContext) -> ProtoTree:
         learner.update(paths, mixture, labels)
         return {"class": F.nll_loss(mixture, labels)}
 
-    left = warm_up(context, "prototree", system, system.backbone, terms)
-    rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
+    left = warm_up(context, "prototree", system, system.backbone.body, terms)
+    rates = {"backbone.body.": BACKBONE_RATE} if context.shared_backbone else {}
     train_on_images(context, "prototree_joint", system, terms, epochs=left, rates=rates)
 
     system.prune()

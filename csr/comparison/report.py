@@ -173,7 +173,7 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
 
 
 def resampled(collection: Collection, part: str | None = None) -> str:
-    """What the bootstrap draws in a test part, or in all: patients with all their studies, which are not independent."""
+    """What the bootstrap draws in a test part, or in all: patients with all of their studies, which are dependent."""
     patients = collection.patients()[collection.rows("test", part)]
     several = len(set(patients)) < len(patients)
     return f"the {len(set(patients))} patients (each with all their studies)" if several else "studies"

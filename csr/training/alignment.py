@@ -27,7 +27,7 @@ from csr.training.runtime import device
 
 EXAMPLES = 24  # training images a concept or class
 
-# images B×C×S×S (float32, 0..255, with a gradient) and the column of labels that they are examples of → a map each B×h×w
+# images B×C×S×S (float32, 0..255, with a gradient), the column of labels that they are examples of → a map each B×h×w
 MapsOf = Callable[[Tensor, int], Tensor]
 
 
@@ -78,7 +78,7 @@ def measure_map_shift(maps_of: MapsOf, data: PreparedSet, labels: np.ndarray) ->
 
 
 def _peak_energy(maps_of: MapsOf, images: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """|∂ peak of an image's map / ∂ pixel|² B×S×S, each summing to 1, and the middles B×2 (x, y) of the peaks' cells."""
+    """|∂ peak of each map / ∂ pixel|² B×S×S, each summing to 1, and the middles B×2 (x, y) of the peaks' cells."""
     with torch.enable_grad():
         pixels = images.float().requires_grad_(True)
         cells = maps_of(pixels, k).flatten(1)
