@@ -46,6 +46,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csr.baselines.classes import class_probabilities
+from csr.baselines.map_alignment import align_answers
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
@@ -191,6 +192,7 @@ def pipnet(context: ExperimentContext) -> PIPNet:
 
     rest = config.epochs - pretraining
     train_on_images(context, "pipnet", system, terms, epochs=rest, augment=moved, rates=head_rates)
+    align_answers(system, system.backbone, context)
     system.head.prune((train_scores(system, context) > FIRES).any(0))
     system.prototypes = int(system.head.relevant().sum())
     return system
@@ -203,4 +205,4 @@ def train_scores(system: PIPNet, context: ExperimentContext) -> Tensor:
     return torch.cat([system(images)[1] for _, images in image_batches(context.data, context.class_rows, 64)])
 
 
-SYSTEMS = {"pipnet": Entry("PIP-Net", PIPNet, pipnet, "classes", WARM_START_EPOCHS)}
+SYSTEMS = {"pipnet": Entry("PIP-Net", PIPNet, pipnet, "classes", WARM_START_EPOCHS, start="black_box")}

@@ -218,6 +218,7 @@ class Entry:
         epochs: its own epochs of images as a share of the budget, beside the shared backbone's, which are the whole
             budget. Where the configuration has a ``patience``, all systems have the whole of it as their cap.
         one_class: it is published for studies with one class each, and does not say what else it would do.
+        start: name of the system that its training starts from, below which it should not end.
     """
 
     title: str
@@ -226,6 +227,7 @@ class Entry:
     shared_backbone: SharedBackbone | None = None
     epochs: float = 1.0
     one_class: bool = False
+    start: str | None = None
 
 
 def refusal(entry: Entry, collection: Collection) -> str | None:

@@ -35,8 +35,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
+from csr.baselines.map_alignment import align_answers
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
@@ -55,6 +57,7 @@ BACKBONE_RATE = 1 / 30  # of a pretrained backbone: 1e-4 against 3e-3 in the aut
 NEAREST = 6  # k of the pruning rule
 OWN_NEAREST = 3  # r of the pruning rule
 ROUNDS = 2
+SEEDING_IMAGES = 64  # of a class, in which initial prototypes are looked for
 TUNING_STEPS = 2000
 TUNING_RATE = 1e-2
 
@@ -146,7 +149,12 @@ class ProtoPNet(System):
 def protopnet(context: ExperimentContext) -> ProtoPNet:
     """Trains, pushes, prunes and tunes the last layer."""
     seed_everything(seeds(context.config.seed, "weights"))
-    system = ProtoPNet(context.build_backbone(), context.classes, context.concepts).to(device())
+    system = ProtoPNet(context.build_backbone(), context.classes, context.concepts).to(device()).eval()
+    labels_of = context.data.collection.truth()
+    own_rows = [context.class_rows[labels_of[context.class_rows] == t] for t in range(context.classes)]
+    system.prototype_vectors.data = torch.cat(
+        [spread_patches(system.encode, PER_CLASS, rows, context) for rows in own_rows]
+    )
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         labels = context.class_labels(rows)
@@ -163,6 +171,7 @@ def protopnet(context: ExperimentContext) -> ProtoPNet:
     for number, part in enumerate(np.array_split(np.arange(left), ROUNDS), 1):
         rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
         train_on_images(context, f"protopnet_round_{number}", system, terms, epochs=len(part), rates=rates)
+        align_answers(system, system.backbone, context)
         pushed = nearest_patches(system.encode, system.prototype_vectors.data, own_class, context)
         system.prototype_vectors.data = pushed
         distances, labels = training_distances(system, context)
@@ -249,6 +258,27 @@ def training_distances(system: ProtoPNet, context: ExperimentContext) -> tuple[T
 
 
 @torch.no_grad()
+def spread_patches(
+    encode: Callable[[Tensor], Tensor], count: int, rows: np.ndarray, context: ExperimentContext
+) -> Tensor:
+    """``count`` latent patches of un-augmented images that lie far from each other, to start prototypes from: P×D.
+
+    The seeding of k-means++ (Arthur and Vassilvitskii 2007): each patch is drawn with a chance that grows with its
+    squared distance from those already drawn.
+
+    Args:
+        encode: as for `nearest_patches`.
+        rows: of the images; `SEEDING_IMAGES` of them, evenly spaced, are looked at.
+    """
+    chosen = np.unique(rows[np.linspace(0, len(rows) - 1, min(SEEDING_IMAGES, len(rows))).astype(int)])
+    found = [encode(images).float() for _, images in image_batches(context.data, chosen, 64)]
+    patches = torch.cat(found).movedim(1, -1).flatten(0, 2)
+    random_state = int(seeds(context.config.seed, "prototypes").generate_state(1)[0])
+    _, drawn = kmeans_plusplus(patches.cpu().numpy(), count, random_state=random_state)
+    return patches[torch.from_numpy(drawn).to(patches.device)]
+
+
+@torch.no_grad()
 def nearest_patches(
     encode: Callable[[Tensor], Tensor], prototypes: Tensor, allowed: Tensor, context: ExperimentContext
 ) -> Tensor:
@@ -278,16 +308,20 @@ def warm_up(
     context: ExperimentContext,
     name: str,
     system: System,
-    backbone: Backbone,
+    held: nn.Module,
     terms: Callable[[np.ndarray, Tensor], Mapping[str, Tensor]],
 ) -> int:
-    """Trains all but the backbone for a tenth of the epochs, at least one, and returns how many epochs are left."""
+    """Trains all but the part ``held`` for a tenth of the epochs, at least one, and returns how many are left."""
     epochs = context.config.epochs
     spent = min(max(1, epochs // 10), epochs - 1)
-    backbone.requires_grad_(False)
+    held.requires_grad_(False)
     train_on_images(context, f"{name}_warm_up", system, terms, epochs=spent)
-    backbone.requires_grad_(True)
+    held.requires_grad_(True)
     return epochs - spent
 
 
-SYSTEMS = {"protopnet": Entry("ProtoPNet", ProtoPNet, protopnet, "classes", WARM_START_EPOCHS, one_class=True)}
+SYSTEMS = {
+    "protopnet": Entry(
+        "ProtoPNet", ProtoPNet, protopnet, "classes", WARM_START_EPOCHS, one_class=True, start="black_box"
+    )
+}

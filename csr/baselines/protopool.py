@@ -40,12 +40,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csr.baselines.map_alignment import align_answers
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.baselines.protopnet import (
     BACKBONE_RATE,
     log_similarity,
     nearest_patches,
     other_classes,
+    spread_patches,
     squared_distances,
     tune_last_layer,
     warm_up,
@@ -190,7 +192,8 @@ def protopool(context: ExperimentContext) -> ProtoPool:
     """Trains everything but the last layer, pushes, tunes the last layer."""
     config, train = context.config, context.class_rows
     seed_everything(seeds(config.seed, "weights"))
-    system = ProtoPool(context.build_backbone(), context.classes, context.concepts).to(device())
+    system = ProtoPool(context.build_backbone(), context.classes, context.concepts).to(device()).eval()
+    system.pool.data = spread_patches(system.patches, POOL, train, context)
     annealing = ANNEALING * config.epochs * count_batches(len(train), config.batch_size)
     steps = itertools.count()
 
@@ -212,7 +215,7 @@ def protopool(context: ExperimentContext) -> ProtoPool:
     rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
     hardened = max(0, round(ANNEALING * config.epochs) - (config.epochs - left))
     train_on_images(context, "protopool_joint", system, terms, epochs=left, earliest=hardened, rates=rates)
-    system.eval()
+    align_answers(system, system.backbone, context)
     assignment = system.assignment()
     system.pool.data = nearest_patches(system.patches, system.pool.data, assignment.amax(1).T > 0, context)
     with torch.no_grad():
@@ -223,4 +226,8 @@ def protopool(context: ExperimentContext) -> ProtoPool:
     return system
 
 
-SYSTEMS = {"protopool": Entry("ProtoPool", ProtoPool, protopool, "classes", WARM_START_EPOCHS, one_class=True)}
+SYSTEMS = {
+    "protopool": Entry(
+        "ProtoPool", ProtoPool, protopool, "classes", WARM_START_EPOCHS, one_class=True, start="black_box"
+    )
+}

@@ -37,8 +37,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csr.baselines.map_alignment import align_answers
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
-from csr.baselines.protopnet import nearest_patches, squared_distances, warm_up
+from csr.baselines.protopnet import nearest_patches, spread_patches, squared_distances, warm_up
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.runtime import count_batches, device, seed_everything, seeds
@@ -150,7 +151,8 @@ class LeafLearner:
 def prototree(context: ExperimentContext) -> ProtoTree:
     """Trains, prunes and projects."""
     seed_everything(seeds(context.config.seed, "weights"))
-    system = ProtoTree(context.build_backbone(), context.classes, context.concepts).to(device())
+    system = ProtoTree(context.build_backbone(), context.classes, context.concepts).to(device()).eval()
+    system.prototype_vectors.data = spread_patches(system.encode, system.prototypes, context.class_rows, context)
     learner = LeafLearner(system, count_batches(len(context.class_rows), context.config.batch_size))
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
@@ -159,11 +161,12 @@ def prototree(context: ExperimentContext) -> ProtoTree:
         learner.update(paths, mixture, labels)
         return {"class": F.nll_loss(mixture, labels)}
 
-    left = warm_up(context, "prototree", system, system.backbone, terms)
-    rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
+    left = warm_up(context, "prototree", system, system.backbone.body, terms)
+    rates = {"backbone.body.": BACKBONE_RATE} if context.shared_backbone else {}
     train_on_images(context, "prototree_joint", system, terms, epochs=left, rates=rates)
 
     system.prune()
+    align_answers(system, system.backbone, context)
     allowed = reachable_classes(system.turns, system.leaves)
     system.prototype_vectors.data = nearest_patches(system.encode, system.prototype_vectors.data, allowed, context)
     return system
@@ -239,4 +242,8 @@ def greedy_leaf(distances: Tensor, turns: Tensor) -> Tensor:
     return (~disagrees).float().argmax(1)
 
 
-SYSTEMS = {"prototree": Entry("ProtoTree", ProtoTree, prototree, "classes", WARM_START_EPOCHS, one_class=True)}
+SYSTEMS = {
+    "prototree": Entry(
+        "ProtoTree", ProtoTree, prototree, "classes", WARM_START_EPOCHS, one_class=True, start="black_box"
+    )
+}

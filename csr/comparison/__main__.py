@@ -120,7 +120,7 @@ def compare(given: argparse.Namespace) -> None:
                     save_predictions(given.out / f"{name}-{seed}.npz", result.validation, result.test)
                     report = {"system": name, "title": own[name].title, "seed": seed, **result.about, **result.report}
                     (given.out / f"{name}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")
-    runs = {name: read_runs(given.out, given.out, name, given.seeds) for name in chosen}
+    runs = {name: read_runs(given.out, given.out, name, given.seeds, chosen[name].start) for name in chosen}
     if OURS not in runs:
         _say(f"no report: it sets every system against {OURS}, which is not among --systems")
         return

@@ -26,7 +26,7 @@ from csr.evaluation.evaluate import RARE, rare_classes
 from csr.evaluation.leakage import leakage
 from csr.evaluation.pointing import inside
 from csr.evaluation.predictions import Predictions
-from csr.evaluation.thresholds import validation_thresholds
+from csr.evaluation.thresholds import validation_f1, validation_thresholds
 
 OURS = "csr_robust"
 KEPT = 0.8  # coverage at which the abstain table is read
@@ -35,6 +35,9 @@ _SEVERAL = {"mean_average_precision": "mAP", "rare_f1": "F1, rare"}  # columns w
 
 def main_sections(collection: Collection, runs: Mapping[str, Runs], left_out: Sequence[str] = ()) -> list[Section]:
     """Accuracy and pointing on every test part, cost, calibration, leakage, and the paper's own numbers.
+
+    A system that starts from another and ends below it is no row of any table: its training failed here, and what it
+    would be compared with is that failure.
 
     Args:
         runs: by system; `OURS` must be among them.
@@ -45,14 +48,49 @@ def main_sections(collection: Collection, runs: Mapping[str, Runs], left_out: Se
     """
     _check_paired(runs)
     parts = collection.test_parts()
+    failed = below_start(collection, runs)
+    shown = {name: each for name, each in runs.items() if name not in failed}
     return [
-        *(_part_section(collection, runs, part) for part in parts),
+        *(_part_section(collection, shown, part) for part in parts),
         *([Section("Left out", tuple(f"{reason}." for reason in left_out))] if left_out else []),
-        _cost_section(runs),
-        _calibration_section(collection, runs, parts),
-        _leakage_section(collection, runs, parts),
+        *_failed_section(runs, failed),
+        _cost_section(shown),
+        _calibration_section(collection, shown, parts),
+        _leakage_section(collection, shown, parts),
         published_section(),
     ]
+
+
+def below_start(collection: Collection, runs: Mapping[str, Runs]) -> dict[str, tuple[list[float], list[float]]]:
+    """Systems whose mean macro F1 on the validation split is below that of the system that they start from: the F1 of
+    each seed, and its start's."""
+    found = {}
+    for name, each in runs.items():
+        if each.start is not None and each.start in runs:
+            own, start = (_validation_f1(collection, one) for one in (each, runs[each.start]))
+            if statistics.mean(own) < statistics.mean(start):
+                found[name] = own, start
+    return found
+
+
+def _validation_f1(collection: Collection, runs: Runs) -> list[float]:
+    return [validation_f1(collection.truth()[each.rows], each.probabilities) for each in runs.validation]
+
+
+def _failed_section(runs: Mapping[str, Runs], failed: Mapping[str, tuple[list[float], list[float]]]) -> list[Section]:
+    if not failed:
+        return []
+    note = (
+        "These systems start from another that has been trained, and end below it on the validation split. They are in "
+        "no other table."
+    )
+    rows = []
+    for name, (own, start) in failed.items():
+        each = runs[name]
+        assert each.start is not None
+        rows.append((each.title, spread(own), runs[each.start].title, spread(start)))
+    columns = ("system", "validation F1", "its start", "validation F1 of its start")
+    return [Section("Below their own start", (note,), (Table("", columns, rows),))]
 
 
 def published_section() -> Section:
@@ -120,7 +158,7 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
         )
     note += (
         f" Δ is {ours.title} minus the system, with the 95 % interval of a paired bootstrap over "
-        f"{_resampled(collection, part)} and seeds."
+        f"{resampled(collection, part)} and seeds."
     )
     more = _SEVERAL if collection.task == "multilabel" else {}
     if more:
@@ -172,8 +210,8 @@ def _several_note(collection: Collection) -> str:
     )
 
 
-def _resampled(collection: Collection, part: str) -> str:
-    """What the bootstrap draws: a patient with all their studies, which are not independent."""
+def resampled(collection: Collection, part: str | None = None) -> str:
+    """What the bootstrap draws in a test part, or in all: patients with all of their studies, which are dependent."""
     patients = collection.patients()[collection.rows("test", part)]
     several = len(set(patients)) < len(patients)
     return f"the {len(set(patients))} patients (each with all their studies)" if several else "studies"

@@ -24,6 +24,7 @@ class Runs:
         reports: one a seed: ``seed``, parts, ``prototypes, explanations, parameters, seconds``.
         validation, test: predictions, one a seed.
         latency: median seconds of one answer, if it was measured.
+        start: name of the system that it starts from, if that is trained by itself.
     """
 
     title: str
@@ -31,10 +32,11 @@ class Runs:
     validation: Sequence[Predictions]
     test: Sequence[Predictions]
     latency: float | None = None
+    start: str | None = None
 
 
-def read_runs(reports: Path, predictions: Path, name: str, seeds: list[int]) -> Runs:
-    """All seeds of one system from the files that a comparison wrote."""
+def read_runs(reports: Path, predictions: Path, name: str, seeds: list[int], start: str | None = None) -> Runs:
+    """All seeds of one system from the files that a comparison wrote; ``start`` as in `Runs`."""
     contents = [json.loads((reports / f"{name}-{seed}.json").read_text()) for seed in seeds]
     files = [predictions / f"{name}-{seed}.npz" for seed in seeds]
     return Runs(
@@ -42,6 +44,7 @@ def read_runs(reports: Path, predictions: Path, name: str, seeds: list[int]) -> 
         reports=contents,
         validation=[load_predictions(file, "validation") for file in files],
         test=[load_predictions(file, "test") for file in files],
+        start=start,
     )
 
 

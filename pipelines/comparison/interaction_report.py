@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from csr.comparison.report import interval, spread
+from csr.comparison.report import interval, resampled, spread
 from csr.data.html_report import Section, Table
 from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
@@ -191,7 +191,7 @@ def _paired_section(collection: Collection, others: list[str], seeds: list[int])
         shown.append(Table(f"{trigger} studies", ("system", "part", "no answer", "one", "five"), lines))
     note = (
         "CSR minus the system in macro F1, both with the answers of a reader who never errs to the questions that each "
-        "finds most telling; 95 % intervals of a paired bootstrap over studies and seeds."
+        f"finds most telling; 95 % intervals of a paired bootstrap over {resampled(collection)} and seeds."
     )
     return [Section("With the same reader", (note,), tuple(shown))]
 

@@ -63,7 +63,7 @@ def _runs(folder: Path, seeds: list[int], data: PreparedSet, entries: Mapping[st
     found, members = {}, {}
     for name, entry in entries.items():
         if all((folder / f"{name}-{seed}.json").is_file() for seed in seeds):
-            found[name] = read_runs(folder, PREDICTIONS_FOLDER, name, seeds)
+            found[name] = read_runs(folder, PREDICTIONS_FOLDER, name, seeds, entry.start)
             members[name] = load_system(entry.kind, SYSTEMS_FOLDER / f"{name}-{seeds[0]}.pt").to(device())
     image = load_images(data, data.collection.rows("test")[:1], device())
     latency = encode_latency(members, image)

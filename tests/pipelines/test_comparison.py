@@ -97,7 +97,14 @@ def entries() -> dict[str, Entry]:
         return systems(recipes.recipes())
 
 
-ON_IMAGES = {"cbm_joint", "cbm_joint_lse", "protopnet", "protopool", "prototree", "pipnet"}  # the other systems rest on what is frozen
+ON_IMAGES = {
+    "cbm_joint",
+    "cbm_joint_lse",
+    "protopnet",
+    "protopool",
+    "prototree",
+    "pipnet",
+}  # the other systems rest on what is frozen
 SEEDS = yaml.safe_load((ROOT / "params.yaml").read_text())["comparison"]["seeds"]
 
 

@@ -22,6 +22,7 @@ from csr.baselines.protopnet import (
     nearest_patches,
     other_classes,
     protopnet,
+    spread_patches,
     squared_distances,
     training_distances,
     tune_last_layer,
@@ -191,6 +192,38 @@ def test_keeping_some_prototypes_takes_the_others_share_out_of_the_logits():
     assert system.prototypes == 2
     assert system.owners.tolist() == [0, 1]
     assert system.prototype_vectors[:, 0].tolist() == [0.0, 20.0]
+
+
+# where prototypes start
+
+
+def test_prototypes_start_from_patches_that_lie_apart(tmp_path):
+    context = setting_of(grey_set(tmp_path / "set"))
+    rows = np.array([1, 3, 66])  # almost all patches are 200, one in each image is not
+    patches = spread_patches(lambda images: images.float(), 4, rows, context)
+    assert sorted(patches[:, 0].tolist()) == [90, 101, 104, 200]
+    again = spread_patches(lambda images: images.float(), 4, rows, context)
+    assert torch.equal(again, patches)
+
+
+def test_prototypes_can_start_where_all_patches_are_alike(tmp_path):
+    context = setting_of(grey_set(tmp_path / "set"))
+    patches = spread_patches(lambda images: images.float(), 3, np.array([0, 2]), context)
+    assert patches.tolist() == [[200.0]] * 3
+
+
+def test_each_class_starts_from_its_own_images(spots, monkeypatch):
+    seen = []
+
+    def see(encode, count, rows, context):
+        seen.append((count, set(context.data.collection.truth()[rows].tolist()), len(rows)))
+        return torch.rand(count, 128)
+
+    monkeypatch.setattr(module, "spread_patches", see)
+    monkeypatch.setattr(module, "train_on_images", lambda *phase, **others: None)
+    monkeypatch.setattr(module, "TUNING_STEPS", 1)
+    protopnet(setting_of(spots))
+    assert seen == [(10, {0}, 24), (10, {1}, 24), (10, {2}, 24)]
 
 
 # push

@@ -15,7 +15,15 @@ import pytest
 import torch
 from torch import nn
 
-from csr.baselines.protocol import Answer, ExperimentContext, SharedBackbone, System, predict
+from csr.baselines.protocol import (
+    Answer,
+    ExperimentContext,
+    SharedBackbone,
+    System,
+    load_system,
+    predict,
+    save_system,
+)
 from csr.comparison import __main__ as command
 from csr.comparison import shared_backbones as shared
 from csr.comparison.ablations import VARIANTS
@@ -32,11 +40,13 @@ from csr.comparison.training import Result, run_system
 from csr.errors import ConfigError, DataError
 from csr.evaluation.evaluate import evaluate_predictions
 from csr.evaluation.predictions import Predictions
+from csr.network.backbone import Backbone
 from csr.network.concept_model import ConceptModelConfig
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
+from tests.csr.baselines.test_saving import MAKERS
 from tests.csr.synthetic import CLASSES, CONCEPTS, SIDE, make_collection, make_prepared
 
 # nothing is pruned: which of so many prototypes win no vector of so few depends on the processor's rounding
@@ -167,6 +177,30 @@ def test_latency_is_taken_in_one_memory_format_however_a_system_came_to_be():
     reloaded.load_state_dict({name: value.contiguous() for name, value in trained.state_dict().items()})
     encode_latency({"trained": trained, "reloaded": reloaded}, torch.zeros(1, 3, 8, 8), rounds=2)
     assert trained.seen == reloaded.seen == [(True, True)] * 3
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_every_system_that_comes_from_a_file_is_timed_in_that_format(make, tmp_path):
+    """What is compared when a convolution runs: the layout of its weights, and of the whole network's input."""
+    trained = make().eval().to(memory_format=torch.channels_last)
+    save_system(trained, tmp_path / "system.pt")
+    again = load_system(type(trained), tmp_path / "system.pt")
+    layouts: dict[str, list[tuple[bool, bool]]] = {"trained": [], "again": []}
+    for name, system in (("trained", trained), ("again", again)):
+        backbone = next(each for each in system.modules() if isinstance(each, Backbone))
+        backbone.register_forward_pre_hook(lambda _, given, name=name: layouts[name].append(layout(given[0])))
+    encode_latency({"trained": trained, "again": again}, torch.zeros(1, 1, 64, 64, dtype=torch.uint8), rounds=1)
+    assert layouts["trained"] == layouts["again"] == [layout(torch.zeros(1, 1, 64, 64))] * len(layouts["again"])
+    kept = [{name: layout(value) for name, value in each.named_parameters()} for each in (trained, again)]
+    assert kept[0] == kept[1]
+    assert all(channels_last for each in kept for channels_last, _ in each.values())
+
+
+def layout(tensor: torch.Tensor) -> tuple[bool, bool]:
+    """Whether its channels lie last, if it has any, and how its numbers follow one another if it has none."""
+    if tensor.dim() == 4:
+        return tensor.is_contiguous(memory_format=torch.channels_last), True
+    return True, tensor.is_contiguous()
 
 
 # shared_backbones and systems on a tiny set

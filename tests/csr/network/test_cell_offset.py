@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from csr.network.backbone import Backbone, BackboneConfig
-from csr.network.cell_offset import Centring, measure_cell_offsets, whole_pixels
+from csr.network.cell_offset import measure_cell_offsets
 
 ONE_LEVEL = BackboneConfig("regnetx_002", stride=16, context=None)
 

@@ -15,7 +15,7 @@ from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
-from csr.training.alignment import align, measure_map_shift
+from csr.training.alignment import align, concept_maps, measure_map_shift
 
 SIDE, STRIDE = 96, 8
 LABELS = np.array([[1.0], [1.0], [0.0], [np.nan]] * 10)
@@ -59,10 +59,10 @@ def data() -> PreparedSet:
 @pytest.mark.parametrize("off", [(0, 0), (5, 0), (0, -6), (-3, 4)])
 def test_the_drift_is_what_was_planted_and_aligning_removes_it(data, off):
     model = make_model(off)
-    assert measure_map_shift(model, data, LABELS) == off
+    assert measure_map_shift(concept_maps(model), data, LABELS) == off
     align(model, data, LABELS)
     assert model.backbone.map_shift == off
-    assert measure_map_shift(model, data, LABELS) == (0, 0)
+    assert measure_map_shift(concept_maps(model), data, LABELS) == (0, 0)
 
 
 def test_aligning_anew_starts_from_what_the_weights_do(data):
@@ -89,9 +89,9 @@ def test_an_aligned_map_peaks_where_the_square_is(data):
 
 def test_without_a_present_concept_or_a_gradient_nothing_is_moved(data):
     model = make_model((5, 5))
-    assert measure_map_shift(model, data, np.zeros_like(LABELS)) == (0, 0)
+    assert measure_map_shift(concept_maps(model), data, np.zeros_like(LABELS)) == (0, 0)
     nn.init.zeros_(model.to_maps.weight)
-    assert measure_map_shift(model, data, LABELS) == (0, 0)
+    assert measure_map_shift(concept_maps(model), data, LABELS) == (0, 0)
 
 
 def test_what_comes_in_at_an_edge_is_reflected(data):
