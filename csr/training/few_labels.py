@@ -44,7 +44,7 @@ class FewLabelsConfig:
     """What is done about unknown concept labels of training studies; nothing at all where every label is known.
 
     Args:
-        weight: of the soft labels' loss beside that of the known ones; 0: unknown labels are left out.
+        weight: of a soft label beside a known one; 0, as in the ``paper`` preset: unknown labels are left out.
         classes: whether a study's classes tell of its concepts.
         decay: of the teacher's moving average, a step of training.
         longest: how many times as long the schedule may become: it has ``epochs`` divided by the share of labels that

@@ -58,7 +58,7 @@ class PrototypeConfig:
             their concept's prototypes fit worst. More stay alive, but the vectors that fit worst are often the ones
             whose attention is misplaced: on the phantom it cost pointing and accuracy, so no preset uses it.
         confidence: how sure `csr.training.soft_labels` must be of an unknown concept label of a training image for it
-            to count as known, between 0.5 and 1; None: unknown labels are left out.
+            to count as known; 1, as in the ``paper`` preset: unknown labels are left out.
     """
 
     per_concept: int | Literal["auto"] = 5
@@ -77,13 +77,13 @@ class PrototypeConfig:
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
-    confidence: float | None = 0.9
+    confidence: float = 0.9
     precision: Precision = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.confidence is not None and not 0.5 < self.confidence < 1:
-            raise ValueError(f"prototypes.confidence: must lie between 0.5 and 1, or be null, got {self.confidence}")
+        if not 0.5 < self.confidence <= 1:
+            raise ValueError(f"prototypes.confidence: must be above 0.5 and at most 1, got {self.confidence}")
         if self.per_concept != "auto" and self.per_concept < 1:
             raise ValueError(f"prototypes.per_concept: needs at least one prototype a concept, got {self.per_concept}")
 

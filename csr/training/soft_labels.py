@@ -57,18 +57,18 @@ def fitted_labels(collection: Collection, rows: np.ndarray) -> np.ndarray:
     return np.where(enough, judged, known)
 
 
-def with_pseudo_labels(collection: Collection, cache: FeatureCache, confidence: float | None) -> np.ndarray:
+def with_pseudo_labels(collection: Collection, cache: FeatureCache, confidence: float) -> np.ndarray:
     """N×K concept labels in which unknown ones of training studies are 1 or 0 where `soft_labels` are that sure.
 
     The evidence is the maximum of a concept's map. Known labels, those of other splits and of studies without any label
     stay as they are.
 
     Args:
-        confidence: probability of the guess, between 0.5 and 1; None: unknown labels stay unknown.
+        confidence: probability that a guess needs, above 0.5; at 1 unknown labels stay unknown.
     """
     labels, rows = collection.concept_labels(), collection.labelled_rows("train")
     unknown = np.isnan(labels[rows])
-    if confidence is None or not unknown.any():
+    if confidence == 1 or not unknown.any():
         return labels
     peaks = np.stack([cache.cam[row].max((1, 2)) for row in rows])
     soft = soft_labels(fitted_labels(collection, rows), collection.class_indicators()[rows], peaks)

@@ -39,9 +39,9 @@ def partly(whole: PreparedSet) -> PreparedSet:
     return replace(whole, collection=hide_concept_labels(whole.collection, 0.6, 0))
 
 
-def made(data: PreparedSet, config: FewLabelsConfig = FewLabelsConfig()) -> FewLabels:
+def made(data: PreparedSet, **changes: Any) -> FewLabels:
     torch.manual_seed(0)
-    return FewLabels(ConceptModel(NET, 1, 3), data, config, "float32")
+    return FewLabels(ConceptModel(NET, 1, 3), data, FewLabelsConfig(**changes), "float32")
 
 
 def trained(data: PreparedSet, callbacks: Any = None, **changes: Any) -> dict[str, torch.Tensor]:
@@ -66,7 +66,7 @@ def test_where_every_label_is_known_no_setting_changes_a_bit_and_no_teacher_is_m
     cache = make_cache(whole.collection)
     first, other = (
         train_prototypes(whole.collection, cache, replace(STAGE2, confidence=each), SilentCallbacks()).state_dict()
-        for each in (0.9, None)
+        for each in (0.9, 1.0)
     )
     assert_equal(first, other)
 
@@ -139,7 +139,7 @@ def test_what_an_encoder_filled_is_not_fitted_to_unless_there_is_nothing_else(wh
 
 @pytest.mark.parametrize("weight", [0.5, 1.0, 2.0])
 def test_the_loss_is_the_weighted_mean_over_known_and_soft_labels(partly, weight):
-    few = made(partly, FewLabelsConfig(weight))
+    few = made(partly, weight=weight)
     few.label(0)
     rows = partly.collection.rows("train")[:16]
     labels = torch.from_numpy(partly.collection.concept_labels()[rows])
@@ -173,7 +173,7 @@ def test_known_labels_are_never_overridden_and_labels_that_stay_unknown_cost_not
 
 
 def test_the_teacher_is_the_moving_average_of_the_weights_and_statistics(partly):
-    few = made(partly, FewLabelsConfig(decay=0.8))
+    few = made(partly, decay=0.8)
     few.follow()
     expected = {name: value.clone() for name, value in few.student.state_dict().items()}
     generator = torch.Generator().manual_seed(1)
@@ -268,9 +268,9 @@ def test_settings_out_of_range_are_refused(changes, message):
         FewLabelsConfig(**changes)
 
 
-@pytest.mark.parametrize("confidence", [0.5, 1.0, 0.2])
+@pytest.mark.parametrize("confidence", [0.5, 1.1, 0.2])
 def test_a_confidence_that_is_none_is_refused(confidence):
-    with pytest.raises(ValueError, match=r"prototypes\.confidence: must lie between 0\.5 and 1, or be null"):
+    with pytest.raises(ValueError, match=r"prototypes\.confidence: must be above 0\.5 and at most 1, got"):
         PrototypeConfig(confidence=confidence)
 
 
@@ -293,7 +293,7 @@ def test_sure_guesses_take_the_place_of_unknown_labels_of_training_studies_alone
     assert (found == labels)[filled].mean() > 0.9
     surer = ~np.isnan(with_pseudo_labels(hidden, cache, 0.99))
     assert (surer <= ~np.isnan(found)).all() and surer.sum() < (~np.isnan(found)).sum()
-    np.testing.assert_array_equal(with_pseudo_labels(hidden, cache, None), before)
+    np.testing.assert_array_equal(with_pseudo_labels(hidden, cache, 1.0), before)
 
 
 def test_a_study_without_any_label_gets_no_guess():
@@ -315,8 +315,8 @@ def test_stage_2_is_trained_on_them(monkeypatch):
 
     monkeypatch.setattr(prototypes, "positive_vectors", watched)
     counts = {}
-    for confidence in (0.9, None):
+    for confidence in (0.9, 1.0):
         given.clear()
         train_prototypes(collection, cache, replace(STAGE2, epochs=1, confidence=confidence), SilentCallbacks())
         counts[confidence] = sum(int((~labels.isnan()).sum()) for labels in given)
-    assert counts[0.9] > 2 * counts[None]
+    assert counts[0.9] > 2 * counts[1.0]
