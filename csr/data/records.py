@@ -26,6 +26,7 @@ from csr.errors import DataError
 SPLITS = ("train", "val", "test")
 CONCEPT_PREFIX = "concept:"
 TARGET_PREFIX = "target:"
+FILLED_PREFIX = "filled:"  # bool columns: the concept label is an image-text encoder's (`csr.data.text_concepts`)
 BOX_COLUMNS = ("study_id", "concept", "x_min", "y_min", "x_max", "y_max")
 CORNERS = list(BOX_COLUMNS[2:])
 SPACING = ("pixel_height_mm", "pixel_width_mm")
@@ -61,6 +62,14 @@ class Collection:
     def concept_labels(self) -> np.ndarray:
         """N×K float32 of 1, 0 or NaN."""
         return self.studies[[CONCEPT_PREFIX + name for name in self.concepts]].to_numpy(np.float32, copy=True)
+
+    def judged_labels(self) -> np.ndarray:
+        """N×K, as `concept_labels`, but NaN where an image-text encoder gave the label and no person."""
+        labels = self.concept_labels()
+        for k, name in enumerate(self.concepts):
+            if FILLED_PREFIX + name in self.studies:
+                labels[self.studies[FILLED_PREFIX + name].to_numpy(bool), k] = np.nan
+        return labels
 
     def truth(self) -> np.ndarray:
         """What is to be predicted, in scikit-learn's two forms: N int64 indices into ``classes``, `NO_CLASS` where it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from csr.training.alignment import align
 from csr.training.augmentation import AugmentConfig, Draws, Findings, augment
 from csr.training.batch_norm import shared_batch_norm
 from csr.training.callbacks import Callbacks
+from csr.training.few_labels import FewLabels, FewLabelsConfig, known_share, lengthened
 from csr.training.fine_tuning import fine_tuned
 from csr.training.images import image_batches, load_images, set_normalisation
 from csr.training.loop import Task, fit
@@ -52,6 +53,7 @@ class ConceptTrainingConfig:
         layer_decay: further factor for each layer between such a weight and the maps, in (0, 1]; None for none.
         freeze: epochs from the start in which the pretrained weights and running statistics stay as they are, or
             ``all``. `csr.training.fine_tuning` says which weights the last three are about.
+        few_labels: what is done where concept labels are unknown; see `csr.training.few_labels`.
         epochs: how many there are; with ``patience`` at most.
         patience: epochs without a rise of the validation figure (mean AUROC) after which the rate falls to 0 and the
             training ends; None: it takes its epochs. `csr.training.stopping` is this rule and says what ``least_rise``
@@ -76,6 +78,7 @@ class ConceptTrainingConfig:
     backbone_rate: float = 1.0
     layer_decay: float | None = None
     freeze: int | Literal["all"] = 0
+    few_labels: FewLabelsConfig = field(default_factory=FewLabelsConfig)
     precision: Precision = "auto"
     patience: int | None = None
     least_rise: float = 0.001
@@ -143,14 +146,21 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     model = ConceptModel(config.model, data.channels, len(data.collection.concepts))
     set_normalisation(model.backbone, data)
     model = model.to(place).to(memory_format=torch.channels_last)
+    known, few = known_share(data.collection), None
+    if known < 1 and config.few_labels.weight:
+        few = FewLabels(model, data, config.few_labels, config.precision, positive).to(place)
     engine, generator = distribute(model, partly=bool(config.freeze)), torch.Generator()
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
+        if few is not None:
+            few.follow()
         part = own_part(len(rows))
         own, draws = rows[part], Draws(len(rows), part, generator)
         images = augment(load_images(data, own, place), config.augment, findings, rows, draws)
         with autocast(config.precision), shared_batch_norm():
             _, logits = engine(images)
+        if few is not None:
+            return few.terms(logits, rows, part)
         loss = masked_bce(logits, labels[own].to(place), positive)
         return {"loss": loss * share_of_mean(~labels[rows].isnan(), part)}
 
@@ -159,7 +169,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
 
     task = Task(
         "concepts",
-        model,
+        model if few is None else few,
         drawn,
         terms,
         after_epoch,
@@ -171,8 +181,10 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
         clip=config.clip,
         accumulate=config.accumulate,
         chances=class_chances(data.collection, drawn) if config.sampling == "balanced" else None,
+        before_epoch=(lambda epoch: None) if few is None else few.label,
     )
-    fit(fine_tuned(task, config), config, callbacks)
+    budget = replace(config, epochs=lengthened(config.epochs, known, config.few_labels))
+    fit(fine_tuned(task, config), budget, callbacks)
     align(model, data, labels.numpy())
     return model
 

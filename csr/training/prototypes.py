@@ -37,6 +37,7 @@ from csr.training.runtime import (
     torch_seed,
     world_size,
 )
+from csr.training.soft_labels import with_pseudo_labels
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class PrototypeConfig:
         reseed: after each epoch but the last two, move prototypes that win no training vector onto the vectors that
             their concept's prototypes fit worst. More stay alive, but the vectors that fit worst are often the ones
             whose attention is misplaced: on the phantom it cost pointing and accuracy, so no preset uses it.
+        confidence: how sure `csr.training.soft_labels` must be of an unknown concept label of a training image for it
+            to count as known; 1, as in the ``paper`` preset: unknown labels are left out.
     """
 
     per_concept: int | Literal["auto"] = 5
@@ -74,10 +77,13 @@ class PrototypeConfig:
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
+    confidence: float = 0.9
     precision: Precision = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0.5 < self.confidence <= 1:
+            raise ValueError(f"prototypes.confidence: must be above 0.5 and at most 1, got {self.confidence}")
         if self.per_concept != "auto" and self.per_concept < 1:
             raise ValueError(f"prototypes.per_concept: needs at least one prototype a concept, got {self.per_concept}")
 
@@ -146,7 +152,7 @@ def train_prototypes(
     check_share(config.batch_size, world_size(), "prototypes")
     seed_everything(seeds(config.seed, "projector"))
     place = device()
-    labels = torch.from_numpy(collection.concept_labels())
+    labels = torch.from_numpy(with_pseudo_labels(collection, cache, config.confidence))
     train, val = collection.rows("train"), collection.rows("val")
     model = build_prototype_model(config, cache.features.shape[1], len(collection.concepts))
     if config.standardise:

@@ -118,18 +118,23 @@ def _ablation_section(folder: Path, seeds: list[int]) -> list[Section]:
 
 def _missing_labels_section(folder: Path, seeds: list[int], runs: dict[str, Runs]) -> list[Section]:
     files = {
-        hidden: [folder / "missing_labels" / f"{hidden}-{seed}.json" for seed in seeds]
-        for hidden in missing_labels.HIDDEN
+        level: [folder / "missing_labels" / f"{level}-{seed}.json" for seed in seeds] for level in missing_labels.LEVELS
     }
     names = [name for name in missing_labels.SYSTEMS if name in runs]
-    if not all(file.is_file() for own in files.values() for file in own):
+    found = {
+        level: [json.loads(file.read_text()) for file in own]
+        for level, own in files.items()
+        if all(file.is_file() for file in own)
+    }
+    if not found:
         return []
-    found = {hidden: [json.loads(file.read_text()) for file in own] for hidden, own in files.items()}
     parts = [part for part, value in runs[OURS].reports[0].items() if isinstance(value, dict)]
     rows = []
     for name in names:
-        levels = {"0": runs[name].reports} | {hidden: [one[name] for one in own] for hidden, own in found.items()}
-        for hidden, reports in levels.items():
+        levels = {"0%": runs[name].reports} | {
+            missing_labels.LEVELS[level].title: [one[name] for one in own] for level, own in found.items()
+        }
+        for title, reports in levels.items():
             cells = []
             for part in parts:
                 own = [report[part] for report in reports]
@@ -138,15 +143,16 @@ def _missing_labels_section(folder: Path, seeds: list[int], runs: dict[str, Runs
                     spread([one["concept_auroc"] for one in own]),
                     spread([one["pointing_game"]["pair"] for one in own]),
                 ]
-            rows.append((runs[name].title, f"{hidden}%", *cells))
+            rows.append((runs[name].title, title, *cells))
     columns = (
         "system",
         "hidden",
         *(f"{name}, {part}" for part in parts for name in ("F1", "concept AUROC", "pointing")),
     )
     note = (
-        "Every stage trained from the start on concept labels of which a share is hidden at random; losses leave "
-        "unknown labels out. Class labels stay, and so do the concept labels of the validation split."
+        "Every stage trained from the start on concept labels of which a share is hidden at random, with what "
+        "csr.training.few_labels makes of it. Class labels stay, and so do the concept labels of the validation split. "
+        "An encoder is a simulated image-text encoder that fills the labels it is sure of."
     )
     return [Section("Missing concept labels", (note,), (Table("", columns, rows),))]
 

@@ -225,11 +225,11 @@ def test_what_readers_correct_rests_on_a_trained_system(
 
 def test_every_share_of_hidden_labels_is_trained_from_the_start(stages: list[PipelineStage]) -> None:
     found = commands(stages, "missing_labels")
-    assert set(found) == expected(list(missing_labels.HIDDEN))
-    for (hidden, seed), stage in found.items():
+    assert set(found) == expected(list(missing_labels.LEVELS))
+    for (level, seed), stage in found.items():
         own = [each for each in files(stage) if each.startswith("build/")]
         assert own == ["build/comparison/trials/concepts_lse.json"]
-        assert outputs(stage) == {f"reports/comparison/missing_labels/{hidden}-{seed}.json"}
+        assert outputs(stage) == {f"reports/comparison/missing_labels/{level}-{seed}.json"}
         assert parameters(stage) >= {"concepts", "prototypes", "head"}
 
 
@@ -348,7 +348,7 @@ DONE = {
         "csr.baselines.black_box:black_box",
     ],
     "ablation": ["robust", "no_absence"],
-    "missing_labels": ["50", "90"],
+    "missing_labels": ["50", "90", "90_text"],
     "answers": ["csr_robust", "cbm_shared", "scbm_shared", "intcem_shared"],
     "boxes": ["csr_robust"],
     "refinement": ["csr_robust"],
@@ -463,17 +463,17 @@ def test_the_variant_without_changes_is_csr_itself(workplace: Path) -> None:
 
 
 def test_hidden_labels_change_what_is_learned_and_all_labels_judge_it(workplace: Path) -> None:
-    half, tenth = (read(workplace, f"missing_labels/{hidden}-0.json") for hidden in missing_labels.HIDDEN)
+    half, tenth, text = (read(workplace, f"missing_labels/{level}-0.json") for level in missing_labels.LEVELS)
     for name in missing_labels.SYSTEMS:
         whole = read(workplace, f"{name}-0.json")["test"]
-        for partly in (half[name]["test"], tenth[name]["test"]):
+        for partly in (half[name]["test"], tenth[name]["test"], text[name]["test"]):
             assert partly["studies"] == whole["studies"] == 12
             assert partly["pointing_game"]["pairs"] == whole["pointing_game"]["pairs"]
         judged = [(each["concept_auroc"], each["ece"]) for each in (whole, half[name]["test"], tenth[name]["test"])]
         assert len(set(judged)) == 3
-    text = (workplace / "reports/comparison.md").read_text()
-    rows = text.partition("## Missing concept labels")[2].partition("\n## ")[0]
-    for hidden, found in (("50%", half), ("90%", tenth)):
+    report = (workplace / "reports/comparison.md").read_text()
+    rows = report.partition("## Missing concept labels")[2].partition("\n## ")[0]
+    for hidden, found in (("50%", half), ("90%", tenth), ("90%, encoder of AUROC 0.85", text)):
         macro_f1 = found["csr_robust"]["test"]["macro_f1"]
         assert f"| CSR, robust | {hidden} | {macro_f1:.3f} |" in rows
     assert not list((workplace / "build/comparison").glob("tmp*"))

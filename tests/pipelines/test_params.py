@@ -12,7 +12,7 @@ import yaml
 
 from csr.bundle.writing import ExportConfig
 from csr.errors import ConfigError
-from csr.network.concept_model import ConceptModelConfig
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
 from pipelines import overlay
@@ -61,7 +61,7 @@ def test_null_takes_the_presets_value_and_a_value_overrides_it(preset: str) -> N
 def test_the_robust_preset_is_what_the_configurations_default_to() -> None:
     """So `python -m csr.comparison`, which reads no parameters, trains the same CSR as the pipeline."""
     values = yaml.safe_load((PRESETS / "robust.yaml").read_text())
-    defaults = {"concepts": {"model": ConceptModelConfig()}, "prototypes": PrototypeConfig(), "head": HeadConfig()}
+    defaults = {"concepts": ConceptTrainingConfig(), "prototypes": PrototypeConfig(), "head": HeadConfig()}
 
     def same(value: Any, default: Any) -> None:
         if isinstance(value, dict):

@@ -32,12 +32,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from csr.data.records import CONCEPT_PREFIX, Collection
+from csr.data.records import CONCEPT_PREFIX, FILLED_PREFIX, Collection
 from csr.data.shards import Images
 from csr.data.text_concepts.encoder import ImageTextEncoder
 from csr.errors import ConfigError, DataError
 
-FILLED_PREFIX = "filled:"
 MIN_KNOWN = 10  # known labels of each kind that a calibration can rest on
 SEPARATION = 2.0  # Ashman, Bird & Zepf 1994: below it, two normal distributions make one hump
 _KEY = "data.text_concepts"

@@ -27,6 +27,7 @@ from csr.data.text_concepts import (
     fill_labels,
     load_encoder,
 )
+from csr.data.text_concepts.simulated import simulated_scores
 from csr.errors import ConfigError, DataError
 from tests.csr import toy_encoder
 from tests.csr.toy_encoder import SHAPES, make_shapes
@@ -375,3 +376,27 @@ def test_open_clip_that_is_not_installed_is_named(toy_checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ConfigError, match="open_clip is not installed; pip install open_clip_torch"):
         load_encoder(FACTORY, toy_checkpoint, {"model": "ViT-B-32"})
+
+
+# simulated encoders
+
+
+@pytest.mark.parametrize("auroc", [0.5, 0.7, 0.9])
+def test_a_simulated_encoder_has_the_auroc_that_it_is_asked_for(auroc):
+    collection, _ = make_shapes(train=8000, val=3, test=3)
+    scores, labels = simulated_scores(collection, auroc, 0), collection.concept_labels()[:8000]
+    assert scores.shape == (8000, 3)
+    for score, own in zip(scores.T, labels.T, strict=True):
+        assert roc_auc_score(own, score) == pytest.approx(auroc, abs=0.02)
+    np.testing.assert_array_equal(scores, simulated_scores(collection, auroc, 0))
+    assert (scores != simulated_scores(collection, auroc, 1)).all()
+
+
+def test_a_simulated_encoder_needs_the_truth_and_a_possible_auroc():
+    collection, _ = make_shapes()
+    for auroc in (0.4, 1.0):
+        with pytest.raises(ConfigError, match=rf"AUROC of a simulated encoder: {auroc} is outside 0\.5\.\.1"):
+            simulated_scores(collection, auroc, 0)
+    collection.studies.loc[3, "concept:ring"] = np.nan
+    with pytest.raises(ConfigError, match="shapes: a simulated encoder needs the truth"):
+        simulated_scores(collection, 0.8, 0)
