@@ -18,7 +18,6 @@ from csr.data.raw import prepare_raw
 from csr.data.records import Collection
 from csr.data.shards import Images
 from csr.data.sources.read import SourceOptions, read_source
-from csr.data.splits import SplitShares
 from csr.data.text_concepts import TextConceptConfig, concept_directions, concept_scores, fill_labels, load_encoder
 from pipelines.params import DataParams, Params
 from pipelines.stage import PREPARED, cores, run_stage
@@ -44,7 +43,7 @@ def _prepare_raw(data: DataParams, workers: int, place: torch.device) -> Collect
     """The tables; an image-text encoder computes on ``place``."""
     problems, texts, folder = Problems(), data.text_concepts, Path(data.path)
     assert data.source != "phantom"
-    shares = SplitShares(data.validation_share, data.test_share, data.split_seed)
+    shares = data.shares
     options = SourceOptions(shares, data.tbx11k, workers, data.choice, data.vindr_cxr)
     raw = read_source(data.source, folder, options, problems, _progress)
     prepare_all = partial(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from csr.baselines.protocol import WARM_START_EPOCHS, load_system
+from csr.comparison.concept_pointing import concept_pointing_section
 from csr.comparison.latency import encode_latency
 from csr.comparison.report import OURS, main_sections, spread
 from csr.comparison.runs import Runs, read_runs
@@ -44,6 +45,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
     sections = [
         _setting_section(params, data),
         *main_sections(data.collection, runs),
+        *concept_pointing_section(data.collection, runs, data.side),
         *_ablation_section(folder, seeds),
         *_missing_labels_section(folder, seeds, runs),
         Section("Interaction", (f"What readers' answers, boxes and reviews do is in {folder}_interaction.md.",)),
