@@ -30,6 +30,7 @@ from csr.training.callbacks import Callbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
 from csr.training.fine_tuning import fine_tuned
+from csr.training.frozen_body import remembered
 from csr.training.images import channel_statistics, image_batches, load_images
 from csr.training.loop import Task, fit
 from csr.training.runtime import autocast, device
@@ -244,7 +245,8 @@ def train_on_images(
     task = Task(name, system, chosen, batch_terms, after_epoch, phase.warmup, rates or {}, "concepts", phase.precision)
     if context.shared_backbone is not None:
         phase = replace(phase, backbone_rate=1.0, layer_decay=None, freeze=0)
-    fit(fine_tuned(task, phase), phase, context.callbacks)
+    with remembered(system, phase.freeze):
+        fit(fine_tuned(task, phase), phase, context.callbacks)
 
 
 @torch.no_grad()

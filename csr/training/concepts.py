@@ -17,6 +17,7 @@ from csr.training.augmentation import AugmentConfig, Draws, Findings, augment
 from csr.training.batch_norm import shared_batch_norm
 from csr.training.callbacks import Callbacks
 from csr.training.fine_tuning import fine_tuned
+from csr.training.frozen_body import remembered
 from csr.training.images import channel_statistics, image_batches, load_images
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce
@@ -48,7 +49,8 @@ class ConceptTrainingConfig:
         backbone_rate: factor on the learning rate of the backbone's pretrained weights.
         layer_decay: further factor for each layer between such a weight and the maps, in (0, 1]; None for none.
         freeze: epochs from the start in which the pretrained weights and running statistics stay as they are, or
-            ``all``. `csr.training.fine_tuning` says which weights the last three are about.
+            ``all``, in which case `csr.training.frozen_body` computes little twice. `csr.training.fine_tuning` says
+            which weights the last three are about.
     """
 
     model: ConceptModelConfig = field(default_factory=ConceptModelConfig)
@@ -126,7 +128,8 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
         precision=config.precision,
         draws=generator,
     )
-    fit(fine_tuned(task, config), config, callbacks)
+    with remembered(model, config.freeze):
+        fit(fine_tuned(task, config), config, callbacks)
     align(model, data, labels.numpy())
     return model
 
