@@ -42,6 +42,7 @@ from csr.training.callbacks import Callbacks, State
 from csr.training.concepts import train_concepts
 from csr.training.features import FeatureCache, compute_features
 from csr.training.head import train_head
+from csr.training.located import located_cache
 from csr.training.prediction import predict
 from csr.training.prototypes import train_prototypes
 from csr.training.runtime import use_device
@@ -271,6 +272,8 @@ def _train_and_judge(run: Run, data: PreparedSet, seed: int) -> None:
         run.note("features", {"seconds": time.perf_counter() - start})
         draft.rename(features)
     cache = FeatureCache.open(features)
+    if params.prototypes.located:
+        cache = located_cache(collection, cache, data.side)
 
     def prototypes(callbacks: Callbacks) -> Checkpoint:
         return prototype_model_checkpoint(train_prototypes(collection, cache, params.prototypes, callbacks))
