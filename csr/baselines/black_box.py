@@ -31,7 +31,7 @@ from csr.baselines.protocol import (
 from csr.network.concept_model import ConceptModel
 from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
-from csr.training.images import channel_statistics
+from csr.training.images import set_normalisation
 from csr.training.runtime import device, seed_everything, seeds
 
 
@@ -63,7 +63,7 @@ def train_black_box(context: ExperimentContext) -> BlackBox:
     """Trains the shared backbone ``classes``."""
     seed_everything(seeds(context.config.seed, "weights"))
     model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.classes)
-    model.backbone.set_normalisation(*channel_statistics(context.data, context.data.collection.rows("train")))
+    set_normalisation(model.backbone, context.data)
     system = BlackBox(model, context.concepts)
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, pool_maps
 from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
-from csr.training.images import channel_statistics, image_batches
+from csr.training.images import image_batches, set_normalisation
 from csr.training.losses import masked_bce
 from csr.training.runtime import device, seed_everything, seeds
 
@@ -124,7 +124,7 @@ def joint_cbm(context: ExperimentContext) -> CBM:
     collection, train = context.data.collection, context.data.collection.rows("train")
     classed = collection.has_class()
     model = ConceptModel(replace(context.config.model, pooling="average"), context.data.channels, context.concepts)
-    model.backbone.set_normalisation(*channel_statistics(context.data, train))
+    set_normalisation(model.backbone, context.data)
     system = CBM(model, context.classes)
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
 from csr.training.fine_tuning import fine_tuned
 from csr.training.frozen_body import remembered
-from csr.training.images import channel_statistics, image_batches, load_images
+from csr.training.images import image_batches, load_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.runtime import autocast, device
 
@@ -154,7 +154,7 @@ class ExperimentContext:
         if self.shared_backbone is not None:
             return copy.deepcopy(self.shared_backbone.model.backbone).requires_grad_(True)
         backbone = Backbone(self.config.model, self.data.channels)
-        backbone.set_normalisation(*channel_statistics(self.data, self.data.collection.rows("train")))
+        set_normalisation(backbone, self.data)
         return backbone
 
     @property

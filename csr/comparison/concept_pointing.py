@@ -17,9 +17,7 @@ from csr.data.records import Collection
 from csr.evaluation.pointing import Pointing, mean_box_centres, pointing_game
 
 
-def concept_pointing_section(
-    collection: Collection, runs: Mapping[str, Runs], side: int
-) -> list[Section]:
+def concept_pointing_section(collection: Collection, runs: Mapping[str, Runs], side: int) -> list[Section]:
     """A table a test part, a row a concept; nothing where no box is judged or no system has maps.
 
     Args:
@@ -39,7 +37,9 @@ def concept_pointing_section(
             level = (f"{levels.chance_by_concept[k]:.3f}", f"{levels.centre_by_concept[k]:.3f}")
             rows.append((collection.concepts[k], str(levels.pairs_by_concept[k]), *level, *hits))
         if rows:
-            tables.append(Table(part, ("concept", "pairs", "chance", "centre", *(each.title for each in with_maps)), rows))
+            tables.append(
+                Table(part, ("concept", "pairs", "chance", "centre", *(each.title for each in with_maps)), rows)
+            )
     if not tables:
         return []
     note = (

@@ -50,7 +50,9 @@ class SplitShares:
         if self.folds is None and self.fold:
             raise ValueError("data.fold: there are no folds; set data.folds to their number, or this to 0")
         if self.folds is not None and not 0 <= self.fold < self.folds:
-            raise ValueError(f"data.fold: a number from 0 to {self.folds - 1} (data.folds: {self.folds}), got {self.fold}")
+            raise ValueError(
+                f"data.fold: a number from 0 to {self.folds - 1} (data.folds: {self.folds}), got {self.fold}"
+            )
 
     @property
     def judged(self) -> tuple[str, ...]:

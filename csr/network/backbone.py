@@ -11,9 +11,11 @@ finding. Every system of the comparison rests on the same backbone.
 A map cell must also look at the pixels that it is drawn over. A stride-2 convolution with symmetric padding centres its
 output i on input 2i, so after four of them cell i looks at pixel 16·i, half a cell up and left of the middle of the
 pixels it is drawn over: maps then point half a cell down and right of every finding, which a finding smaller than a
-cell does not forgive. Such backbones get half a stride of padding in front, and their first row and column of cells,
-which look outside the image, are dropped. Backbones with TensorFlow's SAME padding look half a cell the other way;
-patchify stems and average-pooled shortcuts are centred as they are. Which it is is measured when the model is built.
+cell does not forgive. Backbones with TensorFlow's SAME padding look half a cell the other way; patchify stems are
+centred as they are; and trained weights may look anywhere in their field of view. So how far each level looks from the
+middle of its cells is measured when the model is built, with the weights that it starts from, and undone: the image is
+padded by so much, cells that look outside it are dropped, and the deeper level is enlarged to where the finer one
+looks.
 
 Training moves where cells look, too (`csr.training.alignment` says why, and measures it); images are then moved by as
 much before they are looked at.
@@ -21,16 +23,20 @@ much before they are looked at.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.errors import ConfigError
+from csr.errors import ConfigError, cause_of
+from csr.network.cell_offset import Centring, measure_cell_offsets, whole_pixels
+from csr.network.timm_networks import TokenFeatures, any_side, is_made_of_tokens, whole_network
+from csr.network.weights import Preprocessing, load_weights
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,12 @@ class BackboneConfig:
     """What the backbone is made of.
 
     Args:
-        backbone: a timm model name with ``features_only`` support.
+        backbone: a timm model name with ``features_only`` support, or a network of tokens such as a vision transformer.
         pretrained: timm's published weights (downloads them), or
-        checkpoint: a local file of backbone weights, or neither: from scratch.
-        stride: input pixels a map cell, a power of two that the backbone offers.
+        checkpoint: a local file of backbone weights (`csr.network.weights`), or neither: from scratch.
+        normalisation: of images. ``auto``: what pretrained weights were trained with, and from scratch the training
+            images' mean and standard deviation; ``images``: these always; or a mean and a std.
+        stride: input pixels a map cell, one that the backbone offers: a power of two, or its patch.
         context: stride of a deeper level that is merged into the finer one, or None.
         width: D where levels are merged; otherwise D is the level's own.
     """
@@ -49,9 +57,15 @@ class BackboneConfig:
     backbone: str = "regnetx_002"
     pretrained: bool = False
     checkpoint: str | None = None
+    normalisation: Literal["auto", "images"] | Preprocessing = "auto"
     stride: int = 8
     context: int | None = 16
     width: int = 128
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the levels that are used, the finest first."""
+        return (self.stride, self.context) if self.context else (self.stride,)
 
 
 class Backbone(nn.Module):
@@ -62,7 +76,7 @@ class Backbone(nn.Module):
         channels: image channels, 1 or 3.
 
     Raises:
-        ConfigError: timm does not know the backbone, or it has no such levels.
+        ConfigError: timm does not know the backbone, or it has no such levels, or its weights cannot be had.
     """
 
     mean: Tensor
@@ -71,18 +85,15 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig, channels: int) -> None:
         super().__init__()
         self.config = config
-        self.body = _build_body(config, channels)
-        widths: list[int] = self.body.feature_info.channels()
-        self.cell_offset = measure_cell_offset(self.body, channels, config.stride)
+        self.body, widths, preprocessing = _build_body(config, channels)
+        self.normalised = preprocessing is not None  # by the weights' own statistics, not the training images'
+        self.only_side, offsets = _measure(self.body, config, channels)
+        if not all(map(math.isfinite, offsets)):
+            raise ConfigError(f"concepts.model: features of {config.backbone} with these weights are no finite numbers")
+        self.cell_offset = tuple(map(whole_pixels, offsets, config.strides))  # pixels, of each level
         self.map_shift = (0, 0)  # pixels right and down of their middle that cells look, after training
         self.width = config.width if config.context else widths[0]
         if config.context:
-            if self.cell_offset > 0:
-                raise ConfigError(
-                    f"concepts.model.context: cells of {config.backbone} look down and right of their pixels "
-                    "(TensorFlow's SAME padding); merging two levels of such a backbone is not supported, set it to "
-                    "null"
-                )
             self.fine = nn.Conv2d(widths[0], config.width, 1, bias=False)
             self.deep = nn.Conv2d(widths[1], config.width, 1, bias=False)
             self.merge = nn.Sequential(
@@ -92,6 +103,8 @@ class Backbone(nn.Module):
             )
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
+        if preprocessing is not None:
+            self.set_normalisation(*preprocessing.of(channels))
 
     def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
         """Stores the channel statistics (C, in 0..1 units) that travel with the weights."""
@@ -99,13 +112,20 @@ class Backbone(nn.Module):
         self.std.copy_(std)
 
     def get_extra_state(self) -> Tensor:
-        """``cell_offset`` and ``map_shift`` travel with the weights: a measurement must not be made twice."""
-        return torch.tensor([self.cell_offset, *self.map_shift])
+        """``cell_offset`` and ``map_shift`` travel with the weights: a measurement must not be made twice.
+
+        Where all levels look half a cell to the same side, or none does, the first number says which: -1, 1 or 0.
+        """
+        for sign in (-1, 0, 1):
+            if self.cell_offset == tuple(sign * (stride // 2) for stride in self.config.strides):
+                return torch.tensor([sign, *self.map_shift])
+        return torch.tensor([0, *self.map_shift, *self.cell_offset])
 
     def set_extra_state(self, state: Tensor) -> None:
         """The inverse of `get_extra_state`."""
-        self.cell_offset, *map_shift = (int(value) for value in state)
-        self.map_shift = (map_shift[0], map_shift[1])
+        sign, right, down, *offsets = (int(value) for value in state)
+        self.cell_offset = tuple(offsets or (sign * (stride // 2) for stride in self.config.strides))
+        self.map_shift = (right, down)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 B×C×H×W → standardised float32."""
@@ -117,29 +137,26 @@ class Backbone(nn.Module):
 
     def depths(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 B×C×H×W → the finest level as the body gives it, and f of `forward`: two depths of one run."""
-        deepest = self.config.context or self.config.stride
-        if images.shape[-1] % deepest or images.shape[-2] % deepest:
-            height, width = images.shape[-2:]
+        height, width = images.shape[-2:]
+        deepest, stride = max(self.config.strides), self.config.stride
+        if height % deepest or width % deepest:
             raise ConfigError(f"data.side: {height}×{width} is not a multiple of the deepest stride {deepest}")
-        normal, half = _moved(self.normalise(images), *self.map_shift), self.config.stride // 2
-        if self.cell_offset < 0:
-            levels = self.body(F.pad(normal, (half, 0, half, 0)))
-            return levels[0], self._merged(levels)[..., 1:, 1:]
-        if self.cell_offset > 0:
-            levels = self.body(F.pad(normal, (half, half, half, half)))
-            return levels[0], self._merged(levels)[..., :-1, :-1]
-        levels = self.body(normal)
-        return levels[0], self._merged(levels)
+        if self.only_side and (height, width) != (self.only_side, self.only_side):
+            raise ConfigError(
+                f"data.side: {self.config.backbone} takes images of {self.only_side}×{self.only_side} only, got "
+                f"{height}×{width}"
+            )
+        centring = Centring(self.cell_offset, self.config.strides)
+        levels = self.body(centring.pad(_moved(self.normalise(images), *self.map_shift)))
+        merged = self._merged(levels, centring)
+        return levels[0], centring.crop(merged, height // stride, width // stride)
 
-    def _merged(self, levels: list[Tensor]) -> Tensor:
+    def _merged(self, levels: list[Tensor], centring: Centring) -> Tensor:
         if not self.config.context:
             return levels[0]
         fine = self.fine(levels[0])
-        # cells that look at the upper left corner of their pixels coincide at the corners, others at the edges
-        enlarged = F.interpolate(
-            self.deep(levels[1]), size=fine.shape[-2:], mode="bilinear", align_corners=self.cell_offset < 0
-        )
-        return self.merge(fine + enlarged)
+        merged: Tensor = self.merge(fine + centring.enlarge(self.deep(levels[1]), fine.shape[-2:]))
+        return merged
 
 
 def _moved(images: Tensor, right: int, down: int) -> Tensor:
@@ -150,53 +167,80 @@ def _moved(images: Tensor, right: int, down: int) -> Tensor:
     return reflected[..., top : top + height, left : left + width]
 
 
-def measure_cell_offset(body: nn.Module, channels: int, stride: int) -> int:
-    """Where cells of the finest level look: −1 at their upper left corner, 0 at their middle, 1 at their lower right.
-
-    Measured as the centre of mass of |∂f(middle cell)/∂x|², which is near one of the three whatever the weights are.
-    The global random state is left as it was, and so are the running statistics.
-    """
-    cells = 16
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        images = torch.randn(8, channels, cells * stride, cells * stride, requires_grad=True)
-        training = body.training
-        features = body.eval()(images)[0]
-        body.train(training)
-        middle = features.shape[-1] // 2
-        (gradient,) = torch.autograd.grad(features[..., middle, middle].square().sum(), images)
-    weight = gradient.square().sum((0, 1, 2))
-    seen = float((weight * (torch.arange(len(weight)) + 0.5)).sum() / weight.sum())
-    offset = seen / stride - (middle + 0.5)
-    return -1 if offset < -0.25 else 1 if offset > 0.25 else 0
+def _measure(body: Any, config: BackboneConfig, channels: int) -> tuple[int | None, list[float]]:
+    """The only side of images that a body takes, or None, and where its cells look."""
+    own_side: int = body.pretrained_cfg["input_size"][-1]
+    try:
+        return None, measure_cell_offsets(body, channels, config.strides)
+    except (AssertionError, RuntimeError, ValueError):
+        if not body.pretrained_cfg["fixed_input_size"]:
+            raise
+    return own_side, measure_cell_offsets(body, channels, config.strides, own_side)
 
 
-def _build_body(config: BackboneConfig, channels: int) -> Any:  # timm's FeatureListNet, untyped
+def _build_body(config: BackboneConfig, channels: int) -> tuple[Any, list[int], Preprocessing | None]:
+    """timm's feature network (untyped), the widths of its levels, and what its weights want images normalised by."""
     if config.checkpoint is not None and not Path(config.checkpoint).is_file():
         raise ConfigError(f"concepts.model.checkpoint: no file {config.checkpoint!r}")
+    if config.pretrained and config.checkpoint is not None:
+        raise ConfigError("concepts.model.checkpoint: set it to null, or concepts.model.pretrained to false")
     if config.context is not None and config.context <= config.stride:
         raise ConfigError(
             f"concepts.model.context: must be a deeper level than concepts.model.stride {config.stride}, "
             f"got {config.context}"
         )
+    whole = whole_network(config.backbone, channels)
+    settings = {"in_chans": channels, **any_side(whole)}
+    if is_made_of_tokens(whole):
+        _check_patch(config, whole.feature_info[-1]["reduction"])
+        body: Any = TokenFeatures(_made(config, num_classes=0, **settings))
+        widths = [body.width]
+    else:
+        levels = timm.create_model(config.backbone, features_only=True)
+        body = _made(
+            config, features_only=True, out_indices=_places(config, levels.feature_info.reduction()), **settings
+        )
+        widths = body.feature_info.channels()
+    stated = load_weights(body, whole, Path(config.checkpoint)) if config.checkpoint else None
+    if isinstance(config.normalisation, Preprocessing):
+        return body, widths, config.normalisation
+    if config.normalisation == "images" or not (config.pretrained or config.checkpoint):
+        return body, widths, None
+    own = whole.pretrained_cfg
+    return body, widths, stated or Preprocessing(tuple(own["mean"]), tuple(own["std"]))
+
+
+def _made(config: BackboneConfig, **settings: Any) -> Any:
     try:
-        levels: Any = timm.create_model(config.backbone, features_only=True)
-    except RuntimeError as error:
-        raise ConfigError(f"concepts.model.backbone: {error}") from None
-    reductions = levels.feature_info.reduction()
-    wanted = [config.stride] + ([config.context] if config.context else [])
-    for key, stride in zip(("stride", "context"), wanted, strict=False):
+        return timm.create_model(config.backbone, pretrained=config.pretrained, **settings)
+    except (OSError, RuntimeError) as error:
+        if not config.pretrained:
+            raise
+        raise ConfigError(
+            f"concepts.model.pretrained: timm's weights of {config.backbone} cannot be had ({cause_of(error)}); "
+            "without a network set it to false and concepts.model.checkpoint to a file"
+        ) from None
+
+
+def _check_patch(config: BackboneConfig, patch: int) -> None:
+    if config.stride != patch:
+        raise ConfigError(
+            f"concepts.model.stride: a cell of {config.backbone} is its patch of {patch} pixels, got {config.stride}; "
+            f"set it to {patch} and concepts.model.context to null"
+        )
+    if config.context is not None:
+        raise ConfigError(
+            f"concepts.model.context: {config.backbone} has no deeper level to merge, all its cells are {patch} "
+            "pixels; set it to null"
+        )
+
+
+def _places(config: BackboneConfig, reductions: list[int]) -> tuple[int, ...]:
+    """Where the levels of the wanted strides stand; of several the last."""
+    for key, stride in zip(("stride", "context"), config.strides, strict=False):
         if stride not in reductions:
             offered = ", ".join(map(str, reductions))
             raise ConfigError(
                 f"concepts.model.{key}: {config.backbone} has levels of stride {offered}, none of {stride}"
             )
-    overlay = {"file": config.checkpoint} if config.checkpoint else None
-    return timm.create_model(
-        config.backbone,
-        pretrained=config.pretrained or config.checkpoint is not None,
-        pretrained_cfg_overlay=overlay,
-        features_only=True,
-        out_indices=tuple(reductions.index(stride) for stride in wanted),
-        in_chans=channels,
-    )
+    return tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in config.strides)

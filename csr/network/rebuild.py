@@ -9,7 +9,8 @@ from csr.network.backbone import Backbone, BackboneConfig
 from csr.network.checkpoint import Checkpoint, checkpoint
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 
-_UNTRAINED = {"pretrained": False, "checkpoint": None}  # never fetch weights that others will replace
+# never fetch weights, or their statistics, that others will replace
+_UNTRAINED = {"pretrained": False, "checkpoint": None, "normalisation": "auto"}
 
 
 def backbone_config(backbone: Backbone) -> dict[str, Any]:

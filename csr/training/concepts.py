@@ -18,7 +18,7 @@ from csr.training.batch_norm import shared_batch_norm
 from csr.training.callbacks import Callbacks
 from csr.training.fine_tuning import fine_tuned
 from csr.training.frozen_body import remembered
-from csr.training.images import channel_statistics, image_batches, load_images
+from csr.training.images import image_batches, load_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce
 from csr.training.runtime import (
@@ -100,10 +100,10 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     seed_everything(seeds(config.seed, "weights"))
     place = device()
     labels = torch.from_numpy(data.collection.concept_labels())
-    train, val = data.collection.rows("train"), data.collection.rows("val")
+    val = data.collection.rows("val")
     findings = Findings(data.collection, data.side)
     model = ConceptModel(config.model, data.channels, len(data.collection.concepts))
-    model.backbone.set_normalisation(*channel_statistics(data, train))
+    set_normalisation(model.backbone, data)
     model = model.to(place).to(memory_format=torch.channels_last)
     engine, generator = distribute(model, partly=bool(config.freeze)), torch.Generator()
 

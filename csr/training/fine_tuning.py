@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-import timm
-import torch
 from timm.models import group_parameters
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from csr.errors import ConfigError
 from csr.network.backbone import Backbone
+from csr.network.timm_networks import original_names, whole_network
 from csr.training.loop import Task
 
 
@@ -85,9 +84,9 @@ def spared_of_decay(model: nn.Module) -> frozenset[str]:
     plain = {id(parameter) for group in groups if not group["weight_decay"] for parameter in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in plain}
     for prefix, backbone in _backbones(model).items():
-        whole = _whole_network(backbone)
+        whole = whole_network(backbone.config.backbone, backbone.mean.numel())
         patterns = whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else ()
-        for name, original in _original_names(backbone, whole).items():
+        for name, original in original_names(backbone.body, whole).items():
             if any(fnmatch.fnmatch(original, pattern) for pattern in patterns):
                 names.add(prefix + name)
     return frozenset(names)
@@ -111,8 +110,8 @@ def _backbones(model: nn.Module) -> dict[str, Backbone]:
 
 def _layers(backbone: Backbone, names: list[str]) -> dict[str, int]:
     """The body's parameters → how many layers lie between them and the image."""
-    whole = _whole_network(backbone)
-    originals = _original_names(backbone, whole)
+    whole = whole_network(backbone.config.backbone, backbone.mean.numel())
+    originals = original_names(backbone.body, whole)
     if not hasattr(whole, "group_matcher") or any(name not in originals for name in names):
         raise ConfigError(
             f"concepts.layer_decay: timm does not tell of which layers the parameters of {backbone.config.backbone} "
@@ -120,22 +119,3 @@ def _layers(backbone: Backbone, names: list[str]) -> dict[str, int]:
         )
     layers = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
     return {name: layers[originals[name]] for name in names}
-
-
-def _whole_network(backbone: Backbone) -> Any:  # a timm network, untyped
-    """timm's network that the body is a part of, without memory for its weights."""
-    with torch.device("meta"):
-        return timm.create_model(backbone.config.backbone, in_chans=backbone.mean.numel())
-
-
-def _original_names(backbone: Backbone, whole: nn.Module) -> dict[str, str]:
-    """The body's parameters → their names in the whole network.
-
-    timm's feature extractors (``timm.models._features``) keep a network's names, or join their first two parts, or hold
-    the network as ``model`` or ``body``.
-    """
-    originals: dict[str, str] = {}
-    for name, _ in whole.named_parameters():
-        first, _, rest = name.partition(".")
-        originals |= {name: name, f"{first}_{rest}": name, f"model.{name}": name, f"body.{name}": name}
-    return {name: originals[name] for name, _ in backbone.body.named_parameters() if name in originals}

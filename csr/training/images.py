@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from csr.data.prepared import PreparedSet
+from csr.network.backbone import Backbone
 from csr.training.runtime import device
 
 
@@ -29,3 +30,9 @@ def channel_statistics(data: PreparedSet, rows: np.ndarray) -> tuple[Tensor, Ten
     """Mean and standard deviation of each channel in 0..1 units, over at most 500 evenly spaced rows."""
     sample = data.images[rows[:: max(1, len(rows) // 500)]].astype(np.float32) / 255
     return torch.from_numpy(sample.mean((0, 2, 3))), torch.from_numpy(sample.std((0, 2, 3))).clamp_min(1e-3)
+
+
+def set_normalisation(backbone: Backbone, data: PreparedSet) -> None:
+    """Normalises images by the training images' statistics, unless the backbone's weights brought their own."""
+    if not backbone.normalised:
+        backbone.set_normalisation(*channel_statistics(data, data.collection.rows("train")))

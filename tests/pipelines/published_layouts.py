@@ -47,7 +47,9 @@ def write_tbx11k(folder: Path, train: int = 36, val: int = 12, side: int = 64) -
             if label == "tb":
                 box = [*map(float, corner), side / 4, side / 4]
                 boxes.append({"id": number + 1, "image_id": number + 1, "category_id": 1, "bbox": box})
-            table.append({"image": name, "concept:cavity": int(label == "tb"), "concept:effusion": int(label == "sick")})
+            table.append(
+                {"image": name, "concept:cavity": int(label == "tb"), "concept:effusion": int(label == "sick")}
+            )
             number += 1
         (folder / "lists" / f"TBX11K_{split}.txt").write_text("\n".join(names) + "\n")
         content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "ActiveTuberculosis"}]}
@@ -68,7 +70,9 @@ def write_isic2017(folder: Path, train: int = 24, val: int = 9, test: int = 9, s
         lines = ["image_id,melanoma,seborrheic_keratosis"]
         for _ in range(count):
             study, kind, cell = f"ISIC_{number:07d}", number % 3, number % 16
-            shown = {name: [int(kind == k % 3 and place == cell) for place in range(16)] for k, name in enumerate(CONCEPTS)}
+            shown = {
+                name: [int(kind == k % 3 and place == cell) for place in range(16)] for k, name in enumerate(CONCEPTS)
+            }
             grey = scene(number, side, [(cell % 4 * side // 4, cell // 4 * side // 4)])
             colours = np.stack([grey if channel == kind else grey // 2 for channel in range(3)], -1)
             Image.fromarray(colours).save(data / f"{study}.jpg", quality=95)
@@ -98,7 +102,9 @@ def write_vindr_cxr(folder: Path, train: int = 40, test: int = 12, side: int = 6
             said = {*names, *(("Pneumonia",) if has[0] else ()), *(("Lung tumor",) if has[1] else ())}
             for reader in readers:
                 about = {"image_id": image} | ({"rad_id": reader} if reader else {})
-                labels.append(about | {name: int(name in said or (name == "No finding" and not said)) for name in LABELS})
+                labels.append(
+                    about | {name: int(name in said or (name == "No finding" and not said)) for name in LABELS}
+                )
                 for name, (x, y) in zip(names, shown, strict=True):
                     boxes.append(about | dict(zip(BOX, (name, x, y, x + side // 4, y + side // 4), strict=True)))
                 if not names:

@@ -154,20 +154,16 @@ def test_logits_are_the_pooled_maps(model):
         (ConceptModelConfig("test_resnet", stride=16, context=16), "concepts.model.context: must be a deeper level"),
         (ConceptModelConfig("test_resnet", stride=16, context=8), "concepts.model.context: must be a deeper level"),
         (
-            ConceptModelConfig("tf_efficientnet_lite0", stride=8, context=16),
-            "concepts.model.context: .* set it to null",
+            ConceptModelConfig("test_vit", stride=8),
+            "concepts.model.stride: a cell of test_vit is its patch of 16 pixels",
         ),
+        (ConceptModelConfig("test_vit", stride=16, context=32), "concepts.model.context: test_vit has no deeper level"),
         (ConceptModelConfig("test_resnet", checkpoint="absent.pth"), "concepts.model.checkpoint: no file 'absent.pth'"),
     ],
 )
 def test_an_impossible_architecture_is_refused_by_naming_the_key(config, words):
     with pytest.raises(ConfigError, match=f"^{words}"):
         ConceptModel(config, 1, 2)
-
-
-def test_a_backbone_that_looks_down_and_right_is_fine_with_one_level():
-    model = ConceptModel(ConceptModelConfig("tf_efficientnet_lite0", stride=8, context=None), 1, 2)
-    assert model.backbone.cell_offset == 1
 
 
 @pytest.mark.parametrize(("context", "side", "deepest"), [(None, 36, 8), (16, 40, 16), (16, 36, 16)])

@@ -39,7 +39,7 @@ class Squinting(nn.Module):
 def make_model(off: tuple[int, int]) -> ConceptModel:
     torch.manual_seed(0)
     model = ConceptModel(ConceptModelConfig("test_resnet", stride=STRIDE, context=None), channels=1, concepts=1)
-    model.backbone.body, model.backbone.cell_offset = Squinting(off), 0
+    model.backbone.body, model.backbone.cell_offset = Squinting(off), (0,)
     model.to_maps = nn.Conv2d(1, 1, 1, bias=False)
     nn.init.ones_(model.to_maps.weight)
     return model.eval()

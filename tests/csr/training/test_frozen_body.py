@@ -86,9 +86,7 @@ def test_no_more_is_remembered_than_there_is_room_for(
     assert computed == [4, 1]
 
 
-def test_stage_1_learns_the_same_and_computes_each_picture_once(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stage_1_learns_the_same_and_computes_each_picture_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_prepared(tmp_path / "prepared", make_collection())
     torch.manual_seed(7)
     torch.save(timm.create_model("test_resnet", num_classes=0, in_chans=1).state_dict(), tmp_path / "body.pth")

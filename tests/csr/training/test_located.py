@@ -19,7 +19,11 @@ def attention(cache: FeatureCache) -> np.ndarray:
 def test_attention_of_present_concepts_of_training_images_is_inside_their_boxes() -> None:
     collection, side = make_collection(), SIDE
     cache = make_cache(collection)
-    cell, before, after = side // cache.cam.shape[-1], attention(cache), attention(located_cache(collection, cache, side))
+    cell, before, after = (
+        side // cache.cam.shape[-1],
+        attention(cache),
+        attention(located_cache(collection, cache, side)),
+    )
     boxes, train = collection.boxes_by_pair(), set(collection.rows("train").tolist())
     for row in range(len(before)):
         for k in range(len(CONCEPTS)):

@@ -173,7 +173,7 @@ def test_a_study_without_any_label_counts_in_stage_1_for_the_channels_statistics
         seen.append(rows)
         return torch.tensor([0.3]), torch.tensor([0.2])
 
-    monkeypatch.setattr(concepts, "channel_statistics", statistics)
+    monkeypatch.setattr("csr.training.images.channel_statistics", statistics)
     states = [concepts.train_concepts(each, config, SilentCallbacks()).state_dict() for each in (data, apart)]
     np.testing.assert_array_equal(seen[0], partly.rows("train"))
     assert states[0].keys() == states[1].keys()
