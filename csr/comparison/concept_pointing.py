@@ -1,7 +1,7 @@
 """The report's pointing game concept by concept, every system that has maps beside chance and the mean position.
 
-Findings differ in size and place: a microaneurysm of three pixels and an exudate of thirty have levels of their own, and
-a mean over concepts can hide that one of them is never found.
+Findings differ in size and place: a microaneurysm of three pixels and an exudate of thirty have levels of their own,
+and a mean over concepts can hide that one of them is never found.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Stage 1 learns from labels of whole images, so concepts that always go together share one map: in a small retinal set
 every image with microaneurysms has haemorrhages too, and nothing tells its maps which is which. Where a part of the
-training images has boxes, prototypes need not guess: local concept vectors, and the agreement term, attend to the cells
-that the boxes reach (``prototypes.located``). Stage 1 and everything that rests on it alone sees no box. The paper learns
-from image labels only.
+training images has boxes, prototypes need not guess: local concept vectors, and the agreement term, attend to the
+cells that the boxes reach (``prototypes.located``). Stage 1 and everything that rests on it alone sees no box. The paper
+learns from image labels only.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def located_cache(collection: Collection, cache: FeatureCache, side: int) -> Fea
 
 
 def confined(cache: FeatureCache, boxes: Mapping[tuple[int, int], np.ndarray], side: int) -> FeatureCache:
-    """The features with the maps of (row, concept) pairs as they are in the cells that the pair's n×4 boxes reach, and so
-    much less elsewhere that attention stays inside."""
+    """The features with the maps of (row, concept) pairs as they are in the cells that the pair's n×4 boxes reach, and
+    so much less elsewhere that attention stays inside."""
     cam = np.array(cache.cam)
     for (row, k), own in boxes.items():
         inside = [cells_inside(RegionBox(*box), side, *cam.shape[2:]) for box in own.tolist()]

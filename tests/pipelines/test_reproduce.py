@@ -1,4 +1,4 @@
-"""The paper's protocol on generated sets in the published layouts, small: what is trained, resumed, refused, written."""
+"""The paper's protocol on generated sets in the published layouts: what is trained, resumed, refused, written."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ def test_what_is_done_is_not_repeated_and_what_was_stopped_goes_on(
 
 @pytest.mark.parametrize("name", list(SETS))
 def test_a_folder_that_is_not_there_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder; .*name the folder that holds"):
+    with pytest.raises(DataError, match=r"no such folder; .*name the folder that holds"):
         reproduce(name, tmp_path / "none", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="missing|has neither"):
+    with pytest.raises(DataError, match=r"missing|has neither"):
         reproduce(name, tmp_path / "empty", tmp_path / "out", SMALL)
 
 
