@@ -3,8 +3,8 @@
     python -m pipelines.reproduce {tbx11k,vindr_cxr,isic2017} FOLDER [--out OUT] [-S section.key=value ...]
 
 FOLDER is the data set as its publisher ships it (docs/published_data.md). The overlay ``params/reproduce/<set>.yaml``
-is laid over ``params.yaml``, ``-S`` over both; presets ``paper`` and ``robust`` are trained on the same backbone, images,
-splits and budget, with every seed of ``comparison.seeds``. All of it lies in OUT (``build/reproduce/<set>``), the
+is laid over ``params.yaml``, ``-S`` over both; presets ``paper`` and ``robust`` are trained on the same backbone,
+images, splits and budget, with every seed of ``comparison.seeds``. All of it lies in OUT (``build/reproduce/<set>``), the
 report as ``<set>.md`` and ``.html``. A stage that is done is not repeated, one that was stopped goes on from its epoch;
 ``settings.json`` keeps runs with other settings out of the folder. Features are removed once a run has its numbers.
 
@@ -419,8 +419,8 @@ def _cost(data: PreparedSet, runs: Mapping[str, list[dict[str, Any]]]) -> Sectio
     columns = ("system", "stage", "seconds", "epochs", "seconds per 1,000 images and epoch")
     note = (
         "Mean over the seeds, on this machine, with what validation after each epoch costs. Features are computed "
-        f"once, of all {len(data.images)} images; the others learn from {train}. Threads: {torch.get_num_threads()}, cores: "
-        f"{len(os.sched_getaffinity(0))}, GPU: {'yes' if torch.cuda.is_available() else 'no'}."
+        f"once, of all {len(data.images)} images; the others learn from {train}. Threads: {torch.get_num_threads()}, "
+        f"cores: {len(os.sched_getaffinity(0))}, GPU: {'yes' if torch.cuda.is_available() else 'no'}."
     )
     return Section("Cost", (note,), (Table("", columns, rows),))
 

@@ -2,9 +2,9 @@
 
 Stage 1 learns from labels of whole images, so concepts that always go together share one map: in a small retinal set
 every image with microaneurysms has haemorrhages too, and nothing tells its maps which is which. Where a part of the
-training images has boxes, prototypes need not guess: local concept vectors, and the agreement term, attend to the
-cells that the boxes reach (``prototypes.located``). Stage 1 and everything that rests on it alone sees no box. The paper
-learns from image labels only.
+training images has boxes, prototypes need not guess: local concept vectors, and the agreement term, attend to the cells
+that the boxes reach (``prototypes.located``). Stage 1, and what rests on it alone, sees no box. The paper learns from
+image labels only.
 """
 
 from __future__ import annotations
