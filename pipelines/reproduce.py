@@ -4,9 +4,10 @@
 
 FOLDER is the data set as its publisher ships it (docs/published_data.md). The overlay ``params/reproduce/<set>.yaml``
 is laid over ``params.yaml``, ``-S`` over both; presets ``paper`` and ``robust`` are trained on the same backbone,
-images, splits and budget, with every seed of ``comparison.seeds``. All of it lies in OUT (``build/reproduce/<set>``), the
-report as ``<set>.md`` and ``.html``. A stage that is done is not repeated, one that was stopped goes on from its epoch;
-``settings.json`` keeps runs with other settings out of the folder. Features are removed once a run has its numbers.
+images, splits and budget, with every seed of ``comparison.seeds``. All of it lies in OUT (``build/reproduce/<set>``),
+the report as ``<set>.md`` and ``.html``. What is done is not repeated, a stage that was stopped goes on from its last
+epoch; ``settings.json`` keeps runs with other settings out of the folder. Features are removed once a run has its
+numbers.
 
 Rivals are not trained here: their published numbers stand beside ours, and `make compare` trains them.
 """
