@@ -35,7 +35,8 @@ def evaluate(params: Params) -> None:
     plots.mkdir(parents=True, exist_ok=True)
     _write_predictions(data, predictions, thresholds)
     by_concept = pointing_by_concept(data.collection, predictions, data.side)
-    pd.DataFrame(by_concept, columns=["part", "concept", "pointing_game"]).to_csv(plots / "pointing.csv", index=False)
+    columns = ["part", "concept", "pairs", "pointing_game", "chance", "centre"]
+    pd.DataFrame(by_concept, columns=columns).to_csv(plots / "pointing.csv", index=False)
     _draw_montage(data, cache, csr, predictions, params.evaluate.montage)
 
     diagnostics = pd.read_csv(REPORTS / "curves" / "prototypes.csv").iloc[-1]

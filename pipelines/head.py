@@ -16,6 +16,7 @@ from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
+from csr.training.located import located_cache
 from csr.training.temperature import calibrate_temperature
 from pipelines.figures.curves import write_curves
 from pipelines.params import Params
@@ -24,15 +25,18 @@ from pipelines.training import train
 
 
 class Stages(NamedTuple):
-    """Checkpoints of what the head rests on."""
+    """Checkpoints of what the head rests on, and whether stage 2 learned from inside boxes."""
 
     concepts: Checkpoint
     prototypes: Checkpoint
+    located: bool = False
 
 
 def fit(prepared: str, features: str, stages: Stages, config: HeadConfig, callbacks: Callbacks) -> State:
     """What the worker runs."""
     data, cache = PreparedSet.open(Path(prepared)), FeatureCache.open(Path(features))
+    if stages.located:
+        cache = located_cache(data.collection, cache, data.side)
     collection, prototypes = data.collection, prototype_model_from_checkpoint(stages.prototypes)
     reasoner = train_head(collection, cache, prototypes, config, callbacks, side=data.side)
     concepts = concept_model_from_checkpoint(stages.concepts)
@@ -46,7 +50,7 @@ def head(params: Params) -> None:
     the cluster."""
     concepts = read_checkpoint(CONCEPTS / "model.pt", "concept model")
     prototypes = read_checkpoint(PROTOTYPES / "model.pt", "prototype model")
-    stages = Stages(concepts, prototypes)
+    stages = Stages(concepts, prototypes, params.prototypes.located)
     function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), stages, params.head)
     where = replace(params.train, workers=min(params.train.workers, 1))
     checkpoint, history = train("head", function, params.head, [PREPARED, CONCEPTS, FEATURES, PROTOTYPES], where)

@@ -49,7 +49,9 @@ class DataParams:
             feet below. DICOM images of projections that say how they lie are brought there, in training and in
             serving (`csr.data.orientation`); null: they stay as they are stored.
         validation_share, test_share: used where the split column is empty; seeded, grouped by patient.
-        split_seed: of those splits.
+        split_seed: of those splits, and of the folds.
+        folds, fold: instead of shares, deal the studies without a split to so many folds of equal size and judge on
+            number ``fold``, from 0; see `csr.data.splits.SplitShares`. Null: no folds.
         workers: processes that decode or render; 0 means one a core.
         skip_bad: leave out studies, rows and boxes that are wrong instead of refusing the set; ``skipped.csv`` of the
             prepared set lists them.
@@ -70,6 +72,8 @@ class DataParams:
     validation_share: float = SplitShares.validation
     test_share: float = SplitShares.test
     split_seed: int = SplitShares.seed
+    folds: int | None = SplitShares.folds
+    fold: int = SplitShares.fold
     workers: int = 0
     skip_bad: bool = False
     lenient: bool = False
@@ -84,11 +88,17 @@ class DataParams:
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
 
     @property
+    def shares(self) -> SplitShares:
+        """How studies without a split are divided."""
+        return SplitShares(self.validation_share, self.test_share, self.split_seed, self.folds, self.fold)
+
+    @property
     def choice(self) -> TaskChoice:
         """What is learned from a real set's labels."""
         return TaskChoice(self.task, self.concepts, self.targets, self.merge or {})
 
     def __post_init__(self) -> None:
+        _ = self.shares  # refuses folds that cannot be
         if self.display is not None:
             try:
                 directions(self.display)

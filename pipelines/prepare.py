@@ -18,7 +18,6 @@ from csr.data.raw import prepare_raw
 from csr.data.records import Collection
 from csr.data.shards import Images
 from csr.data.sources.read import SourceOptions, read_source
-from csr.data.splits import SplitShares
 from csr.data.text_concepts import TextConceptConfig, concept_directions, concept_scores, fill_labels, load_encoder
 from pipelines.params import DataParams, Params
 from pipelines.stage import PREPARED, cores, run_stage
@@ -33,24 +32,29 @@ def prepare(params: Params) -> None:
         collection = generate(data.phantom, data.side, PREPARED, workers, _progress)
     else:
         gpu = params.train.gpu == "auto" and torch.cuda.is_available()
-        collection = _prepare_raw(data, workers, torch.device("cuda" if gpu else "cpu"))
+        collection = prepare_real(data, PREPARED, workers, torch.device("cuda" if gpu else "cpu"))
     log_tag("data.name", collection.name)
     log_tag("data.digest", PreparedSet.open(PREPARED).digest())
     counts = collection.studies["split"].value_counts()
     log_metrics("prepare", {"boxes": len(collection.boxes)} | {f"{split}_studies": n for split, n in counts.items()})
 
 
-def _prepare_raw(data: DataParams, workers: int, place: torch.device) -> Collection:
-    """The tables; an image-text encoder computes on ``place``."""
+def prepare_real(data: DataParams, path: Path, workers: int, place: torch.device) -> Collection:
+    """Writes a real set's prepared form to ``path`` and returns its tables; an image-text encoder computes on
+    ``place``.
+
+    Raises:
+        DataError: naming everything that is wrong with the set; nothing is written.
+    """
     problems, texts, folder = Problems(), data.text_concepts, Path(data.path)
     assert data.source != "phantom"
-    shares = SplitShares(data.validation_share, data.test_share, data.split_seed)
+    shares = data.shares
     options = SourceOptions(shares, data.tbx11k, workers, data.choice, data.vindr_cxr)
     raw = read_source(data.source, folder, options, problems, _progress)
     prepare_all = partial(
         prepare_raw,
         raw,
-        PREPARED,
+        path,
         data.side,
         data.channels,
         workers,

@@ -12,6 +12,7 @@ from csr.network.checkpoint import write_checkpoint
 from csr.network.prototypes import prototype_model_checkpoint, prototype_model_from_checkpoint
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
+from csr.training.located import located_cache
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.selection import CountCurve, count_curve, pilot
 from pipelines.figures.count_curve import write_count_curve
@@ -24,8 +25,10 @@ from pipelines.training import train
 
 def fit(prepared: str, features: str, config: PrototypeConfig, callbacks: Callbacks) -> State:
     """What one worker runs."""
-    collection = PreparedSet.open(Path(prepared)).collection
-    cache = FeatureCache.open(Path(features))
+    data, cache = PreparedSet.open(Path(prepared)), FeatureCache.open(Path(features))
+    collection = data.collection
+    if config.located:
+        cache = located_cache(collection, cache, data.side)
     return prototype_model_checkpoint(train_prototypes(collection, cache, config, callbacks))
 
 

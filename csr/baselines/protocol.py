@@ -40,6 +40,7 @@ from csr.training.callbacks import Callbacks
 from csr.training.concepts import ConceptTrainingConfig, class_chances
 from csr.training.features import FeatureCache
 from csr.training.fine_tuning import fine_tuned
+from csr.training.frozen_body import remembered
 from csr.training.images import image_batches, load_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.losses import positive_weights
@@ -308,7 +309,8 @@ def train_on_images(
     )
     if context.shared_backbone is not None:
         phase = replace(phase, backbone_rate=1.0, layer_decay=None, freeze=0)
-    fit(fine_tuned(task, phase), phase, context.callbacks)
+    with remembered(system, phase.freeze):
+        fit(fine_tuned(task, phase), phase, context.callbacks)
 
 
 @torch.no_grad()

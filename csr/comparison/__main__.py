@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from csr.baselines.protocol import ExperimentContext
+from csr.comparison.concept_pointing import concept_pointing_section
 from csr.comparison.csr_system import Recipe
 from csr.comparison.report import OURS, main_sections
 from csr.comparison.runs import read_runs, save_predictions
@@ -125,7 +126,10 @@ def compare(given: argparse.Namespace) -> None:
         _say(f"no report: it sets every system against {OURS}, which is not among --systems")
         return
     title = f"Comparison: {given.train} images, {given.side}², {given.backbone}"
-    sections = main_sections(data.collection, runs)
+    sections = [
+        *main_sections(data.collection, runs),
+        *concept_pointing_section(data.collection, runs, data.side),
+    ]
     (given.out / "comparison.md").write_text(to_markdown(title, sections))
     (given.out / "comparison.html").write_text(to_html(title, sections))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, SharedBackbone, System
 from csr.network.trained import TrainedCSR
 from csr.training.head import HeadConfig, train_head
+from csr.training.located import located_cache
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.runtime import device
 from csr.training.temperature import calibrate_temperature
@@ -60,9 +61,10 @@ def train_csr(context: ExperimentContext, recipe: Recipe) -> CSRSystem:
     assert context.shared_backbone is not None
     shared, collection, seed = context.shared_backbone, context.data.collection, context.config.seed
     stage2, stage3 = replace(recipe.prototypes, seed=seed), replace(recipe.head, seed=seed)
-    prototypes = train_prototypes(collection, shared.cache, stage2, context.callbacks)
     side = context.data.side
-    reasoner = train_head(collection, shared.cache, prototypes, stage3, context.callbacks, side=side)
+    cache = located_cache(collection, shared.cache, side) if stage2.located else shared.cache
+    prototypes = train_prototypes(collection, cache, stage2, context.callbacks)
+    reasoner = train_head(collection, cache, prototypes, stage3, context.callbacks, side=side)
     csr = TrainedCSR(shared.model, prototypes, reasoner, collection.concepts, collection.classes)
     calibrate_temperature(context.data, shared.cache, csr)
     return CSRSystem(csr).to(device()).eval()

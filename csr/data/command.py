@@ -22,7 +22,7 @@ from csr.data.sources.tbx11k import TBX11KConfig
 from csr.data.sources.vindr_cxr import VinDrConfig
 from csr.data.splits import SplitShares
 from csr.data.tasks import TaskChoice
-from csr.errors import DataError
+from csr.errors import ConfigError, DataError
 
 SIDE = 64  # pixels that images are decoded to for a check: it sees the same problems at any
 
@@ -70,7 +70,7 @@ def check(
 def _check(given: argparse.Namespace) -> None:
     choice = TaskChoice(given.task, _names(given.concepts), _names(given.targets), dict(given.merge))
     options = SourceOptions(
-        SplitShares(given.validation_share, given.test_share, given.split_seed),
+        _shares(given),
         TBX11KConfig(given.concept_table, tuple(given.located)),
         given.workers,
         choice,
@@ -92,6 +92,13 @@ def _check(given: argparse.Namespace) -> None:
     for warning in checked.warnings:
         print(f"warning: {warning}")
     print(checked.confounders)
+
+
+def _shares(given: argparse.Namespace) -> SplitShares:
+    try:
+        return SplitShares(given.validation_share, given.test_share, given.split_seed, given.folds, given.fold)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _names(given: list[str] | None) -> tuple[str, ...] | None:
@@ -133,6 +140,8 @@ def main(arguments: Sequence[str]) -> None:
     checking.add_argument("--validation-share", type=float, default=SplitShares.validation)
     checking.add_argument("--test-share", type=float, default=SplitShares.test)
     checking.add_argument("--split-seed", type=int, default=SplitShares.seed)
+    checking.add_argument("--folds", type=int, help="as data.folds: so many folds instead of shares")
+    checking.add_argument("--fold", type=int, default=SplitShares.fold, help="as data.fold: the one to judge on")
     checking.add_argument("--lenient", action="store_true", help="take names that fit one file but for their spelling")
     checking.add_argument("--task", choices=get_args(Task), help="what is learned; by default what the set offers")
     checking.add_argument("--concepts", nargs="+", metavar="LABEL", help="labels that are concepts")

@@ -54,14 +54,20 @@ def rare_classes(collection: Collection) -> list[int]:
 
 
 def pointing_by_concept(collection: Collection, predictions: Predictions, side: int) -> list[dict[str, Any]]:
-    """One row a test part and concept: ``part, concept, pointing_game``; without concepts that have no box."""
+    """One row a test part and concept: ``part, concept, pairs, pointing_game, chance, centre``; without concepts that
+    have no box."""
     rows = []
     for part in _parts(collection, predictions):
         _, pointing = _evaluate_part(collection, predictions, side, part)
         if pointing is not None:
-            for name, value in zip(collection.concepts, pointing.by_concept, strict=True):
-                if not np.isnan(value):
-                    rows.append({"part": part, "concept": name, "pointing_game": round(float(value), 6)})
+            for k in np.flatnonzero(pointing.pairs_by_concept):
+                levels = {
+                    "pointing_game": pointing.by_concept[k],
+                    "chance": pointing.chance_by_concept[k],
+                    "centre": pointing.centre_by_concept[k],
+                }
+                about = {"part": part, "concept": collection.concepts[k], "pairs": int(pointing.pairs_by_concept[k])}
+                rows.append(about | {name: round(float(value), 6) for name, value in levels.items()})
     return rows
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -34,16 +35,21 @@ class Pointing:
         image: the same, averaged over an image's pairs first.
         chance: the mean share of the image that a pair's boxes cover: what a random point hits.
         centre: what always pointing at the concept's mean position in the training boxes hits.
-        by_concept: share of hits of each concept, NaN where it has no box.
         pairs: number of pairs.
+        by_concept, chance_by_concept, centre_by_concept: ``pair, chance, centre`` of each concept, NaN where it has no
+            box. Small findings have levels of their own: a mean over concepts hides which are found.
+        pairs_by_concept: number of pairs of each concept.
     """
 
     pair: float
     image: float
     chance: float
     centre: float
-    by_concept: np.ndarray
     pairs: int
+    by_concept: np.ndarray
+    chance_by_concept: np.ndarray
+    centre_by_concept: np.ndarray
+    pairs_by_concept: np.ndarray
 
 
 def pointing_game(
@@ -65,20 +71,20 @@ def pointing_game(
             if found is not None:
                 hit, level = inside(peaks[position, concept], found), inside(centres[concept], found)
                 outcomes.append((position, concept, hit, _covered(found, side), level))
-    if not outcomes:
-        nan = float("nan")
-        return Pointing(nan, nan, nan, nan, np.full(peaks.shape[1], nan), 0)
-    table = np.array(outcomes, np.float64)
-    hits = table[:, 2]
+    columns = ["position", "concept", "hit", "chance", "centre"]
+    table = pd.DataFrame(outcomes, columns=columns).astype(np.float64)
+    own = table.groupby("concept")
+    levels = own[["hit", "chance", "centre"]].mean().reindex(range(peaks.shape[1]))
     return Pointing(
-        pair=float(hits.mean()),
-        image=float(np.mean([hits[table[:, 0] == image].mean() for image in np.unique(table[:, 0])])),
-        chance=float(table[:, 3].mean()),
-        centre=float(table[:, 4].mean()),
-        by_concept=np.array(
-            [hits[table[:, 1] == k].mean() if (table[:, 1] == k).any() else np.nan for k in range(peaks.shape[1])]
-        ),
+        pair=float(table["hit"].mean()),
+        image=float(table.groupby("position")["hit"].mean().mean()),
+        chance=float(table["chance"].mean()),
+        centre=float(table["centre"].mean()),
         pairs=len(table),
+        by_concept=levels["hit"].to_numpy(),
+        chance_by_concept=levels["chance"].to_numpy(),
+        centre_by_concept=levels["centre"].to_numpy(),
+        pairs_by_concept=own.size().reindex(range(peaks.shape[1]), fill_value=0).to_numpy(),
     )
 
 

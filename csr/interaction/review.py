@@ -29,18 +29,17 @@ from torch import Tensor
 from csr.data.prepared import PreparedSet
 from csr.data.records import CONCEPT_PREFIX, Collection
 from csr.evaluation.pointing import inside, map_peaks
-from csr.interaction.corrections import RegionBox, cells_inside
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
+from csr.training.located import confined
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.runtime import device
 from csr.training.temperature import calibrate_temperature
 
 CROPS = 10
 SHOWN = 0.5
-_OUTSIDE = 50.0  # of a concept map, by which what lies outside a reviewer's boxes is less: a softmax makes it nothing
 
 
 @torch.no_grad()
@@ -149,17 +148,15 @@ def misled(verdicts: pd.DataFrame) -> dict[str, list[int]]:
 def _drawn(data: PreparedSet, cache: FeatureCache, verdicts: pd.DataFrame) -> tuple[Collection, FeatureCache]:
     """The collection with what is not known any more, and the features with attention inside the reviewer's boxes."""
     collection, boxes = data.collection, data.collection.boxes_by_pair()
-    cam, studies = np.array(cache.cam), collection.studies.copy()
+    drawn, studies = {}, collection.studies.copy()
     train = np.isin(np.arange(len(studies)), collection.rows("train"))
     for name, rows in misled(verdicts).items():
         k = collection.concepts.index(name)
-        for row in rows:
-            inside = [cells_inside(RegionBox(*box), data.side, *cam.shape[2:]) for box in boxes[row, k].tolist()]
-            cam[row, k][~np.any(inside, axis=0)] = cam[row, k].min() - _OUTSIDE
+        drawn |= {(row, k): boxes[row, k] for row in rows}
         column = f"{CONCEPT_PREFIX}{name}"
         unseen = train & (studies[column] == 1) & ~np.isin(np.arange(len(studies)), rows)
         studies.loc[unseen.to_numpy(), column] = np.nan
-    return replace(collection, studies=studies), FeatureCache(cache.features, cam)
+    return replace(collection, studies=studies), confined(cache, drawn, data.side)
 
 
 def _scores(cache: FeatureCache, csr: TrainedCSR, rows: np.ndarray) -> np.ndarray:

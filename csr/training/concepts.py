@@ -20,6 +20,7 @@ from csr.training.batch_norm import shared_batch_norm
 from csr.training.callbacks import Callbacks
 from csr.training.few_labels import FewLabels, FewLabelsConfig, known_share, lengthened
 from csr.training.fine_tuning import fine_tuned
+from csr.training.frozen_body import remembered
 from csr.training.images import image_batches, load_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce, positive_weights
@@ -52,7 +53,8 @@ class ConceptTrainingConfig:
         backbone_rate: factor on the learning rate of the backbone's pretrained weights.
         layer_decay: further factor for each layer between such a weight and the maps, in (0, 1]; None for none.
         freeze: epochs from the start in which the pretrained weights and running statistics stay as they are, or
-            ``all``. `csr.training.fine_tuning` says which weights the last three are about.
+            ``all``, in which case `csr.training.frozen_body` computes little twice. `csr.training.fine_tuning` says
+            which weights the last three are about.
         few_labels: what is done where concept labels are unknown; see `csr.training.few_labels`.
         epochs: how many there are; with ``patience`` at most.
         patience: epochs without a rise of the validation figure (mean AUROC) after which the rate falls to 0 and the
@@ -184,7 +186,8 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
         before_epoch=(lambda epoch: None) if few is None else few.label,
     )
     budget = replace(config, epochs=lengthened(config.epochs, known, config.few_labels))
-    fit(fine_tuned(task, config), budget, callbacks)
+    with remembered(model, config.freeze):
+        fit(fine_tuned(task, config), budget, callbacks)
     align(model, data, labels.numpy())
     return model
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from csr.baselines.protocol import WARM_START_EPOCHS, Entry, load_system, refusal
+from csr.comparison.concept_pointing import concept_pointing_section
 from csr.comparison.latency import encode_latency
 from csr.comparison.report import OURS, main_sections, spread
 from csr.comparison.runs import Runs, read_runs
@@ -49,6 +50,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
     sections = [
         _setting_section(params, data),
         *main_sections(data.collection, runs, list(refusals.values())),
+        *concept_pointing_section(data.collection, runs, data.side),
         *curves_section(read_curves(folder, seeds), titles, params.concepts),
         *trials_section(folder, titles),
         *_ablation_section(folder, seeds),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,10 @@ def read_isic2018(
         studies[CONCEPT_PREFIX + name] = labels[:, k]
     studies = studies[good].reset_index(drop=True)
     free = studies["split"] == "train"
-    own_shares = SplitShares(
-        0.0 if "val" in official else shares.validation, 0.0 if "test" in official else shares.test, shares.seed
+    own_shares = replace(
+        shares,
+        validation=0.0 if "val" in official else shares.validation,
+        test=0.0 if "test" in official else shares.test,
     )
     studies["split"] = complete_split(studies.assign(split=studies["split"].where(~free, "")), own_shares)
     studies["part"] = studies["split"]

@@ -54,13 +54,13 @@ def read_table(folder: Path, shares: SplitShares, problems: Problems) -> RawSet:
     studies["image"] = "images/" + studies["image"]
     studies["patient_id"] = _optional(studies, "patient_id", studies["study_id"])
     studies["site"] = _optional(studies, "site", "")
-    studies["split"] = complete_split(studies, shares)
-    part = _optional(studies, "part", "test")
-    studies["part"] = np.where(studies["split"] == "test", np.where(part == "", "test", part), studies["split"])
     classes = tuple(sorted(studies["label"].dropna().unique())) if "label" in studies else targets
     task: Task = "multiclass" if "label" in studies else "multilabel" if targets else "concepts"
     boxes = _read_boxes(_either(folder / "boxes.csv"), known, concepts, problems)
     boxes = boxes[boxes["study_id"].isin(studies["study_id"])].reset_index(drop=True)
+    studies["split"] = complete_split(studies, shares, set(boxes["study_id"]))
+    part = _optional(studies, "part", "test")
+    studies["part"] = np.where(studies["split"] == "test", np.where(part == "", "test", part), studies["split"])
     return RawSet(Collection(folder.name, concepts, classes, studies, boxes, task), folder)
 
 

@@ -17,7 +17,7 @@ images that the table says have it (``located``).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def read_tbx11k(folder: Path, config: TBX11KConfig, shares: SplitShares, problem
 
     Args:
         folder: holds ``imgs``, ``lists`` and ``annotations``.
-        shares: ``validation`` is the share of the official training list that becomes the validation split.
+        shares: ``validation`` is the share of the official training list that becomes the validation split, or
+            ``folds`` are of that list.
         problems: gets what is wrong; the row is left out.
 
     Raises:
@@ -71,7 +72,7 @@ def read_tbx11k(folder: Path, config: TBX11KConfig, shares: SplitShares, problem
     if unknown := [name for name in config.located if name not in concepts]:
         raise DataError(f"data.tbx11k.located: {file} has no column '{CONCEPT_PREFIX}{unknown[0]}'")
     studies = _join(studies, table, concepts, problems)
-    part_of_train = SplitShares(shares.validation, 0.0, shares.seed)
+    part_of_train = replace(shares, test=0.0)
     free = studies["split"] == "train"
     studies["split"] = complete_split(studies.assign(split=studies["split"].where(~free, "")), part_of_train)
     studies["part"] = studies["split"]

@@ -22,7 +22,7 @@ test images have no labels, so all splits are drawn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -145,7 +145,7 @@ def _read_physionet(folder: Path, config: VinDrConfig, shares: SplitShares, prob
     studies = studies[~twice].reset_index(drop=True)
     free = studies["split"] == "train"
     studies, notes = _without_rare(studies, free, config)
-    without_test = SplitShares(shares.validation, 0.0, shares.seed)
+    without_test = replace(shares, test=0.0)
     studies["split"] = complete_split(studies.assign(split=studies["split"].where(~free, "")), without_test)
     studies["part"] = studies["split"]
     findings, diseases = named_columns(studies, CONCEPT_PREFIX), named_columns(studies, TARGET_PREFIX)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from csr.comparison.concept_pointing import concept_pointing_section
 from csr.comparison.published import PUBLISHED
 from csr.comparison.report import (
     OURS,
@@ -341,3 +342,28 @@ def test_the_published_numbers_are_the_papers():
     (table,) = published_section().tables
     assert [list(row) for row in table.rows] == expected
     assert len(table.columns) == 7 and len(PUBLISHED) == 7
+
+
+def test_pointing_is_told_concept_by_concept_beside_chance_and_centre():
+    shifted = COLLECTION.rows("test", "shifted")
+    systems = {
+        OURS: runs(none, title="CSR"),
+        "missing": runs(none, missed=lambda seed: shifted, title="missing"),
+        "black_box": runs(none, title="black box", bare=True),
+    }
+    (section,) = concept_pointing_section(COLLECTION, systems, SIDE)
+    assert [table.title for table in section.tables] == ["iid", "shifted"]
+    for table, missed in zip(section.tables, ("1.000 ± 0.000", "0.000 ± 0.000"), strict=True):
+        assert table.columns == ("concept", "pairs", "chance", "centre", "CSR", "missing")
+        rows = COLLECTION.rows("test", table.title)
+        for concept, pairs, chance, centre, ours, theirs in table.rows:
+            k = CONCEPTS.index(concept)
+            assert int(pairs) == sum((int(row), k) in BOXES for row in rows) > 0
+            assert 0 < float(chance) < 0.5 and 0 <= float(centre) <= 1
+            assert (ours, theirs) == ("1.000 ± 0.000", missed)
+
+
+def test_there_is_no_table_of_pointing_without_maps_or_boxes():
+    bare, ours = {OURS: runs(none, bare=True)}, {OURS: runs(none)}
+    assert concept_pointing_section(COLLECTION, bare, SIDE) == []
+    assert concept_pointing_section(replace(COLLECTION, boxes=COLLECTION.boxes[:0]), ours, SIDE) == []

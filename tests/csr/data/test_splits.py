@@ -72,3 +72,71 @@ def test_classes_are_stratified_too() -> None:
     table["label"] = ["rare" if index % 20 == 0 else "usual" for index in range(100)]
     counts = complete_split(table, SHARES)[table["label"] == "rare"].value_counts()
     assert counts.to_dict() == {"train": 3, "val": 1, "test": 1}
+
+
+# folds
+
+
+def retina(count: int = 120) -> pd.DataFrame:
+    """As in small medical sets: two studies a patient; experts outlined a lesion in few studies of the sick, and the
+    healthy are known to lack it; nothing is known of the others, and some have no class."""
+    table = pd.DataFrame({"study_id": [f"s{index:03d}" for index in range(count)], "split": ""})
+    table["patient_id"] = [f"p{index // 2:03d}" for index in range(count)]
+    table["label"] = [None if index % 24 == 0 else ("sick" if index % 3 else "well") for index in range(count)]
+    outlined = table["label"].eq("sick") & (np.arange(count) % 5 == 1)
+    table["concept:lesion"] = np.where(outlined, 1.0, np.where(table["label"] == "well", 0.0, np.nan))
+    return table
+
+
+OUTLINED = set(retina()["study_id"][retina()["concept:lesion"] == 1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_study_is_in_one_test_fold_and_one_validation_fold_or_always_in_train(seed: int) -> None:
+    table = retina()
+    made = [complete_split(table, SplitShares(seed=seed, folds=4, fold=fold), OUTLINED) for fold in range(4)]
+    tested = sum((split == "test").astype(int) for split in made)
+    validated = sum((split == "val").astype(int) for split in made)
+    without = table["patient_id"].isin(table["patient_id"][table["label"].isna()])
+    assert (tested[~without] == 1).all() and (validated[~without] == 1).all()
+    assert (tested[without] == 0).all() and (validated[without] == 0).all()
+    for fold, split in enumerate(made):
+        assert (split.groupby(table["patient_id"]).nunique() == 1).all()
+        assert ((split == "val") == (made[(fold + 1) % 4] == "test")).all()
+
+
+def test_folds_have_equal_shares_of_classes_and_of_outlined_studies() -> None:
+    table = retina()
+    tests = [complete_split(table, SplitShares(folds=4, fold=fold), OUTLINED) == "test" for fold in range(4)]
+    for has in (table["label"] == "sick", table["label"] == "well", table["study_id"].isin(OUTLINED)):
+        counts = [int((test & has).sum()) for test in tests]
+        assert max(counts) - min(counts) <= 2, counts
+
+
+def test_what_is_located_counts_where_no_label_tells_it() -> None:
+    table = pd.DataFrame({"study_id": [f"s{index}" for index in range(40)], "split": "", "label": "a"})
+    table["patient_id"], table["concept:x"] = table["study_id"], 1.0
+    located = set(table["study_id"][:8])
+    for fold in range(4):
+        split = complete_split(table, SplitShares(folds=4, fold=fold), located)
+        assert (split[:8] == "test").sum() == 2 and (split == "test").sum() == 10
+
+
+def test_a_split_that_the_publisher_gives_takes_no_fold() -> None:
+    split = complete_split(studies(), SplitShares(0.15, 0.0, 0, folds=5, fold=3))
+    assert split.value_counts().to_dict() == {"train": pytest.approx(240, abs=6), "val": pytest.approx(60, abs=6)}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"folds": 2}, "data.folds: at least 3"),
+        ({"folds": 1, "test": 0.0}, "data.folds: at least 2"),
+        ({"folds": 5, "fold": 5}, "data.fold: a number from 0 to 4"),
+        ({"folds": 5, "fold": -1}, "data.fold: a number from 0 to 4"),
+        ({"fold": 1}, "data.fold: there are no folds"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(given: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        SplitShares(**given)

@@ -59,6 +59,9 @@ def test_pointing_game_worked_out_by_hand():
     assert result.chance == pytest.approx((0.50 + 0.19 + 0.04) / 3)
     assert result.centre == pytest.approx(2 / 3)
     np.testing.assert_allclose(result.by_concept, [1 / 2, 0])
+    np.testing.assert_allclose(result.chance_by_concept, [(0.50 + 0.04) / 2, 0.19])
+    np.testing.assert_allclose(result.centre_by_concept, [1 / 2, 1])
+    assert result.pairs_by_concept.tolist() == [2, 1]
 
 
 def test_a_concept_without_boxes_has_no_hit_rate_and_without_any_box_nothing_has():
@@ -66,9 +69,12 @@ def test_a_concept_without_boxes_has_no_hit_rate_and_without_any_box_nothing_has
     some = pointing_game(peaks, {(0, 1): np.array([[0.0, 0, 4, 4]])}, np.array([0]), centres, 8)
     assert math.isnan(some.by_concept[0])
     assert some.by_concept[1] == 1
+    assert math.isnan(some.chance_by_concept[0]) and math.isnan(some.centre_by_concept[0])
+    assert some.pairs_by_concept.tolist() == [0, 1]
     none = pointing_game(peaks, {}, np.array([0]), centres, 8)
     assert none.pairs == 0
     assert all(math.isnan(value) for value in (none.pair, none.image, none.chance, none.centre))
+    assert np.isnan([none.by_concept, none.chance_by_concept, none.centre_by_concept]).all()
 
 
 def test_chance_is_what_random_points_hit():
