@@ -12,6 +12,8 @@ from PIL import Image
 
 from csr.bundle.format import Bundle
 from csr.bundle.runtime import BundleRunner
+from csr.data.prepared import PreparedSet
+from pipelines.promotion import judge_bundle
 from tests.pipelines.conftest import SMALL, Project, copy_project
 
 SIDE = 64
@@ -65,6 +67,10 @@ def test_several_classes_pass_through_every_stage(own: Project) -> None:
     bundle = Bundle.open(own.folder / "build/bundle")
     assert (bundle.manifest.task, bundle.manifest.classes) == ("multilabel", ("spotted", "both"))
     assert BundleRunner(bundle, 1).golden_error() < 1e-3
+    assert bundle.manifest.thresholds == tuple(metrics(own)["thresholds"].values())
+    judged, _ = judge_bundle(bundle, PreparedSet.open(own.folder / "data/prepared"))
+    assert judged["test"]["macro_f1"] == pytest.approx(report["macro_f1"], abs=0.03)  # at the same thresholds
+    assert judged["test"]["mean_average_precision"] == pytest.approx(report["mean_average_precision"], abs=0.01)
     page = (own.folder / "reports/data.html").read_text()
     assert "a study can have several classes" in page
 
@@ -73,6 +79,7 @@ def test_each_class_has_its_operating_point(own: Project) -> None:
     table = pd.read_csv(own.folder / "reports/plots/classes_test.csv").set_index("class")
     assert list(table.index) == ["spotted", "both"]
     assert table["f1"].mean() == pytest.approx(metrics(own)["test"]["macro_f1"], abs=1e-5)
+    assert table["threshold"].to_dict() == metrics(own)["thresholds"]
     assert table["auroc"].mean() == pytest.approx(metrics(own)["test"]["auroc"], abs=1e-5)
     studies = pd.read_parquet(own.folder / "data/prepared/studies.parquet")
     test = studies[studies["split"] == "test"]

@@ -24,7 +24,7 @@ function bar(value, before, threshold = null) {
   const fill = element("span", { class: "fill" });
   fill.style.width = `${value * 100}%`;
   const node = element("span", { class: threshold === null ? "bar" : "bar decides", "aria-hidden": "true" }, fill);
-  if (threshold !== null) node.style.setProperty("--threshold", `${threshold * 100}%`);
+  if (threshold !== null) node.style.setProperty("--threshold", `${Math.round(threshold * 100)}%`);
   if (before !== undefined && Math.abs(before - value) > 0.005) {
     const mark = element("span", { class: "mark" });
     mark.style.left = `${before * 100}%`;

@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 
 from csr.bundle.format import Bundle
 from serving.deploy.service import Service
+from tests.serving.conftest import serve_instead
 from tests.serving.interfaces.test_api import BOX, upload
 from tests.serving.interfaces.test_page import browser, key, page, say, served, settled, url
 
@@ -30,15 +31,25 @@ def samples(bundle: Bundle, client: TestClient) -> list[bytes]:
     return [file.read_bytes() for file in files]
 
 
-def test_what_is_found_are_the_classes_with_at_least_even_odds(client: TestClient, samples: list[bytes]) -> None:
+def test_what_is_found_are_the_classes_that_reach_the_bundle_s_thresholds(
+    bundle: Bundle, client: TestClient, samples: list[bytes]
+) -> None:
+    thresholds = dict(zip(bundle.manifest.classes, bundle.manifest.thresholds or (), strict=True))
+    assert set(thresholds.values()) - {0.5}, "the tiny run should choose some threshold on its validation split"
     counts = set()
     for data in samples:
         prediction = upload(client, data).json()["prediction"]
         chances = {each["name"]: each["probability"] for each in prediction["classes"]}
-        expected = sorted((name for name in chances if chances[name] >= 0.5), key=lambda name: -chances[name])
+        assert {each["name"]: each["threshold"] for each in prediction["classes"]} == thresholds
+        found = [name for name in chances if chances[name] >= thresholds[name]]
+        expected = sorted(found, key=lambda name: -chances[name])
         assert (prediction["task"], prediction["found"]) == ("multilabel", expected)
         assert prediction["top"] == max(chances, key=lambda name: chances[name])
-        assert prediction["margin"] == pytest.approx(min(abs(2 * chance - 1) for chance in chances.values()), abs=1e-5)
+        away = [
+            (own - chance) / own if chance < own else (chance - own) / (1 - own)
+            for chance, own in ((chances[name], thresholds[name]) for name in chances)
+        ]
+        assert prediction["margin"] == pytest.approx(min(away), abs=1e-5)
         counts.add(len(expected))
     assert len(counts) > 1, "the samples should differ in how much is found"
 
@@ -82,13 +93,27 @@ def test_the_page_marks_every_class_that_is_found(page: Page, bundle: Bundle) ->
             assert said == "Nothing found"
         else:
             assert said.startswith("Found: ") and len(said.split(", ")) == found.count()
+        thresholds = dict(zip(bundle.manifest.classes, bundle.manifest.thresholds or (), strict=True))
         for row in page.locator("#classes .class").all():
             chance = int(re.search(r"(\d+) %", row.inner_text()).group(1))  # type: ignore[union-attr]
+            least = round(100 * thresholds[row.get_attribute("data-class") or ""])
             assert ("found" in (row.get_attribute("class") or "").split()) == (
-                chance >= 50 and "<" not in row.inner_text()
+                chance >= least and "<" not in row.inner_text()
             )
+            bar = row.locator(".bar.decides")
+            assert bar.evaluate("node => node.style.getPropertyValue('--threshold')") == f"{least}%"
     expect(page.locator("#classes .class")).to_have_count(len(bundle.manifest.classes))
     assert len(seen) > 1
+
+
+def test_a_bundle_without_thresholds_decides_at_a_half(
+    bundle: Bundle, client: TestClient, service: Service, samples: list[bytes]
+) -> None:
+    """One of the format before them."""
+    serve_instead(service, Bundle(bundle.path, replace(bundle.manifest, thresholds=None)))
+    for data in samples:
+        classes = upload(client, data).json()["prediction"]["classes"]
+        assert {each["threshold"] for each in classes} == {0.5}
 
 
 def test_the_page_says_which_class_the_model_is_least_sure_of(
@@ -102,7 +127,7 @@ def test_the_page_says_which_class_the_model_is_least_sure_of(
     expect(page.locator("#abstains")).to_be_visible()
     expect(page.locator("#help")).to_be_visible()
     expect(page.locator("#help")).to_have_text(
-        re.compile(r"asks for a second look: .+ \((< )?\d+ %\) is close to the 50 %")
+        re.compile(r"asks for a second look: .+ \((< )?\d+ %\) is close to the \d+ % from which it is found")
     )
     expect(page.locator("#abstains")).to_have_text(re.compile(r"abstains: it is not sure enough of every class"))
 
