@@ -71,7 +71,7 @@ def _sorting(reports: Sequence[Report]) -> Section:
     rows = [
         (
             _title(reports, name),
-            spread([each["recipes"][name]["alive"] for each in reports]),
+            spread([each["recipes"][name]["alive"] for each in reports], 1),
             *_sorted_cells([each["recipes"][name]["sorting"] for each in reports], measures),
             spread([_mean(each["recipes"][name]["probe"]) for each in reports]),
         )
@@ -88,7 +88,7 @@ def _sorting(reports: Sequence[Report]) -> Section:
         "recall the share of findings of the second form that go to prototypes of that form, precision the share of "
         "the second form among what these win. In brackets: the mean of 200 shuffles of the training findings' forms "
         "within each concept, and the 97.5 % percentile. Probe: mean AUROC of a logistic regression that is told the "
-        "forms, on the same vectors after the projector (features: before it); what no prototype can pass by far."
+        "forms, on the same vectors after the projector (features: before it)."
     )
     columns = ("recipe", "live prototypes", "purity", "coverage", "recall", "precision", "probe")
     return Section("Do prototypes find the forms?", (note,), (Table("", columns, rows),))
