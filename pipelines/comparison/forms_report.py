@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -99,21 +99,11 @@ def _rare(reports: Sequence[Report]) -> Section:
     parts = list(reports[0]["recipes"]["robust"]["parts"])
     for name in RECIPES:
         own = [each["recipes"][name] for each in reports]
-
-        def cells(measure: Callable[[Report], float], own: Sequence[Report] = own) -> str:
-            return spread([measure(each) for each in own])
-
-        rows.append(
-            (
-                _title(reports, name),
-                *(cells(lambda each, part=part: each["parts"][part]["macro_f1"]) for part in parts),
-                *(
-                    cells(lambda each, form=form, key=key: each["by_form"][form][key])
-                    for key in ("concept_auroc", "pointing")
-                    for form in (0, 1)
-                ),
-            )
-        )
+        scores = [[each["parts"][part]["macro_f1"] for each in own] for part in parts]
+        scores += [
+            [each["by_form"][form][key] for each in own] for key in ("concept_auroc", "pointing") for form in (0, 1)
+        ]
+        rows.append((_title(reports, name), *map(spread, scores)))
     counts = reports[0]["recipes"]["robust"]["by_form"]
     note = (
         f"{counts[0]['findings']} findings of the first form, {counts[1]['findings']} of the second, each against the "
