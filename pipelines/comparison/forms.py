@@ -52,14 +52,14 @@ def run(name: str, seed: int, params: Params) -> None:
             stage2 = settle(stage2, data, shared.cache, context.callbacks)
             csr = train_csr(own, Recipe(stage2, robust.head)).csr
             train, test = (vectors_of(csr, data, shared.cache, split) for split in ("train", "test"))
-            sorted_findings = [sort_by_prototypes(csr, each) for each in (train, test)]
+            first, second = sort_by_prototypes(csr, train), sort_by_prototypes(csr, test)
             predictions = predict(data, shared.cache, csr)
             assert isinstance(stage2.per_concept, int)
             report["recipes"][recipe] = {
                 "title": title,
                 "per_concept": stage2.per_concept,
                 "alive": int(csr.reasoner.alive.sum()),
-                "sorting": sorting_report(*sorted_findings, concepts, stage2.per_concept),
+                "sorting": sorting_report(first, second, concepts, stage2.per_concept),
                 "by_form": by_form(data, predictions),
                 "probe": probe_auroc(train.projected, test.projected, (train, test), concepts).tolist(),
                 "parts": evaluate_predictions(data.collection, predictions, data.side),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def _sorting(reports: Sequence[Report]) -> Section:
     rows = [
         (
             _title(reports, name),
-            spread([each["recipes"][name]["alive"] for each in reports]),
+            spread([each["recipes"][name]["alive"] for each in reports], 1),
             *_sorted_cells([each["recipes"][name]["sorting"] for each in reports], measures),
             spread([_mean(each["recipes"][name]["probe"]) for each in reports]),
         )
@@ -88,7 +88,7 @@ def _sorting(reports: Sequence[Report]) -> Section:
         "recall the share of findings of the second form that go to prototypes of that form, precision the share of "
         "the second form among what these win. In brackets: the mean of 200 shuffles of the training findings' forms "
         "within each concept, and the 97.5 % percentile. Probe: mean AUROC of a logistic regression that is told the "
-        "forms, on the same vectors after the projector (features: before it); what no prototype can pass by far."
+        "forms, on the same vectors after the projector (features: before it)."
     )
     columns = ("recipe", "live prototypes", "purity", "coverage", "recall", "precision", "probe")
     return Section("Do prototypes find the forms?", (note,), (Table("", columns, rows),))
@@ -99,21 +99,11 @@ def _rare(reports: Sequence[Report]) -> Section:
     parts = list(reports[0]["recipes"]["robust"]["parts"])
     for name in RECIPES:
         own = [each["recipes"][name] for each in reports]
-
-        def cells(measure: Callable[[Report], float], own: Sequence[Report] = own) -> str:
-            return spread([measure(each) for each in own])
-
-        rows.append(
-            (
-                _title(reports, name),
-                *(cells(lambda each, part=part: each["parts"][part]["macro_f1"]) for part in parts),
-                *(
-                    cells(lambda each, form=form, key=key: each["by_form"][form][key])
-                    for key in ("concept_auroc", "pointing")
-                    for form in (0, 1)
-                ),
-            )
-        )
+        scores = [[each["parts"][part]["macro_f1"] for each in own] for part in parts]
+        scores += [
+            [each["by_form"][form][key] for each in own] for key in ("concept_auroc", "pointing") for form in (0, 1)
+        ]
+        rows.append((_title(reports, name), *map(spread, scores)))
     counts = reports[0]["recipes"]["robust"]["by_form"]
     note = (
         f"{counts[0]['findings']} findings of the first form, {counts[1]['findings']} of the second, each against the "
