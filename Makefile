@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo repro dvc compare retrain serve mlflow test lint format bench-prepare bench-serving bench-inputs test-faults \
+.PHONY: help setup demo repro dvc trials compare retrain serve mlflow test lint format bench-prepare bench-serving bench-inputs test-faults \
 	lock triton docs clean clone
 
 help: ## this list
@@ -49,6 +49,10 @@ dvc: $(READY) ## write the code dependencies in the files dvc.yaml anew, from wh
 compare: clone $(READY) ## every rival system, seed by seed, side by side on Ray; writes reports/comparison.{md,html}
 	@dvc repro prepare
 	python -m pipelines.comparison.fan_out
+
+trials: clone $(READY) ## the trials of settings alone, comparison.trials of them for each system; make compare runs them too
+	@dvc repro prepare
+	python -m pipelines.comparison.fan_out --trials
 
 retrain: clone $(READY) ## python -m pipelines.retrain: reproduce, judge against the champion, promote
 	@python -m pipelines.retrain

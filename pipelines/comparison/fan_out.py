@@ -1,11 +1,12 @@
 """Runs the comparison's stages side by side on Ray: one task a system and seed, one core each, or one GPU where any is.
 
-    python -m pipelines.comparison.fan_out [STAGE ...]
+    python -m pipelines.comparison.fan_out [--trials | STAGE ...]
 
 Without stages all of `pipelines/comparison/dvc.yaml` is reproduced, level by level, since a system waits for its
 shared backbone. Each task is one ``dvc repro --single-item``, so what has not changed is not repeated and the result is
 the same as that of a plain ``dvc repro``. A stage of trials takes no core: its trials are tasks on the same cluster.
-``RAY_ADDRESS`` names a cluster, whose nodes must share this folder.
+``--trials`` runs these stages alone, with the backbone that some of them start from. ``RAY_ADDRESS`` names a cluster,
+whose nodes must share this folder.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from typing import Any
 import ray
 from dvc.repo import Repo
 
+from pipelines.comparison.common import load_comparison
 from pipelines.tracking import connect
 
 FILE = "pipelines/comparison/dvc.yaml"
 BUSY = ("Unable to acquire lock", "is busy")  # what DVC says while another stage reads or writes its own files
+TRIALS = "_trials"  # in the names of their stages
 PATIENCE = 600  # seconds that a stage waits for such files
 
 
@@ -73,7 +76,10 @@ def reproduce(name: str, folder: str, cluster: str) -> tuple[str, int, str]:
 def main() -> None:
     """The command line; see the module's docstring."""
     order = levels()
-    if given := set(sys.argv[1:]):  # stages, or all of a matrix by its name
+    if sys.argv[1:] == ["--trials"]:
+        resting = f"class_backbone@{load_comparison().comparison.seeds[0]}"
+        order = [[name for name in level if TRIALS in name or name == resting] for level in order]
+    elif given := set(sys.argv[1:]):  # stages, or all of a matrix by its name
         order = [[name for name in level if given & {name, name.partition("@")[0]}] for level in order]
         if unknown := given - {each for level in order for name in level for each in (name, name.partition("@")[0])}:
             sys.exit(f"fan_out: {FILE} has no stage {min(unknown)!r}")
@@ -85,7 +91,7 @@ def main() -> None:
     waiting = ray.remote(num_cpus=0)(reproduce)  # its trials take the cores
     failed = []
     for names in order:
-        open_tasks = [(waiting if "trials" in name else task).remote(name, str(Path.cwd()), cluster) for name in names]
+        open_tasks = [(waiting if TRIALS in name else task).remote(name, str(Path.cwd()), cluster) for name in names]
         while open_tasks:
             (ready,), open_tasks = ray.wait(open_tasks)
             name, status, output = ray.get(ready)
