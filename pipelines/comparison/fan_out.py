@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,23 @@ def reproduce(name: str, folder: str, cluster: str) -> tuple[str, int, str]:
         time.sleep(2)
 
 
+def run_level(names: list[str], start: Callable[[str], Any], at_once: int) -> list[str]:
+    """Runs stages side by side, of trials at most so many, and returns the names of those that failed."""
+    queue, failed = [name for name in names if TRIALS in name], []
+    open_tasks = [start(name) for name in [*queue[:at_once], *(name for name in names if TRIALS not in name)]]
+    del queue[:at_once]
+    while open_tasks:
+        (ready,), open_tasks = ray.wait(open_tasks)
+        name, status, output = ray.get(ready)
+        if TRIALS in name and queue:
+            open_tasks.append(start(queue.pop(0)))
+        print(f"{name}: {'done' if status == 0 else 'failed'}, {len(open_tasks) + len(queue)} to go", flush=True)
+        if status:
+            failed.append(name)
+            print(output, file=sys.stderr, flush=True)
+    return failed
+
+
 def main() -> None:
     """The command line; see the module's docstring."""
     order = levels()
@@ -89,16 +107,15 @@ def main() -> None:
     cluster = ray.get_runtime_context().gcs_address
     task = ray.remote(num_cpus=1, num_gpus=gpus)(reproduce)
     waiting = ray.remote(num_cpus=0)(reproduce)  # its trials take the cores
-    failed = []
+    places = int(ray.cluster_resources()["GPU" if gpus else "CPU"])
+    at_once = max(1, places // max(1, load_comparison().comparison.trials))  # stages of trials, which fill them
+
+    def start(name: str) -> Any:
+        return (waiting if TRIALS in name else task).remote(name, str(Path.cwd()), cluster)
+
+    failed: list[str] = []
     for names in order:
-        open_tasks = [(waiting if TRIALS in name else task).remote(name, str(Path.cwd()), cluster) for name in names]
-        while open_tasks:
-            (ready,), open_tasks = ray.wait(open_tasks)
-            name, status, output = ray.get(ready)
-            print(f"{name}: {'done' if status == 0 else 'failed'}, {len(open_tasks)} to go", flush=True)
-            if status:
-                failed.append(name)
-                print(output, file=sys.stderr, flush=True)
+        failed += run_level(names, start, at_once)
         if failed:
             break
     ray.shutdown()

@@ -159,7 +159,8 @@ def _tuned(run_name: str, given: dict[str, Any], count: int) -> list[dict[str, A
     results = tuner.fit()
     if results.errors:
         raise TrainingError(f"{run_name}: a trial ended with {str(results.errors[0]).strip().splitlines()[-1]}")
-    return [result.metrics["trial"] for result in results]  # type: ignore[index]
+    found = [results[index].metrics for index in range(len(results))]
+    return [metrics["trial"] for metrics in found if metrics is not None]
 
 
 def _trial(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
