@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo repro dvc compare reproduce retrain serve mlflow test lint format bench-prepare bench-serving bench-inputs test-faults \
+.PHONY: help setup demo repro dvc trials compare reproduce retrain serve mlflow test lint format bench-prepare bench-serving bench-inputs test-faults \
 	lock triton docs clean clone
 
 help: ## this list
@@ -49,6 +49,10 @@ dvc: $(READY) ## write the code dependencies in the files dvc.yaml anew, from wh
 compare: clone $(READY) ## every rival system, seed by seed, side by side on Ray; writes reports/comparison.{md,html}
 	@dvc repro prepare
 	python -m pipelines.comparison.fan_out
+
+trials: clone $(READY) ## the trials of settings alone, comparison.trials of them for each system; make compare runs them too
+	@dvc repro prepare
+	python -m pipelines.comparison.fan_out --trials
 
 reproduce: $(READY) ## the CSR paper's protocol: SET=tbx11k|vindr_cxr|isic2017 DATA=folder [OUT=folder] [SETTINGS="key=value ..."]
 	@test -n "$(SET)" -a -n "$(DATA)" || { echo "make reproduce SET=tbx11k|vindr_cxr|isic2017 DATA=folder of the set as published; see docs/reproduce.md" >&2; exit 1; }

@@ -47,7 +47,7 @@ from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
 
 # options that every run of a folder shares; systems and seeds may be added
-SHARED = ("train", "val", "test", "side", "backbone", "epochs", "batch_size", "learning_rate")
+SHARED = ("train", "val", "test", "side", "backbone", "epochs", "patience", "batch_size", "learning_rate")
 
 
 def main() -> None:
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=384)
     parser.add_argument("--backbone", default="convnext_tiny")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--patience", type=int, help="epochs without a rise that end a training; --epochs is the cap")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw the phantom; 0: one a core")
@@ -97,6 +98,7 @@ def compare(given: argparse.Namespace) -> None:
         config = ConceptTrainingConfig(
             model=ConceptModelConfig(backbone=given.backbone),
             epochs=given.epochs,
+            patience=given.patience,
             batch_size=given.batch_size,
             learning_rate=given.learning_rate,
             seed=seed,
@@ -147,7 +149,7 @@ def _claim(given: argparse.Namespace, recipes: Mapping[str, Recipe]) -> None:
     file, settings = given.out / "settings.json", {name: getattr(given, name) for name in SHARED}
     if "paper" in recipes:
         settings["paper"] = asdict(recipes["paper"])
-    noted = json.loads(file.read_text()) if file.is_file() else {}
+    noted = {"patience": None} | json.loads(file.read_text()) if file.is_file() else {}
     for name, value in settings.items():
         if noted.get(name, value) != value:
             what = "another --paper" if name == "paper" else f"{name} {noted[name]}, not {value}"

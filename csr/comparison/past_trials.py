@@ -16,14 +16,14 @@ class PastTrial(NamedTuple):
     Args:
         what: the ingredient.
         settings: that were compared, the kept one first.
-        count: how many beside the one before them.
+        trials: how many beside the one before them.
         judged: on which studies.
         where: the revision or page that says so.
     """
 
     what: str
     settings: str
-    count: int
+    trials: int
     judged: str
     where: str
 

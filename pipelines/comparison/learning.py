@@ -108,7 +108,7 @@ def _plot(curves: Curves, titles: Mapping[str, str]) -> str:
 def trials_section(folder: Path, titles: Mapping[str, str]) -> list[Section]:
     """How many settings each system was given and which was chosen, and what was tried for ours before."""
     files = sorted((folder / "trials").glob("*.json"))
-    past = sum(trial.count for trial in PAST_TRIALS)
+    past = sum(trial.trials for trial in PAST_TRIALS)
     rows = []
     for content in (json.loads(file.read_text()) for file in files):
         name, trials = content["system"], content["trials"]
@@ -132,7 +132,7 @@ def trials_section(folder: Path, titles: Mapping[str, str]) -> list[Section]:
         "tried before the first recipe has no record, so this is a lower bound. A rival had the trials of its row."
     )
     columns = ("system", "trials", "figure of the default", "figure of the chosen", "chosen setting")
-    before = [(each.what, each.settings, str(each.count), each.judged, each.where) for each in PAST_TRIALS]
+    before = [(each.what, each.settings, str(each.trials), each.judged, each.where) for each in PAST_TRIALS]
     tables = [Table("Past trials of CSR", ("ingredient", "settings", "trials", "judged on", "where"), before, ours)]
     return [Section("Trials", (note,), (*([Table("", columns, rows)] if rows else []), *tables))]
 

@@ -17,6 +17,7 @@ without its test split, and no features of it, so none can see a test study.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib
 import json
 import math
@@ -136,7 +137,8 @@ def search(reference: str, params: Params) -> list[dict[str, Any]]:
                 "parent": active.info.run_id,
             }
             found = _tuned(run_name, given, params.comparison.trials)
-            log_metrics("trials", {"best": max(_rank(trial["figure"]) for trial in found)})
+            known = [trial["figure"] for trial in found if trial["figure"] is not None]
+            log_metrics("trials", {"best": max(known)} if known else {})
     finally:
         if local:
             ray.shutdown()
@@ -159,7 +161,8 @@ def _tuned(run_name: str, given: dict[str, Any], count: int) -> list[dict[str, A
     results = tuner.fit()
     if results.errors:
         raise TrainingError(f"{run_name}: a trial ended with {str(results.errors[0]).strip().splitlines()[-1]}")
-    return [result.metrics["trial"] for result in results]  # type: ignore[index]
+    found = [results[index].metrics for index in range(len(results))]
+    return [metrics["trial"] for metrics in found if metrics is not None]
 
 
 def _trial(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -175,8 +178,11 @@ def _trial(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         resting = None if given["resting"] is None else Path(given["resting"])
         said: dict[str, Any] = {}
         try:
-            said["figure"] = figure_of(given["reference"], settings, Path(given["data"]), resting, params)
-            log_metrics("trial", {"figure": said["figure"]})
+            figure = figure_of(given["reference"], settings, Path(given["data"]), resting, params)
+            if not math.isfinite(figure):
+                raise TrainingError(f"{name}: the validation split tells no figure, no class or concept being in it")
+            log_metrics("trial", {"figure": figure})
+            said["figure"] = figure
         except CSRError as error:  # a setting that does not train is a trial, too
             said |= {"figure": None, "failed": str(error)}
     seconds = time.perf_counter() - start
@@ -207,12 +213,14 @@ def figure_of(reference: str, settings: dict[str, Any], data: Path, resting: Pat
 
 
 def without_test() -> Path:
-    """The prepared set without its test split, copied once."""
+    """The prepared set without its test split, copied once, by whichever stage of trials comes first."""
     data = PreparedSet.open(PREPARED)
     folder = BUILD / "trials_data" / data.digest()[:16]
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        copy_without(data, "test", folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            copy_without(data, "test", folder)
     return folder
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import networkx
@@ -288,6 +289,23 @@ def test_stages_run_side_by_side_after_what_they_wait_for(stages: list[PipelineS
     assert groups[3] == {"protopnet", "protopool", "prototree", "pipnet", "answers", "boxes", "refinement"}
     assert groups[4:] == [{"report", "interaction_report"}]
     assert sorted(name for level in levels for name in level) == sorted(stage.name for stage in stages)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 9])
+def test_stages_of_trials_wait_for_each_other_and_no_stage_is_left_out(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, started, most = ["a_trials", "csr", "b_trials", "c_trials@x", "cbm"], [], []
+
+    def wait(tasks: list[str]) -> tuple[list[str], list[str]]:
+        most.append(sum(fan_out.TRIALS in name for name in tasks))
+        return tasks[:1], tasks[1:]
+
+    results = {name: (name, int(name == "b_trials"), "what went wrong") for name in names}
+    monkeypatch.setattr(fan_out, "ray", SimpleNamespace(wait=wait, get=results.get))
+    assert fan_out.run_level(names, lambda name: started.append(name) or name, at_once) == ["b_trials"]
+    assert sorted(started) == sorted(names)
+    assert max(most) == min(at_once, 3)
 
 
 def test_code_that_stages_depend_on_exists_and_bytecode_is_not_part_of_it(

@@ -17,7 +17,6 @@ import yaml
 from csr.baselines.protocol import ExperimentContext
 from csr.data.prepared import PreparedSet, copy_without
 from csr.errors import TrainingError
-from csr.network.checkpoint import read_checkpoint
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
 from pipelines.comparison import common, learning, rival, settings, shared_backbone, trials
@@ -30,7 +29,7 @@ CLASSES, CONCEPTS, PROTOTREE = (
     "csr.comparison.concept_backbones:concepts_lse",
     "csr.baselines.prototree:prototree",
 )
-COUNT = 3
+COUNT = 2
 SMALL = {
     "concepts": {
         "model": {"backbone": "test_convnext", "width": 16},
@@ -168,7 +167,7 @@ def resumed(folder: Path, patch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingError, match=r"trials_made_up: a trial ended with .*out of memory"):
         trials._tuned("trials_made_up", {}, COUNT)
     mended.touch()
-    assert sorted(each["number"] for each in trials._tuned("trials_made_up", {}, COUNT)) == [0, 1, 2]
+    assert sorted(each["number"] for each in trials._tuned("trials_made_up", {}, COUNT)) == [0, 1]
 
 
 def test_each_trial_is_reported_and_the_best_figure_is_chosen(searched: dict[str, dict]) -> None:
@@ -183,8 +182,8 @@ def test_each_trial_is_reported_and_the_best_figure_is_chosen(searched: dict[str
 
 def test_the_chosen_setting_is_what_is_trained(searched: dict[str, dict], params: Params) -> None:
     chosen = settings.chosen_settings("classes")
-    model = read_checkpoint(common.SHARED_BACKBONES_FOLDER / "classes-0/model.pt", "concept model")["config"]
-    assert model["backbone"]["stride"] == chosen.get("stride", params.concepts.model.stride)
+    model = trials._model_alone(common.SHARED_BACKBONES_FOLDER / "classes-0").model
+    assert model.config.stride == chosen.get("stride", params.concepts.model.stride)
     (curve,) = json.loads((params.comparison.folder / "curves/classes-0.json").read_text())
     assert len(curve["values"]) == chosen.get("epochs", params.concepts.epochs)
     best = searched["classes"]["trials"][searched["classes"]["chosen"]]
@@ -201,7 +200,7 @@ def test_every_trial_is_a_run_below_its_search(searched: dict[str, dict]) -> Non
 
 def test_only_trials_that_had_not_ended_run_again_after_an_interruption(searched: dict[str, dict]) -> None:
     ran = Path("ran.txt").read_text().split()
-    assert ran.count("0") == ran.count("2") == 1 and ran.count("1") == 2
+    assert ran.count("0") == 1 and ran.count("1") == 2
 
 
 def test_what_a_trial_is_given_holds_no_test_study(searched: dict[str, dict], workplace: Path) -> None:

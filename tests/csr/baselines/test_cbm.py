@@ -355,7 +355,7 @@ def test_joint_trains_both_parts_and_reports_both_losses(data):
     system = cbm.joint_cbm(context)
     history = context.callbacks.history
     assert len(history) == 10
-    assert set(history[0]) == {"epoch", "train_class", "train_concept", "val_macro_f1"}
+    assert set(history[0]) == {"epoch", "train_class", "train_concept", "val_macro_f1", "val_macro_auroc"}
     for term in ("train_class", "train_concept"):
         assert history[-1][term] < 0.7 * history[0][term]
     predictions = predict(system, data, data.collection.rows("test"))

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from csr.baselines.protocol import Answer, ExperimentContext, System, TrainedBackbone, predict, train_on_images
+from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone, predict, train_on_images
+from csr.comparison.training import with_budget
 from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training.augmentation import AugmentConfig
@@ -207,6 +208,38 @@ def test_a_phase_may_be_shorter_blind_and_have_a_budget_of_its_own(data):
     assert [len(rows) for rows, _ in system.seen] == [20] * 4
     for parameter, old in zip(system.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
+
+
+class Curves(SilentCallbacks):
+    """Keeps the learning curves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.curves = []
+
+    def finished(self, curve):
+        self.curves.append(curve)
+
+
+def test_a_phase_ends_by_the_rule_and_one_without_a_figure_takes_its_epochs(data):
+    """A rate of 0 changes nothing, so the figure never rises."""
+    ruled = replace(CONFIG, epochs=30, patience=2, learning_rate=0.0)
+    own = replace(context(data, ruled), callbacks=Curves())
+    train_on_images(own, "ends", Linear(data), Linear(data).terms)
+    (curve,) = own.callbacks.curves
+    assert (curve.phase, curve.figure, curve.ended, curve.fall) == ("ends", "val_macro_auroc", "risen", 3)
+    assert curve.images == (40, 80, 120, 160) and len(own.callbacks.history) == 4
+    for changes, epochs in (({"earliest": 10}, 15), ({"validate": False}, 30), ({"epochs": 2}, 2)):
+        own = replace(context(data, ruled), callbacks=Curves())
+        train_on_images(own, "ends", Linear(data), Linear(data).terms, **changes)
+        assert len(own.callbacks.history) == epochs
+
+
+def test_a_system_has_its_share_of_the_budget_or_under_the_rule_the_whole_cap(data):
+    entry = Entry("Half", Linear, lambda context: Linear(data), epochs=0.5)
+    plain = context(data, replace(CONFIG, epochs=12))
+    assert with_budget(entry, plain).config.epochs == 6
+    assert with_budget(entry, replace(plain, config=replace(plain.config, patience=3))).config.epochs == 12
 
 
 def test_a_frozen_parameter_stays_and_a_slow_one_lags(data):

@@ -73,8 +73,8 @@ def trained(data):
         phases.append((context.config.epochs - left, system.sharpness, see(system)))
         return left
 
-    def record(context, name, system, terms, *, epochs, rates):
-        train_on_images(context, name, system, terms, epochs=epochs, rates=rates)
+    def record(context, name, system, terms, *, epochs, earliest, rates):
+        train_on_images(context, name, system, terms, epochs=epochs, earliest=earliest, rates=rates)
         phases.append((epochs, system.sharpness, see(system)))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -301,7 +301,7 @@ def test_a_pretrained_backbone_is_started_from_and_learns_slowly(data, monkeypat
     shared = TrainedBackbone(model, FeatureCache(np.empty(0), np.empty(0))) if pretrained else None
     seen = []
 
-    def record(context, name, system, terms, *, epochs, rates):
+    def record(context, name, system, terms, *, epochs, earliest, rates):
         seen.append(rates)
 
     monkeypatch.setattr(module, "warm_up", lambda context, *others: context.config.epochs)
