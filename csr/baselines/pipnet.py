@@ -15,8 +15,9 @@ the same in both. Over batches of them:
 Each step of training takes 0.001 off every weight ω and sets negative ones to 0, as in the authors' code: weights that
 the classes do not ask for vanish. Phases and their shares are the paper's (10 epochs of pretraining, 60 of training
 whose first 3 train the head alone): a seventh of the epochs pretrains; then the head is trained alone, on fixed
-scores, which costs no images; the rest trains everything. After that weights below 0.001, and those of prototypes that
-fire on no training image, are set to 0. At inference scores up to 0.1 count as 0.
+scores, which costs no images; the rest trains everything. After that maps are aligned (`csr.baselines.map_alignment`),
+and weights below 0.001, and those of prototypes that fire on no training image, are set to 0. At inference scores up to
+0.1 count as 0.
 
 Departures: the paper trains an ImageNet backbone at a hundredth of the head's rate, its early layers only from the
 eleventh epoch on. Here the backbone is that of the trained black box, all of it trained at the shared rate throughout:

@@ -7,13 +7,23 @@ Ten prototypes a class, each one latent patch large (section 2.1):
     d_p = min over patches ‖z − p‖²        s_p = log( (d_p + 1) / (d_p + 1e-4) )        logits = W s, no bias
 
 The paper's backbone is pretrained on ImageNet. Here it is that of the trained black box (shared backbone ``classes``;
-`csr.baselines.protocol.ExperimentContext.build_backbone` says why). The phases, in the paper's order (section 2.2):
+`csr.baselines.protocol.ExperimentContext.build_backbone` says why).
 
-0. Warm-up, a tenth of the epochs: convolutions and prototypes alone, by the loss of 1, so that random prototypes do not
+Where prototypes start is ours: from latent patches of training images of their class that lie far apart
+(`spread_patches`); the authors' programs draw them uniformly from the unit cube. There no patch is near, the similarity
+is flat, and cluster, which is not, pulls all patches into one point before the classes have a say. The programs take
+tens of thousands of steps, here there are hundreds. On frozen features of blood cells (validation split, one seed, 500
+steps) macro F1 was 0.90 from the cube, 0.92 from patches and 0.89 by the authors' network and losses; on those of the
+phantom's stage 1 (600 steps) 0.38 and 0.71, and 0.44 by the authors' after 1200.
+
+The phases, in the paper's order (section 2.2):
+
+0. Warm-up, a tenth of the epochs: convolutions and prototypes alone, by the loss of 1, so that new convolutions do not
    spoil the backbone, as in the authors' programs.
 1. Backbone, convolutions and prototypes by CE + 0.8 · cluster − 0.08 · separation, W fixed: at first at 1 for a
    prototype's own class and −0.5 for every other.
-2. Push: each prototype becomes the nearest latent patch of un-augmented training images of its own class.
+2. Push: maps are aligned (`csr.baselines.map_alignment`), then each prototype becomes the nearest latent patch of
+   un-augmented training images of its own class.
 3. W by CE + 1e-4 · Σ |weights to other classes|, everything else fixed, a convex problem on cached similarities.
 4. Pruning (supplement): the six training images that come nearest to a prototype; fewer than three of its own class,
    and it goes. Then 3 again. Prototypes that all fail the rule all stay: the paper is silent.

@@ -11,10 +11,18 @@ Leaves have no gradient. For each of an epoch's B batches (section 4, after Kont
 
     c_ℓ ← max( c_ℓ − c_ℓ^(start of epoch) / B, 0 ) + Σ_batch ( softmax(c_ℓ) ⊙ y ⊙ π_ℓ ) ⊘ ŷ
 
-The backbone is that of the trained black box, frozen at first and slower later, as in `csr.baselines.protopnet`. After
-the last epoch leaves whose largest class probability is at most τ go, and every node that then has leaves on one side
-only; each prototype left becomes the nearest latent patch of un-augmented training images, of the classes that lead in
-the leaves below its node, as the authors' program has it.
+The backbone is that of the trained black box; its body is frozen at first and slower later, as in
+`csr.baselines.protopnet`, and its last layers, those that merge two levels, learn at the full rate throughout, as the
+last block does in the authors' program. Prototypes start from patches of training images that lie far apart, not from a
+normal distribution around 0.5: from there the distances to all patches of all images are nearly the same (3.24 ± 0.07
+on the phantom's features), every image goes left at every node, and a projection moves prototypes so far that the tree
+is lost. On frozen features of blood cells (validation split, one seed, 500 steps) macro F1 was 0.80 before the
+projection and 0.70 after it from the normal distribution, 0.94 and 0.93 from patches, and 0.80 and 0.46 by the authors'
+network, losses and rule for the leaves; their program takes 9,400 steps.
+
+After the last epoch leaves whose largest class probability is at most τ go, and every node that then has leaves on one
+side only; maps are aligned (`csr.baselines.map_alignment`); each prototype left becomes the nearest latent patch of
+un-augmented training images, of the classes that lead in the leaves below its node, as the authors' program has it.
 
 Where the paper speaks of 200 classes or is silent: depth 5, 31 prototypes (the paper's is the depth that gives every
 class a leaf and one more, here 4; more leaves are pruned again); τ = 1/T + 0.01, which is "slightly greater than 1/T"

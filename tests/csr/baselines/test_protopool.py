@@ -28,7 +28,8 @@ from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
 from csr.training.images import image_batches
-from tests.csr.synthetic import Pixels, make_collection, make_prepared
+from tests.csr.baselines.test_protopnet import make_spots
+from tests.csr.synthetic import Pixels
 
 SEEDS = st.integers(0, 10_000)
 CONFIG = ConceptTrainingConfig(
@@ -38,7 +39,6 @@ CONFIG = ConceptTrainingConfig(
     batch_size=8,
     learning_rate=4e-3,
     precision="float32",
-    seed=6,  # on so few images about every second seed learns; this one does
 )
 
 
@@ -56,7 +56,7 @@ def grey_system(pool: list[float], filled: list[list[int]], weights: list[list[f
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_prepared(tmp_path_factory.mktemp("data") / "prepared", make_collection(train=80))
+    return make_spots(tmp_path_factory.mktemp("spots") / "prepared")
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_the_phases_share_the_budget_and_the_last_layer_waits(trained):
 
 def test_slots_are_hard_before_training_ends(trained):
     _, _, phases = trained
-    warm_steps, annealing = 10, 0.75 * 12 * 10
+    warm_steps, annealing = 9, 0.75 * 12 * 9  # 72 images in batches of 8
     assert phases[0][1] == pytest.approx(1000 * math.sqrt((warm_steps - 1) / annealing))
     assert phases[1][1] == 1000
 
@@ -291,7 +291,7 @@ def test_a_small_training_beats_chance(trained, data):
     system, _, _ = trained
     rows = data.collection.rows("test")
     predictions = predict(system, data, rows)
-    assert macro_f1(data.collection.truth()[rows], predictions.probabilities.argmax(1), 3) > 0.5
+    assert macro_f1(data.collection.truth()[rows], predictions.probabilities.argmax(1), 3) > 0.8
     assert (predictions.explanations == system.prototypes).all()
 
 
