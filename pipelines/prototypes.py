@@ -25,11 +25,9 @@ from pipelines.training import train
 
 def fit(prepared: str, features: str, config: PrototypeConfig, callbacks: Callbacks) -> State:
     """What one worker runs."""
-    data, cache = PreparedSet.open(Path(prepared)), FeatureCache.open(Path(features))
-    collection = data.collection
-    if config.located:
-        cache = located_cache(collection, cache, data.side)
-    return prototype_model_checkpoint(train_prototypes(collection, cache, config, callbacks))
+    data = PreparedSet.open(Path(prepared))
+    cache = _cache(data, Path(features), config)
+    return prototype_model_checkpoint(train_prototypes(data.collection, cache, config, callbacks))
 
 
 def prototypes(params: Params) -> None:
@@ -41,13 +39,14 @@ def prototypes(params: Params) -> None:
     config, curve = params.prototypes, None
     if config.per_concept == "auto":
         state, _ = _train("pilot", pilot(config), params.train)
-        curve = _curve(state)
+        curve = _curve(state, config)
         config = replace(config, per_concept=curve.enough)
     checkpoint, history = _train("prototypes", config, params.train)
     with atomic_folder(PROTOTYPES) as folder:
         write_checkpoint(checkpoint, folder / "model.pt")
     write_curves("prototypes", history, REPORTS / "curves")
-    write_count_curve(curve or _curve(checkpoint), PreparedSet.open(PREPARED).collection.concepts, REPORTS / "curves")
+    curve = curve or _curve(checkpoint, config)
+    write_count_curve(curve, PreparedSet.open(PREPARED).collection.concepts, REPORTS / "curves")
     log_metrics("prototypes", {"per_concept": checkpoint["config"]["per_concept"]})
 
 
@@ -56,9 +55,15 @@ def _train(name: str, config: PrototypeConfig, where: TrainParams) -> tuple[Stat
     return train(name, function, config, [PREPARED, CONCEPTS, FEATURES], where, "pipelines.prototypes")
 
 
-def _curve(checkpoint: State) -> CountCurve:
-    collection = PreparedSet.open(PREPARED).collection
-    return count_curve(prototype_model_from_checkpoint(checkpoint), collection, FeatureCache.open(FEATURES))
+def _curve(checkpoint: State, config: PrototypeConfig) -> CountCurve:
+    data = PreparedSet.open(PREPARED)
+    model, cache = prototype_model_from_checkpoint(checkpoint), _cache(data, FEATURES, config)
+    return count_curve(model, data.collection, cache)
+
+
+def _cache(data: PreparedSet, features: Path, config: PrototypeConfig) -> FeatureCache:
+    cache = FeatureCache.open(features)
+    return located_cache(data.collection, cache, data.side) if config.located else cache
 
 
 if __name__ == "__main__":

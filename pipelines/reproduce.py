@@ -35,7 +35,7 @@ from csr.data.html_report import Section, Table, to_html, to_markdown
 from csr.data.prepared import PreparedSet
 from csr.errors import ConfigError, CSRError, DataError
 from csr.evaluation.evaluate import evaluate_predictions, pointing_by_concept, rounded
-from csr.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from csr.network.checkpoint import Checkpoint, Kind, read_checkpoint, write_checkpoint
 from csr.network.prototypes import prototype_model_checkpoint, prototype_model_from_checkpoint
 from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
 from csr.network.trained import TrainedCSR
@@ -122,7 +122,7 @@ class Run:
     folder: Path
     params: Params
 
-    def stage(self, name: str, kind: str, train: Callable[[Callbacks], Checkpoint]) -> Checkpoint:
+    def stage(self, name: str, kind: Kind, train: Callable[[Callbacks], Checkpoint]) -> Checkpoint:
         """What a training stage made, now or earlier. ``kind`` is what its checkpoint says it holds."""
         file, state = self.folder / f"{name}.pt", self.folder / "state" / name
         if not file.is_file():

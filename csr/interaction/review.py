@@ -148,7 +148,8 @@ def misled(verdicts: pd.DataFrame) -> dict[str, list[int]]:
 def _drawn(data: PreparedSet, cache: FeatureCache, verdicts: pd.DataFrame) -> tuple[Collection, FeatureCache]:
     """The collection with what is not known any more, and the features with attention inside the reviewer's boxes."""
     collection, boxes = data.collection, data.collection.boxes_by_pair()
-    drawn, studies = {}, collection.studies.copy()
+    drawn: dict[tuple[int, int], np.ndarray] = {}
+    studies = collection.studies.copy()
     train = np.isin(np.arange(len(studies)), collection.rows("train"))
     for name, rows in misled(verdicts).items():
         k = collection.concepts.index(name)

@@ -85,13 +85,33 @@ def _setting_section(params: Params, data: PreparedSet) -> Section:
     seeds = ", ".join(map(str, params.comparison.seeds))
     text = (
         f"{counts} studies of {data.side}² pixels, {len(collection.concepts)} concepts, {len(collection.classes)} "
-        f"classes. Every system: {config.model.backbone} at {stride}, from scratch unless params.yaml says otherwise, "
-        f"{length} in batches of {config.batch_size * config.accumulate}, AdamW with a peak of "
-        f"{config.learning_rate:g}, the same augmentation, and seeds {seeds}, unless trials chose otherwise. "
+        f"classes{_fold(params)}. Every system: {config.model.backbone} at {stride}, {_weights(params)}, {length} in "
+        f"batches of {config.batch_size * config.accumulate}, AdamW with a peak of {config.learning_rate:g}, the same "
+        f"augmentation, and seeds {seeds}, unless trials chose otherwise. "
         "Last layers are fitted on frozen scores in addition. Prototype systems start from the trained black box and "
         f"train on{further}. Nothing was tuned on a test split but what Trials says."
     )
+    if params.prototypes.located:
+        text += (
+            " CSR's prototypes, of both recipes, learn from inside the boxes of training images (prototypes.located); "
+            "stage 1 and all rivals learn from labels of whole images."
+        )
     return Section("Setting", (text,))
+
+
+def _fold(params: Params) -> str:
+    data = params.data
+    return "" if data.folds is None else f"; fold {data.fold} of {data.folds} is the test split, the next is val"
+
+
+def _weights(params: Params) -> str:
+    """Where the backbone's weights come from, and whether they learn."""
+    model, freeze = params.concepts.model, params.concepts.freeze
+    if not (model.pretrained or model.checkpoint):
+        return "from random weights"
+    source = Path(model.checkpoint).name if model.checkpoint else "timm"
+    held = ", which stay as they are" if freeze == "all" else f", frozen for {freeze} epochs" if freeze else ""
+    return f"with pretrained weights ({source}){held}"
 
 
 def _ablation_section(folder: Path, seeds: list[int]) -> list[Section]:
