@@ -9,7 +9,6 @@ from csr.data.prepared import PreparedSet
 from csr.evaluation.thresholds import choose_thresholds
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
-from csr.training.head import all_scores, class_logits
 from csr.training.runtime import device
 
 
@@ -24,5 +23,8 @@ def own_thresholds(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> n
     if data.collection.task != "multilabel":
         return None
     csr, rows = csr.to(device()).eval(), data.collection.rows("val")
-    logits = class_logits(csr.reasoner, all_scores(csr.reasoner, csr.prototype_model, cache, rows))
-    return choose_thresholds(data.collection.truth()[rows], csr.reasoner.probabilities(logits).cpu().numpy())
+    pieces = []
+    for start in range(0, len(rows), 64):
+        features, _ = cache.batch(rows[start : start + 64], csr.place)
+        pieces.append(csr.reasoner(csr.project(features)).probabilities.cpu().numpy())
+    return choose_thresholds(data.collection.truth()[rows], np.concatenate(pieces))
