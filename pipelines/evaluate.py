@@ -15,8 +15,9 @@ from csr.evaluation.evaluate import evaluate_predictions, pointing_by_concept, r
 from csr.evaluation.predictions import Predictions
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
-from csr.training.prediction import own_thresholds, predict
+from csr.training.prediction import predict
 from csr.training.runtime import device, use_device
+from csr.training.thresholds import own_thresholds
 from pipelines.figures.evaluation import write_confusion, write_montage, write_operating_points, write_risk_coverage
 from pipelines.params import Params
 from pipelines.stage import FEATURES, HEAD, PREPARED, REPORTS, run_stage

@@ -28,7 +28,7 @@ from csr.network.reasoner import DEFAULT_ALPHA
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.guard import fit_guard
-from csr.training.prediction import own_thresholds
+from csr.training.thresholds import own_thresholds
 
 REFERENCE_BINS = 10
 _DECIMALS = 4  # of a probability: what is beyond them differs between torch and ONNX Runtime, and says nothing

@@ -8,7 +8,6 @@ import torch
 from csr.data.prepared import PreparedSet
 from csr.evaluation.pointing import map_peaks
 from csr.evaluation.predictions import Predictions
-from csr.evaluation.thresholds import validation_thresholds
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from csr.training.runtime import device
@@ -27,11 +26,3 @@ def predict(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR, split: str 
         concepts.append(answer.concept_probabilities.cpu().numpy())
         peaks.append(map_peaks(answer.concept_maps.cpu().numpy(), data.side))
     return Predictions(rows, np.concatenate(probabilities), np.concatenate(concepts), np.concatenate(peaks))
-
-
-def own_thresholds(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR) -> np.ndarray | None:
-    """From which probabilities on a trained CSR's classes are there, chosen on split ``val``
-    (`csr.evaluation.thresholds`); None unless a study can have several."""
-    if data.collection.task != "multilabel":
-        return None
-    return validation_thresholds(data.collection, predict(data, cache, csr, "val"))

@@ -15,7 +15,8 @@ from csr.comparison.csr_system import CSRSystem, csr_systems
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.evaluation.evaluate import evaluate_predictions, rounded
 from csr.interaction.review import misled, prune, relearn, retrain_head, review
-from csr.training.prediction import own_thresholds, predict
+from csr.training.prediction import predict
+from csr.training.thresholds import own_thresholds
 from pipelines.comparison.common import (
     SHARED_BACKBONES_FOLDER,
     SYSTEMS_FOLDER,

@@ -70,7 +70,7 @@ def test_several_classes_pass_through_every_stage(own: Project) -> None:
     assert bundle.manifest.thresholds == tuple(metrics(own)["thresholds"].values())
     judged, _ = judge_bundle(bundle, PreparedSet.open(own.folder / "data/prepared"))
     assert judged["test"]["macro_f1"] == pytest.approx(report["macro_f1"], abs=0.03)  # at the same thresholds
-    assert judged["test"]["mean_average_precision"] == pytest.approx(report["mean_average_precision"], abs=0.01)
+    assert judged["test"]["mean_average_precision"] == pytest.approx(report["mean_average_precision"], abs=0.03)
     page = (own.folder / "reports/data.html").read_text()
     assert "a study can have several classes" in page
 

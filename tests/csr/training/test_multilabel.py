@@ -13,6 +13,7 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from csr.baselines.protocol import ExperimentContext
+from csr.bundle import writing
 from csr.bundle.atlas import build_atlas
 from csr.bundle.format import Bundle
 from csr.bundle.runtime import BundleRunner
@@ -36,6 +37,7 @@ from csr.training.head import HeadConfig, train_head
 from csr.training.prediction import predict
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.temperature import calibrate_temperature
+from csr.training.thresholds import own_thresholds
 from tests.csr.synthetic import (
     SIDE,
     make_cache,
@@ -262,32 +264,37 @@ def test_nothing_is_compared_where_there_are_no_classes(exported) -> None:
         ExperimentContext(bare, ConceptTrainingConfig(), SilentCallbacks())
 
 
-def test_a_bundle_has_the_thresholds_that_val_chooses_and_is_judged_at_them(exported, tmp_path) -> None:
-    """Rare probabilities: a head that is trained for two epochs says little, and at a half nothing."""
-    _, data, cache, csr, atlas = exported
-    collection = data.collection
-    own = csr.with_reasoner(copy.deepcopy(csr.reasoner))
+def test_thresholds_are_those_that_val_chooses(trained) -> None:
+    """A head that is unsure of itself finds nothing at a half, and everything at its own thresholds."""
+    collection, cache, csr = trained
+    data = without_images(collection)
+    shy = csr.with_reasoner(copy.deepcopy(csr.reasoner))
     with torch.no_grad():
-        own.reasoner.head.bias -= 3
-    expected = choose_thresholds(
-        collection.truth()[collection.rows("val")], predict(data, cache, own, "val").probabilities
-    )
-    assert expected.min() < 0.5
-    bundle, _ = write_bundle(
-        tmp_path / "bundle",
-        data,
-        cache,
-        own,
-        atlas,
-        ExportConfig(parity_images=4, abstain_risk=0.9),
-        Provenance("robust", "", "test", {}),
-    )
-    assert bundle.manifest.thresholds == tuple(expected)
-    said = predict(data, cache, own)
-    report = evaluate_predictions(collection, said, SIDE, expected)["test"]
-    decided = decide(said.probabilities, True, expected)
-    assert report["macro_f1"] == pytest.approx(macro_f1(collection.truth()[said.rows], decided, 2), abs=1e-6)
-    assert report["macro_f1"] > evaluate_predictions(collection, said, SIDE)["test"]["macro_f1"]
+        shy.reasoner.head.bias -= 3
+        shy.reasoner.temperature.fill_(3)
+    thresholds = own_thresholds(data, cache, shy)
+    said = predict(data, cache, shy, "val")
+    assert said.rows.tolist() == collection.rows("val").tolist()
+    assert thresholds.tolist() == choose_thresholds(collection.truth()[said.rows], said.probabilities).tolist()
+    assert thresholds.max() < 0.5
+    test = predict(data, cache, shy)
+    at_own, at_half = (evaluate_predictions(collection, test, SIDE, each)["test"] for each in (thresholds, None))
+    assert at_own["macro_f1"] > 0.85 > at_half["macro_f1"]
+    assert at_own["auroc"] == at_half["auroc"] and at_own["aurc"] < at_half["aurc"]
+    assert own_thresholds(without_images(make_collection()), cache, shy) is None
+
+
+def test_a_bundle_holds_the_thresholds_and_abstains_from_them_on(exported, tmp_path, monkeypatch) -> None:
+    _, data, cache, csr, atlas = exported
+    monkeypatch.setattr(writing, "own_thresholds", lambda *given: np.array([0.07, 0.3]))
+    config = ExportConfig(parity_images=4, abstain_risk=0.99)
+    bundle, _ = write_bundle(tmp_path / "b", data, cache, csr, atlas, config, Provenance("robust", "", "", {}))
+    assert bundle.manifest.thresholds == (0.07, 0.3)
+    rows = data.collection.rows("val")
+    with torch.no_grad():
+        said = csr(torch.from_numpy(np.ascontiguousarray(data.images[rows]))).probabilities.numpy()
+    expected = abstain_threshold(data.collection.truth()[rows], said, 0.99, np.array([0.07, 0.3]))
+    assert bundle.manifest.abstain_below == pytest.approx(expected)
 
 
 def test_the_report_has_average_precision_and_the_f1_of_rare_findings(trained) -> None:
