@@ -2,13 +2,14 @@
 
 An unknown key is an error that names its nearest neighbour. Keys that a preset decides may be null: they take their
 values from the preset's file, ``params/presets/<preset>.yaml``, which has sections as ``params.yaml`` has. DVC knows
-these files, so an edit to a section runs the stages again that use it, and no others.
+these files, so an edit to a section runs the stages again that use it, and no others. Keys that say how weights are
+trained on and are null take the values that fit pretrained weights, or random ones (`csr.training.fine_tuning`).
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -27,6 +28,7 @@ from csr.data.tasks import TaskChoice
 from csr.data.text_concepts import TextConceptConfig
 from csr.errors import ConfigError
 from csr.training.concepts import ConceptTrainingConfig
+from csr.training.fine_tuning import PRETRAINED, SCRATCH
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
 from csr.training.runtime import DeviceChoice, check_share
@@ -197,7 +199,7 @@ def parse_params(content: Any, source: str = str(PARAMS_FILE), presets: Path = P
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: must hold sections such as 'data' and 'concepts'")
     _refuse_unknown(content, Params, source, "")
-    return _validate(_filled(content, _preset(content, source, presets)), source)
+    return _validate(_tuned(_filled(content, _preset(content, source, presets))), source)
 
 
 def _read(file: Path) -> Any:
@@ -214,19 +216,21 @@ def _validate(content: dict[str, Any], source: str) -> Params:
         return TypeAdapter(Params).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = _key(first["loc"], content)
+        key = _key(first, content)
         where = f"{key}: " if key and not str(first["msg"]).startswith(f"Value error, {key}") else ""
-        tried = [str(each["msg"]) for each in error.errors() if _key(each["loc"], content) == key]
+        tried = [str(each["msg"]) for each in error.errors() if _key(each, content) == key]
         reason = " or ".join(tried).removeprefix("Value error, ")
         got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
         raise ConfigError(f"{source}: {where}{reason}{got}") from None
 
 
-def _key(location: tuple[int | str, ...], content: Any) -> str:
+def _key(error: Any, content: Any) -> str:
     """The key at fault; of a value that may be of several types pydantic also names the one it tried."""
-    names = []
-    for part in location:
+    names: list[str] = []
+    for part in error["loc"]:
         if isinstance(content, dict):
+            if part not in content and error["type"] != "missing":
+                break
             content = content.get(part)
         elif isinstance(content, list) and isinstance(part, int):
             content = content[part]
@@ -271,6 +275,15 @@ def _preset(content: dict[str, Any], source: str, folder: Path) -> dict[str, Any
             raise ConfigError(f"{file}: has no section {section!r}; a preset needs {', '.join(_PRESET_SECTIONS)}")
     _validate({**values, "preset": name}, str(file))
     return values
+
+
+def _tuned(content: dict[str, Any]) -> dict[str, Any]:
+    """The values that fit the weights which stage 1 starts from, where the content is null or silent."""
+    concepts = content.get("concepts")
+    model = concepts.get("model") if isinstance(concepts, dict) else None
+    given = isinstance(model, dict) and bool(model.get("pretrained") or model.get("checkpoint"))
+    filled: dict[str, Any] = _filled(content, {"concepts": asdict(PRETRAINED if given else SCRATCH)})
+    return filled
 
 
 def _filled(content: Any, preset: Any) -> Any:

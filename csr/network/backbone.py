@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csr.errors import ConfigError, cause_of
-from csr.network.cell_offset import Centring, measure_cell_offsets, whole_pixels
-from csr.network.timm_networks import TokenFeatures, any_side, is_made_of_tokens, whole_network
+from csr.network.cell_offset import CELLS, TOKENS, Centring, measure_cell_offsets, whole_pixels
+from csr.network.timm_networks import TokenFeatures, is_made_of_tokens, level_settings, network_settings, whole_network
 from csr.network.weights import Preprocessing, load_weights
 
 
@@ -87,10 +87,7 @@ class Backbone(nn.Module):
         self.config = config
         self.body, widths, preprocessing = _build_body(config, channels)
         self.normalised = preprocessing is not None  # by the weights' own statistics, not the training images'
-        self.only_side, offsets = _measure(self.body, config, channels)
-        if not all(map(math.isfinite, offsets)):
-            raise ConfigError(f"concepts.model: features of {config.backbone} with these weights are no finite numbers")
-        self.cell_offset = tuple(map(whole_pixels, offsets, config.strides))  # pixels, of each level
+        self.only_side, self.cell_offset = _measured(self.body, config, channels)  # pixels
         self.map_shift = (0, 0)  # pixels right and down of their middle that cells look, after training
         self.width = config.width if config.context else widths[0]
         if config.context:
@@ -167,15 +164,23 @@ def _moved(images: Tensor, right: int, down: int) -> Tensor:
     return reflected[..., top : top + height, left : left + width]
 
 
-def _measure(body: Any, config: BackboneConfig, channels: int) -> tuple[int | None, list[float]]:
-    """The only side of images that a body takes, or None, and where its cells look."""
+def _measured(body: Any, config: BackboneConfig, channels: int) -> tuple[int | None, tuple[int, ...]]:
+    """The only side of images that a body takes, or None, and how many pixels cells of each level look off.
+
+    A body of one side cannot be padded: its images are moved after training, if they must be.
+    """
     own_side: int = body.pretrained_cfg["input_size"][-1]
+    cells = TOKENS if isinstance(body, TokenFeatures) else CELLS
+    cells += 2 * (cells * max(config.strides) == own_side)  # another side, to see whether it takes one
     try:
-        return None, measure_cell_offsets(body, channels, config.strides)
+        offsets = measure_cell_offsets(body, channels, config.strides, cells)
     except (AssertionError, RuntimeError, ValueError):
         if not body.pretrained_cfg["fixed_input_size"]:
             raise
-    return own_side, measure_cell_offsets(body, channels, config.strides, own_side)
+        return own_side, (0,) * len(config.strides)
+    if not all(map(math.isfinite, offsets)):
+        raise ConfigError(f"concepts.model: features of {config.backbone} with these weights are no finite numbers")
+    return None, tuple(map(whole_pixels, offsets, config.strides))
 
 
 def _build_body(config: BackboneConfig, channels: int) -> tuple[Any, list[int], Preprocessing | None]:
@@ -190,13 +195,14 @@ def _build_body(config: BackboneConfig, channels: int) -> tuple[Any, list[int], 
             f"got {config.context}"
         )
     whole = whole_network(config.backbone, channels)
-    settings = {"in_chans": channels, **any_side(whole)}
+    settings = {"in_chans": channels, **network_settings(whole)}
     if is_made_of_tokens(whole):
         _check_patch(config, whole.feature_info[-1]["reduction"])
         body: Any = TokenFeatures(_made(config, num_classes=0, **settings))
         widths = [body.width]
     else:
         levels = timm.create_model(config.backbone, features_only=True)
+        settings |= level_settings(whole)
         body = _made(
             config, features_only=True, out_indices=_places(config, levels.feature_info.reduction()), **settings
         )

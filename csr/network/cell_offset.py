@@ -14,22 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CELLS = 13  # a side of the images that are measured with, of the coarsest level; more than most cells see
+# a side of the images that are measured with: more than most convolutions see; fewer where each cell sees all, and an
+# odd number, since the middle cell must stand in the middle there
+CELLS, TOKENS = 13, 7
 _IMAGES = 4
 
 
-def measure_cell_offsets(
-    body: nn.Module, channels: int, strides: tuple[int, ...], side: int | None = None
-) -> list[float]:
+def measure_cell_offsets(body: nn.Module, channels: int, strides: tuple[int, ...], cells: int = CELLS) -> list[float]:
     """δ of each level, the average of both axes.
 
     The global random state is left as it was, and so are the running statistics.
 
     Args:
         strides: of the levels.
-        side: of the images to measure with; by default one that holds enough cells.
+        cells: of the coarsest level, that the images to measure with hold on each side.
     """
-    side = side or _CELLS * max(strides)
+    side = cells * max(strides)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         images = torch.randn(_IMAGES, channels, side, side, requires_grad=True)
@@ -37,12 +37,12 @@ def measure_cell_offsets(
         levels = body.eval()(images)
         body.train(training)
         offsets = []
-        for level in levels:
-            middle = [slice((size - 1) // 2, size // 2 + 1) for size in level.shape[-2:]]  # two where they are even
-            peak = level[..., middle[0], middle[1]].square().sum()
+        for level, stride in zip(levels, strides, strict=True):
+            middle = level.shape[-1] // 2
+            peak = level[..., middle, middle].square().sum()
             (gradient,) = torch.autograd.grad(peak, images, retain_graph=True)
             weight = gradient.double().square().sum((0, 1))
-            where = torch.arange(side) + 0.5 - side / 2
+            where = torch.arange(side) + 0.5 - stride * (middle + 0.5)
             offsets.append(float(((weight.sum(0) + weight.sum(1)) * where).sum() / (2 * weight.sum())))
     return offsets
 

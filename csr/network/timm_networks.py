@@ -34,10 +34,15 @@ def whole_network(name: str, channels: int) -> Any:  # a timm network, untyped
         raise ConfigError(f"concepts.model.backbone: {error}") from None
 
 
-def any_side(whole: nn.Module) -> dict[str, Any]:
+def network_settings(whole: nn.Module) -> dict[str, Any]:
     """Arguments with which timm makes that network for images of any side; none if it has no such."""
     known = {name for kind in type(whole).__mro__ for name in inspect.signature(kind.__init__).parameters}
     return {name: value for name, value in _ANY_SIDE.items() if name in known}
+
+
+def level_settings(whole: nn.Module) -> dict[str, Any]:
+    """Arguments with which timm gives levels of that network as B×D×h×w."""
+    return {"feature_cls": "getter"} if getattr(whole, "output_fmt", "NCHW") != "NCHW" else {}
 
 
 def is_made_of_tokens(whole: Any) -> bool:

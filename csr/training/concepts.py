@@ -16,7 +16,7 @@ from csr.training.alignment import align
 from csr.training.augmentation import AugmentConfig, Draws, Findings, augment
 from csr.training.batch_norm import shared_batch_norm
 from csr.training.callbacks import Callbacks
-from csr.training.fine_tuning import fine_tuned
+from csr.training.fine_tuning import SCRATCH, fine_tuned
 from csr.training.frozen_body import remembered
 from csr.training.images import image_batches, load_images, set_normalisation
 from csr.training.loop import Task, fit
@@ -38,7 +38,8 @@ from csr.training.runtime import (
 
 @dataclass(frozen=True)
 class ConceptTrainingConfig:
-    """How stage 1 is trained; ``model`` says what is trained.
+    """How stage 1 is trained; ``model`` says what is trained. The defaults are for training from scratch;
+    `csr.training.fine_tuning.PRETRAINED` are those for pretrained weights, which ``params.yaml`` takes by itself.
 
     Args:
         batch_size: images a step, of all workers together: each takes an equal part.
@@ -57,12 +58,12 @@ class ConceptTrainingConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     epochs: int = 12
     batch_size: int = 16
-    learning_rate: float = 4e-3
+    learning_rate: float = SCRATCH.learning_rate
     weight_decay: float = 0.02
-    warmup: float = 0.15
-    decay_norms: bool = True
-    backbone_rate: float = 1.0
-    layer_decay: float | None = None
+    warmup: float = SCRATCH.warmup
+    decay_norms: bool = SCRATCH.decay_norms
+    backbone_rate: float = SCRATCH.backbone_rate
+    layer_decay: float | None = SCRATCH.layer_decay
     freeze: int | Literal["all"] = 0
     precision: Precision = "auto"
     seed: int = 0

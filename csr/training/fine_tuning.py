@@ -13,7 +13,7 @@ network, of which the body is a part under other names.
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from timm.models import group_parameters
@@ -24,6 +24,26 @@ from csr.errors import ConfigError
 from csr.network.backbone import Backbone
 from csr.network.timm_networks import original_names, whole_network
 from csr.training.loop import Task
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The keys of ``concepts`` that want other values with pretrained weights; those that are null take these.
+
+    Args:
+        learning_rate, warmup, decay_norms, backbone_rate, layer_decay: see
+            `csr.training.concepts.ConceptTrainingConfig`.
+    """
+
+    learning_rate: float
+    warmup: float
+    decay_norms: bool
+    backbone_rate: float
+    layer_decay: float | None
+
+
+SCRATCH = Tuning(learning_rate=4e-3, warmup=0.15, decay_norms=True, backbone_rate=1.0, layer_decay=None)
+PRETRAINED = Tuning(learning_rate=4e-3, warmup=0.15, decay_norms=False, backbone_rate=0.1, layer_decay=None)
 
 
 class FineTuningConfig(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ import yaml
 from csr.bundle.writing import ExportConfig
 from csr.errors import ConfigError
 from csr.network.concept_model import ConceptModelConfig
+from csr.network.weights import Preprocessing
+from csr.training.fine_tuning import PRETRAINED, SCRATCH, Tuning
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
 from pipelines import overlay
@@ -206,3 +209,40 @@ def test_an_overlay_becomes_one_command_of_dvc_with_the_stages_last(monkeypatch,
     settings = ["-S", "data.side=160", "-S", "concepts.epochs=3", "-S", "data.path=here"]
     assert taken == [[sys.executable, "-m", "dvc", "exp", "run", *settings, "prepare"]]
     assert caught.value.code == 5
+
+
+TUNED = ("learning_rate", "warmup", "decay_norms", "backbone_rate", "layer_decay")
+
+
+@pytest.mark.parametrize(
+    ("model", "fitting"),
+    [
+        ({}, SCRATCH),
+        ({"pretrained": False, "checkpoint": None}, SCRATCH),
+        ({"pretrained": True}, PRETRAINED),
+        ({"checkpoint": "weights/some.safetensors"}, PRETRAINED),
+    ],
+)
+def test_how_weights_are_trained_on_fits_what_they_are_unless_it_is_said(
+    model: dict[str, Any], fitting: Tuning
+) -> None:
+    shipped = yaml.safe_load(SHIPPED.read_text())
+    assert all(shipped["concepts"][key] is None for key in TUNED)
+    shipped["concepts"]["model"] |= model
+    found = parse(shipped).concepts
+    assert {key: getattr(found, key) for key in TUNED} == asdict(fitting)
+    shipped["concepts"]["learning_rate"] = 0.25
+    told = parse(shipped).concepts
+    assert {key: getattr(told, key) for key in TUNED} == asdict(fitting) | {"learning_rate": 0.25}
+
+
+def test_a_mean_and_a_std_of_ones_own_are_read_and_checked() -> None:
+    def normalised(value: object) -> object:
+        return parse({"preset": "robust", "concepts": {"model": {"normalisation": value}}}).concepts.model.normalisation
+
+    assert normalised({"mean": [0.5], "std": [0.25]}) == Preprocessing((0.5,), (0.25,))
+    assert normalised("images") == "images"
+    with pytest.raises(ConfigError, match=r"concepts\.model\.normalisation: mean and std must be as long"):
+        normalised({"mean": [0.5], "std": [0.25, 0.5]})
+    with pytest.raises(ConfigError, match=r"did you mean 'concepts\.model\.normalisation\.mean'"):
+        normalised({"mena": [0.5], "std": [0.25]})

@@ -31,11 +31,13 @@ from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
 from tests.csr.synthetic import CLASSES, CONCEPTS, make_collection, make_guard, make_prepared, make_reasoner
 
+NET = ConceptModelConfig("test_resnet", stride=8)
 
-def make_csr(seed: int, floor: Floor = "zero") -> TrainedCSR:
+
+def make_csr(seed: int, floor: Floor = "zero", net: ConceptModelConfig = NET) -> TrainedCSR:
     """Random weights, pruned prototypes, and the letter of the paper's reasoner: the harder one to export."""
     torch.manual_seed(seed)
-    concept_model = ConceptModel(ConceptModelConfig("test_resnet", stride=8), 1, 3)
+    concept_model = ConceptModel(net, 1, 3)
     concept_model.backbone.set_normalisation(torch.tensor([0.4]), torch.tensor([0.2]))
     concept_model.backbone.map_shift = (-2, 3)  # as training leaves it
     for module in concept_model.modules():
@@ -50,8 +52,8 @@ def make_csr(seed: int, floor: Floor = "zero") -> TrainedCSR:
     return TrainedCSR(concept_model, prototypes, reasoner, CONCEPTS, CLASSES).eval()
 
 
-def images_of(seed: int, batch: int) -> torch.Tensor:
-    return torch.tensor(np.random.default_rng(seed).integers(0, 256, (batch, 1, 32, 32), dtype=np.uint8))
+def images_of(seed: int, batch: int, side: int = 32) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(seed).integers(0, 256, (batch, 1, side, side), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module", params=["zero", "absent"])
@@ -129,6 +131,26 @@ def test_parity_of_an_exported_model_is_small_and_grows_with_the_gap_between_the
         finally:
             bias[1] -= 0.5
     assert gap == pytest.approx(0.5, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("net", "side", "offset"),
+    [
+        (ConceptModelConfig("vit_tiny_patch16_224", stride=16, context=None), 96, None),
+        (ConceptModelConfig("vit_small_patch14_reg4_dinov2", stride=14, context=None), 70, None),
+        (NET, 64, (-9, 2)),
+    ],
+)
+def test_tokens_of_any_side_and_cells_that_look_anywhere_are_exported_too(tmp_path, net, side, offset):
+    model = make_csr(0, "absent", net)
+    model.concept_model.backbone.cell_offset = offset or model.concept_model.backbone.cell_offset
+    guard = make_guard(model, images_of(7, 4, side))
+    export_graphs(model, guard, images_of(8, 2, side), tmp_path)
+    cells = side // net.stride
+    neutral = {"importance": np.ones((5, cells, cells)), "answers": np.zeros((5, 3)), "absent_weight": np.ones(5)}
+    tensors = neutral | {"places": np.zeros((5, 3, cells, cells))}
+    tensors = {name: tensors[name].astype(np.float32) for name in INTERACTION_INPUTS}
+    assert measure_parity(model, guard, images_of(9, 5, side), tensors, tmp_path) < 1e-3
 
 
 @pytest.mark.parametrize(("name", "said"), [("absent_scores", -1), ("present_scores", 1), ("present_scores", 0)])
