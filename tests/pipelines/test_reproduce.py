@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def settings(name: str) -> list[str]:
-    return [*SMALL, *(["data.tbx11k.located=[cavity]"] if name == "tbx11k" else [])]
+    return [*SMALL, *(["data.tbx11k.located=[cavity]", "prototypes.located=true"] if name == "tbx11k" else [])]
 
 
 @pytest.mark.parametrize("name", list(SETS))

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
-from csr.network.prototypes import local_concept_vectors
+from csr.baselines.protocol import ExperimentContext, TrainedBackbone
+from csr.comparison.csr_system import Recipe, train_csr
+from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.network.prototypes import local_concept_vectors, prototype_model_checkpoint
+from csr.network.rebuild import concept_model_checkpoint
+from csr.network.trained import TrainedCSR
+from csr.training.callbacks import SilentCallbacks
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
+from csr.training.head import HeadConfig, train_head
 from csr.training.located import confined, located_cache
-from tests.csr.synthetic import CONCEPTS, SIDE, make_cache, make_collection
+from csr.training.prototypes import PrototypeConfig, train_prototypes
+from pipelines import head, prototypes
+from tests.csr.synthetic import CONCEPTS, SIDE, make_cache, make_collection, make_prepared
 
 
 def attention(cache: FeatureCache) -> np.ndarray:
@@ -52,3 +65,41 @@ def test_the_maps_on_file_stay() -> None:
     kept = np.array(cache.cam)
     assert located_cache(collection, cache, SIDE).features is cache.features
     np.testing.assert_array_equal(cache.cam, kept)
+
+
+# whoever runs the stages
+
+STAGE1 = ConceptTrainingConfig(model=ConceptModelConfig("test_resnet", stride=8))
+STAGE2 = PrototypeConfig(per_concept=2, width=8, epochs=2, precision="float32", located=True)
+STAGE3 = HeadConfig(epochs=2, least_usage=0.3)  # so that whose vectors are counted shows in what is kept
+
+
+def by_the_pipeline(folder: Path, data, cache: FeatureCache) -> TrainedCSR:
+    names = str(folder / "prepared"), str(folder / "features")
+    model = prototypes.fit(*names, STAGE2, SilentCallbacks())
+    concepts = concept_model_checkpoint(ConceptModel(STAGE1.model, 1, 3))
+    return TrainedCSR.from_checkpoint(head.fit(*names, head.Stages(concepts, model, True), STAGE3, SilentCallbacks()))
+
+
+def by_the_comparison(folder: Path, data, cache: FeatureCache) -> TrainedCSR:
+    shared = TrainedBackbone(ConceptModel(STAGE1.model, 1, 3), cache)
+    return train_csr(ExperimentContext(data, STAGE1, SilentCallbacks(), shared), Recipe(STAGE2, STAGE3)).csr
+
+
+@pytest.mark.parametrize("train", [by_the_pipeline, by_the_comparison])
+def test_stages_2_and_3_learn_from_inside_boxes(train, tmp_path: Path) -> None:
+    data = make_prepared(tmp_path / "prepared", make_collection(40, 16, 12))
+    cache = make_cache(data.collection)
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "features.npy", cache.features)
+    np.save(tmp_path / "features" / "cam.npy", cache.cam)
+    found = train(tmp_path, data, cache)
+    located = located_cache(data.collection, cache, data.side)
+    model = train_prototypes(data.collection, located, STAGE2, SilentCallbacks())
+    expected = train_head(data.collection, located, model, STAGE3, SilentCallbacks(), side=data.side)
+    for name, value in prototype_model_checkpoint(model)["weights"].items():
+        torch.testing.assert_close(found.prototype_model.state_dict()[name], value, msg=name)
+    torch.testing.assert_close(found.reasoner.alive.cpu(), expected.alive.cpu())
+    torch.testing.assert_close(found.reasoner.head.weight.cpu(), expected.head.weight.cpu())
+    elsewhere = train_prototypes(data.collection, cache, STAGE2, SilentCallbacks())
+    assert not torch.allclose(elsewhere.prototypes.raw, model.prototypes.raw)
