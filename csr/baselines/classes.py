@@ -32,9 +32,8 @@ def known_class_loss(logits: Tensor, truth: Tensor) -> Tensor:
         truth: B indices, `NO_CLASS` where it is not known, or B×T of 1, 0 or NaN.
     """
     known = truth != NO_CLASS if truth.ndim == 1 else ~truth.isnan().all(1)
-    if not known.any():
-        return 0 * logits.float().sum()
-    return class_loss(logits, truth) if truth.ndim == 1 else class_loss(logits[known], truth[known])
+    each = class_loss(logits, truth, reduction="none")
+    return (each * known).sum() / known.sum().clamp_min(1)  # what is known stays on the device
 
 
 def validation_figure(truth: np.ndarray, logits: Tensor) -> tuple[float, float]:

@@ -33,7 +33,7 @@ OFF = (5, -6)
 def squinting_backbone() -> Backbone:
     """One feature, near 1 where a cell sees the bright square and near 0 elsewhere."""
     backbone = Backbone(BackboneConfig("test_resnet", stride=STRIDE, context=None), channels=1)
-    backbone.body, backbone.cell_offset, backbone.width = Squinting(OFF), 0, 1
+    backbone.body, backbone.cell_offset, backbone.width = Squinting(OFF), (0,), 1
     return backbone
 
 

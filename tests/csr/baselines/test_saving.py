@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from csr.baselines import scbm as scbm_bottleneck
 from csr.baselines.black_box import BlackBox
 from csr.baselines.cbm import CBM
 from csr.baselines.intcem import Bottleneck, IntCEM
@@ -17,6 +18,7 @@ from csr.baselines.protocol import System, load_system, save_system
 from csr.baselines.protopnet import ProtoPNet
 from csr.baselines.protopool import ProtoPool
 from csr.baselines.prototree import ProtoTree
+from csr.baselines.scbm import SCBM, Covariance
 from csr.comparison.csr_system import CSRSystem, Recipe
 from csr.comparison.systems import systems
 from csr.errors import DataError
@@ -57,6 +59,14 @@ def intcem() -> IntCEM:
     return IntCEM(stage1, bottleneck)
 
 
+def scbm(covariance: Covariance) -> SCBM:
+    stage1 = concept_model()
+    bottleneck = scbm_bottleneck.Bottleneck(3, stage1.backbone.width, 3, covariance, False)
+    bottleneck.mean.normal_()
+    bottleneck.std.uniform_(0.5, 2)
+    return SCBM(stage1, bottleneck)
+
+
 def pruned_protopnet() -> ProtoPNet:
     system = ProtoPNet(backbone(), 3, 3)
     system.keep(torch.arange(system.prototypes) % 3 > 0)
@@ -82,6 +92,8 @@ MAKERS: list[Callable[[], System]] = [
     lambda: CBM(concept_model(), 3),
     lambda: CBM(concept_model(), 3, "probabilities"),
     intcem,
+    lambda: scbm("amortised"),
+    lambda: scbm("global"),
     lambda: BlackBox(concept_model(), 3),
     lambda: posthoc(False),
     lambda: posthoc(True),
