@@ -581,6 +581,8 @@ def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
         "Calibration and abstaining",
         "Leakage",
         "What the paper reports",
+        "Learning curves",
+        "Trials",
         "Ablation",
         "Missing concept labels",
         "Interaction",
@@ -595,8 +597,13 @@ def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
     for name in DONE["ablation"]:
         assert f"| {VARIANTS[name].title} | 1 |" in text
     assert "ProtoTree | – |" in text and "| ProtoTree | 0" not in text  # only as published
+    curves = text[text.index("## Learning curves") : text.index("## Trials")]
+    assert (
+        "| CSR's stage 1 (shared backbone) | concepts | concept AUROC | " in curves
+        and "| 40 | 1 | fixed length |" in curves
+    )
     page = (workplace / "reports/comparison.html").read_text()
-    assert page.count("<h2>") == len(headings)
+    assert page.count("<h2>") == len(headings) and page.count("<svg") == 1
 
 
 def test_a_report_covers_systems_that_have_run_with_every_seed(
