@@ -201,7 +201,7 @@ def _build_body(config: BackboneConfig, channels: int) -> tuple[Any, list[int], 
         body: Any = TokenFeatures(_made(config, num_classes=0, **settings))
         widths = [body.width]
     else:
-        levels = timm.create_model(config.backbone, features_only=True)
+        levels: Any = timm.create_model(config.backbone, features_only=True)
         settings |= level_settings(whole)
         body = _made(
             config, features_only=True, out_indices=_places(config, levels.feature_info.reduction()), **settings

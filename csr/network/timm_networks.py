@@ -36,7 +36,7 @@ def whole_network(name: str, channels: int) -> Any:  # a timm network, untyped
 
 def network_settings(whole: nn.Module) -> dict[str, Any]:
     """Arguments with which timm makes that network for images of any side; none if it has no such."""
-    known = {name for kind in type(whole).__mro__ for name in inspect.signature(kind.__init__).parameters}
+    known = {name for kind in type(whole).__mro__ for name in inspect.signature(kind).parameters}
     return {name: value for name, value in _ANY_SIDE.items() if name in known}
 
 

@@ -1,5 +1,6 @@
 """How pretrained weights are trained on: slower, the slower the nearer to the image, not at all for some epochs; and
-what weight decay spares. The rules are timm's (`timm.optim`), for networks that hold a `csr.network.backbone.Backbone`.
+what weight decay spares. The rules are timm's (``timm.optim``), for networks that hold a
+`csr.network.backbone.Backbone`.
 
 Pretrained is only the backbone's body, which is timm's; what merges its levels and reads its maps is new, learns at the
 whole rate from the first epoch on, and counts as the one layer above the body:
@@ -42,8 +43,9 @@ class Tuning:
     layer_decay: float | None
 
 
+# docs/pretrained.md has the trials that the second line rests on
 SCRATCH = Tuning(learning_rate=4e-3, warmup=0.15, decay_norms=True, backbone_rate=1.0, layer_decay=None)
-PRETRAINED = Tuning(learning_rate=4e-3, warmup=0.15, decay_norms=False, backbone_rate=0.1, layer_decay=None)
+PRETRAINED = Tuning(learning_rate=4e-3, warmup=0.15, decay_norms=False, backbone_rate=0.25, layer_decay=None)
 
 
 class FineTuningConfig(Protocol):

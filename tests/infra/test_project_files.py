@@ -29,7 +29,7 @@ def test_the_lock_pins_every_dependency_within_its_range_and_names_no_address() 
     assert "://" not in LOCK and "--" not in LOCK
     assert all(len(pin.specifier) == 1 and next(iter(pin.specifier)).operator == "==" for pin in pins)
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"pipeline", "serving", "gpu", "all", "dev"}
+    assert set(extras) == {"pipeline", "serving", "gpu", "weights", "all", "dev"}
     wanted = [Requirement(line) for line in (*PROJECT["dependencies"], *chain.from_iterable(extras.values()))]
     for requirement in wanted:
         if requirement.name == PROJECT["name"]:
@@ -111,6 +111,8 @@ def test_overlays_fit_the_parameters(file: Path) -> None:
         assert params.data.phantom.devices and "data.phantom.train=1200" in settings
     elif file.stem == "forms":  # and another
         assert params.data.phantom.forms and "data.phantom.forms=0.2" in settings
+    elif file.stem == "pretrained":
+        assert params.concepts.decay_norms is False and params.concepts.model.checkpoint
     else:
         assert params.data.source == "table" and 'data.source="table"' in settings
     assert all(re.fullmatch(r"[a-z_.]+=.+", setting) for setting in settings)
