@@ -1,0 +1,40 @@
+"""Stage ``held_out``: CSR's stage 1 where nobody knows some of the concepts, for one seed.
+
+    python -m pipelines.comparison.held_out FOLD SEED
+
+A fold is every third concept (`csr.data.held_out.concept_fold`). Stage ``few_shot`` adds them later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from csr.baselines.protocol import ExperimentContext
+from csr.comparison.concept_backbones import BACKBONES
+from csr.comparison.shared_backbones import train_shared_backbone
+from csr.data.atomic_folder import atomic_folder
+from csr.data.held_out import FOLDS, concept_fold, without_concepts
+from pipelines.comparison.common import SHARED_BACKBONES_FOLDER, command_line, comparison_run, make_context
+from pipelines.params import Params
+
+
+def held_out_context(context: ExperimentContext, fold: int) -> ExperimentContext:
+    """The context without the concepts of a fold."""
+    whole = context.data.collection
+    partial = without_concepts(whole, concept_fold(whole.concepts, fold))
+    return replace(context, data=replace(context.data, collection=partial))
+
+
+def run(fold: str, seed: int, params: Params) -> None:
+    """Writes ``build/comparison/shared_backbones/held_out_<fold>-<seed>``."""
+    name = f"held_out_{fold}"
+    context = held_out_context(make_context(params, seed, name), int(fold))
+    with (
+        comparison_run("shared_backbone", name, seed, params),
+        atomic_folder(SHARED_BACKBONES_FOLDER / f"{name}-{seed}") as folder,
+    ):
+        train_shared_backbone("concepts_lse", BACKBONES["concepts_lse"], context, folder)
+
+
+if __name__ == "__main__":
+    command_line("held_out", [str(fold) for fold in range(FOLDS)], run)
