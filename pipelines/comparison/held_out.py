@@ -1,4 +1,4 @@
-"""Stage ``held_out``: CSR's stage 1 where nobody knows some of the concepts, for one seed.
+"""Stage ``held_out``: CSR where nobody knows some of the concepts, for one seed.
 
     python -m pipelines.comparison.held_out FOLD SEED
 
@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from csr.baselines.protocol import ExperimentContext
+from csr.baselines.protocol import ExperimentContext, save_system
 from csr.comparison.concept_backbones import BACKBONES
-from csr.comparison.shared_backbones import train_shared_backbone
+from csr.comparison.csr_system import train_csr
+from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
 from csr.data.atomic_folder import atomic_folder
 from csr.data.held_out import FOLDS, concept_fold, without_concepts
-from pipelines.comparison.common import SHARED_BACKBONES_FOLDER, command_line, comparison_run, make_context
+from pipelines.comparison.common import (
+    SHARED_BACKBONES_FOLDER,
+    SYSTEMS_FOLDER,
+    command_line,
+    comparison_run,
+    make_context,
+)
+from pipelines.comparison.recipes import recipes
 from pipelines.params import Params
 
 
@@ -26,14 +34,17 @@ def held_out_context(context: ExperimentContext, fold: int) -> ExperimentContext
 
 
 def run(fold: str, seed: int, params: Params) -> None:
-    """Writes ``build/comparison/shared_backbones/held_out_<fold>-<seed>``."""
+    """Writes ``build/comparison/shared_backbones/held_out_<fold>-<seed>``, stage 1, and
+    ``build/comparison/systems/held_out_<fold>-<seed>.pt``, all three."""
     name = f"held_out_{fold}"
     context = held_out_context(make_context(params, seed, name), int(fold))
-    with (
-        comparison_run("shared_backbone", name, seed, params),
-        atomic_folder(SHARED_BACKBONES_FOLDER / f"{name}-{seed}") as folder,
-    ):
-        train_shared_backbone("concepts_lse", BACKBONES["concepts_lse"], context, folder)
+    with comparison_run("held_out", name, seed, params):
+        with atomic_folder(SHARED_BACKBONES_FOLDER / f"{name}-{seed}") as folder:
+            train_shared_backbone("concepts_lse", BACKBONES["concepts_lse"], context, folder)
+        shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{name}-{seed}")
+        system = train_csr(replace(context, shared_backbone=shared), recipes()["robust"])
+    SYSTEMS_FOLDER.mkdir(parents=True, exist_ok=True)
+    save_system(system, SYSTEMS_FOLDER / f"{name}-{seed}.pt")
 
 
 if __name__ == "__main__":
