@@ -3,8 +3,8 @@
 Four measurements on test studies, drawn with a seed of their own:
 
 - *concept*: a study's map of a concept that it shows with a box; the score is that concept's probability.
-- *class*: a study's map of the predicted class, Σ_k max(c_k, 0) · map_k scaled to 0..1, where c_k is what concept k adds
-  to the class's logit beyond what an absent one does; the score is the class's probability. Studies of which both
+- *class*: a study's map of the predicted class, Σ_k max(c_k, 0) · map_k scaled to 0..1, where c_k is what concept k
+  adds to the class's logit beyond what an absent one does; the score is the class's probability. Studies of which both
   systems say the same class, and another of the blurred image: else there is nothing to take away.
 - *exemplars* (CSR alone, for a CBM has none): the crop of a training image that the page shows for a prototype, pasted
   at its own place into a study without the concept, beside a crop of the same place of a training image that lacks it.
@@ -119,8 +119,8 @@ def class_maps(look: Look, chosen: Tensor) -> Tensor:
 
 
 def curve_areas(systems: Systems, data: PreparedSet, config: FaithfulnessConfig) -> pd.DataFrame:
-    """Areas under deletion and insertion curves: ``part, kind`` (concept or class), ``target`` (its name), ``study, way``
-    and, of the score of each system under each order, ``<system>_by_<order>``."""
+    """Areas under deletion and insertion curves: ``part, kind`` (concept or class), ``target`` (its name), ``study``,
+    ``way`` and, of the score of each system under each order, ``<system>_by_<order>``."""
     collection, rows = data.collection, []
     boxes, labels = collection.boxes_by_pair(), collection.concept_labels()
     for number, part in enumerate(collection.test_parts()):
@@ -203,8 +203,8 @@ def _areas(
 
 
 def exemplar_effects(systems: Systems, data: PreparedSet, atlas: Atlas, config: FaithfulnessConfig) -> pd.DataFrame:
-    """What pasting an exemplar does: ``part, concept, prototype, study``, the concept's probability ``before``, with the
-    ``exemplar`` and with a ``control`` crop, and the prototype's largest similarity at the place, ``similarity_…``."""
+    """What pasting an exemplar does: ``part, concept, prototype, study``, the concept's probability ``before``, with
+    the ``exemplar`` and with a ``control`` crop, and the prototype's largest similarity there, ``similarity_…``."""
     collection, labels = data.collection, data.collection.concept_labels()
     train, lines, position = collection.rows("train"), [], 0
     for entry in atlas.entries:
@@ -259,8 +259,8 @@ def _similar_at(
 
 
 def pointed_effects(systems: Systems, data: PreparedSet, config: FaithfulnessConfig) -> pd.DataFrame:
-    """What wiping the pointed region does: ``part, concept, study, system``, the concept's probability ``before``, without
-    the ``pointed`` region and without a ``control`` square."""
+    """What wiping the pointed region does: ``part, concept, study, system``, the concept's probability ``before``,
+    without the ``pointed`` region and without a ``control`` square."""
     collection, labels = data.collection, data.collection.concept_labels()
     boxes, lines = collection.boxes_by_pair(), []
     for (k, concept), part in product(enumerate(collection.concepts), collection.test_parts()):

@@ -152,6 +152,71 @@ def paired_ratio_bootstrap(
     return Difference(*_interval(lambda w: (w @ gains.T) / (w @ sizes)[:, None], units, draws, seed))
 
 
+def paired_auroc_bootstrap(
+    labels: np.ndarray,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    draws: int = 2000,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
+) -> Difference:
+    """The difference of two systems' AUROC, each the mean over R runs, such as concepts and draws of examples.
+
+    Runs are not resampled: the interval is about the studies alone.
+
+    Args:
+        labels: R×N of 1 and 0, both in every run.
+        ours, theirs: R×N scores.
+        draws: number of bootstrap resamples.
+        seed: of the resampling.
+        clusters: N names, see `paired_bootstrap`.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    _check_shapes(labels[0], labels, ours, theirs)
+    gain = _each(lambda weights: _auroc(labels, ours, weights) - _auroc(labels, theirs, weights))
+    return Difference(*_interval(gain, _units(clusters, labels.shape[1]), draws, seed))
+
+
+def auroc_ratio_bootstrap(
+    labels: np.ndarray,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    floor: float = 0.0,
+    draws: int = 2000,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
+) -> Interval:
+    """(our mean AUROC − floor) / (their mean AUROC − floor); the other arguments as for `paired_auroc_bootstrap`.
+
+    Args:
+        labels, ours, theirs: R×N.
+        floor: 0.5 counts what is above chance.
+    """
+    _check_shapes(labels[0], labels, ours, theirs)
+    ratio = _each(lambda weights: (_auroc(labels, ours, weights) - floor) / (_auroc(labels, theirs, weights) - floor))
+    return Interval(*_interval(ratio, _units(clusters, labels.shape[1]), draws, seed))
+
+
+def _each(measure: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """A measure of b×N weights → b values as one of → b×1: of one seed."""
+    return lambda weights: measure(weights)[:, None]
+
+
+def _auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """b, the mean over R runs of the AUROC from b×N study weights: the weighted share of (positive, negative) pairs in
+    which the positive has the larger score, ties counting a half."""
+    total = np.zeros(len(weights))
+    for label, score in zip(labels, scores, strict=True):
+        order = np.argsort(score, kind="stable")
+        starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
+        positive, negative = (np.add.reduceat(weights[:, order] * (label[order] == v), starts, 1) for v in (1, 0))
+        below = negative.cumsum(1) - negative / 2
+        total += (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+    return total / len(labels)
+
+
 def _check_shapes(studies: np.ndarray, *systems: np.ndarray) -> None:
     shapes = {system.shape for system in systems}
     if len(shapes) > 1 or systems[0].ndim != 2 or systems[0].shape[1:] != studies.shape:

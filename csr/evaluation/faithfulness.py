@@ -91,7 +91,7 @@ def removal_curves(
 
 
 def area(curves: np.ndarray, shares: Sequence[float] = SHARES) -> np.ndarray:
-    """The area under …×len(shares) curves by trapezoids, over the range of the shares: in the mean, what the score is."""
+    """The area under …×len(shares) curves by trapezoids, over their range: the score in the mean."""
     x = np.asarray(shares, np.float64)
     return np.trapezoid(curves, x, axis=-1) / (x[-1] - x[0])
 

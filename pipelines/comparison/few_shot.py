@@ -26,7 +26,7 @@ from pipelines.comparison.common import (
     comparison_run,
     make_context,
 )
-from pipelines.comparison.held_out import held_out_context
+from pipelines.comparison.held_out import HELD_OUT_FOLDER, held_out_context
 from pipelines.comparison.recipes import recipes
 from pipelines.params import Params
 
@@ -42,7 +42,7 @@ def run(fold: str, seed: int, params: Params) -> None:
     with comparison_run("few_shot", fold, seed, params):
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"held_out_{fold}-{seed}")
         partial = replace(held_out_context(context, int(fold)), shared_backbone=shared)
-        csr = load_system(CSRSystem, SYSTEMS_FOLDER / f"held_out_{fold}-{seed}.pt").csr
+        csr = load_system(CSRSystem, HELD_OUT_FOLDER / f"{fold}-{seed}.pt").csr
         every, test = np.arange(len(whole.studies)), whole.rows("test")
         found = find_concepts(partial, csr, whole, names, trials, every)
         full, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"concepts_lse-{seed}")

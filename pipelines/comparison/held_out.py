@@ -16,14 +16,16 @@ from csr.comparison.shared_backbones import open_shared_backbone, train_shared_b
 from csr.data.atomic_folder import atomic_folder
 from csr.data.held_out import FOLDS, concept_fold, without_concepts
 from pipelines.comparison.common import (
+    BUILD,
     SHARED_BACKBONES_FOLDER,
-    SYSTEMS_FOLDER,
     command_line,
     comparison_run,
     make_context,
 )
 from pipelines.comparison.recipes import recipes
 from pipelines.params import Params
+
+HELD_OUT_FOLDER = BUILD / "held_out"
 
 
 def held_out_context(context: ExperimentContext, fold: int) -> ExperimentContext:
@@ -35,7 +37,7 @@ def held_out_context(context: ExperimentContext, fold: int) -> ExperimentContext
 
 def run(fold: str, seed: int, params: Params) -> None:
     """Writes ``build/comparison/shared_backbones/held_out_<fold>-<seed>``, stage 1, and
-    ``build/comparison/systems/held_out_<fold>-<seed>.pt``, all three."""
+    ``build/comparison/held_out/<fold>-<seed>.pt``, all three."""
     name = f"held_out_{fold}"
     context = held_out_context(make_context(params, seed, name), int(fold))
     with comparison_run("held_out", name, seed, params):
@@ -43,8 +45,8 @@ def run(fold: str, seed: int, params: Params) -> None:
             train_shared_backbone("concepts_lse", BACKBONES["concepts_lse"], context, folder)
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{name}-{seed}")
         system = train_csr(replace(context, shared_backbone=shared), recipes()["robust"])
-    SYSTEMS_FOLDER.mkdir(parents=True, exist_ok=True)
-    save_system(system, SYSTEMS_FOLDER / f"{name}-{seed}.pt")
+    HELD_OUT_FOLDER.mkdir(parents=True, exist_ok=True)
+    save_system(system, HELD_OUT_FOLDER / f"{fold}-{seed}.pt")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from csr.evaluation import bootstrap
 from csr.evaluation.bootstrap import (
     Difference,
     bootstrap_interval,
@@ -274,3 +275,27 @@ def test_shapes_that_do_not_fit_are_refused():
     holes[1, 4] = np.nan
     with pytest.raises(ValueError, match="every run"):
         paired_mean_bootstrap(holes, holes)
+
+
+def test_the_weighted_auroc_is_scikit_learns_ties_included() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(3)
+    labels, scores = rng.integers(0, 2, (2, 60)), rng.integers(0, 8, (2, 60)).astype(float)
+    weights = rng.integers(0, 4, (5, 60)).astype(float)
+    exact = [
+        np.mean([roc_auc_score(y, s, sample_weight=w) for y, s in zip(labels, scores, strict=True)]) for w in weights
+    ]
+    np.testing.assert_allclose(bootstrap._auroc(labels, scores, weights), exact)
+
+
+def test_auroc_differences_and_ratios_hold_what_is_known() -> None:
+    rng = np.random.default_rng(4)
+    labels = np.tile(np.repeat([0, 1], 100), (3, 1))
+    right, chance = labels + 0.1 * rng.random(labels.shape), rng.random(labels.shape)
+    same = bootstrap.paired_auroc_bootstrap(labels, right, right)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    better = bootstrap.paired_auroc_bootstrap(labels, right, chance)
+    assert better.low > 0.4 and better.low < better.mean < better.high
+    assert bootstrap.auroc_ratio_bootstrap(labels, right, right, floor=0.5).mean == 1
+    assert abs(bootstrap.auroc_ratio_bootstrap(labels, chance, right, floor=0.5).mean) < 0.15

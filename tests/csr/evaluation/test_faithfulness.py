@@ -53,7 +53,7 @@ def test_a_map_that_points_elsewhere_last_keeps_the_score_to_the_end() -> None:
     ranks = map_ranks(-map_with_peak(3, 5))
     deletion = removal_curves(images, plain, ranks, looks_at_one_pixel, insertion=False)[0, :, 0]
     np.testing.assert_array_equal(deletion, [1.0] * (len(SHARES) - 1) + [0.0])
-    assert area(deletion) > 0.8
+    assert area(deletion) > 0.7
 
 
 def test_every_order_is_alike_to_a_model_that_looks_at_the_mean() -> None:
