@@ -14,6 +14,7 @@ Ten lines, from nothing to a corrected prediction and a bundle that a server run
     model.save(Path("csr.pt"))  # csr.TrainedCSR.load reads it
     runner = csr.BundleRunner(csr.export_bundle(model, data, Path("bundle")))  # ONNX; also csr serve --bundle bundle
 
+A concept that it was not trained on takes a few boxed examples: `csr.add_concept(model, data, csr.Examples(…))`.
 Data of one's own takes the phantom's place: `csr.data.prepared.PreparedSet.open` opens what the pipeline has prepared.
 
 The names here are those that these lines take; everything else is in the rooms, from `csr.data` and `csr.network` to
@@ -30,18 +31,21 @@ if TYPE_CHECKING:
     from csr.data.phantom.plan import PhantomConfig
     from csr.data.prepared import PreparedSet
     from csr.interaction.corrections import Interaction, RegionBox
+    from csr.interaction.few_shot import Examples
     from csr.network.trained import TrainedCSR
     from csr.workflow.training import TrainingConfig, draw_phantom, train
-    from csr.workflow.use import evaluate, export_bundle, predict
+    from csr.workflow.use import add_concept, evaluate, export_bundle, predict
 
 _HOMES = {
     "BundleRunner": "csr.bundle.runtime",
+    "Examples": "csr.interaction.few_shot",
     "Interaction": "csr.interaction.corrections",
     "PhantomConfig": "csr.data.phantom.plan",
     "PreparedSet": "csr.data.prepared",
     "RegionBox": "csr.interaction.corrections",
     "TrainedCSR": "csr.network.trained",
     "TrainingConfig": "csr.workflow.training",
+    "add_concept": "csr.workflow.use",
     "draw_phantom": "csr.workflow.training",
     "evaluate": "csr.workflow.use",
     "export_bundle": "csr.workflow.use",
@@ -51,12 +55,14 @@ _HOMES = {
 
 __all__ = [
     "BundleRunner",
+    "Examples",
     "Interaction",
     "PhantomConfig",
     "PreparedSet",
     "RegionBox",
     "TrainedCSR",
     "TrainingConfig",
+    "add_concept",
     "draw_phantom",
     "evaluate",
     "export_bundle",

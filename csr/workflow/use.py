@@ -18,11 +18,13 @@ from csr.data.prepared import PreparedSet
 from csr.evaluation.evaluate import Predictions, evaluate_predictions
 from csr.evaluation.pointing import map_peaks
 from csr.interaction.corrections import Interaction, interaction_tensors
+from csr.interaction.few_shot import Examples, add_concepts, box_attention
 from csr.network.reasoner import Reasoning
 from csr.network.trained import TrainedCSR
-from csr.training.callbacks import SilentCallbacks
+from csr.training.callbacks import Callbacks, SilentCallbacks
 from csr.training.concepts import image_batches
 from csr.training.features import FeatureCache, compute_features
+from csr.training.head import HeadConfig
 from csr.training.runtime import device
 
 
@@ -71,13 +73,43 @@ def evaluate(csr: TrainedCSR, data: PreparedSet) -> dict[str, dict[str, Any]]:
     return evaluate_predictions(data.collection, predictions, data.side)
 
 
+def add_concept(
+    csr: TrainedCSR,
+    data: PreparedSet,
+    examples: Examples,
+    head: HeadConfig | None = None,
+    callbacks: Callbacks | None = None,
+) -> tuple[TrainedCSR, PreparedSet]:
+    """A model that knows one concept more, from a few boxed examples (`csr.interaction.few_shot`).
+
+    Args:
+        csr: trained; it is not changed.
+        data: what it was trained on.
+        examples: a `csr.interaction.few_shot.Examples`: name, boxes, and rows of studies that lack it.
+        head: how the head is trained anew on all concepts; None for the defaults.
+        callbacks: told of every epoch; None: nobody.
+
+    Returns:
+        The model, and the data with the examples' labels and boxes: what `export_bundle` takes with it.
+
+    Raises:
+        DataError: the examples do not fit.
+        TrainingError: the head's loss became NaN or infinite.
+    """
+    with TemporaryDirectory(prefix="csr-features-") as folder:
+        compute_features(csr.concept_model, data, Path(folder), SilentCallbacks())
+        cache = box_attention(data.collection, FeatureCache.open(Path(folder)), data.side)
+        told = callbacks or SilentCallbacks()
+        return add_concepts(csr, data, cache, [examples], head or HeadConfig(), told)[:2]
+
+
 def export_bundle(csr: TrainedCSR, data: PreparedSet, path: Path, config: ExportConfig | None = None) -> Bundle:
     """Writes the bundle that ``csr serve --bundle`` serves and `csr.bundle.runtime.BundleRunner` runs.
 
     Args:
         csr: moved to the CPU.
-        data: what it was trained on: the atlas shows its training images, and its test images prove that the exported
-            graphs compute the same.
+        data: what it was trained on, or what `add_concept` returned with it: the atlas shows its training images, and
+            its test images prove that the exported graphs compute the same.
         path: the folder; replaced if it exists.
         config: None for the defaults.
 
@@ -89,6 +121,6 @@ def export_bundle(csr: TrainedCSR, data: PreparedSet, path: Path, config: Export
     origin = Provenance("custom", data.digest(), f"csr {version('csr')}", evaluate(csr, data))
     with TemporaryDirectory(prefix="csr-features-") as folder:
         compute_features(csr.concept_model, data, Path(folder), SilentCallbacks())
-        cache = FeatureCache.open(Path(folder))
+        cache = box_attention(data.collection, FeatureCache.open(Path(folder)), data.side)
         atlas = build_atlas(data, cache, csr)
         return write_bundle(path, data, cache, csr, atlas, config or ExportConfig(), origin)[0]
