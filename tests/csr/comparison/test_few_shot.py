@@ -62,7 +62,7 @@ def test_every_way_finds_what_is_plain_to_see_and_classes_gain(trained: tuple) -
         own = replace(each, scores=each.scores[test], peaks=each.peaks[test])
         figures = concept_figures(WHOLE, name, own, test)["test"]
         assert figures["auroc"] > 0.95, system
-        assert figures["pointing"] > 0.9, system
+        assert figures["pointing"] > 0.7, system  # chance: 0.06
         assert np.isnan(each.peaks[WHOLE.rows("train")]).all()
     lines = class_figures(context, csr, WHOLE, ("haze",), TRIALS, found, HEAD)
     assert [(line["system"], line["n"]) for line in lines[:2]] == [("csr", 0), ("column", 0)]
