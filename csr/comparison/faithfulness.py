@@ -61,9 +61,9 @@ class FaithfulnessConfig:
         seed: of the draws.
     """
 
-    studies: int = 60
+    studies: int = 40
     pastes: int = 20
-    wipes: int = 30
+    wipes: int = 20
     seed: int = 0
 
 
@@ -188,9 +188,12 @@ def _areas(
         size = maps["csr"].shape
         ranks = {name: map_ranks(own) for name, own in maps.items()}
         ranks |= {"random": random_ranks(*size, rng), "centre": centre_ranks(*size)}
+        ends = score(images), score(plain)
         for way in ("deletion", "insertion"):
             areas = {
-                order: area(np.moveaxis(removal_curves(images, plain, own, score, way == "insertion"), 1, -1))
+                order: area(
+                    np.moveaxis(removal_curves(images, plain, own, score, way == "insertion", ends=ends), 1, -1)
+                )
                 for order, own in ranks.items()
             }
             for position, row in enumerate(chosen):

@@ -67,7 +67,13 @@ def first_cells(ranks: np.ndarray, share: float, side: int) -> np.ndarray:
 
 
 def removal_curves(
-    images: Tensor, baseline: Tensor, ranks: np.ndarray, score: Score, insertion: bool, shares: Sequence[float] = SHARES
+    images: Tensor,
+    baseline: Tensor,
+    ranks: np.ndarray,
+    score: Score,
+    insertion: bool,
+    shares: Sequence[float] = SHARES,
+    ends: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """What a score becomes as cells are taken away, or put back.
 
@@ -77,17 +83,19 @@ def removal_curves(
         ranks: B×h×w, the order in which cells go, or come.
         score: images → B×J values.
         insertion: start from the baseline.
-        shares: of the cells, ascending.
+        shares: of the cells, ascending from 0 to 1.
+        ends: the scores of the images and of the baseline, which are those of every order; None: they are computed.
 
     Returns:
         B×len(shares)×J.
     """
+    whole, nothing = ends or (score(images), score(baseline))
     before, after = (baseline, images) if insertion else (images, baseline)
-    curves = []
-    for share in shares:
+    curves = [nothing if insertion else whole]
+    for share in shares[1:-1]:
         mask = torch.from_numpy(first_cells(ranks, share, images.shape[-1])).to(images.device)
         curves.append(score(torch.where(mask[:, None], after, before)))
-    return np.stack(curves, 1)
+    return np.stack([*curves, whole if insertion else nothing], 1)
 
 
 def area(curves: np.ndarray, shares: Sequence[float] = SHARES) -> np.ndarray:
