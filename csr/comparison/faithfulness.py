@@ -185,9 +185,9 @@ def _areas(
             .numpy()
             for name in NAMES
         }
-        size = maps["csr"].shape
+        count, height, width = maps["csr"].shape
         ranks = {name: map_ranks(own) for name, own in maps.items()}
-        ranks |= {"random": random_ranks(*size, rng), "centre": centre_ranks(*size)}
+        ranks |= {"random": random_ranks(count, height, width, rng), "centre": centre_ranks(count, height, width)}
         ends = score(images), score(plain)
         for way in ("deletion", "insertion"):
             areas = {

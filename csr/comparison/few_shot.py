@@ -34,7 +34,14 @@ from csr.baselines.protocol import ExperimentContext, TrainedBackbone
 from csr.data.records import Collection
 from csr.evaluation.metrics import macro_f1, mean_auroc
 from csr.evaluation.pointing import inside, map_peaks
-from csr.interaction.few_shot import Examples, FewShotConfig, add_concepts, example_cells, fit_prototypes
+from csr.interaction.few_shot import (
+    Examples,
+    FewShotConfig,
+    add_concepts,
+    example_cells,
+    fit_prototypes,
+    outside_boxes,
+)
 from csr.network.concept_model import ConceptModelConfig, pool_maps
 from csr.network.trained import TrainedCSR
 from csr.training.head import HeadConfig
@@ -153,9 +160,7 @@ def _example_features(frozen: Frozen, examples: Examples, side: int) -> tuple[Te
     features = frozen.features(np.array([*examples.boxes, *examples.absent.tolist()], np.int64))
     inside_boxes, owner = example_cells(examples, side, *features.shape[2:])
     boxed, image = torch.from_numpy(inside_boxes).to(device()), torch.from_numpy(owner).to(device())
-    free = torch.ones(len(features), *features.shape[2:], dtype=torch.bool, device=device())
-    for cells, i in zip(boxed, owner.tolist(), strict=True):
-        free[i] &= ~cells
+    free = outside_boxes(boxed, image, len(features))
     return features, free, boxed, image
 
 

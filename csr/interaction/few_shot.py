@@ -200,12 +200,10 @@ def fit_prototypes(
     rows = np.array([*examples.boxes, *examples.absent.tolist()], np.int64)
     with torch.no_grad():
         patches = csr.project(cache.batch(rows, csr.place)[0])
-    inside, owner = example_cells(examples, side, *patches.shape[2:])
-    boxed, owner = torch.from_numpy(inside).to(csr.place), torch.from_numpy(owner).to(csr.place)
-    free = torch.ones(len(rows), *patches.shape[2:], dtype=torch.bool, device=csr.place)
-    for cells, image in zip(boxed, owner.tolist(), strict=True):
-        free[image] &= ~cells
-    centres = [patches[image][:, cells].mean(1) for cells, image in zip(boxed, owner.tolist(), strict=True)]
+    cells, image = example_cells(examples, side, *patches.shape[2:])
+    boxed, owner = torch.from_numpy(cells).to(csr.place), torch.from_numpy(image).to(csr.place)
+    free = outside_boxes(boxed, owner, len(rows))
+    centres = [patches[i][:, own].mean(1) for i, own in zip(image.tolist(), boxed, strict=True)]
     start = _centres(torch.stack(centres), csr.reasoner.alive.shape[1], config.seed)
     raw = start.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([raw], lr=config.learning_rate)
@@ -224,6 +222,14 @@ def example_cells(examples: Examples, side: int, height: int, width: int) -> tup
     """Of every box the map cells that it reaches, n×h×w bool, and the number of its image among the boxed ones, n."""
     cells = [_cells(boxes, side, height, width) for boxes in examples.boxes.values()]
     return np.concatenate(cells), np.repeat(np.arange(len(cells)), [len(own) for own in cells])
+
+
+def outside_boxes(boxed: Tensor, owner: Tensor, images: int) -> Tensor:
+    """The cells of every image that none of its boxes reaches, images×h×w bool; arguments as `example_cells` gives."""
+    free = torch.ones(images, *boxed.shape[1:], dtype=torch.bool, device=boxed.device)
+    for cells, i in zip(boxed, owner.tolist(), strict=True):
+        free[i] &= ~cells
+    return free
 
 
 def _cells(boxes: np.ndarray, side: int, height: int, width: int) -> np.ndarray:

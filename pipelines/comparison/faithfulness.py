@@ -35,7 +35,7 @@ def run(name: str, seed: int, params: Params) -> None:
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"concepts_lse-{seed}")
         csr = load_system(CSRSystem, SYSTEMS_FOLDER / f"csr_robust-{seed}.pt").csr
         cbm = load_system(CBM, SYSTEMS_FOLDER / f"{name}-{seed}.pt")
-        systems = Systems(*(each.to(device()).eval() for each in (shared.model, csr, cbm)))
+        systems = Systems(shared.model.to(device()).eval(), csr.to(device()).eval(), cbm.to(device()).eval())
         config = FaithfulnessConfig(seed=seed)
         tables = {
             "curves": curve_areas(systems, data, config),

@@ -65,8 +65,8 @@ def run(fold: str, seed: int, params: Params) -> None:
         report["classes"] = class_figures(partial, csr, whole, names, replace(trials, counts=CLASS_COUNTS), found, head)
         report["full"] = {part: own["macro_f1"] for part, own in evaluate_predictions(whole, said, data.side).items()}
     folder = params.comparison.folder / "few_shot"
-    for each in (folder, FEW_SHOT_FOLDER):
-        each.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    FEW_SHOT_FOLDER.mkdir(parents=True, exist_ok=True)
     (folder / f"{fold}-{seed}.json").write_text(json.dumps(rounded(report), indent=1) + "\n")
     np.savez_compressed(FEW_SHOT_FOLDER / f"{fold}-{seed}.npz", **scores)  # type: ignore[arg-type]
 
