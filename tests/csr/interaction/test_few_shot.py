@@ -1,132 +1,140 @@
-"""Concepts from a few boxed examples: prototypes that must find what the boxes show, and a model that is whole."""
+"""Concepts from a few boxed examples: prototypes that must find what the boxes show, and a model that is whole.
+
+That such a model is saved, exported and served is in ``tests/csr/workflow/test_concept.py``.
+"""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from csr.bundle.atlas import build_atlas
-from csr.bundle.runtime import BundleRunner
-from csr.bundle.writing import ExportConfig, Provenance, write_bundle
 from csr.data.held_out import concept_fold, without_concepts
+from csr.data.phantom.plan import CONCEPTS
 from csr.errors import ConfigError, DataError
-from csr.interaction.few_shot import Examples, FewShotConfig, add_concepts, box_attention, fit_prototypes, with_examples
+from csr.interaction.few_shot import (
+    Examples,
+    FewShotConfig,
+    add_concepts,
+    box_attention,
+    example_cells,
+    fit_prototypes,
+    with_examples,
+)
+from csr.network.trained import TrainedCSR
 from csr.training.callbacks import SilentCallbacks
 from csr.training.features import FeatureCache
-from csr.training.head import HeadConfig
-from tests.conftest import TinyRun
+from csr.training.head import HeadConfig, train_head
+from csr.training.prototypes import PrototypeConfig, train_prototypes
+from tests.csr.synthetic import SIDE, make_cache, make_collection, make_csr, without_images
+
+COLLECTION = make_collection(train=80, val=20, test=20)
+CACHE = make_cache(COLLECTION)
+DATA = without_images(COLLECTION)
+HEAD = HeadConfig(epochs=2)
+TRAIN = COLLECTION.rows("train")
 
 
-def examples(run: TinyRun, name: str = "device", count: int = 4) -> Examples:
-    """Boxes of a concept that the tiny run knows, under another name."""
-    collection = run.data.collection
-    k, boxes, labels = collection.concepts.index("effusion"), collection.boxes_by_pair(), collection.concept_labels()
-    train = collection.rows("train")
-    shown = [int(row) for row in train if (int(row), k) in boxes][:count]
-    return Examples(name, {row: boxes[row, k] for row in shown}, train[labels[train, k] == 0][:count])
+@pytest.fixture(scope="module")
+def trained() -> TrainedCSR:
+    callbacks = SilentCallbacks()
+    model = train_prototypes(COLLECTION, CACHE, PrototypeConfig(per_concept=3, width=8, epochs=1), callbacks)
+    return make_csr(model, train_head(COLLECTION, CACHE, model, HEAD, callbacks), COLLECTION).eval()
 
 
-def test_the_new_model_knows_one_concept_more_and_keeps_the_others(tiny_run: TinyRun) -> None:
-    before = tiny_run.csr.reasoner.prototypes.clone()
-    csr, data, cache = add_concepts(
-        tiny_run.csr, tiny_run.data, tiny_run.cache, [examples(tiny_run)], HeadConfig(epochs=2), SilentCallbacks()
-    )
-    assert csr.concepts == (*tiny_run.csr.concepts, "device") == data.collection.concepts
-    assert torch.equal(csr.reasoner.prototypes[:-1], before)
-    assert torch.equal(tiny_run.csr.reasoner.prototypes, before)
-    assert csr.concept_model is tiny_run.csr.concept_model
-    features = cache.batch(data.collection.rows("test")[:2], csr.place)[0]
-    said = csr.reasoner(csr.project(features))
-    assert said.concept_probabilities.shape == (2, len(csr.concepts))
-    old = tiny_run.csr.reasoner(tiny_run.csr.project(features))
-    torch.testing.assert_close(said.concept_maps[:, :-1], old.concept_maps)
+def examples(name: str = "device", boxed: int = 4) -> Examples:
+    """One box in each of some training images, each elsewhere, and as many images without."""
+    places = [(i % 4, i // 4 % 4) for i in range(boxed)]
+    boxes = {int(TRAIN[i]): np.array([[8.0 * x, 8.0 * y, 8.0 * x + 8, 8.0 * y + 8]]) for i, (x, y) in enumerate(places)}
+    return Examples(name, boxes, TRAIN[boxed : 2 * boxed])
 
 
-def test_it_is_saved_exported_and_served(tiny_run: TinyRun, tmp_path: Path) -> None:
-    given = examples(tiny_run)
-    csr, data, cache = add_concepts(
-        tiny_run.csr, tiny_run.data, tiny_run.cache, [given], HeadConfig(epochs=2), SilentCallbacks()
-    )
-    csr.save(tmp_path / "csr.pt")
-    assert type(csr).load(tmp_path / "csr.pt").concepts == csr.concepts
-    atlas = build_atlas(data, cache, csr)
-    shown = set(data.collection.studies["study_id"].iloc[list(given.boxes)])
-    own = [entry for entry in atlas.entries if entry.concept == "device"]
-    assert own and {source.study_id for entry in own for source in entry.sources} <= shown
-    bundle, _ = write_bundle(
-        tmp_path / "bundle", data, cache, csr, atlas, ExportConfig(), Provenance("custom", "digest", "test", {})
-    )
-    assert bundle.manifest.concepts == csr.concepts
-    assert BundleRunner(bundle) is not None
+def test_the_new_model_knows_more_concepts_and_keeps_the_others(trained: TrainedCSR) -> None:
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    csr, data, cache = add_concepts(trained, DATA, CACHE, [examples(), examples("clip", 1)], HEAD, SilentCallbacks())
+    assert csr.concepts == (*COLLECTION.concepts, "device", "clip") == data.collection.concepts
+    assert torch.equal(csr.reasoner.prototypes[:3], trained.reasoner.prototypes)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert csr.reasoner.alive[-1].tolist() == [1, 0, 0]  # of one example there is one prototype
+    features = cache.batch(COLLECTION.rows("test")[:2], csr.place)[0]
+    said, old = (each.reasoner(each.project(features)) for each in (csr, trained))
+    assert said.concept_probabilities.shape == (2, 5)
+    torch.testing.assert_close(said.concept_maps[:, :3], old.concept_maps)
+    assert cache.cam.shape[1] == 5
 
 
-def test_prototypes_find_what_only_the_boxes_hold(tiny_run: TinyRun) -> None:
-    """Features with a mark in one cell of the only box: the prototypes' best cell must be that one, and score more than
-    anything in images without it."""
-    given = examples(tiny_run)
-    given = Examples("device", {row: boxes[:1] for row, boxes in given.boxes.items()}, given.absent)
+def test_prototypes_find_what_only_the_boxes_hold(trained: TrainedCSR) -> None:
+    """A mark in the one cell of each box: the prototypes' best cell must be that one, and score more than anything in
+    images without it."""
+    given = examples(boxed=6)
+    features = np.array(CACHE.features, np.float32)
+    cells, owner = example_cells(given, SIDE, 4, 4)
     rows = [*given.boxes, *given.absent.tolist()]
-    features = np.array(tiny_run.cache.features[rows], np.float32)
-    rng = np.random.default_rng(0)
-    mark = rng.normal(0, 4, features.shape[1])
-    places = []
-    for i, row in enumerate(given.boxes):
-        x, y = (given.boxes[row][0][:2] + given.boxes[row][0][2:]) / 2 * features.shape[-1] / tiny_run.data.side
-        places.append((int(y), int(x)))
-        features[i, :, int(y), int(x)] += mark * features.std()
-    whole = np.zeros((len(tiny_run.data.collection.studies), *features.shape[1:]), np.float32)
-    whole[rows] = features
-    cache = FeatureCache(whole, tiny_run.cache.cam)
-    found = fit_prototypes(tiny_run.csr, cache, given, tiny_run.data.side, FewShotConfig())
+    mark = np.random.default_rng(0).normal(0, 6, features.shape[1])
+    for place, image in zip(cells, owner, strict=True):
+        assert place.sum() == 1
+        features[rows[image]][:, place] += mark[:, None]
+    found = fit_prototypes(trained, FeatureCache(features, CACHE.cam), given, SIDE, FewShotConfig())
     torch.testing.assert_close(found.norm(dim=1), torch.ones(len(found)))
-    maps = torch.einsum("bdhw,md->bmhw", tiny_run.csr.project(torch.from_numpy(features)), found).amax(1)
-    best = maps.flatten(1).amax(1)
-    assert best[: len(given.boxes)].min() > best[len(given.boxes) :].max()
-    for i, place in enumerate(places):
-        assert divmod(int(maps[i].argmax()), maps.shape[-1]) == place
+    with torch.no_grad():
+        patches = trained.project(torch.from_numpy(features[rows]))
+    maps = torch.einsum("bdhw,md->bmhw", patches, found).amax(1).flatten(1)
+    best = maps.amax(1)
+    assert best[:6].min() > best[6:].max()
+    np.testing.assert_array_equal(maps[:6].argmax(1).numpy(), cells.reshape(6, -1).argmax(1))
 
 
-def test_box_attention_is_flat_inside_the_boxes_and_nothing_outside(tiny_run: TinyRun) -> None:
-    known = with_examples(tiny_run.data, given := examples(tiny_run)).collection
-    cache = box_attention(known, tiny_run.cache, tiny_run.data.side)
-    np.testing.assert_array_equal(cache.cam[:, :-1], tiny_run.cache.cam)
-    row = next(iter(given.boxes))
-    weights = torch.from_numpy(cache.cam[row, -1]).flatten().softmax(0)
-    inside = weights > 1e-6
-    assert float(weights[inside].max() - weights[inside].min()) < 1e-6
-    assert 0 < int(inside.sum()) < weights.numel()
-    assert box_attention(tiny_run.data.collection, tiny_run.cache, tiny_run.data.side) is tiny_run.cache
+def test_box_attention_is_flat_inside_the_boxes_and_nothing_outside() -> None:
+    given = examples()
+    known = with_examples(DATA, given).collection
+    cache = box_attention(known, CACHE, SIDE)
+    np.testing.assert_array_equal(cache.cam[:, :-1], CACHE.cam)
+    cells, _ = example_cells(given, SIDE, 4, 4)
+    for row, own in zip(given.boxes, cells, strict=True):
+        weights = torch.from_numpy(cache.cam[row, -1]).flatten().softmax(0).numpy()
+        np.testing.assert_allclose(weights, own.flatten() / own.sum(), atol=1e-9)
+    assert box_attention(COLLECTION, CACHE, SIDE) is CACHE
 
 
-def test_examples_that_do_not_fit_are_refused_by_name(tiny_run: TinyRun) -> None:
-    given, data = examples(tiny_run), tiny_run.data
-    row, test = next(iter(given.boxes)), int(data.collection.rows("test")[0])
+def test_labels_of_examples_are_known_and_no_others() -> None:
+    given = examples()
+    known = with_examples(DATA, given).collection
+    labels = known.concept_labels()[:, -1]
+    assert (labels[list(given.boxes)] == 1).all() and (labels[given.absent] == 0).all()
+    assert np.isnan(labels).sum() == len(labels) - len(given.boxes) - len(given.absent)
+    np.testing.assert_array_equal(known.boxes_of(int(TRAIN[1]), "device"), given.boxes[int(TRAIN[1])])
+    assert "concept:device" not in COLLECTION.studies
+
+
+def test_examples_that_do_not_fit_are_refused_by_name() -> None:
+    given = examples()
+    row, test = next(iter(given.boxes)), int(COLLECTION.rows("test")[0])
     box = np.array([[0.0, 0.0, 10.0, 10.0]])
     wrong = {
-        "knows it already": Examples("nodule", given.boxes, given.absent),
+        "knows it already": Examples("haze", given.boxes, given.absent),
         "no example lacks it": Examples("device", given.boxes, np.zeros(0, int)),
         "no example shows it": Examples("device", {}, given.absent),
         "not of split 'train'": Examples("device", {test: box}, given.absent),
         "to show it and to lack it": Examples("device", given.boxes, np.array([row])),
-        "reaches out of": Examples("device", {row: box + 60}, given.absent),
+        "reaches out of": Examples("device", {row: box + 30}, given.absent),
     }
     for message, each in wrong.items():
         with pytest.raises(DataError, match=message):
-            with_examples(data, each)
+            with_examples(DATA, each)
 
 
-def test_every_concept_is_in_one_fold_and_leaves_no_trace(tiny_run: TinyRun) -> None:
-    collection = tiny_run.data.collection
-    folds = [concept_fold(collection.concepts, fold) for fold in range(3)]
-    assert sorted(name for fold in folds for name in fold) == sorted(collection.concepts)
-    partial = without_concepts(collection, folds[1])
-    assert not set(folds[1]) & set(partial.concepts)
-    assert not set(folds[1]) & set(partial.boxes["concept"])
-    assert not [name for name in folds[1] if f"concept:{name}" in partial.studies]
-    assert (partial.truth() == collection.truth()).all()
-    for names in (("tumor",), collection.concepts):
+def test_every_concept_is_in_one_fold() -> None:
+    folds = [concept_fold(CONCEPTS, fold) for fold in range(3)]
+    assert sorted(name for fold in folds for name in fold) == sorted(CONCEPTS)
+
+
+def test_a_concept_held_out_leaves_no_trace() -> None:
+    partial = without_concepts(COLLECTION, ("streak",))
+    assert partial.concepts == ("round", "haze")
+    assert set(partial.boxes["concept"]) == {"round", "haze"}
+    assert "concept:streak" not in partial.studies
+    assert (partial.truth() == COLLECTION.truth()).all()
+    for names in (("tumor",), COLLECTION.concepts):
         with pytest.raises(ConfigError):
-            without_concepts(collection, names)
+            without_concepts(COLLECTION, names)
