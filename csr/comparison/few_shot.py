@@ -10,8 +10,9 @@ and as many that lack the concept, each of these finds it in test studies; stage
 - *CBM column*: what stage 1 itself would learn from the labels, without boxes: logit = pool(w·f) + b with its own
   pooling, by binary cross-entropy.
 
-Features are standardised per channel for the last three. What they leave open (strength of the L2 penalty) was settled
-with CSR's own settings, on the validation studies of the concepts of fold 1, seed 0.
+Features are standardised per channel for the last three. No setting was chosen on a held-out concept: CSR's loss and
+steps come from trials on validation studies with one concept (cavity) that stage 1 had learned, where λ is stage 2's; the
+probe's strength is in the middle of those that did best there, and the column's decay is fixed.
 
 *Full supervision* is a model that had all labels of the concept in all stages from the start: CSR's, and for classes
 also the CBM's.

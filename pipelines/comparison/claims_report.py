@@ -69,8 +69,7 @@ def _few_shot_sections(folder: Path, collection: Collection, seeds: list[int]) -
     notes = (
         "Concepts are held out of CSR's stages 1 and 2 with their boxes, a fold (every third concept) at a time, and "
         "added from n boxed training images and as many that lack them (csr/comparison/few_shot.py says how each way "
-        f"does it); three draws of examples each. Run: {runs}. Settings of all ways were chosen on the validation "
-        "studies of fold 1, seed 0. Full supervision: CSR's default recipe with all labels of the concept in every "
+        f"does it); three draws of examples each. Run: {runs}. No setting was chosen on a held-out concept. Full supervision: CSR's default recipe with all labels of the concept in every "
         f"stage ({_positives(collection, names)} labelled positives a concept).",
     )
     sections = [Section("A new concept from a few boxes", notes, tuple(shown))]
