@@ -11,7 +11,7 @@ and as many that lack the concept, each of these finds it in test studies; stage
   pooling, by binary cross-entropy.
 
 Features are standardised per channel for the last three. No setting was chosen on a held-out concept: CSR's loss and
-steps come from trials on validation studies with one concept (cavity) that stage 1 had learned, where λ is stage 2's; the
+steps come from trials on validation studies with one concept (cavity) that stage 1 had learned, λ is stage 2's, the
 probe's strength is in the middle of those that did best there, and the column's decay is fixed.
 
 *Full supervision* is a model that had all labels of the concept in all stages from the start: CSR's, and for classes

@@ -8,8 +8,9 @@ frozen (λ and δ as there):
     ℓ = mean over boxes b and images i of softplus( λ( s(outside of i) + δ − s(b) ) )
 
 The outside of an image are its cells outside the boxes: all of it, if it lacks the concept. So a prototype is not what
-the boxes look like on average, but what tells them from everything else; in trials on validation studies (one concept of
-the phantom) means or k-means centres of the boxed patches told little, for patches have much in common. It starts from those centres.
+the boxes look like on average, but what tells them from everything else; in trials on validation studies (one concept
+of the phantom) means or k-means centres of the boxed patches told little, for patches have much in common. It starts
+from those centres.
 
 The head is trained anew on all concepts, which takes seconds: the new scores are standardised, and what images with and
 without the concept typically score is taken from the examples. Examples are few, so the new concept's *probability* is

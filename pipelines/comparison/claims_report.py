@@ -69,8 +69,9 @@ def _few_shot_sections(folder: Path, collection: Collection, seeds: list[int]) -
     notes = (
         "Concepts are held out of CSR's stages 1 and 2 with their boxes, a fold (every third concept) at a time, and "
         "added from n boxed training images and as many that lack them (csr/comparison/few_shot.py says how each way "
-        f"does it); three draws of examples each. Run: {runs}. No setting was chosen on a held-out concept. Full supervision: CSR's default recipe with all labels of the concept in every "
-        f"stage ({_positives(collection, names)} labelled positives a concept).",
+        f"does it); three draws of examples each. Run: {runs}. No setting was chosen on "
+        "a held-out concept. Full supervision: CSR's default recipe with all labels of the concept in every stage "
+        f"({_positives(collection, names)} labelled positives a concept).",
     )
     sections = [Section("A new concept from a few boxes", notes, tuple(shown))]
     return [*sections, _class_section(reports, parts)]
