@@ -40,7 +40,7 @@ def run(fold: str, seed: int, params: Params) -> None:
     ``build/comparison/held_out/<fold>-<seed>.pt``, all three."""
     name = f"held_out_{fold}"
     context = held_out_context(make_context(params, seed, name), int(fold))
-    with comparison_run("held_out", name, seed, params):
+    with comparison_run("held_out", fold, seed, params):
         with atomic_folder(SHARED_BACKBONES_FOLDER / f"{name}-{seed}") as folder:
             train_shared_backbone("concepts_lse", BACKBONES["concepts_lse"], context, folder)
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{name}-{seed}")

@@ -36,9 +36,13 @@ from pipelines.comparison import (
     ablation,
     answers,
     boxes,
+    claims_report,
     common,
     csr,
+    faithfulness,
     fan_out,
+    few_shot,
+    held_out,
     interaction_report,
     missing_labels,
     recipes,
@@ -56,6 +60,7 @@ from tests.pipelines.conftest import ROOT, merge
 FILE = "pipelines/comparison/dvc.yaml"
 PRESETS = [f"params/presets/{name}.yaml" for name in ("robust", "paper")]
 CODE = ("csr/", "pipelines/")
+REPORTS = {"report", "interaction_report", "claims_report"}
 SMALL = {
     "concepts": {
         "model": {"backbone": "test_convnext", "width": 16},
@@ -236,17 +241,14 @@ def test_every_share_of_hidden_labels_is_trained_from_the_start(stages: list[Pip
 
 def test_the_report_waits_for_everything_else(repo: Repo, stages: list[PipelineStage]) -> None:
     (last,) = (stage for stage in stages if stage.name == "report")
-    reports = {stage for stage in stages if stage.name in ("report", "interaction_report")}
+    reports = {stage for stage in stages if stage.name in REPORTS}
     assert networkx.descendants(repo.index.graph, last) >= set(stages) - reports
     assert outputs(last) == {"reports/comparison.md", "reports/comparison.html"}
     assert last.cmd == "python -m pipelines.comparison.report"
 
 
 def test_a_new_seed_or_folder_changes_nothing_that_has_run(stages: list[PipelineStage]) -> None:
-    assert {stage.name for stage in stages if "comparison" in parameters(stage)} == {
-        "report",
-        "interaction_report",
-    }
+    assert {stage.name for stage in stages if "comparison" in parameters(stage)} == REPORTS
     for stage in stages:
         kind = stage.name.partition("@")[0]
         needed = {"shared_backbone": {"concepts"}, "ablation": {"prototypes", "head"}, "refinement": {"head"}}
@@ -267,6 +269,7 @@ def test_tuning_csr_does_not_repeat_its_rivals(stages: list[PipelineStage]) -> N
 def test_an_edit_to_a_rival_repeats_it_and_those_that_borrow_from_it(stages: list[PipelineStage]) -> None:
     borrowed = {"cbm": {"posthoc_cbm"}, "protopnet": {"protopool", "prototree"}, "black_box": {"class_backbone"}}
     borrowed["cbm"] |= {"cbm_joint", "intcem", "missing_labels", "answers", "scbm", "joint_trials"}
+    borrowed["cbm"] |= {"few_shot", "faithfulness", "claims_report"}
     borrowed["intcem"] = borrowed["scbm"] = {"answers"}
     borrowed["black_box"] |= {"class_trials"}
     borrowed["protopnet"] |= {"protopnet_trials", "protopool_trials", "prototree_trials"}
@@ -283,11 +286,12 @@ def test_stages_run_side_by_side_after_what_they_wait_for(stages: list[PipelineS
         patch.chdir(repo.root_dir)
         levels = fan_out.levels()
     groups = [{name.partition("@")[0] for name in level} for level in levels]
+    learning = {"shared_backbone", "coarse_backbone", "class_backbone", "cbm_joint", "missing_labels", "held_out"}
     assert groups[0] == {"concept_trials", "class_trials", "joint_trials"}
-    assert groups[1] == {"shared_backbone", "coarse_backbone", "class_backbone", "cbm_joint", "missing_labels"}
+    assert groups[1] == learning
     assert groups[2] >= {"csr", "cbm", "protopnet_trials", "black_box", "ablation"}
-    assert groups[3] == {"protopnet", "protopool", "prototree", "pipnet", "answers", "boxes", "refinement"}
-    assert groups[4:] == [{"report", "interaction_report"}]
+    assert groups[3] >= {"protopnet", "protopool", "prototree", "pipnet", "answers", "boxes", "refinement", "few_shot"}
+    assert groups[4:] == [REPORTS]
     assert sorted(name for level in levels for name in level) == sorted(stage.name for stage in stages)
 
 
@@ -321,7 +325,10 @@ def test_code_that_stages_depend_on_exists_and_bytecode_is_not_part_of_it(
 
 @pytest.mark.parametrize(
     "program",
-    ["shared_backbone", "csr", "rival", "ablation", "missing_labels", "answers", "boxes", "refinement"],
+    [
+        *("shared_backbone", "csr", "rival", "ablation", "missing_labels", "answers", "boxes", "refinement"),
+        *("held_out", "few_shot", "faithfulness"),
+    ],
 )
 def test_every_command_line_is_one_that_the_program_takes(
     stages: list[PipelineStage], entries: dict[str, Entry], program: str, monkeypatch: pytest.MonkeyPatch
@@ -370,6 +377,9 @@ DONE = {
     "answers": ["csr_robust", "cbm_shared", "scbm_shared", "intcem_shared"],
     "boxes": ["csr_robust"],
     "refinement": ["csr_robust"],
+    "held_out": ["1"],
+    "few_shot": ["1"],
+    "faithfulness": ["cbm_shared"],
 }
 SYSTEMS = ["csr_robust", "cbm_shared", "scbm_shared", "intcem_shared", "black_box"]
 
@@ -402,11 +412,13 @@ def worked(folder: Path, collection: Collection, done: dict[str, list[str]]) -> 
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         patch.setattr(scbm, "TRIES", scbm.TRIES[:1])
         params = common.load_comparison()
-        for stage in (shared_backbone, csr, rival, ablation, missing_labels, answers, boxes, refinement):
+        systems_first = (shared_backbone, csr, rival, ablation, missing_labels, answers, boxes, refinement)
+        for stage in (*systems_first, held_out, few_shot, faithfulness):
             for name in done.get(stage.__name__.rpartition(".")[2], ()):
                 stage.run(name, 0, params)
         report.main()
         interaction_report.main()
+        claims_report.main()
         yield folder
 
 
@@ -435,7 +447,9 @@ def read(folder: Path, name: str) -> dict:
 
 
 def test_stages_write_what_dvc_is_told(workplace: Path, stages: list[PipelineStage]) -> None:
-    promised = {f"reports/comparison{kind}.{ending}" for kind in ("", "_interaction") for ending in ("md", "html")}
+    promised = {
+        f"reports/comparison{kind}.{ending}" for kind in ("", "_interaction", "_claims") for ending in ("md", "html")
+    }
     for program, names in DONE.items():
         for name in names:
             promised |= outputs(commands(stages, program)[name.rpartition(":")[2], "0"])
