@@ -55,7 +55,7 @@ class PrototypeConfig:
         batch_size: images a step, of all workers together: each takes an equal part.
         precision: of the projector while it trains; prototypes and losses are float32, since γ magnifies any rounding.
         located: learn from inside the boxes of training images that have any (`csr.training.located`), instead of from
-            where stage 1 looks. Whoever runs the stages gives them `located_cache`.
+            where stage 1 looks. Whoever runs the stages gives them `csr.training.located.located_cache`.
         reseed: after each epoch but the last two, move prototypes that win no training vector onto the vectors that
             their concept's prototypes fit worst. More stay alive, but the vectors that fit worst are often the ones
             whose attention is misplaced: on the phantom it cost pointing and accuracy, so no preset uses it.
