@@ -14,13 +14,19 @@ from csr.network.concept_model import ConceptModelConfig
 from csr.training.augmentation import AugmentConfig
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig, class_chances, train_concepts
+from csr.training.few_labels import FewLabelsConfig
 from csr.training.images import image_batches
 from csr.training.runtime import batches, seeds
 from tests.csr.synthetic import make_collection, make_prepared, with_labels
 
 STILL = AugmentConfig(rotate=0, shift=0, scale=0, brightness=0, contrast=0)
 CONFIG = ConceptTrainingConfig(
-    ConceptModelConfig("test_resnet", stride=8), STILL, epochs=3, batch_size=8, precision="float32"
+    ConceptModelConfig("test_resnet", stride=8),
+    STILL,
+    epochs=3,
+    batch_size=8,
+    few_labels=FewLabelsConfig(weight=0),
+    precision="float32",
 )
 
 
