@@ -23,6 +23,7 @@ from pipelines.comparison.common import (
     make_context,
 )
 from pipelines.comparison.recipes import recipes
+from pipelines.comparison.settings import chosen_settings, with_settings
 from pipelines.params import Params
 
 HELD_OUT_FOLDER = BUILD / "held_out"
@@ -39,7 +40,8 @@ def run(fold: str, seed: int, params: Params) -> None:
     """Writes ``build/comparison/shared_backbones/held_out_<fold>-<seed>``, stage 1, and
     ``build/comparison/held_out/<fold>-<seed>.pt``, all three."""
     name = f"held_out_{fold}"
-    context = held_out_context(make_context(params, seed, name), int(fold))
+    settings = chosen_settings("concepts_lse")
+    context = held_out_context(with_settings(make_context(params, seed, name), settings), int(fold))
     with comparison_run("held_out", fold, seed, params):
         with atomic_folder(SHARED_BACKBONES_FOLDER / f"{name}-{seed}") as folder:
             train_shared_backbone("concepts_lse", BACKBONES["concepts_lse"], context, folder)
