@@ -49,10 +49,10 @@ PAST_TRIALS = (
     PastTrial("negative similarities", "clipped; not clipped", 1, _ABLATION, "ablation"),
     PastTrial(
         "training with answers",
-        "on every image; never, and other shares",
+        "on every image; never, and on half of them",
         2,
-        "a study on cached scores (one seed) that looked at test studies",
-        "revision d2c2070, docs/method.md",
+        "validation split, 3 seeds, after a study on cached scores (one seed) that looked at test studies",
+        "revision d2c2070",
     ),
     PastTrial("boxes in training", "none; some images", 1, "validation split", "revision 787bff8"),
     PastTrial("precision", "float32; bfloat16", 1, "test split, one seed", "revision 7de8110, docs/comparison.md"),
