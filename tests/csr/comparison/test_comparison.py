@@ -335,7 +335,7 @@ def test_a_system_trains_for_its_share_of_the_budget(context):
 
 # everything in one call
 
-SYSTEMS = ["csr_robust", "black_box", "cbm_shared", "intcem_shared"]
+SYSTEMS = ["csr_robust", "black_box", "cbm_shared", "intcem_shared", "scbm_shared"]
 PAPER_FILE = Path(__file__).parents[3] / "params/presets/paper.yaml"
 SIZE = (
     "--train 48 --val 24 --test 24 --side 64 --backbone test_convnext --epochs 1 --batch-size 8 --workers 1 --seeds 0"
