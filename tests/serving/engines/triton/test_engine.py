@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from csr.bundle.format import Bundle
 from csr.bundle.runtime import BundleRunner
@@ -94,6 +95,18 @@ def until_it_answers(engine: TritonEngine, images: np.ndarray, within: float = 3
         except EngineUnavailableError:
             assert time.monotonic() < deadline, "the engine does not find its server again"
             time.sleep(0.05)
+
+
+def until_connected(engine: TritonEngine, within: float = 30) -> None:
+    """Waits until gRPC has found the server again, which it tries at growing intervals; asks it for no model."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            if engine._client.api.is_server_live():
+                return
+        except InferenceServerException:
+            assert time.monotonic() < deadline, "the connection does not come back"
+        time.sleep(0.05)
 
 
 def encode_from_sixteen_threads(engine: TritonEngine, bundle: Bundle) -> None:
@@ -202,6 +215,7 @@ def test_a_server_started_anew_while_nobody_asked_is_verified_before_it_answers(
     assert len(regions()) >= 32
     server.kill()
     server.start()
+    until_connected(engine)
     np.testing.assert_array_equal(engine.encode(images), before)
     assert engine._verified == engine._client.changes == 1  # one lost region says it of all
     assert len(regions_in(server)) == len(regions()) < 32  # the lost ones are gone here too
