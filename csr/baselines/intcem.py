@@ -225,14 +225,9 @@ def intcem(context: ExperimentContext) -> IntCEM:
     """Trains the bottleneck once a try and keeps the one that is best with answers on ``val``."""
     assert context.shared_backbone is not None
     train, val = studies_of(context, "train"), studies_of(context, "val")
-    best, best_area = None, -np.inf
-    for imitation, weight_decay in TRIES:
-        config = IntCEMConfig(imitation, weight_decay, seed=context.config.seed)
-        bottleneck = train_bottleneck(train, val, context.classes, config, context.callbacks)
-        area = float(np.mean(answered_f1(bottleneck, val, BUDGET)))
-        if area > best_area:
-            best, best_area = bottleneck, area
-    assert best is not None
+    configs = [IntCEMConfig(imitation, weight_decay, seed=context.config.seed) for imitation, weight_decay in TRIES]
+    tries = [train_bottleneck(train, val, context.classes, config, context.callbacks) for config in configs]
+    best = max(tries, key=lambda bottleneck: np.mean(answered_f1(bottleneck, val, BUDGET)))
     return IntCEM(context.shared_backbone.model, best, context.multilabel).to(device()).eval()
 
 

@@ -260,14 +260,9 @@ def scbm(context: ExperimentContext) -> SCBM:
     """Trains the bottleneck once a try and keeps the one that is best with answers on ``val``."""
     assert context.shared_backbone is not None
     train, val = studies_of(context, "train"), studies_of(context, "val")
-    best, best_area = None, -np.inf
-    for covariance, weight in TRIES:
-        config = SCBMConfig(covariance, weight, seed=context.config.seed)
-        bottleneck = train_bottleneck(train, val, context.classes, config, context.callbacks)
-        area = float(np.mean(answered_f1(bottleneck, val, BUDGET)))
-        if area > best_area:
-            best, best_area = bottleneck, area
-    assert best is not None
+    configs = [SCBMConfig(covariance, weight, seed=context.config.seed) for covariance, weight in TRIES]
+    tries = [train_bottleneck(train, val, context.classes, config, context.callbacks) for config in configs]
+    best = max(tries, key=lambda bottleneck: np.mean(answered_f1(bottleneck, val, BUDGET)))
     return SCBM(context.shared_backbone.model, best).to(device()).eval()
 
 

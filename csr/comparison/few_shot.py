@@ -42,6 +42,7 @@ from csr.interaction.few_shot import (
     example_cells,
     fit_prototypes,
     outside_boxes,
+    separation_loss,
 )
 from csr.network.concept_model import ConceptModelConfig, pool_maps
 from csr.network.trained import TrainedCSR
@@ -129,9 +130,7 @@ def same_loss(frozen: Frozen, examples: Examples, side: int, config: FewShotConf
     optimiser = torch.optim.Adam([raw], lr=config.learning_rate)
     for _ in range(config.steps):
         similar = torch.einsum("bdhw,d->bhw", features, F.normalize(raw, dim=0))
-        within = similar[owner].masked_fill(~boxed, -2).flatten(1).amax(1)
-        outside = similar.masked_fill(~free, -2).flatten(1).amax(1)
-        loss = F.softplus(config.scale * (outside[None] + config.delta - within[:, None])).mean()
+        loss = separation_loss(similar, boxed, owner, free, config)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

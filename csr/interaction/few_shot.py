@@ -210,13 +210,25 @@ def fit_prototypes(
     optimiser = torch.optim.Adam([raw], lr=config.learning_rate)
     for _ in range(config.steps):
         similar = torch.einsum("bdhw,md->bmhw", patches, F.normalize(raw, dim=1)).amax(1)
-        within = similar[owner].masked_fill(~boxed, -2).flatten(1).amax(1)
-        outside = similar.masked_fill(~free, -2).flatten(1).amax(1)
-        loss = F.softplus(config.scale * (outside[None] + config.delta - within[:, None])).mean()
+        loss = separation_loss(similar, boxed, owner, free, config)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     return F.normalize(raw.detach(), dim=1)
+
+
+def separation_loss(similar: Tensor, boxed: Tensor, owner: Tensor, free: Tensor, config: FewShotConfig) -> Tensor:
+    """ℓ of the module's docstring.
+
+    Args:
+        similar: largest similarity of each cell to a prototype, images×h×w, in −1..1.
+        boxed: cells of every box, n×h×w bool.
+        owner: number of its image, n.
+        free: cells outside the boxes, images×h×w bool.
+    """
+    within = similar[owner].masked_fill(~boxed, -2).flatten(1).amax(1)
+    outside = similar.masked_fill(~free, -2).flatten(1).amax(1)
+    return F.softplus(config.scale * (outside[None] + config.delta - within[:, None])).mean()
 
 
 def example_cells(examples: Examples, side: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
