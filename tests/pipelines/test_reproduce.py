@@ -11,7 +11,8 @@ import yaml
 from csr.comparison.published import PUBLISHED
 from csr.errors import ConfigError, DataError
 from pipelines import reproduce as module
-from pipelines.reproduce import OVERLAYS, SETS, TITLES, open_points, read_params, reproduce
+from pipelines.reproduce import OVERLAYS, open_points, read_params, reproduce
+from pipelines.reproduce_report import SETS, TITLES
 from tests.pipelines.conftest import ROOT
 from tests.pipelines.published_layouts import write_isic2017, write_tbx11k, write_vindr_cxr
 
