@@ -25,8 +25,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def room(bundle: Bundle, browser: Browser, tmp_path: Path) -> Iterator[Room]:
-    """A server over the tiny run's bundle with an empty store. Whatever went wrong in a reader's browser fails the test:
-    an error on its console, a refusal by the content security policy, a request to another host."""
+    """A server over the tiny run's bundle with an empty store. What goes wrong in a reader's browser fails the test: an
+    error on its console, a refusal by the content security policy, a request to another host."""
     service = make_service(bundle.path, tmp_path / "state")
     with listening(service) as url:
         room = Room(service, url, browser)
