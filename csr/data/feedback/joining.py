@@ -72,7 +72,7 @@ class Joined:
 
     @property
     def note(self) -> str:
-        """A sentence for people. It says nothing of what was left out: a set that teaches the same prepares the same."""
+        """A sentence for people, without what was left out: a set that teaches the same prepares the same."""
         learned = f"{self.added} studies that readers corrected were added, {self.relabelled} of split train corrected"
         return f"feedback: {learned}; {self.changed} labels are the opposite of what the data set says"
 
@@ -124,12 +124,10 @@ class _Joining:
         self.canvases: list[np.ndarray] = []
         self._base = data.collection
         self._shape, self._classes, self._near = data.images.shape[1:], classes, near_bits
-        judged = np.concatenate([self._base.rows("val"), self._base.rows("test")])
-        split = dict.fromkeys(range(len(self._base.studies)), "train") | dict.fromkeys(judged.tolist(), "judged")
-        self._row = {pixel_digest(canvas): row for row, canvas in enumerate(data.images) if split[row] == "train"}
-        self._judged = {pixel_digest(data.images[row]) for row in judged.tolist()}
-        hashes = [perceptual_hash(data.images[row]) for row in judged.tolist()] if near_bits >= 0 else []
-        self._hashes = np.array(hashes, np.uint64).reshape(len(hashes), -1)
+        judged = [data.images[row] for split in ("val", "test") for row in self._base.rows(split).tolist()]
+        self._row = {pixel_digest(data.images[row]): row for row in self._base.rows("train").tolist()}
+        self._judged = {pixel_digest(canvas) for canvas in judged}
+        self._hashes = np.array([perceptual_hash(canvas) for canvas in judged]) if near_bits >= 0 else None
         self._studies = self._base.studies.copy()
         self._new: list[dict[str, Any]] = []
         self._replaced: set[tuple[str, str]] = set()  # of study and concept, the set's boxes
@@ -208,7 +206,7 @@ class _Joining:
         return None if values else NOTHING
 
     def _nearly_judged(self, canvas: np.ndarray) -> bool:
-        if not len(self._hashes):
+        if self._hashes is None:
             return False
         return bool(np.bitwise_count(self._hashes ^ perceptual_hash(canvas)).sum(1).min() <= self._near)
 
