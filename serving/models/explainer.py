@@ -22,7 +22,7 @@ from serving.interfaces.schemas import (
     ReaderAnswer,
     crop_path,
 )
-from serving.models.upsampling import Upsampler
+from csr.evaluation.upsampling import Upsampler
 
 EXEMPLARS = 3
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import ConfigDict, Field
+
 from csr.bundle.format import AtlasEntry, Manifest
 from serving.interfaces.schemas.base import Answer
 from serving.interfaces.schemas.prediction import Changes, Exemplar, Peak, Prediction
-from serving.interfaces.schemas.requests import ImageSize, Region, Verdict
+from serving.interfaces.schemas.requests import ImageSize, Region, ReviewReason, Verdict
 
 Timings = dict[str, float]
+ReviewStatus = Literal["agreed", "proposed", "disputed"]
 
 
 class ModelRef(Answer):
@@ -136,23 +139,123 @@ class AtlasAnswer(Answer):
     timings_ms: Timings
 
 
+class SimilarPrototype(Answer):
+    """Another prototype, and the cosine between the two."""
+
+    concept: str
+    index: int
+    cosine: float
+
+
+class DecidedStudy(Answer):
+    """A validation study that a prototype speaks for.
+
+    ``contribution``: what it adds to the logit of the predicted class; ``share``: of the sum of all prototypes'
+    absolute contributions to it; ``right``: whether the study has that class, None if that is not known.
+    """
+
+    study_id: str
+    cls: str = Field(alias="class")
+    contribution: float
+    share: float
+    right: bool | None
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+
+class AtlasEntryAnswer(Answer):
+    """One prototype and what it does on validation studies; without ``places``, ``similar`` and ``decides`` where the
+    bundle is older than format 8.
+
+    ``places``: h×w, on how many validation studies that show the concept its map is largest in each cell. ``similar``:
+    the most similar other prototypes, of any concept. ``decides``: the studies to whose predicted class it contributes
+    most. ``maps``: whether its crops can be had with their similarity maps.
+    """
+
+    entry: AtlasEntry
+    places: list[list[int]] | None
+    similar: list[SimilarPrototype]
+    decides: list[DecidedStudy]
+    maps: bool
+    timings_ms: Timings
+
+
+class PruningFigures(Answer):
+    """On the bundle's validation studies; ``pointing`` is None if they have no boxes."""
+
+    macro_f1: float
+    pointing: float | None
+
+
+class ClassEffect(Answer):
+    """A class's F1 before and after."""
+
+    name: str
+    f1_before: float
+    f1_after: float
+
+
+class ConceptEffect(Answer):
+    """A concept's pointing game before and after; None where no study has a box of it."""
+
+    name: str
+    pointing_before: float | None
+    pointing_after: float | None
+
+
+class PreviewAnswer(Answer):
+    """What pruning would do on the bundle's validation studies: the pipeline's figures (`csr.bundle.pruning`).
+
+    ``changed``: studies of which something else is said.
+    """
+
+    studies: int
+    before: PruningFigures
+    after: PruningFigures
+    changed: int
+    classes: list[ClassEffect]
+    concepts: list[ConceptEffect]
+    timings_ms: Timings
+
+
+class ReviewerWord(Answer):
+    """The last word of one reviewer on a prototype."""
+
+    reviewer: str
+    verdict: Verdict
+    reason: ReviewReason
+    comment: str
+    at: str
+    record: Record
+
+
 class ReviewAnswer(Answer):
-    """The last word on one prototype of a bundle."""
+    """The last word on one prototype of a bundle.
+
+    ``status``: ``agreed``, it counts; ``proposed``, a second reviewer must say so too; ``disputed``, reviewers say
+    different things (`serving.core.reviews`). ``said``: the last word of each reviewer, in the order in which they
+    first spoke.
+    """
 
     bundle: str
     concept: str
     index: int
     verdict: Verdict
+    reason: ReviewReason
     comment: str
     reviewer: str
     at: str
     record: Record
+    status: ReviewStatus
+    said: list[ReviewerWord]
 
 
 class ReviewsAnswer(Answer):
-    """The last word on each prototype of a bundle that anybody reviewed."""
+    """The last word on each prototype of a bundle that anybody reviewed; ``second_reader``: whether a prune counts only
+    once two reviewers said it."""
 
     reviews: list[ReviewAnswer]
+    second_reader: bool
     timings_ms: Timings
 
 
@@ -181,13 +284,19 @@ class WorklistAnswer(Answer):
 
 
 class ServedModel(Answer):
-    """A bundle in service."""
+    """A bundle in service.
+
+    ``live`` of its ``prototypes`` are not pruned; ``mb`` is the size of its files.
+    """
 
     role: Literal["champion", "challenger"]
     version: str
     digest: str
     since: str
     manifest: Manifest
+    prototypes: int
+    live: int
+    mb: float
 
 
 class ModelChange(Answer):
@@ -208,6 +317,33 @@ class ModelsAnswer(Answer):
     refused: dict[str, str]
     history: list[ModelChange]
     timings_ms: Timings
+
+
+class Compared(Answer):
+    """What one model says of a study without and with an interaction."""
+
+    model: ModelRef
+    before: Prediction
+    after: Prediction
+
+
+class CompareAnswer(Answer):
+    """Champion and challenger on one study, side by side; ``challenger`` is None where there is none on trial."""
+
+    digest: str
+    champion: Compared
+    challenger: Compared | None
+    timings_ms: Timings
+
+
+class RollbackAnswer(Answer):
+    """The registry's alias moved back: versions ``source`` to ``target``. Replicas follow within seconds."""
+
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+    at: str
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
 
 
 class Sample(Answer):
