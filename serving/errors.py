@@ -38,6 +38,30 @@ class UnknownItemError(ServingError):
     code, status = "not_found", 404
 
 
+class InvalidPruningError(ServingError):
+    """A set of prototypes that cannot be pruned."""
+
+    code, status = "invalid_pruning", 422
+
+
+class InvalidReviewError(ServingError):
+    """Reviews that contradict themselves."""
+
+    code, status = "invalid_review", 422
+
+
+class NoValidationError(ServingError):
+    """A bundle of an earlier format, which says nothing of its validation studies."""
+
+    code, status = "no_validation_data", 409
+
+
+class NoRollbackError(ServingError):
+    """A champion that cannot go back."""
+
+    code, status = "no_rollback", 409
+
+
 class FrameError(ServingError):
     """Boxes drawn on an image of another size than the study's."""
 
@@ -121,6 +145,24 @@ class IdempotencyError(ServingError):
     """An idempotency key that was used before, for something else."""
 
     code, status = "idempotency_conflict", 409
+
+
+class ModelChangedError(ServingError):
+    """A reading of numbers that another model gave than the one which answers now."""
+
+    code, status = "model_changed", 409
+
+
+class AlreadySignedError(ServingError):
+    """A study that the reader has signed, and wants to skip."""
+
+    code, status = "already_signed", 409
+
+
+class UnknownReadingError(ServingError):
+    """The study has no such reading, or none that the reader may see."""
+
+    code, status = "unknown_reading", 404
 
 
 class BatchError(ServingError):

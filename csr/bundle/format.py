@@ -197,6 +197,11 @@ class Bundle:
         """SHA-256 of the manifest, and so of everything in the bundle."""
         return file_digest(self.path / MANIFEST)
 
+    @property
+    def bytes(self) -> int:
+        """The size of all its files."""
+        return sum((self.path / name).stat().st_size for name in (MANIFEST, *self.manifest.files))
+
     def atlas(self) -> list[AtlasEntry]:
         """The atlas, concept by concept."""
         return read_atlas(self.path)

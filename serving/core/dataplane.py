@@ -26,7 +26,7 @@ from serving.core.explain import compare
 from serving.core.fit import MisfitAction, file_facts, require_fit
 from serving.core.frames import image_part, on_canvas
 from serving.core.intake import Intake, Upload
-from serving.core.overlays import overlay_png
+from serving.core.overlays import overlay_png, thumbnail_png
 from serving.core.questions import asking, doubts, may_be_worth_asking, open_questions
 from serving.core.reasoning import encoded_study, explain, reason
 from serving.core.recording import interaction_entry, prediction_entry, record
@@ -39,20 +39,24 @@ from serving.errors import (
     FrameError,
     InvalidInteractionError,
     MisfitError,
+    NotReadyError,
     OtherInputError,
     StoreError,
 )
 from serving.interfaces.schemas import (
+    CompareAnswer,
+    Compared,
     Frame,
     ImageSize,
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
+    Prediction,
     ProbeAnswer,
     ProbeRequest,
     StudyAnswer,
 )
-from serving.models.in_service import Model, ServedModels
+from serving.models.in_service import Model, Role, ServedModels
 from serving.store import Store
 from serving.store.entries import Caller, Entry, Receipt
 from serving.store.ledger import Also
@@ -173,7 +177,7 @@ class DataPlane:
             after = asking(model, after, open_questions(model, study, interaction, after))
             timing.lap("assess")
         entry = interaction_entry(caller, model, digest, request, before, after, doubted, timing)
-        receipt = self._record([entry], timing)[0]
+        receipt = self.put_on_record([entry], timing)[0]
         self._telemetry.metrics.interacted(request, flipped=before.found != after.found)
         self._shadow.ask(study, request, after, caller)
         return InteractionAnswer(
@@ -185,6 +189,38 @@ class DataPlane:
             alpha=model.manifest.alpha if request.alpha is None else request.alpha,
             doubts=doubted,
             record=record(receipt),
+            timings_ms=timing.milliseconds,
+        )
+
+    def corrected(
+        self, digest: str, request: InteractionRequest, timing: Timing
+    ) -> tuple[Model, Prediction, Prediction]:
+        """The model that answers for a study, and its predictions without and with an interaction; recorded nowhere.
+
+        Raises:
+            As `interact`.
+        """
+        model, study = self._study(digest, timing, request.image)
+        return model, study.prediction, explain(model, study, request, timing)[1]
+
+    def compare(self, digest: str, request: InteractionRequest) -> CompareAnswer:
+        """What champion and challenger say of a study, without and with an interaction; recorded nowhere.
+
+        Raises:
+            As `interact`; also if the challenger cannot apply the interaction.
+        """
+        timing = Timing(self._telemetry)
+        said: dict[Role, Compared] = {}
+        for role, each in self.models.in_service():
+            model, study = self._study(digest, timing, request.image, each)
+            after = explain(model, study, request, timing)[1]
+            said[role] = Compared(model=model.ref, before=study.prediction, after=after)
+        if "champion" not in said:
+            raise NotReadyError("no model is loaded yet")
+        return CompareAnswer(
+            digest=digest,
+            champion=said["champion"],
+            challenger=said.get("challenger"),
             timings_ms=timing.milliseconds,
         )
 
@@ -257,6 +293,18 @@ class DataPlane:
         """
         return _size(self._study(digest, timing)[1].placement)
 
+    def thumbnail(self, digest: str, timing: Timing) -> bytes:
+        """The study's image, small, as PNG. No model is asked.
+
+        Raises:
+            UnknownStudyError, AlteredStudyError, StoreError: see `serving.store.studies.load_study`.
+        """
+        stored = load_study(self.store.database, digest)
+        timing.lap("load")
+        png = thumbnail_png(image_part(stored.canvas, stored.placement))
+        timing.lap("draw")
+        return png
+
     def image(self, digest: str, timing: Timing) -> bytes:
         """The study as the network saw it, without margins and turned back as it is stored, as PNG.
 
@@ -304,7 +352,7 @@ class DataPlane:
             prediction_entry(caller, model, study.digest, _size(study.placement), study.prediction, timing)
             for model, study in encoded
         ]
-        receipts = self._record(entries, timing, keep)
+        receipts = self.put_on_record(entries, timing, keep)
         for model, study in encoded:
             said = study.prediction
             self._telemetry.metrics.predicted(model.version, said.top, said.abstains, said.asks_for_help)
@@ -322,7 +370,12 @@ class DataPlane:
             for (model, study), receipt in zip(encoded, receipts, strict=True)
         ]
 
-    def _record(self, entries: Sequence[Entry], timing: Timing, keep: Also | None = None) -> list[Receipt]:
+    def put_on_record(self, entries: Sequence[Entry], timing: Timing, keep: Also | None = None) -> list[Receipt]:
+        """Appends to the ledger, and tells telemetry.
+
+        Raises:
+            As `serving.store.ledger.Ledger.append`.
+        """
         try:
             receipts = self.store.ledger.append(entries, keep)
         except StoreError:
@@ -368,8 +421,12 @@ class DataPlane:
         with self._encoding_guard:
             return self._encoding.setdefault((bundle, digest), threading.Lock())
 
-    def _study(self, digest: str, timing: Timing, drawn_on: ImageSize | None = None) -> tuple[Model, EncodedStudy]:
-        model = self.models.for_study(digest)
+    def _study(
+        self, digest: str, timing: Timing, drawn_on: ImageSize | None = None, model: Model | None = None
+    ) -> tuple[Model, EncodedStudy]:
+        """Under the model that answers for the study, or another."""
+        own = self.models.for_study(digest)
+        model = own if model is None else model
         study = self._studies.get(model.digest, digest)
         if study is not None:
             self._telemetry.metrics.cache_lookup(True)
@@ -383,7 +440,7 @@ class DataPlane:
                     f"at {model.manifest.side}; upload it again"
                 )
             study, assessment = self._encoded(model, stored, timing)
-            if assessment is not None:
+            if assessment is not None and model is own:
                 self._keep_assessment(assessment)
         if drawn_on is not None and not drawn_on.fits(known := _size(study.placement)):
             raise FrameError(
@@ -405,6 +462,9 @@ def _assessment(model: Model, study: EncodedStudy, found: Sequence[Question]) ->
         expected_effect=found[0].effect,
         asks_for_help=said.asks_for_help,
         abstains=said.abstains,
+        confidence=max(each.probability for each in said.classes),
+        found=tuple(said.found),
+        fits=not said.fits.reasons,
     )
 
 

@@ -13,11 +13,9 @@ from serving.interfaces.schemas.base import Request
 
 MAX_BOXES = 200
 MAX_ANSWERS = 500  # confirmed, and as many rejected
-MAX_REVIEWS = 5000  # prototypes of one request
-Verdict = Literal["keep", "prune"]
-ReviewReason = Literal["artefact", "other_finding", "duplicate", "not_typical", "other", "none"]
-Order = Literal["margin", "effect"]  # of a worklist
-Progress = Literal["all", "unread", "read"]
+Order = Literal["margin", "effect", "newest"]  # of a worklist
+Mine = Literal["unread", "read", "signed", "skipped"]  # how far a reader is with a study
+Progress = Literal["all", "unread", "read", "signed", "skipped"]
 ConceptName = Annotated[str, Field(max_length=200)]
 
 
@@ -100,54 +98,3 @@ class ProbeRequest(Request):
 
     box: Region
     image: ImageSize | None = None
-
-
-class ReviewRequest(Request):
-    """What a reviewer says of a prototype; ``prune`` takes it out of the next training.
-
-    Args:
-        verdict, comment: what, and in the reviewer's words.
-        reason: ``artefact``: it rests on something that is no finding; ``other_finding``: on another finding;
-            ``duplicate``: a similar one says the same; ``not_typical``: its sources do not show the concept well.
-    """
-
-    verdict: Verdict
-    reason: ReviewReason = "none"
-    comment: str = Field(default="", max_length=1000)
-
-
-class PrototypeName(Request):
-    """Which prototype."""
-
-    concept: ConceptName
-    index: int = Field(ge=0, lt=10**9)
-
-
-class NamedReview(ReviewRequest):
-    """What a reviewer says of one of several prototypes."""
-
-    concept: ConceptName
-    index: int = Field(ge=0, lt=10**9)
-
-    @property
-    def said(self) -> ReviewRequest:
-        """Without the prototype's name."""
-        return ReviewRequest(verdict=self.verdict, reason=self.reason, comment=self.comment)
-
-
-class ReviewsRequest(Request):
-    """Reviews of several prototypes, put on record all or none; each prototype once."""
-
-    reviews: list[NamedReview] = Field(min_length=1, max_length=MAX_REVIEWS)
-
-
-class PreviewRequest(Request):
-    """Prototypes that might be pruned, together."""
-
-    pruned: list[PrototypeName] = Field(default=[], max_length=MAX_REVIEWS)
-
-
-class RollbackRequest(Request):
-    """Why the champion goes back; the record keeps it."""
-
-    reason: str = Field(min_length=1, max_length=1000)
