@@ -117,7 +117,7 @@ class AtlasRoom:
             effect = _pruning(model).preview((each.concept, each.index) for each in request.pruned)
         except PruningError as error:
             raise InvalidPruningError(str(error)) from None
-        timing.lap("evaluate")
+        timing.lap("reason")
         return PreviewAnswer(**asdict(effect), timings_ms=timing.milliseconds)
 
     def review(self, concept: str, index: int, review: ReviewRequest, caller: Caller) -> ReviewAnswer:
