@@ -104,6 +104,7 @@ export const sources = (digest) => json(v1(`studies/${digest}/sources`));
 export const report = (digest, interaction, source) =>
   blob(v1(`studies/${digest}/report.dcm`), post({ interaction, source }));
 
+export const nodes = () => json(v1("nodes"));
 /** @param {string} node @param {Record<string, any>} parameters */
 export const instances = (node, parameters) => json(v1(`nodes/${part(node)}/instances${query(parameters)}`));
 /** @param {string} node @param {object} instance */
