@@ -14,6 +14,11 @@ export class ApiError extends Error {
   get passing() {
     return [0, 429, 502, 503, 504].includes(this.status);
   }
+
+  /** Whether the server has let a study go, and takes its file again. */
+  get forgotten() {
+    return ["unknown_study", "upload_again", "image_size_differs"].includes(this.code);
+  }
 }
 
 /** Where the reader was when their session ended; `main.js` brings them back. */
@@ -120,7 +125,8 @@ export const atlas = () => json(v1("atlas"));
 /** @param {string} concept @param {number} index */
 export const prototype = (concept, index) => json(v1(`atlas/${part(concept)}/${index}`));
 /** @param {string} concept @param {number} index @param {{ rank?: number, map?: boolean }} parameters */
-export const cropUrl = (concept, index, parameters = {}) => v1(`atlas/${part(concept)}/${index}.png${query(parameters)}`);
+export const cropUrl = (concept, index, parameters = {}) =>
+  v1(`atlas/${part(concept)}/${index}.png${query(parameters)}`);
 /** @param {Array<{ concept: string, index: number }>} pruned @param {AbortSignal} [signal] */
 export const previewAtlas = (pruned, signal) => json(v1("atlas/preview"), post({ pruned }, { signal }));
 export const reviews = () => json(v1("reviews"));
