@@ -28,6 +28,7 @@ def model() -> PrototypeModel:
     return train_prototypes(COLLECTION, CACHE, CONFIG, SilentCallbacks())
 
 
+@torch.no_grad()
 def seen(model: PrototypeModel, concept: str, index: int, verdict: str = "prune", number: int = 1) -> PrototypeReview:
     """A review of a prototype by what the atlas says of it."""
     k = CONCEPTS.index(concept)
@@ -48,6 +49,7 @@ def test_where_nothing_changed_a_prototype_is_found_under_its_number(model: Prot
             assert pruned(model, seen(model, concept, index, "keep")) == set()
 
 
+@torch.no_grad()
 def winners(model: PrototypeModel, k: int) -> dict[str, int]:
     """The nearest prototype of each training study that shows concept k."""
     rows = COLLECTION.rows("train")
