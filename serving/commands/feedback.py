@@ -12,7 +12,7 @@ from csr.bundle.format import Bundle
 from csr.data.feedback import FeedbackSet, ReviewSource, write_feedback
 from serving.commands.audit import open_store, receipt
 from serving.core.feedback import OTHER_BUNDLE, Looks, collect_feedback
-from serving.deploy.config import ServerConfig, load_config
+from serving.deploy.config import ReviewConfig, StoreConfig, load_config
 from serving.store.studies import load_study
 
 
@@ -37,17 +37,20 @@ def main(arguments: Sequence[str]) -> int:
         help="a bundle whose prototypes were reviewed; again for each. Reviews of others are left out",
     )
     given = parser.parse_args(arguments)
-    config = ServerConfig() if given.config is None else load_config(given.config)
+    where, second_reader = StoreConfig(), ReviewConfig().second_reader
+    if given.config is not None:
+        config = load_config(given.config)
+        where, second_reader = config.store, config.review.second_reader
     looks = _looks(given.bundle)
-    store = open_store(config.store)
+    store = open_store(where)
     try:
         found = store.ledger.verify(given.noted)
         if found.faults:
             print(*found.faults, sep="\n", file=sys.stderr)
             print("nothing was exported: the ledger is not whole; see csr audit verify", file=sys.stderr)
             return 1
-        secret = config.store.ledger_key_file.read_bytes().strip()
-        feedback = collect_feedback(store, secret, looks, config.review.second_reader, found.head)
+        secret = where.ledger_key_file.read_bytes().strip()
+        feedback = collect_feedback(store, secret, looks, second_reader, found.head)
         through = feedback.through.number, feedback.through.hash
         written = write_feedback(
             given.out,
