@@ -63,9 +63,8 @@ def export(tmp_path: Path, bundle: Bundle) -> Callable[..., FeedbackSet]:
     def run(name: str = "set", *more: str, url: str | None = None, config: str = "") -> FeedbackSet:
         url = url or f"sqlite:///{tmp_path}/state/store.db"
         file = tmp_path / "serving.yaml"
-        file.write_text(
-            f"model: {{bundle: '{bundle.path}'}}\nstore: {{url: '{url}', ledger_key_file: '{tmp_path}/state/ledger.key'}}\n{config}"
-        )
+        store = f"{{url: '{url}', ledger_key_file: '{tmp_path}/state/ledger.key'}}"
+        file.write_text(f"model: {{bundle: '{bundle.path}'}}\nstore: {store}\n{config}")
         arguments = ["export", str(tmp_path / name), "--config", str(file), "--bundle", str(bundle.path)]
         assert main([*arguments, *more]) == 0
         return FeedbackSet.open(tmp_path / name)
