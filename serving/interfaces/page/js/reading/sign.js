@@ -78,8 +78,9 @@ function ask(title, fields, label, submit) {
 /**
  * @param {Session} session @param {App} app
  * @param {ReturnType<typeof import("./link.js").createLink>} link
+ * @param {() => void} onSigned
  */
-export function createSigning(session, app, link) {
+export function createSigning(session, app, link, onSigned) {
   /** @type {any} */
   let readings = null;
   const mine = () => readings?.readings.find((/** @type {any} */ each) => each.reader === app.me.actor);
@@ -176,6 +177,7 @@ export function createSigning(session, app, link) {
         tick("sign");
         [session.comment, session.act] = ["", null];
         session.remember();
+        onSigned();
         await load();
         byId("next-study").focus();
       });
