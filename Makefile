@@ -9,14 +9,17 @@ PORT ?= 8000
 TEST_WORKERS ?= 2
 VENV := .venv
 READY := $(VENV)/.ready
+PAGE := serving/interfaces/page
+PAGE_TOOLS := infra/page/node_modules/.ready
+PRETTIER := infra/page/node_modules/.bin/prettier --config infra/page/prettier.json
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo repro dvc trials compare reproduce retrain serve mlflow test lint format bench-prepare bench-serving bench-inputs test-faults \
-	lock triton docs clean clone
+.PHONY: help setup demo repro dvc trials compare reproduce retrain serve mlflow test lint page-tools format \
+	bench-prepare bench-serving bench-inputs test-faults lock triton docs clean clone
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -31,6 +34,12 @@ $(READY): requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
+
+# tsc, eslint, prettier and axe-core, by the node that .venv holds. The page itself needs none of them.
+$(PAGE_TOOLS): infra/page/package-lock.json | $(READY)
+	@echo "page tools: installing what checks the page (5 seconds, 61 MB)"
+	npm ci --prefix infra/page --loglevel error
+	touch $@
 
 demo: repro ## reproduce the pipeline on the phantom, print the table, serve the model and its page
 	@$(MAKE) --no-print-directory serve
@@ -70,20 +79,26 @@ mlflow: $(READY) ## MLflow's UI on the local runs at http://127.0.0.1:5000
 triton: $(READY) ## install a local Triton server into .triton (for the tests; production uses NVIDIA's image)
 	@bash infra/triton/install.sh
 
-test: $(READY) triton ## lint, types, import contracts and all tests
+test: $(READY) $(PAGE_TOOLS) triton ## lint, types, import contracts and all tests
 	@$(MAKE) --no-print-directory lint
 	python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not faults and not timed"
 	python -m pytest -m "timed and not faults"
 
-lint: $(READY) ## ruff, mypy, import contracts
+lint: $(READY) $(PAGE_TOOLS) ## ruff, mypy, import contracts; tsc, eslint and prettier for the page
 	@ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
+	infra/page/node_modules/.bin/tsc -p infra/page
+	infra/page/node_modules/.bin/eslint -c infra/page/eslint.config.js $(PAGE)/js
+	$(PRETTIER) --check $(PAGE)
 
-format: $(READY) ## let ruff rewrite the code
+page-tools: $(PAGE_TOOLS) ## install what checks the page (lint and test call it)
+
+format: $(READY) $(PAGE_TOOLS) ## let ruff and prettier rewrite the code
 	@ruff format .
 	ruff check --fix .
+	$(PRETTIER) --write --log-level warn $(PAGE)
 
 bench-prepare: $(READY) ## stage prepare beside bare decoding, and its memory by the number of images
 	@python -m pipelines.bench_prepare

@@ -101,7 +101,9 @@ def run(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
 
 def test_the_wheel_holds_the_page_and_the_licence(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
-    page = {file.relative_to(ROOT).as_posix() for file in (ROOT / "serving/interfaces/page").iterdir()}
+    page = {
+        file.relative_to(ROOT).as_posix() for file in (ROOT / "serving/interfaces/page").rglob("*") if file.is_file()
+    }
     assert page and page <= held
     assert any(name.endswith("licenses/LICENSE") for name in held)
     modules = {

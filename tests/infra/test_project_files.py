@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -50,6 +51,17 @@ def test_one_onnx_runtime_is_installed_whatever_the_machine() -> None:
             place = {"sys_platform": system, "platform_machine": machine}
             (chosen,) = (each.name for each in wheels if each.marker and each.marker.evaluate(place))
             assert (chosen == "onnxruntime-gpu") == (place == {"sys_platform": "linux", "platform_machine": "x86_64"})
+
+
+def test_the_tools_that_check_the_page_are_pinned_and_their_lock_names_no_address_of_a_package() -> None:
+    wanted = json.loads((ROOT / "infra/page/package.json").read_text())["devDependencies"]
+    packages = json.loads((ROOT / "infra/page/package-lock.json").read_text())["packages"]
+    assert packages[""]["devDependencies"] == wanted
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in wanted.values())
+    del packages[""]
+    assert all(package["integrity"].startswith("sha512-") for package in packages.values())
+    assert all("resolved" not in package for package in packages.values())
+    assert all(packages[f"node_modules/{name}"]["version"] == version for name, version in wanted.items())
 
 
 def test_the_licence_is_whole_and_the_citation_names_the_version_and_the_paper() -> None:

@@ -70,7 +70,7 @@ def test_under_v2_errors_are_the_protocols(build: Build, secret: str) -> None:
     ("method", "path", "needed"),
     [
         ("GET", "/", Role.READER),
-        ("GET", "/page/page.js", Role.READER),
+        ("GET", "/page/js/main.js", Role.READER),
         ("GET", "/openapi.json", Role.READER),
         ("GET", "/v1/models", Role.READER),
         ("GET", "/v1/worklist", Role.READER),

@@ -358,7 +358,7 @@ def test_a_key_that_is_there_twice_is_refused(client: TestClient, digest: str, p
 
 def test_head_is_get_without_its_body(client: TestClient, service: Service, digest: str) -> None:
     paths = [
-        "/", "/page/page.js", "/sign-in", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/v2",
+        "/", "/page/js/main.js", "/sign-in", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/v2",
         "/v1/models", "/v1/atlas", "/v1/samples/0.png", f"/v1/studies/{digest}/image.png",
         f"/v1/studies/{digest}/maps/mass.png",
         "/v2/models/csr_encoder", "/v1/nothing", "/page/nothing.js",
@@ -395,7 +395,7 @@ HEADERS = ("content-security-policy", "referrer-policy", "x-content-type-options
 ANSWERS = [
     ("GET", "/", 200),
     ("GET", "/page/index.html", 200),
-    ("GET", "/page/page.js", 200),
+    ("GET", "/page/js/main.js", 200),
     ("GET", "/page/icon.svg", 200),
     ("GET", "/page/nothing.js", 404),
     ("GET", "/page", 404),
@@ -558,11 +558,11 @@ def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
     response = client.get("/")
     assert "default-src 'self'" in response.headers["content-security-policy"]
     folder = Path(__file__).parents[3] / "serving" / "interfaces" / "page"
-    for file in folder.iterdir():
+    for file in filter(Path.is_file, folder.rglob("*")):
         text = file.read_text().replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text and "https://" not in text, file.name
         assert "innerHTML" not in text, file.name
-        assert client.get(f"/page/{file.name}").status_code == 200
+        assert client.get(f"/page/{file.relative_to(folder).as_posix()}").status_code == 200
 
 
 def test_the_contract_is_published(client: TestClient) -> None:

@@ -1,0 +1,88 @@
+// Where a reviewer says whether prototypes stay: keep or reject, why, and a note. What is said here is a draft until it is
+// signed.
+
+import { button, element } from "../dom.js";
+import { plain, when } from "../format.js";
+import { strings } from "../strings.js";
+
+/** @typedef {import("./types.js").Word} Word */
+/** @typedef {import("./types.js").Review} Review */
+
+const text = strings.atlas.verdict;
+
+/** @type {Word} */
+const NOTHING = { verdict: "keep", reason: "none", comment: "" };
+
+/**
+ * The form for one prototype, or for several at once.
+ * @param {string} title what it is about
+ * @param {Word | undefined} word the draft so far; of several: that of all, if they have the same
+ * @param {(word: Word | null) => void} onSay null takes the draft back
+ */
+export function verdictForm(title, word, onSay) {
+  const now = { ...(word ?? NOTHING) };
+  const choose = (/** @type {Word["verdict"]} */ verdict, /** @type {string} */ key) =>
+    button(
+      [text[verdict], " ", element("kbd", { "aria-hidden": "true" }, key)],
+      () => onSay({ ...now, verdict, reason: verdict === "keep" ? "none" : now.reason }),
+      { class: `verdict ${verdict}`, "aria-pressed": String(word?.verdict === verdict), "data-key": verdict },
+    );
+  const take = word && button(text.clear, () => onSay(null), { class: "quiet-button", "data-key": "clear" });
+  const node = element(
+    "form",
+    { class: "verdict-form", "aria-label": title },
+    element("div", { class: "verdicts" }, choose("keep", "k"), choose("prune", "r"), take),
+  );
+  node.addEventListener("submit", (event) => event.preventDefault());
+  if (!word) return node;
+  if (word.verdict === "prune") node.append(reasons(now.reason, (reason) => onSay({ ...now, reason })));
+  const note = /** @type {HTMLInputElement} */ (
+    element("input", {
+      type: "text",
+      id: "verdict-comment",
+      maxlength: 1000,
+      value: now.comment,
+      "data-key": "comment",
+      placeholder: text.commentHint,
+    })
+  );
+  note.addEventListener("change", () => onSay({ ...now, comment: note.value }));
+  node.append(element("label", { for: "verdict-comment", class: "comment" }, text.comment, note));
+  return node;
+}
+
+/** @param {string} chosen @param {(reason: Word["reason"]) => void} onChoose */
+function reasons(chosen, onChoose) {
+  const choices = Object.entries(text.reasons).map(([value, name]) => {
+    const onchange = () => onChoose(/** @type {Word["reason"]} */ (value));
+    const input = element("input", {
+      type: "radio",
+      name: "reason",
+      value,
+      checked: value === chosen,
+      onchange,
+      "data-key": `reason ${value}`,
+    });
+    return element("label", {}, input, " ", name);
+  });
+  return element("fieldset", { class: "reasons" }, element("legend", {}, text.why), choices);
+}
+
+/**
+ * What is on record about a prototype.
+ * @param {Review | undefined} review
+ * @param {boolean} pruned the model in service no longer has it
+ */
+export function onRecord(review, pruned) {
+  const parts = [];
+  if (pruned) parts.push(element("p", { class: "gone" }, text.gone));
+  if (!review) return [...parts, element("p", { class: "quiet" }, text.unreviewed)];
+  const reason = review.reason && review.reason !== "none" ? ` (${text.reasons[review.reason]})` : "";
+  const said = text.said(review.reviewer, text.past[review.verdict], reason, when(review.at));
+  parts.push(
+    element("p", {}, element("span", { class: `mark ${review.status}` }, text.status[review.status].name), " ", said),
+  );
+  if (review.comment) parts.push(element("p", { class: "quote" }, `“${plain(review.comment)}”`));
+  if (text.status[review.status].why) parts.push(element("p", { class: "quiet" }, text.status[review.status].why));
+  return parts;
+}
