@@ -13,6 +13,7 @@ from serving.access.oidc import TokenVerifier
 from serving.access.rates import Rates
 from serving.access.secrets import read_secret
 from serving.access.sessions import SessionStore
+from serving.core.atlas import AtlasRoom
 from serving.core.catalogue import Catalogue
 from serving.core.dataplane import DataPlane
 from serving.core.decoding import DecodingPool
@@ -52,6 +53,7 @@ class Service:
     store: Store
     plane: DataPlane
     catalogue: Catalogue
+    atlas: AtlasRoom
     readings: Readings
     documents: Documents
     telemetry: Telemetry
@@ -103,14 +105,16 @@ class Service:
         assert pool is not None
         intake = Intake(pool, salt)
         plane = DataPlane(models, store, intake, shadow, telemetry, config.cache_mb << 20, action)
+        readings = Readings(plane, store, telemetry)
         nodes = {name: Node(name, each) for name, each in config.dicom.nodes.items()}
         return cls(
             models=models,
             store=store,
             plane=plane,
             catalogue=Catalogue(models, store, telemetry),
-            readings=Readings(plane, store, telemetry),
-            documents=Documents(plane, nodes, salt, telemetry),
+            atlas=AtlasRoom(models, store, telemetry, config.review.second_reader),
+            readings=readings,
+            documents=Documents(plane, readings, nodes, salt, telemetry),
             telemetry=telemetry,
             limits=config.http,
             authenticator=_authenticator(config.access, keys, store.database),
