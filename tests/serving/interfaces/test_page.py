@@ -88,7 +88,7 @@ def word(page: Page, concept: str, answer: str) -> Locator:
 
 def say(page: Page, concept: str, answer: str) -> None:
     """Confirms or rejects a concept, or takes that back."""
-    word(page, concept, answer).check(force=True)
+    word(page, concept, answer).check()
     settled(page)
     expect(word(page, concept, answer)).to_be_checked()
 
@@ -199,7 +199,7 @@ def test_a_box_needs_no_mouse(page: Page) -> None:
 
 
 def test_a_concept_is_confirmed_rejected_or_neither_with_or_without_a_mouse(page: Page) -> None:
-    body = sent(page, lambda: word(page, "mass", "confirmed").check(force=True))
+    body = sent(page, lambda: word(page, "mass", "confirmed").check())
     assert (body["confirmed"], body["rejected"]) == (["mass"], [])
     expect(word(page, "mass", "confirmed")).to_be_checked()
     word(page, "mass", "confirmed").focus()
@@ -234,7 +234,7 @@ def test_a_finding_box_asks_what_it_is_and_assumes_nothing(page: Page, bundle: B
     expect(page.locator("#boxes rect.finding")).to_have_count(1)
     expect(word(page, ranked[-1], "confirmed")).to_be_checked()
     expect(page.locator("#box-list")).to_contain_text(f"Finding: {ranked[-1].replace('_', ' ')}")
-    body = sent(page, lambda: word(page, ranked[-1], "none").check(force=True))
+    body = sent(page, lambda: word(page, ranked[-1], "none").check())
     assert body["boxes"] == []  # the box said that it is there
 
 
@@ -460,7 +460,7 @@ def test_a_reload_and_another_study_lose_nothing(page: Page) -> None:
 def test_the_latest_answer_wins(page: Page) -> None:
     waiting: list[Route] = []
     page.route("**/interactions", waiting.append)
-    word(page, "mass", "rejected").check(force=True)
+    word(page, "mass", "rejected").check()
     page.wait_for_timeout(100)
     page.unroute("**/interactions")
     say(page, "nodule", "confirmed")

@@ -112,7 +112,7 @@ export function mount(root, { path }, app) {
       button(text.sign.open, signing.sign, { class: "primary", id: "sign", "aria-keyshortcuts": "Control+Enter" }),
       button(text.sign.next, signing.next, { id: "next-study" }),
       button(text.skip.open, signing.skip, { id: "skip" }),
-      buildMenu(() => (desk ? { session: desk.session, viewer } : null), caption),
+      buildMenu(() => (desk ? { session: desk.session, viewer } : null), caption, signing.record),
       element("span", { class: "gap" }),
       button(text.hints.show, () => hideHints(false), { class: "quiet-button", id: "show-hints" }),
     );
