@@ -13,21 +13,34 @@ from serving.client import calls
 from serving.client.calls import TIMEOUT, Call, File
 from serving.interfaces.schemas import (
     AtlasAnswer,
+    AtlasEntryAnswer,
+    CompareAnswer,
     ImageSize,
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
+    MeAnswer,
     ModelsAnswer,
     Order,
+    PreviewAnswer,
+    PreviewRequest,
     ProbeAnswer,
     ProbeRequest,
     Progress,
+    ReadingAnswer,
+    ReadingRequest,
+    ReadingsAnswer,
     Region,
     ReviewAnswer,
+    ReviewedAnswer,
     ReviewRequest,
     ReviewsAnswer,
+    ReviewsRequest,
+    RollbackAnswer,
     SessionsAnswer,
     SignedIn,
+    SkipAnswer,
+    SkipRequest,
     StudiesAnswer,
     StudyAnswer,
     WorklistAnswer,
@@ -102,15 +115,27 @@ class AsyncClient:
         """The DICOM images that a study came as."""
         return await self._send(calls.sources(digest))
 
-    async def report(self, digest: str, request: InteractionRequest | None = None, source: int | None = None) -> bytes:
-        """A DICOM report; of several sources, about the one of this number."""
-        return await self._send(calls.report(digest, request, source))
+    async def report(
+        self,
+        digest: str,
+        request: InteractionRequest | None = None,
+        source: int | None = None,
+        reading: int | None = None,
+    ) -> bytes:
+        """A DICOM report; of several sources, about the one of this number; of the reading whose record has this
+        number, in place of an interaction."""
+        return await self._send(calls.report(digest, request, source, reading))
 
     async def capture(
-        self, digest: str, concept: str, request: InteractionRequest | None = None, source: int | None = None
+        self,
+        digest: str,
+        concept: str,
+        request: InteractionRequest | None = None,
+        source: int | None = None,
+        reading: int | None = None,
     ) -> bytes:
-        """A concept's map over the image as a DICOM picture; ``source`` as for `report`."""
-        return await self._send(calls.capture(digest, concept, request, source))
+        """A concept's map over the image as a DICOM picture; ``source`` and ``reading`` as for `report`."""
+        return await self._send(calls.capture(digest, concept, request, source, reading))
 
     async def send(self, digest: str, request: SendRequest) -> SendAnswer:
         """Files a report, and pictures, in an archive; it may be sent twice if no answer comes."""
@@ -120,19 +145,69 @@ class AsyncClient:
         """The prototypes."""
         return await self._send(calls.atlas())
 
+    async def prototype(self, concept: str, index: int) -> AtlasEntryAnswer:
+        """One prototype: where its map peaks, what it resembles, and on which studies it decides."""
+        return await self._send(calls.prototype(concept, index))
+
+    async def crop(self, concept: str, index: int, rank: int = 0, with_map: bool = False) -> bytes:
+        """What a prototype looks like in one of its sources, as PNG."""
+        return await self._send(calls.crop(concept, index, rank, with_map))
+
+    async def preview(self, request: PreviewRequest) -> PreviewAnswer:
+        """What pruning would do, on the bundle's validation studies."""
+        return await self._send(calls.preview(request))
+
     async def review(self, concept: str, index: int, request: ReviewRequest) -> ReviewAnswer:
         """Puts a verdict on a prototype on record."""
         return await self._send(calls.review(concept, index, request))
+
+    async def review_all(self, request: ReviewsRequest) -> ReviewedAnswer:
+        """The same for several prototypes: all, or none."""
+        return await self._send(calls.review_all(request))
 
     async def reviews(self) -> ReviewsAnswer:
         """The last verdicts."""
         return await self._send(calls.reviews())
 
+    async def me(self) -> MeAnswer:
+        """Who asks, and what they may do."""
+        return await self._send(calls.me())
+
     async def worklist(
-        self, order: Order = "margin", progress: Progress = "all", limit: int = 50, offset: int = 0
+        self,
+        order: Order = "margin",
+        progress: Progress = "all",
+        limit: int = 50,
+        offset: int = 0,
+        asks_for_help: bool | None = None,
     ) -> WorklistAnswer:
-        """Studies that wait for a reader."""
-        return await self._send(calls.worklist(order, progress, limit, offset))
+        """Studies that wait for a reader; only those where the model asks for help, or only the others, if so asked."""
+        return await self._send(calls.worklist(order, progress, asks_for_help, limit, offset))
+
+    async def thumbnail(self, digest: str) -> bytes:
+        """A study's image, small, as PNG."""
+        return await self._send(calls.thumbnail(digest))
+
+    async def sign(self, digest: str, request: ReadingRequest) -> ReadingAnswer:
+        """Puts a reading on record."""
+        return await self._send(calls.sign(digest, request))
+
+    async def readings(self, digest: str) -> ReadingsAnswer:
+        """The last reading of each reader; the others' once one has signed one's own."""
+        return await self._send(calls.readings(digest))
+
+    async def skip(self, digest: str, reason: str = "") -> SkipAnswer:
+        """Puts on record that one does not read a study."""
+        return await self._send(calls.skip(digest, SkipRequest(reason=reason)))
+
+    async def compare(self, digest: str, request: InteractionRequest) -> CompareAnswer:
+        """What champion and challenger say of a study, side by side."""
+        return await self._send(calls.compare(digest, request))
+
+    async def rollback(self, reason: str) -> RollbackAnswer:
+        """Points the registry's champion back at the version before; an administrator's key is needed. It is sent once:
+        a second one would go one further back."""
+        return await self._send(calls.rollback(reason))
 
     async def models(self) -> ModelsAnswer:
         """What is in service, and what was."""
@@ -154,7 +229,7 @@ class AsyncClient:
                 response = await self._http.request(**call.arguments())
             except httpx.TransportError as error:
                 failure = error
-            wait = calls.wait_before(attempt, response)
+            wait = calls.wait_before(attempt, response) if call.again else None
             if wait is None:
                 if response is None:
                     assert failure is not None

@@ -16,17 +16,30 @@ from pydantic import BaseModel, ValidationError
 from csr.errors import CSRError
 from serving.interfaces.schemas import (
     AtlasAnswer,
+    AtlasEntryAnswer,
+    CompareAnswer,
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
+    MeAnswer,
     ModelsAnswer,
+    PreviewAnswer,
+    PreviewRequest,
     ProbeAnswer,
     ProbeRequest,
+    ReadingAnswer,
+    ReadingRequest,
+    ReadingsAnswer,
     ReviewAnswer,
+    ReviewedAnswer,
     ReviewRequest,
     ReviewsAnswer,
+    ReviewsRequest,
+    RollbackAnswer,
     SessionsAnswer,
     SignedIn,
+    SkipAnswer,
+    SkipRequest,
     StudiesAnswer,
     StudyAnswer,
     WorklistAnswer,
@@ -61,7 +74,7 @@ class ServerUnreachableError(CSRError):
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request, and the type of its answer."""
+    """A request, and the type of its answer. ``again``: it may be sent once more if no answer comes."""
 
     answer: type[T]
     method: str
@@ -70,6 +83,7 @@ class Call(Generic[T]):
     files: tuple[tuple[str, tuple[str, bytes]], ...] = ()
     query: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    again: bool = True
 
     def arguments(self) -> dict[str, Any]:
         """As httpx takes them."""
@@ -152,16 +166,18 @@ def sources(digest: str) -> Call[SourcesAnswer]:
     return Call(SourcesAnswer, "GET", f"/v1/studies/{_part(digest)}/sources")
 
 
-def report(digest: str, request: InteractionRequest | None, source: int | None) -> Call[bytes]:
+def report(digest: str, request: InteractionRequest | None, source: int | None, reading: int | None) -> Call[bytes]:
     """``POST /v1/studies/{digest}/report.dcm``."""
     path = f"/v1/studies/{_part(digest)}/report.dcm"
-    return Call(bytes, "POST", path, json=_document(request, source), headers=_once())
+    return Call(bytes, "POST", path, json=_document(request, source, reading), headers=_once())
 
 
-def capture(digest: str, concept: str, request: InteractionRequest | None, source: int | None) -> Call[bytes]:
+def capture(
+    digest: str, concept: str, request: InteractionRequest | None, source: int | None, reading: int | None
+) -> Call[bytes]:
     """``POST /v1/studies/{digest}/captures/{concept}.dcm``."""
     path = f"/v1/studies/{_part(digest)}/captures/{_part(concept)}.dcm"
-    return Call(bytes, "POST", path, json=_document(request, source), headers=_once())
+    return Call(bytes, "POST", path, json=_document(request, source, reading), headers=_once())
 
 
 def send(digest: str, request: SendRequest) -> Call[SendAnswer]:
@@ -175,10 +191,31 @@ def atlas() -> Call[AtlasAnswer]:
     return Call(AtlasAnswer, "GET", "/v1/atlas")
 
 
+def prototype(concept: str, index: int) -> Call[AtlasEntryAnswer]:
+    """``GET /v1/atlas/{concept}/{index}``."""
+    return Call(AtlasEntryAnswer, "GET", f"/v1/atlas/{_part(concept)}/{index}")
+
+
+def crop(concept: str, index: int, rank: int, with_map: bool) -> Call[bytes]:
+    """``GET /v1/atlas/{concept}/{index}.png``."""
+    query = {"rank": rank, "map": "true" if with_map else "false"}
+    return Call(bytes, "GET", f"/v1/atlas/{_part(concept)}/{index}.png", query=query)
+
+
+def preview(request: PreviewRequest) -> Call[PreviewAnswer]:
+    """``POST /v1/atlas/preview``."""
+    return Call(PreviewAnswer, "POST", "/v1/atlas/preview", json=request.model_dump())
+
+
 def review(concept: str, index: int, request: ReviewRequest) -> Call[ReviewAnswer]:
     """``POST /v1/atlas/{concept}/{index}/review``."""
     path = f"/v1/atlas/{_part(concept)}/{index}/review"
     return Call(ReviewAnswer, "POST", path, json=request.model_dump(), headers=_once())
+
+
+def review_all(request: ReviewsRequest) -> Call[ReviewedAnswer]:
+    """``POST /v1/reviews``."""
+    return Call(ReviewedAnswer, "POST", "/v1/reviews", json=request.model_dump(), headers=_once())
 
 
 def reviews() -> Call[ReviewsAnswer]:
@@ -186,10 +223,50 @@ def reviews() -> Call[ReviewsAnswer]:
     return Call(ReviewsAnswer, "GET", "/v1/reviews")
 
 
-def worklist(order: str, progress: str, limit: int, offset: int) -> Call[WorklistAnswer]:
+def me() -> Call[MeAnswer]:
+    """``GET /v1/me``."""
+    return Call(MeAnswer, "GET", "/v1/me")
+
+
+def thumbnail(digest: str) -> Call[bytes]:
+    """``GET /v1/studies/{digest}/thumbnail.png``."""
+    return Call(bytes, "GET", f"/v1/studies/{_part(digest)}/thumbnail.png")
+
+
+def sign(digest: str, request: ReadingRequest) -> Call[ReadingAnswer]:
+    """``POST /v1/studies/{digest}/readings``."""
+    path = f"/v1/studies/{_part(digest)}/readings"
+    return Call(ReadingAnswer, "POST", path, json=request.model_dump(exclude_none=True), headers=_once())
+
+
+def readings(digest: str) -> Call[ReadingsAnswer]:
+    """``GET /v1/studies/{digest}/readings``."""
+    return Call(ReadingsAnswer, "GET", f"/v1/studies/{_part(digest)}/readings")
+
+
+def skip(digest: str, request: SkipRequest) -> Call[SkipAnswer]:
+    """``POST /v1/studies/{digest}/skips``."""
+    path = f"/v1/studies/{_part(digest)}/skips"
+    return Call(SkipAnswer, "POST", path, json=request.model_dump(), headers=_once())
+
+
+def worklist(order: str, progress: str, asks_for_help: bool | None, limit: int, offset: int) -> Call[WorklistAnswer]:
     """``GET /v1/worklist``."""
-    query = {"order": order, "progress": progress, "limit": limit, "offset": offset}
+    query: dict[str, Any] = {"order": order, "progress": progress, "limit": limit, "offset": offset}
+    if asks_for_help is not None:
+        query["help"] = asks_for_help
     return Call(WorklistAnswer, "GET", "/v1/worklist", query=query)
+
+
+def compare(digest: str, request: InteractionRequest) -> Call[CompareAnswer]:
+    """``POST /v1/studies/{digest}/compare``."""
+    path = f"/v1/studies/{_part(digest)}/compare"
+    return Call(CompareAnswer, "POST", path, json=request.model_dump(exclude_none=True))
+
+
+def rollback(reason: str) -> Call[RollbackAnswer]:
+    """``POST /v1/models/rollback``; a repetition would go one further back, so it is sent once."""
+    return Call(RollbackAnswer, "POST", "/v1/models/rollback", json={"reason": reason}, again=False)
 
 
 def models() -> Call[ModelsAnswer]:
@@ -240,8 +317,8 @@ def headers(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def _document(request: InteractionRequest | None, source: int | None) -> dict[str, Any]:
-    asked = DocumentRequest(interaction=request or InteractionRequest(), source=source)
+def _document(request: InteractionRequest | None, source: int | None, reading: int | None) -> dict[str, Any]:
+    asked = DocumentRequest(interaction=request or InteractionRequest(), source=source, reading=reading)
     return asked.model_dump(exclude_none=True)
 
 
