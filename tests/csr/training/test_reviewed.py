@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,17 @@ import torch
 
 from csr.bundle.atlas import _nearest
 from csr.data.feedback import PrototypeReview
-from csr.network.prototypes import PrototypeModel, local_concept_vectors
+from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.network.prototypes import PrototypeModel, local_concept_vectors, prototype_model_checkpoint
+from csr.network.rebuild import concept_model_checkpoint
+from csr.network.trained import TrainedCSR
 from csr.training.callbacks import SilentCallbacks
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.reviewed import GONE, KEPT, LAST, UNLIKE, reviewed
+from pipelines import head
 from tests.csr.data.feedback.examples import review
-from tests.csr.synthetic import CONCEPTS, SIDE, make_cache, make_collection, without_images
+from tests.csr.synthetic import CONCEPTS, SIDE, make_cache, make_collection, make_prepared, without_images
 
 COLLECTION = make_collection()
 CACHE = make_cache(COLLECTION)
@@ -104,3 +109,16 @@ def test_the_head_gives_a_pruned_prototype_no_weight(model: PrototypeModel) -> N
     assert reasoner.alive[1, 2] == 0 and int(reasoner.alive.sum()) == 8
     torch.testing.assert_close(weight[:, 1, 2], torch.zeros(3))
     assert np.abs(weight[:, 1, 1].detach().numpy()).sum() > 0
+
+
+def test_the_stage_leaves_out_what_reviewers_pruned(model: PrototypeModel, tmp_path: Path) -> None:
+    make_prepared(tmp_path / "prepared", COLLECTION)
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "features.npy", CACHE.features)
+    np.save(tmp_path / "features" / "cam.npy", CACHE.cam)
+    concepts = concept_model_checkpoint(ConceptModel(ConceptModelConfig("test_resnet", stride=8), 1, 3))
+    stages = head.Stages(concepts, prototype_model_checkpoint(model), reviews=(seen(model, "streak", 2),))
+    folders = str(tmp_path / "prepared"), str(tmp_path / "features")
+    state = head.fit(*folders, stages, HeadConfig(epochs=1, least_usage=0.0), SilentCallbacks())
+    alive = TrainedCSR.from_checkpoint(state).reasoner.alive
+    assert [tuple(pair) for pair in (alive == 0).nonzero().tolist()] == [(1, 2)]

@@ -60,13 +60,13 @@ def reader(service: Service) -> Reader:
 def export(tmp_path: Path, bundle: Bundle) -> Callable[..., FeedbackSet]:
     """Runs the command on the service's store."""
 
-    def run(name: str = "set", *more: str, url: str | None = None, config: str = "") -> FeedbackSet:
+    def run(name: str = "set", url: str | None = None, config: str = "", bundles: int = 1) -> FeedbackSet:
         url = url or f"sqlite:///{tmp_path}/state/store.db"
         file = tmp_path / "serving.yaml"
         store = f"{{url: '{url}', ledger_key_file: '{tmp_path}/state/ledger.key'}}"
         file.write_text(f"model: {{bundle: '{bundle.path}'}}\nstore: {store}\n{config}")
-        arguments = ["export", str(tmp_path / name), "--config", str(file), "--bundle", str(bundle.path)]
-        assert main([*arguments, *more]) == 0
+        arguments = ["export", str(tmp_path / name), "--config", str(file)]
+        assert main([*arguments, *(["--bundle", str(bundle.path)] * bundles)]) == 0
         return FeedbackSet.open(tmp_path / name)
 
     return run
@@ -131,16 +131,19 @@ def test_what_nobody_signed_stays_behind(reader: Reader, bundle: Bundle, export:
 
 
 def test_boxes_are_where_they_were_drawn_whatever_the_image_was_uploaded_as_later(
-    reader: Reader, export: Callable[..., FeedbackSet]
+    reader: Reader, bundle: Bundle, export: Callable[..., FeedbackSet]
 ) -> None:
-    ann = reader("ann")
-    small = np.arange(128 * 64, dtype=np.uint32).reshape(64, 128) % 251
-    digest = add(ann, png(small.astype(np.uint8)))
-    side = 64
-    box = {"kind": "focus", "x_min": 0, "y_min": 0, "x_max": 128, "y_max": 32}
+    ann, side = reader("ann"), bundle.manifest.side
+    pixels = (np.indices((side // 2, side)).sum(0) % 251).astype(np.uint8)
+    small, large = (png(pixels.repeat(times, 0).repeat(times, 1)) for times in (4, 8))
+    box, top = {"kind": "focus", "x_min": 0, "y_min": 0, "x_max": 40, "y_max": 80}, side // 4
+    digest = add(ann, small)
     sign(ann, digest, state={"boxes": [box]})
-    (row,) = export().readings
-    assert row.boxes == (FeedbackBox("focus", None, 0, 16, side, 32),), "the image lies in the middle of the square"
+    assert add(ann, large) == digest, "the network sees the same of both"
+    sign(reader("bob"), digest, state={"boxes": [box]})
+    first, second = export().readings
+    assert first.boxes == (FeedbackBox("focus", None, 0, top, 10, top + 20),), "in the middle of the square"
+    assert second.boxes == (FeedbackBox("focus", None, 0, top, 5, top + 10),)
 
 
 def test_the_same_ledger_gives_the_same_bytes_and_so_does_one_that_grew_by_anything_else(
@@ -219,7 +222,7 @@ def test_pixels_that_were_altered_are_refused(
 
 
 def test_reviews_that_are_agreed_come_with_what_the_reviewer_saw(
-    reader: Reader, bundle: Bundle, export: Callable[..., FeedbackSet], tmp_path: Path
+    reader: Reader, bundle: Bundle, export: Callable[..., FeedbackSet]
 ) -> None:
     ann, bob = reader("ann"), reader("bob")
     one, two, *_ = (entry for entry in bundle.atlas() if entry.sources)
@@ -243,16 +246,13 @@ def test_reviews_that_are_agreed_come_with_what_the_reviewer_saw(
     second = export("second", config="review: {second_reader: true}\n")
     assert [(each.concept, each.index) for each in second.reviews] == [(one.concept, one.index)]
     assert dict(second.left_out) == {NOT_AGREED: 1}
-    arguments = ["export", str(tmp_path / "none"), "--config", str(tmp_path / "serving.yaml")]
-    (tmp_path / "serving.yaml").write_text((tmp_path / "serving.yaml").read_text().partition("review")[0])
-    assert main(arguments) == 0
-    assert dict(FeedbackSet.open(tmp_path / "none").left_out) == {OTHER_BUNDLE: 2}
+    assert dict(export("none", bundles=0).left_out) == {OTHER_BUNDLE: 2}
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PreparedSet]:
+def prepared(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Iterator[PreparedSet]:
     path = tmp_path_factory.mktemp("prepared") / "set"
-    generate(PhantomConfig(train=40, val=20, test=20, seed=5), 64, path)
+    generate(PhantomConfig(train=40, val=20, test=20, seed=5), bundle.manifest.side, path)
     yield PreparedSet.open(path)
 
 
