@@ -80,7 +80,7 @@ function card(entry, shown, most) {
   });
   return element(
     "li",
-    { class: `card ${mark.name}${entry.alive ? "" : " gone"}` },
+    { class: `card-of ${mark.name}${entry.alive ? "" : " gone"}` },
     choose,
     element("label", { class: "pick" }, pick),
   );
