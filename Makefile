@@ -91,14 +91,14 @@ lint: $(READY) $(PAGE_TOOLS) ## ruff, mypy, import contracts; tsc, eslint and pr
 	lint-imports
 	infra/page/node_modules/.bin/tsc -p infra/page
 	infra/page/node_modules/.bin/eslint -c infra/page/eslint.config.js $(PAGE)/js
-	$(PRETTIER) --check $(PAGE)/js $(PAGE)/css
+	$(PRETTIER) --check $(PAGE)
 
 page-tools: $(PAGE_TOOLS) ## install what checks the page (lint and test call it)
 
 format: $(READY) $(PAGE_TOOLS) ## let ruff and prettier rewrite the code
 	@ruff format .
 	ruff check --fix .
-	$(PRETTIER) --write --log-level warn $(PAGE)/js $(PAGE)/css
+	$(PRETTIER) --write --log-level warn $(PAGE)
 
 bench-prepare: $(READY) ## stage prepare beside bare decoding, and its memory by the number of images
 	@python -m pipelines.bench_prepare

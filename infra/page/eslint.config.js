@@ -14,7 +14,7 @@ export default [
     rules: {
       eqeqeq: "error",
       "no-alert": "error",
-      "no-console": "error",
+      "no-console": ["error", { allow: ["error"] }],
       "no-eval": "error",
       "no-implied-eval": "error",
       "no-new-func": "error",
