@@ -63,6 +63,9 @@ const query = (parameters) => {
   const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== "");
   return given.length ? `?${new URLSearchParams(given.map(([key, value]) => [key, String(value)]))}` : "";
 };
+/** A new idempotency key. Not `crypto.randomUUID`, which a page by plain http from another machine lacks. */
+export const newKey = () =>
+  [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 /** @param {string} path */
 const v1 = (path) => `/v1/${path}`;
 
@@ -120,7 +123,8 @@ export const atlas = () => json(v1("atlas"));
 /** @param {string} concept @param {number} index */
 export const prototype = (concept, index) => json(v1(`atlas/${part(concept)}/${index}`));
 /** @param {string} concept @param {number} index @param {{ rank?: number, map?: boolean }} parameters */
-export const cropUrl = (concept, index, parameters = {}) => v1(`atlas/${part(concept)}/${index}.png${query(parameters)}`);
+export const cropUrl = (concept, index, parameters = {}) =>
+  v1(`atlas/${part(concept)}/${index}.png${query(parameters)}`);
 /** @param {Array<{ concept: string, index: number }>} pruned @param {AbortSignal} [signal] */
 export const previewAtlas = (pruned, signal) => json(v1("atlas/preview"), post({ pruned }, { signal }));
 export const reviews = () => json(v1("reviews"));

@@ -31,7 +31,7 @@ export const strings = {
   worklist: {
     title: "Worklist",
     caption: "Studies, what the model says of each, and what has been done",
-    columns: ["Picture", "Study", "The model says", "Asks for you", "Reading"],
+    columns: ["Picture", "Study", "The model says", "Asks for help", "Reading"],
     count: (/** @type {number} */ shown, /** @type {number} */ total) =>
       shown === total ? `${total} ${total === 1 ? "study" : "studies"}` : `${shown} of ${total} studies`,
     study: (/** @type {string} */ digest) => `Study ${digest}`,
@@ -169,7 +169,14 @@ export const strings = {
     },
     filter: {
       legend: "Which prototypes",
-      wanted: { all: "All", open: "Not reviewed", draft: "My draft", proposed: "Undecided", rejected: "Rejected" },
+      wanted: {
+        live: "In use",
+        open: "Not reviewed",
+        draft: "My draft",
+        proposed: "Undecided",
+        rejected: "Rejected",
+        all: "All",
+      },
       order: "Order",
       orders: { index: "by number", reliance: "most relied on first", usage: "most used first" },
     },
@@ -270,7 +277,7 @@ export const strings = {
       concepts: "Concepts",
       use: "Use",
       useText: (/** @type {string} */ data) =>
-        `Research only, not a medical device. It knows what ${data} showed it: other devices, patients and findings it was not measured on. It names concepts and classes of the lists above and nothing else.`,
+        `Research only, not a medical device. It knows what the data set “${data}” showed it: other devices, patients and findings it was not measured on. It names concepts and classes of the lists above and nothing else.`,
       noChallenger: "No challenger is in service.",
       howChallenger:
         "A challenger answers beside the champion, in the shadow or for a share of the studies. Whoever runs this server names one under challenger in its configuration.",

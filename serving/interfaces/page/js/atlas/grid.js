@@ -82,7 +82,7 @@ function card(entry, shown, most) {
     "li",
     { class: `card-of ${mark.name}${entry.alive ? "" : " gone"}` },
     choose,
-    element("label", { class: "pick" }, pick),
+    entry.alive && element("label", { class: "pick" }, pick), // of what is gone there is nothing to say
   );
 }
 

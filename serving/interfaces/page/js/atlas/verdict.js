@@ -15,15 +15,15 @@ const NOTHING = { verdict: "keep", reason: "none", comment: "" };
 
 /**
  * The form for one prototype, or for several at once.
- * @param {string} title what it is about
+ * @param {{ title: string, id: string, keys: boolean }} about what it is about, and whether the keys k and r mean it
  * @param {Word | undefined} word the draft so far; of several: that of all, if they have the same
- * @param {(word: Word | null) => void} onSay null takes the draft back
+ * @param {(word: Word | null, quietly?: boolean) => void} onSay null takes the draft back; quietly: draw nothing anew
  */
-export function verdictForm(title, word, onSay) {
+export function verdictForm({ title, id, keys }, word, onSay) {
   const now = { ...(word ?? NOTHING) };
   const choose = (/** @type {Word["verdict"]} */ verdict, /** @type {string} */ key) =>
     button(
-      [text[verdict], " ", element("kbd", { "aria-hidden": "true" }, key)],
+      keys ? [text[verdict], " ", element("kbd", { "aria-hidden": "true" }, key)] : text[verdict],
       () => onSay({ ...now, verdict, reason: verdict === "keep" ? "none" : now.reason }),
       { class: `verdict ${verdict}`, "aria-pressed": String(word?.verdict === verdict), "data-key": verdict },
     );
@@ -39,15 +39,18 @@ export function verdictForm(title, word, onSay) {
   const note = /** @type {HTMLInputElement} */ (
     element("input", {
       type: "text",
-      id: "verdict-comment",
+      id: `${id}-comment`,
       maxlength: 1000,
       value: now.comment,
       "data-key": "comment",
       placeholder: text.commentHint,
     })
   );
-  note.addEventListener("change", () => onSay({ ...now, comment: note.value }));
-  node.append(element("label", { for: "verdict-comment", class: "comment" }, text.comment, note));
+  note.addEventListener("input", () => {
+    now.comment = note.value;
+    onSay({ ...now }, true);
+  });
+  node.append(element("label", { for: `${id}-comment`, class: "comment" }, text.comment, note));
   return node;
 }
 

@@ -76,7 +76,7 @@ export function intake(app, onArrived) {
     element("span", {}, text.open),
     element("small", {}, text.kinds),
   );
-  const sampleButton = () => button(text.samples, addSamples, { class: "samples-button" });
+  const sampleButton = (look = "") => button(text.samples, addSamples, { class: `samples-button ${look}` });
 
   // A drop anywhere on the view counts: who misses the frame should not lose the page to a picture.
   const over = (/** @type {DragEvent} */ event) => {
@@ -121,7 +121,7 @@ export function intake(app, onArrived) {
         {},
         text.steps.map((step) => element("li", {}, step)),
       ),
-      sampleButton(),
+      sampleButton("primary"),
     ],
     open: () => input.click(),
     close: () => {

@@ -36,7 +36,11 @@ export function row(item, thumbnail, name) {
 
 /** @param {WorklistItem} item */
 function says({ found, confidence, top }) {
-  const name = element("span", { class: "top" }, found.length ? found.map(plain).join(", ") : text.nothingFound);
+  const name = element(
+    "span",
+    { class: "verdict-name" },
+    found.length ? found.map(plain).join(", ") : text.nothingFound,
+  );
   if (confidence === null) return [name];
   const bar = element(
     "span",

@@ -4,7 +4,7 @@
 import { button, element, refill } from "../dom.js";
 import { useKeys } from "../keys.js";
 import { strings } from "../strings.js";
-import { choices, keptFilter } from "./filter.js";
+import { choices, keptFilter, ownsArrows } from "./filter.js";
 import { intake } from "./intake.js";
 import { nextStudy } from "./next.js";
 import { row } from "./rows.js";
@@ -121,8 +121,8 @@ export function mount(root, _parameters, app) {
   }
 
   const forgetKeys = useKeys(text.title, [
-    { key: ["ArrowDown", "j"], shown: "↓ or j", label: text.keys.down, run: () => step(1) },
-    { key: ["ArrowUp", "k"], shown: "↑ or k", label: text.keys.up, run: () => step(-1) },
+    { key: ["ArrowDown", "j"], shown: "↓ or j", label: text.keys.down, run: (event) => !ownsArrows(event) && step(1) },
+    { key: ["ArrowUp", "k"], shown: "↑ or k", label: text.keys.up, run: (event) => !ownsArrows(event) && step(-1) },
     { key: "Enter", label: text.keys.open },
     { key: "n", label: text.keys.next, run: readNext },
     { key: "o", label: text.keys.files, run: adding.open },
