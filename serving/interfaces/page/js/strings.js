@@ -125,7 +125,9 @@ export const strings = {
       `Training study ${study} where it resembles prototype ${index} of ${concept}`,
     similarity: (/** @type {string} */ value) => `similarity ${value}`,
     map: "Show where it fires in these crops",
-    noMap: "This model's bundle has no maps of its training crops.",
+    noMap: "This model’s bundle has no maps of its training crops",
+    noValidation: "This model’s bundle has no validation studies to tell by: it was exported by an earlier version.",
+    secondReader: "A rejection counts once two reviewers have said it.",
     weights: {
       title: "Weight for each class",
       why: "How much the classifier counts it, for (right) or against (left).",
@@ -148,6 +150,9 @@ export const strings = {
       title: "Others like it",
       why: "The nearest prototypes. Two that show the same may as well be one: reject one as a duplicate.",
       none: "No other prototype is near.",
+      merge: "Merge into it",
+      mergeWith: (/** @type {string} */ name) => `Reject this one as a duplicate of ${name}`,
+      sameAs: (/** @type {string} */ name) => `the same as ${name}`,
       cosine: (/** @type {string} */ value) => `cosine ${value}`,
     },
     decides: {
@@ -156,8 +161,7 @@ export const strings = {
       none: "It decides no validation study.",
       columns: ["Study", "Class", "Share", "Model was"],
       shareWhy: "Of all that speaks for the class",
-      right: "right",
-      wrong: "wrong",
+      truth: (/** @type {boolean | null} */ right) => (right === null ? "–" : right ? "right" : "wrong"),
     },
     marks: {
       draft: { keep: "keep (not signed)", prune: "reject (not signed)" },
@@ -206,16 +210,15 @@ export const strings = {
       gone: "An earlier review took it out: the model in service no longer uses it.",
       unreviewed: "Nobody has reviewed it yet.",
       status: {
-        agreed: { name: "agreed", why: "" },
+        agreed: { name: "counts", why: "The next training reads it." },
         proposed: { name: "needs a second reader", why: "It counts once another reviewer says the same." },
         disputed: { name: "readers differ", why: "It stays until reviewers agree." },
       },
     },
     basket: {
       title: "What is to be signed",
-      drafted: (/** @type {number} */ keep, /** @type {number} */ prune) =>
-        keep + prune === 0 ? "Nothing to sign" : `To sign: ${prune} rejected, ${keep} kept`,
-      standing: (/** @type {number} */ count) => `with ${count} rejected before`,
+      drafted: (/** @type {number} */ keep, /** @type {number} */ prune) => `To sign: ${prune} rejected, ${keep} kept`,
+      standing: (/** @type {number} */ count) => `${count} rejected before, signed`,
       noEffect: "What is kept changes nothing.",
       asking: "Reckoning what this does on the validation studies…",
       f1: "Macro F1",
@@ -263,8 +266,9 @@ export const strings = {
       maps: "Maps",
       cells: (/** @type {number} */ height, /** @type {number} */ width) => `${height}×${width} cells`,
       prototypes: "Prototypes",
-      perConcept: (/** @type {number} */ each, /** @type {number} */ concepts) =>
-        `${each} for each of ${concepts} concepts`,
+      inUse: (/** @type {number} */ live, /** @type {number} */ all) => `${live} of ${all} in use`,
+      size: "Size",
+      megabytes: (/** @type {number} */ mb) => `${mb.toFixed(mb < 10 ? 1 : 0)} MB`,
       alpha: "α, outside focus boxes",
       ownAlpha: "each concept’s own",
       asks: "Asks for help",

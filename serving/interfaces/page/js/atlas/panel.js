@@ -31,13 +31,12 @@ export function panel(app, onSay, onChoose) {
   let entry = null;
   /** @type {Said} */
   let said = { word: undefined, review: undefined, keys: true };
-  let [withMap, noMap, closed] = [false, "", false];
+  let [withMap, closed] = [false, false];
 
   /** @param {Entry} shown @param {Said} about */
   function show(shown, about) {
     const another = entry !== shown;
     [entry, said] = [shown, about];
-    if (another) noMap = "";
     draw();
     if (another && typeof (details.get(keyOf(shown)) ?? "") === "string") void ask(shown);
   }
@@ -49,34 +48,38 @@ export function panel(app, onSay, onChoose) {
   }
 
   function toggleMap() {
-    [withMap, noMap] = [!withMap, ""];
+    withMap = !withMap;
     draw();
   }
 
   function draw() {
     if (!entry) return;
     const detail = details.get(keyOf(entry));
-    const onNoMap = () => {
-      [withMap, noMap] = [false, text.noMap];
-      draw();
-    };
+    const noMaps = typeof detail === "object" && !detail.maps;
     const picture = (/** @type {import("./types.js").Prototype} */ other) =>
       app.api.cropUrl(other.concept, other.index);
-    const map = element("input", { type: "checkbox", checked: withMap, onchange: toggleMap, "data-key": "map" });
+    const map = element("input", {
+      type: "checkbox",
+      checked: withMap && !noMaps,
+      disabled: noMaps,
+      onchange: toggleMap,
+      "data-key": "map",
+    });
+    const duplicate = (/** @type {string} */ name) =>
+      onSay({ verdict: "prune", reason: "duplicate", comment: text.similar.sameAs(name) });
     const about = { title: text.verdict.title, id: "verdict", keys: said.keys };
     refill(
       node,
       element("h2", { id: "detail-title" }, `${plain(entry.concept)}, ${text.prototype(entry.index)}`),
-      element("label", { class: "check" }, map, text.map),
-      element("p", { class: "quiet", role: "status" }, noMap),
-      crops(entry, withMap, app.api.cropUrl, onNoMap),
+      element("label", { class: "check" }, map, noMaps ? text.noMap : text.map),
+      crops(entry, withMap && typeof detail === "object" && detail.maps, app.api.cropUrl),
       entry.alive ? verdictForm(about, said.word, onSay) : "",
       element("div", { class: "record" }, ...onRecord(said.review, !entry.alive)),
       section(text.weights, weights(entry)),
       section(text.places, known(detail, fires)),
       section(
         text.similar,
-        known(detail, (one) => similar(one, picture, onChoose)),
+        known(detail, (one) => similar(one, picture, onChoose, duplicate)),
       ),
       section(text.decides, known(detail, decides)),
     );

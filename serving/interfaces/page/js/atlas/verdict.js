@@ -2,7 +2,7 @@
 // signed.
 
 import { button, element } from "../dom.js";
-import { plain, when } from "../format.js";
+import { when } from "../format.js";
 import { strings } from "../strings.js";
 
 /** @typedef {import("./types.js").Word} Word */
@@ -72,7 +72,7 @@ function reasons(chosen, onChoose) {
 }
 
 /**
- * What is on record about a prototype.
+ * What is on record about a prototype: who said what, and what of it counts.
  * @param {Review | undefined} review
  * @param {boolean} pruned the model in service no longer has it
  */
@@ -80,12 +80,21 @@ export function onRecord(review, pruned) {
   const parts = [];
   if (pruned) parts.push(element("p", { class: "gone" }, text.gone));
   if (!review) return [...parts, element("p", { class: "quiet" }, text.unreviewed)];
-  const reason = review.reason && review.reason !== "none" ? ` (${text.reasons[review.reason]})` : "";
-  const said = text.said(review.reviewer, text.past[review.verdict], reason, when(review.at));
-  parts.push(
-    element("p", {}, element("span", { class: `mark ${review.status}` }, text.status[review.status].name), " ", said),
-  );
-  if (review.comment) parts.push(element("p", { class: "quote" }, `“${plain(review.comment)}”`));
-  if (text.status[review.status].why) parts.push(element("p", { class: "quiet" }, text.status[review.status].why));
-  return parts;
+  const { name, why } = text.status[review.status];
+  const words = review.said.map(({ reviewer, verdict, reason, comment, at }) => {
+    const because = reason === "none" ? "" : ` (${text.reasons[reason]})`;
+    const quote = comment ? [" ", element("q", {}, comment)] : [];
+    return element("li", {}, text.said(reviewer, text.past[verdict], because, when(at)), ...quote);
+  });
+  return [
+    ...parts,
+    element(
+      "p",
+      {},
+      element("span", { class: `mark ${review.status} ${review.verdict}` }, name),
+      " ",
+      element("span", { class: "quiet" }, why),
+    ),
+    element("ul", {}, words),
+  ];
 }

@@ -36,11 +36,12 @@ export function mount(root, { path }, app) {
   const bulk = element("div", { class: "bulk", hidden: true });
   const signing = basket(app, sign, () => draft.say(draft.keys, null));
   const choice = filters(draw);
+  const second = element("span");
   const head = element(
     "div",
     { class: "head" },
     element("h2", {}, text.title),
-    element("p", { class: "quiet" }, text.how),
+    element("p", { class: "quiet" }, text.how, " ", second),
   );
   root.replaceChildren(
     element("div", { class: "review" }, element("div", {}, head, choice.node, bulk, list), detail.node),
@@ -52,7 +53,7 @@ export function mount(root, { path }, app) {
       const [atlas, said] = await Promise.all([app.api.atlas(), app.api.reviews()]);
       if (gone) return;
       entries = atlas.entries;
-      hold(said.reviews);
+      hold(said);
       const wanted = path.length > 1 ? keyOf({ concept: path[0], index: Number(path[1]) }) : app.store.get("prototype");
       chosen = keyOf(
         entries.find((entry) => keyOf(entry) === wanted) ?? entries.find((entry) => entry.alive) ?? entries[0],
@@ -65,8 +66,11 @@ export function mount(root, { path }, app) {
 
   const isAlive = (/** @type {string} */ key) => entries.some((entry) => keyOf(entry) === key && entry.alive);
 
-  /** @param {Review[]} said */
-  const hold = (said) => (reviews = new Map(said.map((review) => [keyOf(review), review])));
+  /** @param {{ reviews: Review[], second_reader: boolean }} said */
+  function hold(said) {
+    reviews = new Map(said.reviews.map((review) => [keyOf(review), review]));
+    second.textContent = said.second_reader ? text.secondReader : "";
+  }
 
   /** What was said of a prototype: the draft before what is on record. @param {Entry} entry */
   function mark(entry) {
@@ -150,14 +154,18 @@ export function mount(root, { path }, app) {
     const said = draft.reviews;
     try {
       await app.api.review({ reviews: said }, draft.key);
-      hold((await app.api.reviews()).reviews);
+      hold(await app.api.reviews());
       picked = new Set();
       draft.say(draft.keys, null);
       app.notices.say(text.signed(said.length));
+      focusOn(chosen); // the button is gone
     } catch (error) {
       app.notices.explainError(error);
     }
   }
+
+  const focusOn = (/** @type {string} */ key) =>
+    /** @type {HTMLElement | null} */ (list.querySelector(`[data-key="${CSS.escape(key)}"]`))?.focus();
 
   /** Goes to a card so many further on. @param {number} by */
   function step(by) {
@@ -166,7 +174,7 @@ export function mount(root, { path }, app) {
     const next = shown[at < 0 ? 0 : Math.min(Math.max(at + by, 0), shown.length - 1)];
     if (!next) return;
     choose(next);
-    /** @type {HTMLElement | null} */ (list.querySelector(`[data-key="${CSS.escape(next)}"]`))?.focus();
+    focusOn(next);
   }
 
   /** What the keys mean: those that are picked, else the one that is shown. @param {Word["verdict"] | null} verdict */

@@ -9,7 +9,7 @@ import { strings } from "../strings.js";
 const text = strings.models.card;
 
 /** @param {Served} model */
-export function card({ role, version, digest, since, manifest }) {
+export function card({ role, version, digest, since, manifest, prototypes, live, mb }) {
   const { alpha } = manifest;
   const facts = [
     [text.version, version],
@@ -20,7 +20,8 @@ export function card({ role, version, digest, since, manifest }) {
     [text.network, text.backbone(manifest.backbone, manifest.preset)],
     [text.input, text.pixels(manifest.channels, manifest.side)],
     [text.maps, text.cells(manifest.height, manifest.width)],
-    [text.prototypes, text.perConcept(manifest.per_concept, manifest.concepts.length)],
+    [text.prototypes, text.inUse(live, prototypes)],
+    [text.size, text.megabytes(mb)],
     [text.alpha, typeof alpha === "number" ? alpha.toFixed(2) : text.ownAlpha],
     [text.asks, text.below(percent(manifest.ask_margin))],
     [
