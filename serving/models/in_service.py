@@ -10,13 +10,16 @@ import hashlib
 import threading
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from csr.bundle.format import Bundle, ConceptReference
 from csr.bundle.profile import InputProfile
+from csr.bundle.pruning import Pruning
 from serving.engines import Engine
 from serving.errors import NotReadyError
 from serving.interfaces.schemas import ModelRef
+from serving.models.absence import absent_levels
 from serving.models.atlas import BundleAtlas
 from serving.models.explainer import Explainer
 from serving.telemetry.drift import ConceptDrift
@@ -45,6 +48,7 @@ class Model:
         self.explainer = Explainer(bundle.manifest, self.atlas.entries)
         self.naming = bundle.naming()
         self.profile = bundle.profile()
+        self.pruning = Pruning(bundle) if bundle.manifest.format >= 8 else None
         self.drift = ConceptDrift(bundle.reference())
         self.fit_drift = ConceptDrift([_score_reference(self.profile)])
         self.ref = ModelRef(version=version, digest=self.digest)
@@ -54,6 +58,11 @@ class Model:
     def canvas_shape(self) -> tuple[int, int, int]:
         """C×S×S of what it looks at."""
         return (self.manifest.channels, self.manifest.side, self.manifest.side)
+
+    @cached_property
+    def absent(self) -> list[float]:
+        """What each concept scores in images that lack it (`serving.models.absence`)."""
+        return absent_levels(self.engine, self.manifest, self.explainer.alive)
 
 
 def _score_reference(profile: InputProfile) -> ConceptReference:

@@ -35,7 +35,12 @@ const app = {
   models: [],
   remember(answer, { file = null, name = "", sample = null } = {}) {
     const known = studies.get(answer.digest);
-    studies.set(answer.digest, { answer, file: file ?? known?.file ?? null, name: name || (known?.name ?? ""), sample: sample ?? known?.sample ?? null });
+    studies.set(answer.digest, {
+      answer,
+      file: file ?? known?.file ?? null,
+      name: name || (known?.name ?? ""),
+      sample: sample ?? known?.sample ?? null,
+    });
     return `#/read/${answer.digest}`;
   },
   opened: (digest) => studies.get(digest),
@@ -74,7 +79,7 @@ async function start() {
     byId("view").focus();
   });
   try {
-    const [me, { models }] = await Promise.all([api.me().catch(() => app.me), api.models()]);
+    const [me, { models }] = await Promise.all([api.me(), api.models()]);
     Object.assign(app, { me, models });
   } catch (error) {
     return notices.explainError(error);
