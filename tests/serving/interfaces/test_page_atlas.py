@@ -48,7 +48,7 @@ def reviewer(room: Room, name: str = "reviewer", **options: Any) -> Page:
 def say(page: Page, key: str, verdict: str) -> None:
     """Drafts a verdict on one prototype."""
     card(page, key).click()
-    page.locator(".detail").get_by_role("button", name=verdict).click()
+    page.locator(".detail .verdict-form").get_by_role("button", name=verdict).click()
 
 
 def reviewed(room: Room) -> list[dict[str, Any]]:
@@ -175,7 +175,7 @@ def test_a_duplicate_is_merged_into_a_similar_one_by_a_note(room: Room, bundle: 
     concept, index = split(first)
     (other, *_) = page.request.get(f"{room.url}/v1/atlas/{concept}/{index}").json()["similar"]
     title = f"{other['concept'].replace('_', ' ')} {other['index']}"
-    page.get_by_role("button", name=f"Reject this one as a duplicate of {title}").click()
+    page.get_by_role("button", name=f"duplicate of {title}").click()
     expect(page.locator(".detail").get_by_label("a duplicate of another prototype")).to_be_checked()
     expect(page.locator("#verdict-comment")).to_have_value(f"the same as {title}")
 

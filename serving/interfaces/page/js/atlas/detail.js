@@ -102,12 +102,11 @@ export function similar(detail, picture, onChoose, onDuplicate) {
     const choose = button([image, element("span", {}, name), cosine], () => onChoose(keyOf(other)), {
       "data-key": `similar ${keyOf(other)}`,
     });
-    const merge = button(text.similar.merge, () => onDuplicate(name), {
-      class: "quiet-button",
-      title: text.similar.mergeWith(name),
-      "aria-label": text.similar.mergeWith(name),
-      "data-key": `merge ${keyOf(other)}`,
-    });
+    const merge = button(
+      [text.similar.merge, element("span", { class: "visually-hidden" }, text.similar.mergeWith(name))],
+      () => onDuplicate(name),
+      { class: "quiet-button", "data-key": `merge ${keyOf(other)}` },
+    );
     return element("li", {}, choose, detail.alive && merge);
   });
   return element("ul", { class: "similar" }, items);
