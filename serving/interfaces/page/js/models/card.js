@@ -1,7 +1,7 @@
 // A model's card: what it is, what it was trained on, what it is for and what it is not.
 
 import { element } from "../dom.js";
-import { brief, percent, plain, when } from "../format.js";
+import { brief, nonbreaking, percent, plain, when } from "../format.js";
 import { strings } from "../strings.js";
 
 /** @typedef {import("./types.js").Served} Served */
@@ -23,10 +23,10 @@ export function card({ role, version, digest, since, manifest, prototypes, live,
     [text.prototypes, text.inUse(live, prototypes)],
     [text.size, text.megabytes(mb)],
     [text.alpha, typeof alpha === "number" ? alpha.toFixed(2) : text.ownAlpha],
-    [text.asks, text.below(percent(manifest.ask_margin))],
+    [text.asks, text.below(nonbreaking(percent(manifest.ask_margin)))],
     [
       text.abstains,
-      manifest.abstain_below === null ? text.never : text.confidenceBelow(percent(manifest.abstain_below)),
+      manifest.abstain_below === null ? text.never : text.confidenceBelow(nonbreaking(percent(manifest.abstain_below))),
     ],
     [text.code, element("code", { title: manifest.code_revision }, manifest.code_revision.slice(0, 12))],
   ];

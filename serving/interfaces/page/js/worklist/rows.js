@@ -53,7 +53,7 @@ function says({ found, confidence, top }) {
  */
 function asks({ fits, abstains, asks_for_help }) {
   const mark = (/** @type {"misfit" | "abstains" | "help"} */ name) =>
-    element("span", { class: `mark ${name}`, title: text.marks[name].why }, text.marks[name].name);
+    element("span", { class: `mark is-${name}`, title: text.marks[name].why }, text.marks[name].name);
   const marks = [];
   if (fits === false) marks.push(mark("misfit"));
   else if (abstains) marks.push(mark("abstains"));
