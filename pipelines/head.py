@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from csr.data.atomic_folder import atomic_folder
 from csr.data.feedback import FeedbackSet, PrototypeReview
 from csr.data.prepared import PreparedSet
@@ -18,7 +20,7 @@ from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
 from csr.training.located import attended_cache
-from csr.training.reviewed import reviewed
+from csr.training.reviewed import Reviewed, reviewed
 from csr.training.temperature import calibrate_temperature
 from pipelines.figures.curves import write_curves
 from pipelines.params import Params
@@ -42,12 +44,20 @@ def fit(prepared: str, features: str, stages: Stages, config: HeadConfig, callba
     data = PreparedSet.open(Path(prepared))
     cache = attended_cache(data, FeatureCache.open(Path(features)), stages.located, stages.reader_boxes)
     collection, prototypes = data.collection, prototype_model_from_checkpoint(stages.prototypes)
-    alive = reviewed(collection, cache, prototypes, stages.reviews).alive if stages.reviews else None
+    alive = _left(reviewed(collection, cache, prototypes, stages.reviews)) if stages.reviews else None
     reasoner = train_head(collection, cache, prototypes, config, callbacks, alive=alive, side=data.side)
     concepts = concept_model_from_checkpoint(stages.concepts)
     csr = TrainedCSR(concepts, prototypes, reasoner, collection.concepts, collection.classes)
     calibrate_temperature(data, cache, csr)
     return csr.to_checkpoint()
+
+
+def _left(found: Reviewed) -> Tensor:
+    """What reviewers left of the prototypes, K×M; says what became of their reviews."""
+    print(f"feedback: {int((found.alive == 0).sum())} prototypes leave, as reviewers said")
+    for why, count in sorted(found.not_pruned.items()):
+        print(f"not pruned: {count}, for {why}")
+    return found.alive
 
 
 def head(params: Params) -> None:

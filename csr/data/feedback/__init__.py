@@ -10,8 +10,8 @@ stages ``prepare`` and ``head`` read it where ``data.feedback`` names it. A fold
 - ``reviews.parquet``: one row a prototype, `csr.data.feedback.rows.PrototypeReview`: what reviewers agreed on;
 - ``images/<digest>.png``: the studies as the network saw them, named by the digest of their pixels.
 
-The same ledger gives the same bytes, and so does one that grew by what is not feedback. Torch-free, but for
-`csr.data.feedback.joining`, which brings it into a prepared set.
+The same ledger gives the same bytes, and so does one that grew by what is not feedback. `csr.data.feedback.joining`
+brings it into a prepared set. Torch-free.
 
 De-identified: readers are pseudonyms, comments stay in the ledger, times are months, and of a study there is nothing
 but pixels and their digest. Not covered: text that is burned into pixels, and which studies are one patient's.
