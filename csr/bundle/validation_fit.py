@@ -90,7 +90,8 @@ def crop_maps(
     """
     row_of = {study: row for row, study in enumerate(data.collection.studies["study_id"])}
     per_concept = csr.reasoner.alive.shape[1]
-    upsampler = Upsampler(*cache.features.shape[-2:], data.side)
+    height, width = cache.features.shape[-2:]
+    upsampler = Upsampler(height, width, data.side)
     shown = [(place, source) for place, entry in enumerate(entries) for source in entry.sources]
     crops = np.zeros((len(shown), crop_side, crop_side), np.uint8)
     for number, (place, source) in enumerate(shown):
