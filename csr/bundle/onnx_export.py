@@ -138,15 +138,16 @@ def measure_parity(
         if guard is not None:
             off = np.abs(graph_scores - guard(here, fine, patches).cpu().numpy()).max()
             gaps.append(float(off) * GOLDEN_TOLERANCE / FIT_TOLERANCE)
-        plain = csr.reasoner(patches)
-        kept = {"scores": plain.scores.cpu().numpy(), "alive": csr.reasoner.alive.cpu().numpy()}
-        gaps.append(float(np.abs(pruning.run(["probabilities"], kept)[0] - plain.probabilities.cpu().numpy()).max()))
         for each in (neutral, tensors):
             chosen = {name: value[part] for name, value in each.items()}
             said = csr.reasoner(patches, *(torch.from_numpy(value).to(place) for value in chosen.values()))
             found = reasoner.run(list(COMPARED_OUTPUTS), {"patches": graph_patches, **chosen})
             for name, value in zip(COMPARED_OUTPUTS, found, strict=True):
                 gaps.append(float(np.abs(value - getattr(said, name).cpu().numpy()).max()))
+            if each is neutral:
+                kept = {"scores": said.scores.cpu().numpy(), "alive": csr.reasoner.alive.cpu().numpy()}
+                (value,) = pruning.run(["probabilities"], kept)
+                gaps.append(float(np.abs(value - said.probabilities.cpu().numpy()).max()))
     return float(np.max(gaps))
 
 
