@@ -133,7 +133,7 @@ def test_the_graph_of_pruning_is_the_reasoner_with_fewer_prototypes(exported):
             try:
                 answer = reasoner(patches)
                 standard = reasoner.standardise(answer.scores)
-                feeds = {"scores": scores.numpy(), "alive": reasoner.alive.numpy()}
+                feeds = {"scores": scores.numpy(), "alive": reasoner.alive.numpy().copy()}
             finally:
                 reasoner.alive.copy_(held)
             found = graph.run(list(PRUNING_OUTPUTS), feeds)
