@@ -203,6 +203,20 @@ def test_a_rejection_counts_once_two_reviewers_said_it(pairs: Room, bundle: Bund
     expect(other.locator(".record li")).to_have_count(2)
 
 
+def test_words_on_one_model_are_not_signed_for_another(room: Room, bundle: Bundle) -> None:
+    page = reviewer(room)
+    say(page, keys(bundle)[0], "Reject")
+    models = page.request.get(f"{room.url}/v1/models").json()
+    models["models"][0]["digest"] = "f" * 64
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.locator("#atlas-sign").click()
+    expect(page.get_by_role("alert").first).to_contain_text("Another model came into service meanwhile")
+    assert room.entries("review") == []
+    page.unroute("**/v1/models")
+    page.reload()
+    expect(card(page, keys(bundle)[0])).to_contain_text("reject (not signed)")
+
+
 def test_who_may_only_look_is_told_so(room: Room, bundle: Bundle) -> None:
     page = room.enter(role=Role.READER, path=ATLAS)
     say(page, keys(bundle)[0], "Reject")
