@@ -135,6 +135,8 @@ class ExperimentContext:
         shared_backbone: the trained backbone that the system rests on or starts from, if it does not train all of its
             own.
         pooling: in place of the system's own, where its definition leaves the pooling free; None: its own.
+        text_scores: N×K cosines of images and concepts by an image-text encoder, NaN where it was not asked; None
+            where no encoder is given.
     """
 
     data: PreparedSet
@@ -142,6 +144,7 @@ class ExperimentContext:
     callbacks: Callbacks
     shared_backbone: TrainedBackbone | None = None
     pooling: Pooling | None = None
+    text_scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.data.collection.task == "concepts":
@@ -220,6 +223,7 @@ class Entry:
             budget. Where the configuration has a ``patience``, all systems have the whole of it as their cap.
         one_class: it is published for studies with one class each, and does not say what else it would do.
         start: name of the system that its training starts from, below which it should not end.
+        encoder: it needs an image-text encoder's scores.
     """
 
     title: str
@@ -229,10 +233,17 @@ class Entry:
     epochs: float = 1.0
     one_class: bool = False
     start: str | None = None
+    encoder: bool = False
 
 
-def refusal(entry: Entry, collection: Collection) -> str | None:
-    """Why a system is left out of the comparison on a data set; None if it is not."""
+def refusal(entry: Entry, collection: Collection, encoder: bool) -> str | None:
+    """Why a system is left out of the comparison on a data set; None if it is not.
+
+    Args:
+        encoder: an image-text encoder is given.
+    """
+    if entry.encoder and not encoder:
+        return f"{entry.title} learns from an image-text encoder, and data.text_concepts names none"
     if not entry.one_class or collection.task != "multilabel":
         return None
     return (
