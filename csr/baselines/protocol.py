@@ -14,6 +14,7 @@ A module of systems lists them in ``SYSTEMS``, and one that trains backbones for
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ from csr.training.frozen_body import remembered
 from csr.training.images import image_batches, load_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.losses import positive_weights
-from csr.training.runtime import autocast, device
+from csr.training.runtime import autocast, count_batches, device
 
 SharedBackbone = Literal["concepts_lse", "concepts_average", "concepts_coarse", "classes"]
 
@@ -208,6 +209,12 @@ BackboneTraining = Callable[[ExperimentContext], ConceptModel]
 # Prototype systems start from the trained black box and train on for half the budget: one and a half times what every
 # other system gets.
 WARM_START_EPOCHS = 0.5
+LEAST_STEPS = 740  # of a bottleneck on frozen features: what its epochs are on the phantom, where they were settled
+
+
+def bottleneck_epochs(rows: int, epochs: int, batch_size: int) -> int:
+    """Epochs of a bottleneck on frozen features: as many more as a small set needs for `LEAST_STEPS`."""
+    return max(epochs, math.ceil(LEAST_STEPS / count_batches(rows, batch_size)))
 
 
 @dataclass(frozen=True)
