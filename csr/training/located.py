@@ -55,8 +55,10 @@ def reader_cache(collection: Collection, cache: FeatureCache, drawn: pd.DataFram
     for study, own in drawn.groupby("study_id", sort=False):
         row = row_of[study]
         reached = [
-            (kind, concept, cells_inside(RegionBox(*corners, kind=kind), side, *cam.shape[2:]))
-            for kind, concept, *corners in own[["kind", "concept", *CORNERS]].itertuples(index=False)
+            (kind, concept, cells_inside(RegionBox(*corners, kind), side, *cam.shape[2:]))
+            for kind, concept, corners in zip(
+                own["kind"], own["concept"], own[CORNERS].to_numpy().tolist(), strict=True
+            )
         ]
         nothing = np.zeros(cam.shape[2:], bool)
         focus, ignore = (

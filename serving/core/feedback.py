@@ -84,7 +84,7 @@ def collect_feedback(store: Store, secret: bytes, looks: Looks, second_reader: b
         for answer in reviews(store.ledger, bundle, second_reader, until=head.number)
         if (review := _review(answer, secret, looks, left_out)) is not None
     ]
-    numbers = [each.number for each in (*signed, *said)]
+    numbers = [*(each.number for each in signed), *(each.number for each in said)]
     return Feedback(signed, said, _receipt(store.ledger, max(numbers, default=0)), +left_out)
 
 
