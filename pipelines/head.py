@@ -65,7 +65,8 @@ def head(params: Params) -> None:
     the cluster."""
     concepts = read_checkpoint(CONCEPTS / "model.pt", "concept model")
     prototypes = read_checkpoint(PROTOTYPES / "model.pt", "prototype model")
-    inputs, reviews = [PREPARED, CONCEPTS, FEATURES, PROTOTYPES], ()
+    inputs = [PREPARED, CONCEPTS, FEATURES, PROTOTYPES]
+    reviews: tuple[PrototypeReview, ...] = ()
     if params.data.feedback is not None:
         inputs.append(Path(params.data.feedback))
         reviews = FeedbackSet.open(inputs[-1]).reviews

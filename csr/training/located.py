@@ -17,8 +17,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from csr.data.prepared import PreparedSet
-from csr.data.records import CORNERS, Collection
+from csr.data.prepared import READER_BOX_COLUMNS, PreparedSet
+from csr.data.records import Collection
 from csr.interaction.corrections import RegionBox, cells_inside
 from csr.training.features import FeatureCache
 
@@ -55,10 +55,8 @@ def reader_cache(collection: Collection, cache: FeatureCache, drawn: pd.DataFram
     for study, own in drawn.groupby("study_id", sort=False):
         row = row_of[study]
         reached = [
-            (kind, concept, cells_inside(RegionBox(*corners, kind), side, *cam.shape[2:]))
-            for kind, concept, corners in zip(
-                own["kind"], own["concept"], own[CORNERS].to_numpy().tolist(), strict=True
-            )
+            (kind, concept, cells_inside(RegionBox(x_min, y_min, x_max, y_max, kind), side, *cam.shape[2:]))
+            for kind, concept, x_min, y_min, x_max, y_max in own[list(READER_BOX_COLUMNS[1:])].itertuples(index=False)
         ]
         nothing = np.zeros(cam.shape[2:], bool)
         focus, ignore = (
