@@ -156,7 +156,7 @@ class Pruning:
         )
 
     def places(self, concept: str, index: int) -> np.ndarray:
-        """h×w: on how many validation studies that show the concept the prototype's map is largest in each cell; on none
+        """h×w: on how many validation studies that show the concept its map is largest in each cell; on none
         once it is pruned."""
         k = self._place(concept, index)
         shows = (self.validation.labels[:, k] == 1) & self._alive[k, index]
