@@ -285,11 +285,18 @@ class OnBackbone(System):
         return {"sum": torch.stack([parameter.sum() for parameter in self.parameters()]).sum()}
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_pretrained_weights_are_tuned_as_configured_unless_a_shared_backbone_has_been(data, shared):
+@pytest.mark.parametrize(("shared", "freeze"), [(False, 0), (True, 0), (True, 3), (False, "all"), (True, "all")])
+def test_pretrained_weights_are_tuned_as_configured_unless_a_shared_backbone_has_been(data, shared, freeze):
     net = ConceptModelConfig("test_resnet", stride=8, context=None)
     config = ConceptTrainingConfig(
-        model=net, augment=STILL, epochs=1, batch_size=40, weight_decay=0.0, warmup=0.0, backbone_rate=0.1
+        model=net,
+        augment=STILL,
+        epochs=1,
+        batch_size=40,
+        weight_decay=0.0,
+        warmup=0.0,
+        backbone_rate=0.1,
+        freeze=freeze,
     )
     own = context(data, config)
     if shared:
@@ -298,7 +305,8 @@ def test_pretrained_weights_are_tuned_as_configured_unless_a_shared_backbone_has
     train_on_images(own, "one", system, system.terms, validate=False)
     assert 1 - system.beside.item() == pytest.approx(4e-3, rel=1e-3)
     for name, value in system.backbone.named_parameters():
-        assert 1 - value.detach().double().mean().item() == pytest.approx(4e-3 if shared else 4e-4, rel=1e-2), name
+        rate = 0 if freeze == "all" else 4e-3 if shared else 4e-4
+        assert 1 - value.detach().double().mean().item() == pytest.approx(rate, rel=1e-2), name
 
 
 def test_images_are_changed_as_the_budget_says(data):
