@@ -8,7 +8,7 @@ from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
-from csr.training.located import located_cache
+from csr.training.located import attended_cache
 from csr.training.runtime import use_device
 from pipelines.params import Params
 from pipelines.stage import ATLAS, FEATURES, HEAD, PREPARED, run_stage
@@ -19,8 +19,7 @@ def atlas(params: Params) -> None:
     """Writes ``build/atlas``: ``atlas.json`` and ``crops.npy``."""
     use_device(params.train.device)
     data, cache = PreparedSet.open(PREPARED), FeatureCache.open(FEATURES)
-    if params.prototypes.located:
-        cache = located_cache(data.collection, cache, data.side)
+    cache = attended_cache(data, cache, params.prototypes.located, params.prototypes.reader_boxes)
     built = build_atlas(data, cache, TrainedCSR.load(HEAD / "model.pt"))
     with atomic_folder(ATLAS) as folder:
         write_atlas(folder, built.entries, built.crops)

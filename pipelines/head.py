@@ -7,7 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from csr.data.atomic_folder import atomic_folder
+from csr.data.feedback import FeedbackSet, PrototypeReview
 from csr.data.prepared import PreparedSet
 from csr.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from csr.network.prototypes import prototype_model_from_checkpoint
@@ -16,7 +19,8 @@ from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
-from csr.training.located import located_cache
+from csr.training.located import attended_cache
+from csr.training.reviewed import Reviewed, reviewed
 from csr.training.temperature import calibrate_temperature
 from pipelines.figures.curves import write_curves
 from pipelines.params import Params
@@ -25,24 +29,35 @@ from pipelines.training import train
 
 
 class Stages(NamedTuple):
-    """Checkpoints of what the head rests on, and whether stage 2 learned from inside boxes."""
+    """Checkpoints of what the head rests on, whether stage 2 learned from inside boxes and readers' boxes, and what
+    reviewers said of earlier prototypes."""
 
     concepts: Checkpoint
     prototypes: Checkpoint
     located: bool = False
+    reader_boxes: bool = True
+    reviews: tuple[PrototypeReview, ...] = ()
 
 
 def fit(prepared: str, features: str, stages: Stages, config: HeadConfig, callbacks: Callbacks) -> State:
     """What the worker runs."""
-    data, cache = PreparedSet.open(Path(prepared)), FeatureCache.open(Path(features))
-    if stages.located:
-        cache = located_cache(data.collection, cache, data.side)
+    data = PreparedSet.open(Path(prepared))
+    cache = attended_cache(data, FeatureCache.open(Path(features)), stages.located, stages.reader_boxes)
     collection, prototypes = data.collection, prototype_model_from_checkpoint(stages.prototypes)
-    reasoner = train_head(collection, cache, prototypes, config, callbacks, side=data.side)
+    alive = _left(reviewed(collection, cache, prototypes, stages.reviews)) if stages.reviews else None
+    reasoner = train_head(collection, cache, prototypes, config, callbacks, alive=alive, side=data.side)
     concepts = concept_model_from_checkpoint(stages.concepts)
     csr = TrainedCSR(concepts, prototypes, reasoner, collection.concepts, collection.classes)
     calibrate_temperature(data, cache, csr)
     return csr.to_checkpoint()
+
+
+def _left(found: Reviewed) -> Tensor:
+    """What reviewers left of the prototypes, K×M; says what became of their reviews."""
+    print(f"feedback: {int((found.alive == 0).sum())} prototypes leave, as reviewers said")
+    for why, count in sorted(found.not_pruned.items()):
+        print(f"not pruned: {count}, for {why}")
+    return found.alive
 
 
 def head(params: Params) -> None:
@@ -50,10 +65,16 @@ def head(params: Params) -> None:
     the cluster."""
     concepts = read_checkpoint(CONCEPTS / "model.pt", "concept model")
     prototypes = read_checkpoint(PROTOTYPES / "model.pt", "prototype model")
-    stages = Stages(concepts, prototypes, params.prototypes.located)
+    inputs = [PREPARED, CONCEPTS, FEATURES, PROTOTYPES]
+    reviews: tuple[PrototypeReview, ...] = ()
+    if params.data.feedback is not None:
+        inputs.append(Path(params.data.feedback))
+        reviews = FeedbackSet.open(inputs[-1]).reviews
+    stage2 = params.prototypes
+    stages = Stages(concepts, prototypes, stage2.located, stage2.reader_boxes, reviews)
     function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), stages, params.head)
     where = replace(params.train, workers=min(params.train.workers, 1))
-    checkpoint, history = train("head", function, params.head, [PREPARED, CONCEPTS, FEATURES, PROTOTYPES], where)
+    checkpoint, history = train("head", function, params.head, inputs, where)
     with atomic_folder(HEAD) as folder:
         write_checkpoint(checkpoint, folder / "model.pt")
     write_curves("head", history, REPORTS / "curves")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict, dataclass, field, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
@@ -35,6 +35,7 @@ from csr.training.runtime import DeviceChoice, check_share
 
 PARAMS_FILE = Path("params.yaml")
 PRESETS = Path("params/presets")  # beside the parameters
+FEEDBACK = PurePosixPath("data/feedback")  # a dependency of the stages that read feedback, in dvc.yaml
 _PRESET_SECTIONS = ("concepts", "prototypes", "head", "export")  # whose stages depend on the preset, in dvc.yaml
 
 
@@ -63,6 +64,10 @@ class DataParams:
             taken for the same picture, which the stage refuses; -1 compares pixels only.
         task, concepts, targets, merge: what is learned from a real set's labels; see `csr.data.tasks.TaskChoice`.
         tbx11k, vindr_cxr: what these data sets leave to their user.
+        feedback: what readers corrected and reviewers pruned, a set that ``csr feedback export`` wrote
+            (`csr.data.feedback`): ``data/feedback`` or a folder in it, which DVC watches; null for none.
+        feedback_classes: whether the classes of corrected studies that their readers signed are learned, and not their
+            concepts alone.
         text_concepts: labels for concepts of a real set that an image-text encoder knows by name; null for none.
     """
 
@@ -86,6 +91,8 @@ class DataParams:
     merge: dict[str, tuple[str, ...]] | None = None
     tbx11k: TBX11KConfig = field(default_factory=TBX11KConfig)
     vindr_cxr: VinDrConfig = field(default_factory=VinDrConfig)
+    feedback: str | None = None
+    feedback_classes: bool = True
     text_concepts: TextConceptConfig | None = None
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
 
@@ -106,6 +113,10 @@ class DataParams:
                 directions(self.display)
             except ValueError as error:
                 raise ValueError(f"data.display: {error}") from None
+        if self.feedback is not None and not _watched(self.feedback):
+            raise ValueError(
+                f"data.feedback: must be {FEEDBACK} or a folder in it, which DVC watches, got {self.feedback!r}"
+            )
         if self.source == "phantom" and self.choice != TaskChoice():
             raise ValueError("data.task, concepts, targets and merge are for real sets; the phantom's task is fixed")
         if self.text_concepts is not None and self.source == "phantom":
@@ -184,6 +195,11 @@ class Params:
             check_share(self.prototypes.batch_size, self.train.workers, "prototypes")
         except ConfigError as error:
             raise ValueError(str(error)) from None
+
+
+def _watched(folder: str) -> bool:
+    path = PurePosixPath(folder)
+    return ".." not in path.parts and FEEDBACK in (path, *path.parents)
 
 
 def load_params(file: Path = PARAMS_FILE, preset: str | None = None) -> Params:

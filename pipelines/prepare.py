@@ -1,7 +1,8 @@
-"""Stage ``prepare``: the data set named in ``params.yaml`` → ``data/prepared``."""
+"""Stage ``prepare``: the data set named in ``params.yaml``, and what readers corrected → ``data/prepared``."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
@@ -11,6 +12,8 @@ import torch
 from tqdm import tqdm
 
 from csr.data.decoded import DecodedImages
+from csr.data.feedback import FeedbackSet
+from csr.data.feedback.joining import join_feedback
 from csr.data.phantom import generate
 from csr.data.prepared import PreparedSet
 from csr.data.problems import Problems
@@ -28,15 +31,34 @@ def prepare(params: Params) -> None:
     """Writes the prepared set and logs its size and digest."""
     data = params.data
     workers = data.workers or cores()
+    feedback = (
+        None if data.feedback is None else FeedbackSet.open(Path(data.feedback))
+    )  # before anything that takes long
+    path = PREPARED if feedback is None else STATE / "uncorrected"
     if data.source == "phantom":
-        collection = generate(data.phantom, data.side, PREPARED, workers, _progress)
+        collection = generate(data.phantom, data.side, path, workers, _progress)
     else:
         gpu = params.train.gpu == "auto" and torch.cuda.is_available()
-        collection = prepare_real(data, PREPARED, workers, torch.device("cuda" if gpu else "cpu"))
+        collection = prepare_real(data, path, workers, torch.device("cuda" if gpu else "cpu"))
+    if feedback is not None:
+        collection = _corrected(data, path, feedback)
     log_tag("data.name", collection.name)
     log_tag("data.digest", PreparedSet.open(PREPARED).digest())
     counts = collection.studies["split"].value_counts()
     log_metrics("prepare", {"boxes": len(collection.boxes)} | {f"{split}_studies": n for split, n in counts.items()})
+
+
+def _corrected(data: DataParams, uncorrected: Path, feedback: FeedbackSet) -> Collection:
+    """Writes the prepared set with what readers said, and says what became of it."""
+    base = PreparedSet.open(uncorrected)
+    collection, joined = join_feedback(base, feedback, PREPARED, data.feedback_classes, data.near_bits)
+    shutil.rmtree(uncorrected)
+    log_tag("data.feedback", feedback.version)
+    counts = {"added": joined.added, "relabelled": joined.relabelled, "changed": joined.changed}
+    log_metrics("prepare", {f"feedback_{name}": n for name, n in counts.items()})
+    log_metrics("prepare", {"feedback_left_out": joined.left_out.total()})
+    print(joined.note, *(f"left out: {count} {why}" for why, count in sorted(joined.left_out.items())), sep="\n")
+    return collection
 
 
 def prepare_real(data: DataParams, path: Path, workers: int, place: torch.device) -> Collection:

@@ -12,7 +12,7 @@ from csr.network.checkpoint import write_checkpoint
 from csr.network.prototypes import prototype_model_checkpoint, prototype_model_from_checkpoint
 from csr.training.callbacks import Callbacks, State
 from csr.training.features import FeatureCache
-from csr.training.located import located_cache
+from csr.training.located import attended_cache
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.selection import CountCurve, count_curve, pilot
 from pipelines.figures.count_curve import write_count_curve
@@ -62,8 +62,7 @@ def _curve(checkpoint: State, config: PrototypeConfig) -> CountCurve:
 
 
 def _cache(data: PreparedSet, features: Path, config: PrototypeConfig) -> FeatureCache:
-    cache = FeatureCache.open(features)
-    return located_cache(data.collection, cache, data.side) if config.located else cache
+    return attended_cache(data, FeatureCache.open(features), config.located, config.reader_boxes)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from csr.training.callbacks import Callbacks, State
 from csr.training.concepts import train_concepts
 from csr.training.features import FeatureCache, compute_features
 from csr.training.head import train_head
-from csr.training.located import located_cache
+from csr.training.located import attended_cache
 from csr.training.prediction import predict
 from csr.training.prototypes import train_prototypes
 from csr.training.runtime import use_device
@@ -232,12 +232,11 @@ def _train_and_judge(run: Run, data: PreparedSet, seed: int) -> None:
         compute_features(concept_model, data, draft, TimedCallbacks("features", draft))
         run.note("features", {"seconds": time.perf_counter() - start})
         draft.rename(features)
-    cache = FeatureCache.open(features)
-    if params.prototypes.located:
-        cache = located_cache(collection, cache, data.side)
+    stage2 = params.prototypes
+    cache = attended_cache(data, FeatureCache.open(features), stage2.located, stage2.reader_boxes)
 
     def prototypes(callbacks: Callbacks) -> Checkpoint:
-        return prototype_model_checkpoint(train_prototypes(collection, cache, params.prototypes, callbacks))
+        return prototype_model_checkpoint(train_prototypes(collection, cache, stage2, callbacks))
 
     prototype_model = prototype_model_from_checkpoint(run.stage("prototypes", "prototype model", prototypes))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, SharedBackbone, System
 from csr.network.trained import TrainedCSR
 from csr.training.head import HeadConfig, train_head
-from csr.training.located import located_cache
+from csr.training.located import attended_cache
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.runtime import device
 from csr.training.temperature import calibrate_temperature
@@ -62,7 +62,7 @@ def train_csr(context: ExperimentContext, recipe: Recipe) -> CSRSystem:
     shared, collection, seed = context.shared_backbone, context.data.collection, context.config.seed
     stage2, stage3 = replace(recipe.prototypes, seed=seed), replace(recipe.head, seed=seed)
     side = context.data.side
-    cache = located_cache(collection, shared.cache, side) if stage2.located else shared.cache
+    cache = attended_cache(context.data, shared.cache, stage2.located, stage2.reader_boxes)
     prototypes = train_prototypes(collection, cache, stage2, context.callbacks)
     reasoner = train_head(collection, cache, prototypes, stage3, context.callbacks, side=side)
     csr = TrainedCSR(shared.model, prototypes, reasoner, collection.concepts, collection.classes)

@@ -10,7 +10,10 @@ A folder:
 - ``masks.npy``, where findings are outlined by pixel: bit-packed S×S masks, M×⌈S²/8⌉ uint8. ``boxes.parquet`` then has
   a column ``mask``, the row of ``masks.npy`` that a box belongs to, or −1;
 - ``skipped.csv``: what was left out for being wrong, if anything was;
-- ``notes.json``: what the data set's reader has to say, if anything.
+- ``notes.json``: what the data set's reader has to say, if anything;
+- ``reader_boxes.parquet``, where readers' feedback was learned from (`csr.data.feedback`) and any of them drew a box:
+  ``study_id, kind, concept`` and corners. ``kind`` is ``focus``, ``ignore`` or ``finding``; the finding boxes are in
+  ``boxes.parquet`` too.
 """
 
 from __future__ import annotations
@@ -26,11 +29,12 @@ import pandas as pd
 
 from csr.data.atomic_folder import atomic_folder
 from csr.data.digests import folder_digest
-from csr.data.records import BOX_COLUMNS, Collection
+from csr.data.records import BOX_COLUMNS, CORNERS, Collection
 from csr.data.schema import study_columns
 from csr.data.shards import Images, ImageShards, ShardWriter
 from csr.errors import DataError
 
+READER_BOX_COLUMNS = ("study_id", "kind", "concept", *CORNERS)
 AGAIN = "run the stage 'prepare' (dvc repro prepare) again"
 
 
@@ -99,6 +103,12 @@ class PreparedSet:
         file = self.path / "notes.json"
         return tuple(json.loads(file.read_text())) if file.exists() else ()
 
+    def reader_boxes(self) -> pd.DataFrame:
+        """``study_id, kind, concept`` and corners of what readers drew in studies of split ``train``; usually without a
+        row."""
+        file = self.path / "reader_boxes.parquet"
+        return pd.read_parquet(file) if file.exists() else pd.DataFrame(columns=list(READER_BOX_COLUMNS))
+
     def digest(self) -> str:
         """SHA-256 over the folder's files: the data version that manifests and MLflow runs name."""
         return folder_digest(self.path)
@@ -160,6 +170,11 @@ class PreparedWriter:
         collection.studies.to_parquet(self._draft / "studies.parquet", index=False)
         collection.boxes.to_parquet(self._draft / "boxes.parquet", index=False)
 
+    def write_reader_boxes(self, boxes: pd.DataFrame) -> None:
+        """Keeps what readers drew, if anything."""
+        if len(boxes):
+            boxes[list(READER_BOX_COLUMNS)].to_parquet(self._draft / "reader_boxes.parquet", index=False)
+
     def write_masks(self, masks: Iterable[np.ndarray]) -> None:
         """Stores S×S bool masks, bit-packed along the flattened pixels, in the order that column ``mask`` counts."""
         np.save(self._draft / "masks.npy", np.stack(list(masks)))
@@ -184,4 +199,6 @@ def copy_without(data: PreparedSet, split: str, path: Path) -> None:
             boxes.loc[outlined, "mask"] = np.arange(len(masks))
             if len(masks):
                 writer.write_masks(np.load(data.path / "masks.npy", mmap_mode="r")[masks])
+        drawn = data.reader_boxes()
+        writer.write_reader_boxes(drawn[drawn["study_id"].isin(studies["study_id"])])
         writer.write_tables(replace(collection, studies=studies, boxes=boxes))

@@ -55,7 +55,8 @@ class PrototypeConfig:
         batch_size: images a step, of all workers together: each takes an equal part.
         precision: of the projector while it trains; prototypes and losses are float32, since γ magnifies any rounding.
         located: learn from inside the boxes of training images that have any (`csr.training.located`), instead of from
-            where stage 1 looks. Whoever runs the stages gives them `csr.training.located.located_cache`.
+            where stage 1 looks. Whoever runs the stages gives them `csr.training.located.attended_cache`.
+        reader_boxes: in studies that readers corrected, learn from where their boxes say (`csr.training.located`).
         reseed: after each epoch but the last two, move prototypes that win no training vector onto the vectors that
             their concept's prototypes fit worst. More stay alive, but the vectors that fit worst are often the ones
             whose attention is misplaced: on the phantom it cost pointing and accuracy, so no preset uses it.
@@ -75,6 +76,7 @@ class PrototypeConfig:
     agreement: float = 1.0
     temperature: float = 20.0
     located: bool = False
+    reader_boxes: bool = True
     reseed: bool = False
     epochs: int = 4
     batch_size: int = 64

@@ -18,7 +18,7 @@ from csr.training.callbacks import Callbacks, PrintedCallbacks
 from csr.training.concepts import ConceptTrainingConfig, train_concepts
 from csr.training.features import FeatureCache, compute_features
 from csr.training.head import HeadConfig, train_head
-from csr.training.located import located_cache
+from csr.training.located import attended_cache
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.temperature import calibrate_temperature
 
@@ -69,8 +69,7 @@ def train(data: PreparedSet, config: TrainingConfig | None = None, callbacks: Ca
     with TemporaryDirectory(prefix="csr-features-") as folder:
         compute_features(concept_model, data, Path(folder), callbacks)
         cache = FeatureCache.open(Path(folder))
-        if config.prototypes.located:
-            cache = located_cache(collection, cache, data.side)
+        cache = attended_cache(data, cache, config.prototypes.located, config.prototypes.reader_boxes)
         prototype_model = train_prototypes(collection, cache, config.prototypes, callbacks)
         reasoner = train_head(collection, cache, prototype_model, config.head, callbacks, side=data.side)
         csr = TrainedCSR(concept_model, prototype_model, reasoner, collection.concepts, collection.classes)

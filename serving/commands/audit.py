@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="csr audit", description="The ledger of predictions and interactions.")
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="find any entry or study that was changed, removed, added or moved")
-    verify.add_argument("--noted", type=_receipt, metavar="NUMBER:HASH", help="a head noted elsewhere, to compare with")
+    verify.add_argument("--noted", type=receipt, metavar="NUMBER:HASH", help="a head noted elsewhere, to compare with")
     verify.add_argument(
         "--studies",
         type=_count,
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     for command in (verify, export):
         command.add_argument("--config", type=Path, help="the server's configuration; without it, defaults")
     given = parser.parse_args(arguments)
-    store = _open(StoreConfig() if given.config is None else load_config(given.config).store)
+    store = open_store(StoreConfig() if given.config is None else load_config(given.config).store)
     try:
         if given.command == "export":
             for entry in store.ledger.entries(after=given.after):
@@ -66,7 +66,12 @@ def _count(text: str) -> int | None:
     return None if text == "all" else int(text)
 
 
-def _open(config: StoreConfig) -> Store:
+def open_store(config: StoreConfig) -> Store:
+    """A store that is there, with its key.
+
+    Raises:
+        CSRError: it, or the key, is not there or cannot be read.
+    """
     if not config.ledger_key_file.is_file():
         raise ConfigError(f"{config.ledger_key_file}: missing; the ledger cannot be verified without its key")
     if config.address.startswith("sqlite") and not Path(config.address.partition(":///")[2]).is_file():
@@ -74,7 +79,8 @@ def _open(config: StoreConfig) -> Store:
     return Store.open(config.address, config.ledger_key_file.read_bytes().strip(), migrate=False)
 
 
-def _receipt(text: str) -> Receipt:
+def receipt(text: str) -> Receipt:
+    """NUMBER:HASH, as ``csr audit verify`` prints a head."""
     number, colon, digest = text.partition(":")
     if not (number.isdecimal() and colon and digest):
         raise argparse.ArgumentTypeError(f"{text!r} is not NUMBER:HASH")

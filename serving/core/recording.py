@@ -66,14 +66,20 @@ def reading_entry(
     return _entry("reading", caller, model, digest, request.model_dump(), before, after, timing)
 
 
-def readings(ledger: Ledger, studies: Collection[str]) -> Iterator[ReadingAnswer]:
-    """All readings of some studies, oldest first.
+def readings(
+    ledger: Ledger, studies: Collection[str] | None = None, until: int | None = None
+) -> Iterator[ReadingAnswer]:
+    """All readings, oldest first.
+
+    Args:
+        studies: only of these.
+        until: only those whose entry has this number or a lower one.
 
     Raises:
         StoreError: one of them cannot be read, or the database does not answer.
     """
     before: dict[tuple[str, str], int] = {}
-    for row in ledger.entries("reading", studies):
+    for row in ledger.entries("reading", studies, until=until):
         who = (row["study"], row["actor"])
         try:
             yield _reading(row, before.get(who))

@@ -7,8 +7,8 @@ word counts beside the others':
 - ``proposed``  one reviewer says prune, and nobody else says anything
 - ``disputed``  one says prune and another keep
 
-A reviewer is who an API key or a provider's token names; a person with two keys is two. Only what is agreed counts for
-anything.
+A reviewer is who an API key or a provider's token names; a person with two keys is two. Only what is agreed may reach a
+training (`serving.core.feedback`).
 """
 
 from __future__ import annotations
@@ -45,14 +45,17 @@ def reviews_entry(caller: Caller, model: Model, request: ReviewsRequest) -> Entr
     return Entry("review", caller, model.digest, {"version": model.version, "request": request.model_dump()})
 
 
-def reviews(ledger: Ledger, bundle: str, second_reader: bool) -> Iterator[ReviewAnswer]:
+def reviews(ledger: Ledger, bundle: str, second_reader: bool, until: int | None = None) -> Iterator[ReviewAnswer]:
     """The last word on each prototype of a bundle, in the order in which they were first reviewed.
+
+    Args:
+        until: of the entries with this number or a lower one.
 
     Raises:
         StoreError: a review cannot be read, or the database does not answer.
     """
     words: dict[tuple[str, int], dict[str, ReviewerWord]] = {}
-    for row in ledger.entries("review"):
+    for row in ledger.entries("review", until=until):
         if row["bundle"] == bundle:
             try:
                 said = row["body"]["request"]

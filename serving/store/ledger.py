@@ -151,13 +151,18 @@ class Ledger:
         return _repeated(known[entry.once()], entry) if known else None
 
     def entries(
-        self, kind: Kind | None = None, studies: Collection[str] | None = None, after: int = 0
+        self,
+        kind: Kind | None = None,
+        studies: Collection[str] | None = None,
+        after: int = 0,
+        until: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Entries as dictionaries with their body parsed, oldest first, as far as the head reaches.
 
         Args:
             kind, studies: only of this kind, only about one of these.
             after: only with a higher number.
+            until: only with this number or a lower one.
 
         Raises:
             StoreError: the database does not answer, or an entry cannot be read.
@@ -169,6 +174,8 @@ class Ledger:
             query = query.where(ledger.c.kind == kind)
         if studies is not None:
             query = query.where(ledger.c.study.in_(studies))
+        if until is not None:
+            query = query.where(ledger.c.number <= until)
         with self._database.read() as connection:
             for row in connection.execute(query.execution_options(yield_per=_CHUNK)):
                 yield dict(row._mapping) | {"body": _parsed(row)}

@@ -17,9 +17,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from serving.store.entries import Kind
 from serving.store.schema import api_key, assessment, study, study_source
 
-KINDS = ("study", "key", "migration")  # of the entries that write into tables
+KINDS: tuple[Kind, ...] = ("study", "key", "migration")  # of the entries that write into tables
 Rows = dict[str, list[dict[str, Any]]]
 _CHUNK = 1000
 _NAME = 64  # characters of a key's

@@ -229,7 +229,10 @@ def test_make_targets_and_commands_exist() -> None:
         elif words[:2] == ["python", "-m"]:
             assert_options(page, words[2:], words[2])
         elif words[0] == "dvc":
-            assert words[1] in ("repro", "exp", "metrics", "params", "plots", "push", "pull", "remote"), (page, words)
+            assert words[1] in ("repro", "exp", "metrics", "params", "plots", "add", "push", "pull", "remote"), (
+                page,
+                words,
+            )
     assert seen == set(known)
 
 

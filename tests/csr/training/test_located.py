@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from csr.baselines.protocol import ExperimentContext, TrainedBackbone
 from csr.comparison.csr_system import Recipe, train_csr
+from csr.data.prepared import READER_BOX_COLUMNS
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.prototypes import local_concept_vectors, prototype_model_checkpoint
 from csr.network.rebuild import concept_model_checkpoint
@@ -18,7 +20,7 @@ from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
 from csr.training.head import HeadConfig, train_head
-from csr.training.located import confined, located_cache
+from csr.training.located import attended_cache, confined, located_cache, reader_cache
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from pipelines import head, prototypes
 from tests.csr.synthetic import CONCEPTS, SIDE, make_cache, make_collection, make_prepared
@@ -103,3 +105,53 @@ def test_stages_2_and_3_learn_from_inside_boxes(train, tmp_path: Path) -> None:
     torch.testing.assert_close(found.reasoner.head.weight.cpu(), expected.head.weight.cpu())
     elsewhere = train_prototypes(data.collection, cache, STAGE2, SilentCallbacks())
     assert not torch.allclose(elsewhere.prototypes.raw, model.prototypes.raw)
+
+
+def drawn(*rows: tuple[str, str, str | None, float, float, float, float]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows), columns=list(READER_BOX_COLUMNS))
+
+
+def test_readers_boxes_say_where_a_corrected_study_is_learned_from() -> None:
+    collection = make_collection()
+    cache = make_cache(collection)
+    labels = collection.concept_labels()
+    row = next(row for row in collection.rows("train") if labels[row, 0] == 1 and labels[row, 2] == 1)
+    study = collection.studies["study_id"].iat[row]
+    cell = SIDE // cache.cam.shape[-1]
+    assert cell == 8
+    before = attention(cache)
+    boxes = drawn(
+        (study, "finding", CONCEPTS[0], 8, 0, 24, 8),
+        (study, "focus", None, 0, 16, 32, 32),
+        (study, "ignore", None, 0, 0, 16, 32),
+    )
+    after = attention(reader_cache(collection, cache, boxes, SIDE))
+    expected = {
+        0: np.array([[0, 0, 1, 0]] + [[0] * 4] * 3),  # the finding, without what is ignored
+        1: np.array([[0, 0, 1, 1]] * 4),  # absent: all but what is ignored
+        2: np.array([[0] * 4] * 2 + [[0, 0, 1, 1]] * 2),  # present: the focus, without what is ignored
+    }
+    for k, inside in expected.items():
+        share = before[row, k] * inside
+        np.testing.assert_allclose(after[row, k], share / share.sum(), atol=1e-5)
+    others = np.arange(len(before)) != row
+    np.testing.assert_array_equal(after[others], before[others])
+
+
+def test_what_ignores_all_and_no_box_at_all_change_nothing() -> None:
+    collection = make_collection()
+    cache = make_cache(collection)
+    whole = drawn((collection.studies["study_id"].iat[0], "ignore", None, 0, 0, 32, 32))
+    np.testing.assert_array_equal(reader_cache(collection, cache, whole, SIDE).cam, cache.cam)
+    assert reader_cache(collection, cache, drawn(), SIDE) is cache
+
+
+def test_readers_boxes_count_if_the_configuration_says_so(tmp_path: Path) -> None:
+    data = make_prepared(tmp_path / "data", make_collection())
+    cache = make_cache(data.collection)
+    assert attended_cache(data, cache, located=False, reader_boxes=True) is cache, "nobody drew anything"
+    boxes = drawn((data.collection.studies["study_id"].iat[1], "ignore", None, 0, 0, 16, 32))
+    boxes.to_parquet(data.path / "reader_boxes.parquet", index=False)
+    assert attended_cache(data, cache, located=False, reader_boxes=False) is cache
+    expected = reader_cache(data.collection, cache, boxes, SIDE)
+    np.testing.assert_array_equal(attended_cache(data, cache, located=False, reader_boxes=True).cam, expected.cam)
