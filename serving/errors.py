@@ -123,6 +123,24 @@ class IdempotencyError(ServingError):
     code, status = "idempotency_conflict", 409
 
 
+class ModelChangedError(ServingError):
+    """A reading of numbers that another model gave than the one which answers now."""
+
+    code, status = "model_changed", 409
+
+
+class AlreadySignedError(ServingError):
+    """A study that the reader has signed, and wants to skip."""
+
+    code, status = "already_signed", 409
+
+
+class UnknownReadingError(ServingError):
+    """The study has no such reading, or none that the reader may see."""
+
+    code, status = "unknown_reading", 404
+
+
 class BatchError(ServingError):
     """Several files of one upload are refused, and with them all."""
 

@@ -29,7 +29,8 @@ class Access:
     """Requests need a credential, and a role by the rules; handlers find the `Actor` in ``request.state.actor``.
 
     Answers 401 to strangers, 403 to those whose role is less, 429 over the limits, 503 if it cannot be known. What it
-    lets out no cache keeps: it must not be found again after a reader has signed out.
+    lets out no cache keeps, since it must not be found again after a reader has signed out, unless the answer itself says
+    how it is.
 
     Args:
         app: the application.
@@ -68,7 +69,9 @@ class Access:
 
         async def private_send(message: Message) -> None:
             if message["type"] == "http.response.start":  # what may be of a patient stays in no cache
-                message = {**message, "headers": [*message.get("headers", ()), (b"cache-control", b"no-store")]}
+                own = list(message.get("headers", ()))
+                if not any(name.lower() == b"cache-control" for name, _ in own):
+                    message = {**message, "headers": [*own, (b"cache-control", b"no-store")]}
             await send(message)
 
         try:

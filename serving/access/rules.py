@@ -41,7 +41,7 @@ OPEN = (
 RULES = (
     *OPEN,
     Rule(READS, r"/|/page/.*|/openapi\.json", Role.READER),
-    Rule(READS, r"/v1/(models|atlas|reviews|samples|studies|worklist|nodes)(/.*)?", Role.READER),
+    Rule(READS, r"/v1/(me|models|atlas|reviews|samples|studies|worklist|nodes)(/.*)?", Role.READER),
     Rule(POSTS, r"/v1/studies(/.+)?", Role.READER),
     Rule(POSTS, r"/v1/atlas/.+/review", Role.REVIEWER),
     Rule(READS, r"/v2(/models/.+)?", Role.READER),

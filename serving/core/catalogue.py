@@ -1,4 +1,4 @@
-"""What is known beside the studies: the atlas and its reviews, the worklist, the models in service."""
+"""What is known beside the studies: the atlas and its reviews, the models in service."""
 
 from __future__ import annotations
 
@@ -6,23 +6,17 @@ from serving.core.recording import record, review_entry, reviews
 from serving.core.timing import Timing
 from serving.interfaces.schemas import (
     AtlasAnswer,
-    ModelRef,
     ModelsAnswer,
-    Order,
-    Progress,
     ReviewAnswer,
     ReviewRequest,
     ReviewsAnswer,
     ServedModel,
-    WorklistAnswer,
-    WorklistItem,
 )
 from serving.models.changes import changes
 from serving.models.in_service import ServedModels
 from serving.store import Store
 from serving.store.database import now
 from serving.store.entries import Caller
-from serving.store.studies import WorklistRow, worklist
 from serving.telemetry import Telemetry
 
 
@@ -31,7 +25,7 @@ class Catalogue:
 
     Args:
         models: what is in service.
-        store: where reviews, assessments and the history are kept.
+        store: where reviews and the history are kept.
         telemetry: is told how long it takes.
     """
 
@@ -84,21 +78,6 @@ class Catalogue:
         timing.lap("read")
         return ReviewsAnswer(reviews=found, timings_ms=timing.milliseconds)
 
-    def worklist(self, order: Order, progress: Progress, limit: int, offset: int) -> WorklistAnswer:
-        """A page of the studies, the most urgent first.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
-        timing = Timing(self._telemetry)
-        rows = worklist(self._store.database, order, progress, limit + 1, offset)
-        timing.lap("read")
-        return WorklistAnswer(
-            items=[_item(row) for row in rows[:limit]],
-            next_offset=offset + limit if len(rows) > limit else None,
-            timings_ms=timing.milliseconds,
-        )
-
     def models(self) -> ModelsAnswer:
         """What is in service, since when, and what was before.
 
@@ -122,19 +101,3 @@ class Catalogue:
         return ModelsAnswer(
             models=served, refused=self._models.refused, history=history, timings_ms=timing.milliseconds
         )
-
-
-def _item(row: WorklistRow) -> WorklistItem:
-    said = row.assessment
-    return WorklistItem(
-        digest=said.study,
-        model=ModelRef(version=said.version, digest=said.bundle),
-        top=said.top,
-        margin=said.margin,
-        expected_effect=said.expected_effect,
-        asks_for_help=said.asks_for_help,
-        abstains=said.abstains,
-        assessed_at=row.assessed_at,
-        interactions=row.interactions,
-        last_interaction_at=row.last_interaction_at,
-    )

@@ -26,7 +26,7 @@ from serving.core.explain import compare
 from serving.core.fit import MisfitAction, file_facts, require_fit
 from serving.core.frames import image_part, on_canvas
 from serving.core.intake import Intake, Upload
-from serving.core.overlays import overlay_png
+from serving.core.overlays import overlay_png, thumbnail_png
 from serving.core.questions import asking, doubts, may_be_worth_asking, open_questions
 from serving.core.reasoning import encoded_study, explain, reason
 from serving.core.recording import interaction_entry, prediction_entry, record
@@ -48,6 +48,7 @@ from serving.interfaces.schemas import (
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
+    Prediction,
     ProbeAnswer,
     ProbeRequest,
     StudyAnswer,
@@ -173,7 +174,7 @@ class DataPlane:
             after = asking(model, after, open_questions(model, study, interaction, after))
             timing.lap("assess")
         entry = interaction_entry(caller, model, digest, request, before, after, doubted, timing)
-        receipt = self._record([entry], timing)[0]
+        receipt = self.put_on_record([entry], timing)[0]
         self._telemetry.metrics.interacted(request, flipped=before.found != after.found)
         self._shadow.ask(study, request, after, caller)
         return InteractionAnswer(
@@ -187,6 +188,17 @@ class DataPlane:
             record=record(receipt),
             timings_ms=timing.milliseconds,
         )
+
+    def corrected(
+        self, digest: str, request: InteractionRequest, timing: Timing
+    ) -> tuple[Model, Prediction, Prediction]:
+        """The model that answers for a study, and its predictions without and with an interaction; recorded nowhere.
+
+        Raises:
+            As `interact`.
+        """
+        model, study = self._study(digest, timing, request.image)
+        return model, study.prediction, explain(model, study, request, timing)[1]
 
     def probe(self, digest: str, request: ProbeRequest) -> ProbeAnswer:
         """What is in this box? Puts nothing on record, as nothing is said about the study.
@@ -257,6 +269,18 @@ class DataPlane:
         """
         return _size(self._study(digest, timing)[1].placement)
 
+    def thumbnail(self, digest: str, timing: Timing) -> bytes:
+        """The study's image, small, as PNG. No model is asked.
+
+        Raises:
+            UnknownStudyError, AlteredStudyError, StoreError: see `serving.store.studies.load_study`.
+        """
+        stored = load_study(self.store.database, digest)
+        timing.lap("load")
+        png = thumbnail_png(image_part(stored.canvas, stored.placement))
+        timing.lap("draw")
+        return png
+
     def image(self, digest: str, timing: Timing) -> bytes:
         """The study as the network saw it, without margins and turned back as it is stored, as PNG.
 
@@ -304,7 +328,7 @@ class DataPlane:
             prediction_entry(caller, model, study.digest, _size(study.placement), study.prediction, timing)
             for model, study in encoded
         ]
-        receipts = self._record(entries, timing, keep)
+        receipts = self.put_on_record(entries, timing, keep)
         for model, study in encoded:
             said = study.prediction
             self._telemetry.metrics.predicted(model.version, said.top, said.abstains, said.asks_for_help)
@@ -322,7 +346,12 @@ class DataPlane:
             for (model, study), receipt in zip(encoded, receipts, strict=True)
         ]
 
-    def _record(self, entries: Sequence[Entry], timing: Timing, keep: Also | None = None) -> list[Receipt]:
+    def put_on_record(self, entries: Sequence[Entry], timing: Timing, keep: Also | None = None) -> list[Receipt]:
+        """Appends to the ledger, and tells telemetry.
+
+        Raises:
+            As `serving.store.ledger.Ledger.append`.
+        """
         try:
             receipts = self.store.ledger.append(entries, keep)
         except StoreError:
@@ -405,6 +434,9 @@ def _assessment(model: Model, study: EncodedStudy, found: Sequence[Question]) ->
         expected_effect=found[0].effect,
         asks_for_help=said.asks_for_help,
         abstains=said.abstains,
+        confidence=max(each.probability for each in said.classes),
+        found=tuple(said.found),
+        fits=not said.fits.reasons,
     )
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from serving.interfaces.schemas import Box, ImageSize
 
+THUMBNAIL_SIDE = 96
 LEAST_SIDE = 768  # pixels of a picture's longer side, so that a viewer need not enlarge what the network saw
 _COLOURS = {"focus": (124, 196, 255), "ignore": (255, 143, 143), "finding": (111, 220, 154)}  # as on the page
 # Nine stops of matplotlib's inferno without its blacks: lightness rises evenly, and stays apart from grey tissue.
@@ -35,6 +36,15 @@ def overlay_png(enlarged: np.ndarray, limit: float) -> bytes:
     pixels = np.dstack([colour, alpha]).round().astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels, "RGBA").save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def thumbnail_png(image: np.ndarray) -> bytes:
+    """A C×H×W uint8 image as a PNG of at most `THUMBNAIL_SIDE` pixels a side; a smaller one stays as it is."""
+    small = Image.fromarray(np.ascontiguousarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)))
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
     return buffer.getvalue()
 
 

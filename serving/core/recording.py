@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import ValidationError
+
 from serving.core.timing import Timing
+from serving.errors import StoreError
 from serving.interfaces.schemas import (
+    ClassProbability,
     Doubt,
     ImageSize,
     InteractionAnswer,
     InteractionRequest,
+    ModelRef,
     Prediction,
+    ReadingAnswer,
+    ReadingRequest,
     Record,
     ReviewAnswer,
     ReviewRequest,
+    SkipRequest,
 )
 from serving.interfaces.schemas.dicom import SendRequest
 from serving.models.in_service import Model
@@ -45,6 +53,61 @@ def interaction_entry(
     asked = request.model_dump()
     back = {"doubts": [each.model_dump(exclude={"message"}) for each in doubts]}
     return _entry("interaction", caller, model, digest, asked, before, after, timing, back)
+
+
+def reading_entry(
+    caller: Caller,
+    model: Model,
+    digest: str,
+    request: ReadingRequest,
+    before: Prediction,
+    after: Prediction,
+    timing: Timing,
+) -> Entry:
+    """A signed reading; ``after`` is what the corrections make of it, also where they are reverted."""
+    return _entry("reading", caller, model, digest, request.model_dump(), before, after, timing)
+
+
+def readings(ledger: Ledger, studies: Collection[str]) -> Iterator[ReadingAnswer]:
+    """All readings of some studies, oldest first.
+
+    Raises:
+        StoreError: one of them cannot be read, or the database does not answer.
+    """
+    before: dict[tuple[str, str], int] = {}
+    for row in ledger.entries("reading", studies):
+        who = (row["study"], row["actor"])
+        try:
+            yield _reading(row, before.get(who))
+        except (KeyError, TypeError, AttributeError, ValidationError):
+            raise StoreError(f"ledger entry {row['number']} is no reading; see csr audit verify") from None
+        before[who] = row["number"]
+
+
+def _reading(row: dict[str, Any], supersedes: int | None) -> ReadingAnswer:
+    body = row["body"]
+    request = ReadingRequest.model_validate(body["request"])
+    said = body["after" if request.decision == "keep" else "before"]
+    likely = sorted(said["classes"].items(), key=lambda each: -each[1])
+    return ReadingAnswer(
+        digest=row["study"],
+        reader=row["actor"],
+        at=row["at"],
+        model=ModelRef(version=body["version"], digest=row["bundle"]),
+        decision=request.decision,
+        comment=request.comment,
+        found=said["found"],
+        top=said["top"],
+        classes=[ClassProbability(name=name, probability=value) for name, value in likely],
+        state=request.state,
+        record=_record(row),
+        supersedes=supersedes,
+    )
+
+
+def skip_entry(caller: Caller, digest: str, request: SkipRequest) -> Entry:
+    """A study that a reader does not read."""
+    return Entry("skip", caller, "", {"request": request.model_dump()}, digest)
 
 
 def shadow_entry(

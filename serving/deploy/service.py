@@ -17,6 +17,7 @@ from serving.core.catalogue import Catalogue
 from serving.core.dataplane import DataPlane
 from serving.core.decoding import DecodingPool
 from serving.core.intake import Intake
+from serving.core.readings import Readings
 from serving.core.shadow import Shadow
 from serving.deploy.config import (
     AccessConfig,
@@ -51,6 +52,7 @@ class Service:
     store: Store
     plane: DataPlane
     catalogue: Catalogue
+    readings: Readings
     documents: Documents
     telemetry: Telemetry
     limits: HTTPConfig
@@ -107,6 +109,7 @@ class Service:
             store=store,
             plane=plane,
             catalogue=Catalogue(models, store, telemetry),
+            readings=Readings(plane, store, telemetry),
             documents=Documents(plane, nodes, salt, telemetry),
             telemetry=telemetry,
             limits=config.http,

@@ -14,7 +14,18 @@ from serving.store.database import now
 from serving.store.schema import SEALED_SINCE, VERSION
 
 Kind = Literal[
-    "prediction", "interaction", "inference", "document", "shadow", "review", "model", "study", "key", "migration"
+    "prediction",
+    "interaction",
+    "reading",
+    "skip",
+    "inference",
+    "document",
+    "shadow",
+    "review",
+    "model",
+    "study",
+    "key",
+    "migration",
 ]
 _HASHED = ("number", "at", "kind", "actor", "request_id", "once", "study", "bundle", "body", "previous")
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -35,6 +35,7 @@ from serving.store.tail import HEADS, Tail, check_head, head_faults, head_of, sa
 Also = Callable[[sa.Connection], Sequence[Entry]]
 _CHUNK = 1000
 _LENGTH = sa.select(ledger_head.c.length).where(ledger_head.c.id == HEAD).scalar_subquery()
+REACHED = ledger.c.number <= _LENGTH  # nobody reads a row behind the head
 _LAST = sa.select(sa.func.max(ledger.c.number))
 _MOST_FAULTS = 20
 
@@ -136,17 +137,36 @@ class Ledger:
         if (last or 0) != head_of(heads).number:
             raise StoreError("the ledger and its head do not end at the same entry; see csr audit verify")
 
-    def entries(self, kind: Kind | None = None, study: str | None = None, after: int = 0) -> Iterator[dict[str, Any]]:
+    def repeated(self, entry: Entry) -> Receipt | None:
+        """The receipt of the entry that this one would repeat, before anything is done for it; None if it repeats none.
+
+        Raises:
+            IdempotencyError: its idempotency key was used before for another request.
+            StoreError: the database does not answer.
+        """
+        if entry.caller.idempotency_key is None:
+            return None
+        with self._database.read() as connection:
+            known = _known(connection, [entry.once()])
+        return _repeated(known[entry.once()], entry) if known else None
+
+    def entries(
+        self, kind: Kind | None = None, studies: Collection[str] | None = None, after: int = 0
+    ) -> Iterator[dict[str, Any]]:
         """Entries as dictionaries with their body parsed, oldest first, as far as the head reaches.
+
+        Args:
+            kind, studies: only of this kind, only about one of these.
+            after: only with a higher number.
 
         Raises:
             StoreError: the database does not answer, or an entry cannot be read.
         """
-        query = sa.select(ledger).where(ledger.c.number > after, ledger.c.number <= _LENGTH).order_by(ledger.c.number)
+        query = sa.select(ledger).where(ledger.c.number > after, REACHED).order_by(ledger.c.number)
         if kind is not None:
             query = query.where(ledger.c.kind == kind)
-        if study is not None:
-            query = query.where(ledger.c.study == study)
+        if studies is not None:
+            query = query.where(ledger.c.study.in_(studies))
         with self._database.read() as connection:
             for row in connection.execute(query.execution_options(yield_per=_CHUNK)):
                 yield dict(row._mapping) | {"body": _parsed(row)}
@@ -241,7 +261,7 @@ def _span(first: int, last: int) -> str:
 def _known(connection: sa.Connection, keys: list[str]) -> dict[str, Any]:
     if not keys:
         return {}
-    query = sa.select(ledger).where(ledger.c.once.in_(keys), ledger.c.number <= _LENGTH)
+    query = sa.select(ledger).where(ledger.c.once.in_(keys), REACHED)
     return {row["once"]: row for row in connection.execute(query).mappings()}
 
 

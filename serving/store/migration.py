@@ -5,6 +5,8 @@
   put on record as they are found, once, and a head that was never sealed, as that of an empty ledger in version 1, is.
 - Version 4 added ``study.turn``. Images were not turned before, and an entry that does not name the column means that
   (`serving.store.rows`), so nothing is put on record.
+- Version 5 added ``assessment.confidence``, ``found`` and ``fits``. They stay empty, which is what an entry means that
+  does not name them, until a study is encoded anew; nothing is put on record.
 
 Whatever was altered before version 3 is sealed as it was found: verify the store with its own version first. Nobody can
 have rows sealed a second time by calling a store older than it is, since its head is sealed with its version. A store
@@ -42,7 +44,14 @@ from serving.store.tail import HEADS, Tail, is_sealed
 _CREATION_LOCK = 7_214_021  # any number: PostgreSQL's advisory lock of those who create the tables
 _HEAD_BEFORE_3 = 1
 _ROWS_AN_ENTRY = 200
-_ADD_TURN = "ALTER TABLE study ADD COLUMN turn INTEGER NOT NULL DEFAULT 1"
+_ADDED = {  # columns, by the version that added them
+    4: ("study ADD COLUMN turn INTEGER NOT NULL DEFAULT 1",),
+    5: (
+        "assessment ADD COLUMN confidence FLOAT(53)",
+        "assessment ADD COLUMN found TEXT",
+        "assessment ADD COLUMN fits BOOLEAN",
+    ),
+}
 _RENAME = "ALTER TABLE study RENAME COLUMN source TO source_before_3"  # older servers must not find it
 _COPY = study_source.insert().from_select(
     ["study", "number", "added_at", "source"],
@@ -100,7 +109,9 @@ def _migrate(connection: sa.Connection, chain: Chain, name: str, found: int) -> 
             f"{name}: is of version {found}, and the head of its ledger is not what that version left; the "
             "`csr audit verify` of that version says more"
         )
-    connection.execute(sa.text(_ADD_TURN))
+    for version in range(found + 1, VERSION + 1):
+        for column in _ADDED.get(version, ()):
+            connection.execute(sa.text(f"ALTER TABLE {column}"))
     length, last = connection.execute(sa.select(ledger_head.c.length, ledger_head.c.hash)).one()
     seal = chain.seal(Receipt(length, last))
     connection.execute(sa.update(ledger_head).values(id=HEAD, seal=seal))

@@ -71,7 +71,11 @@ SEALED = {
     for each in (
         _sealed(study, lambda row: f"study {short(row['digest'])}", apart=("canvas",), before={"turn": 1}),
         _sealed(study_source, lambda row: f"DICOM source {short(row['number'])} of study {short(row['study'])}"),
-        _sealed(assessment, lambda row: f"worklist row of study {short(row['study'])}"),
+        _sealed(
+            assessment,
+            lambda row: f"worklist row of study {short(row['study'])}",
+            before={"confidence": None, "found": None, "fits": None},
+        ),
         _sealed(api_key, lambda row: f"key {short(row['name'], _NAME)} (id {short(row['id'], _NAME)})"),
     )
 }

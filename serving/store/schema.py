@@ -30,7 +30,7 @@ from sqlalchemy import (
     Text,
 )
 
-VERSION = 4  # see `serving.store.migration`
+VERSION = 5  # see `serving.store.migration`
 SEALED_SINCE = 3  # the version from which on the ledger says what the tables hold, and its seal which version that is
 HEAD = 3  # id of the one row of ``ledger_head``; servers of versions 1 and 2 look for 1, and write nothing without it
 metadata = MetaData()
@@ -72,6 +72,10 @@ assessment = Table(
     Column("expected_effect", Float(53), nullable=False),
     Column("asks_for_help", Boolean, nullable=False),
     Column("abstains", Boolean, nullable=False),
+    # Empty where a server before version 5 assessed the study.
+    Column("confidence", Float(53)),
+    Column("found", Text),  # names of classes, as JSON
+    Column("fits", Boolean),
 )
 Index("assessment_margin", assessment.c.margin)
 Index("assessment_effect", assessment.c.expected_effect)

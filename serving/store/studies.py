@@ -15,11 +15,10 @@ from PIL import Image
 
 from csr.data.images import Placement, pixel_digest
 from serving.errors import AlteredStudyError, UnknownStudyError
-from serving.interfaces.schemas import Order, Progress
 from serving.store.database import Database, now
-from serving.store.entries import SYSTEM, Caller, Entry
+from serving.store.entries import SYSTEM, Caller, Entry, canonical
 from serving.store.rows import SEALED, Rows, same_value
-from serving.store.schema import assessment, ledger, study, study_source
+from serving.store.schema import assessment, study, study_source
 
 _SOURCES = sa.select(study_source.c.number, study_source.c.source).where(study_source.c.study == sa.bindparam("digest"))
 _ADD_SOURCE = study_source.insert()
@@ -66,6 +65,10 @@ class Assessment:
         margin: `csr.data.decisions.decision_margin`.
         expected_effect: of the best question, see `serving.core.questions`.
         asks_for_help, abstains: see `csr.bundle.format.Manifest`.
+        confidence: the probability of ``top``; this and the next two are None where they were not kept, by a server before
+            version 5 of the tables.
+        found: the classes that the model says the study has.
+        fits: whether the image is like those that the model was trained on.
     """
 
     study: str
@@ -76,16 +79,9 @@ class Assessment:
     expected_effect: float
     asks_for_help: bool
     abstains: bool
-
-
-@dataclass(frozen=True)
-class WorklistRow:
-    """A study on the worklist; ``interactions`` counts those on record, by anybody and with any bundle."""
-
-    assessment: Assessment
-    assessed_at: str
-    interactions: int
-    last_interaction_at: str | None
+    confidence: float | None
+    found: tuple[str, ...] | None
+    fits: bool | None
 
 
 def study_row(stored: StoredStudy) -> dict[str, Any]:
@@ -148,8 +144,12 @@ def _keep_source(connection: sa.Connection, digest: str, source: str) -> Rows:
 
 
 def _keep_assessment(connection: sa.Connection, given: Assessment) -> Rows:
-    numbers = {"margin": float(given.margin), "expected_effect": float(given.expected_effect)}
-    return _keep(connection, assessment, {**vars(given), **numbers, "assessed_at": now()}, still=("assessed_at",))
+    numbers: dict[str, Any] = {"margin": float(given.margin), "expected_effect": float(given.expected_effect)}
+    if given.confidence is not None:
+        numbers["confidence"] = float(given.confidence)
+    found = None if given.found is None else canonical(list(given.found))
+    row = {**vars(given), **numbers, "found": found, "assessed_at": now()}
+    return _keep(connection, assessment, row, still=("assessed_at",))
 
 
 def _keep(
@@ -222,7 +222,7 @@ def load_study(database: Database, digest: str) -> StoredStudy:
         with database.read() as connection:
             row = connection.execute(sa.select(study).where(study.c.digest == digest)).one_or_none()
     if row is None:
-        raise UnknownStudyError("no study of this digest was added; upload it first")
+        raise _unknown()
     try:
         pixels = np.asarray(Image.open(io.BytesIO(row.canvas), formats=("PNG",)))
         canvas = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
@@ -237,37 +237,27 @@ def load_study(database: Database, digest: str) -> StoredStudy:
     return StoredStudy(digest, canvas, placement)
 
 
+def require_study(database: Database, digest: str) -> None:
+    """Raises:
+    UnknownStudyError: no study of this digest was added.
+    StoreError: the database does not answer.
+    """
+    if _DIGEST.fullmatch(digest):
+        with database.read() as connection:
+            if connection.execute(sa.select(study.c.digest).where(study.c.digest == digest)).one_or_none():
+                return
+    raise _unknown()
+
+
+def _unknown() -> UnknownStudyError:
+    return UnknownStudyError("no study of this digest was added; upload it first")
+
+
 def _altered(digest: str, how: str) -> AlteredStudyError:
     return AlteredStudyError(
         f"study {digest[:12]}: the store does not hold what was added ({how}); upload the image again, and tell who "
         "runs this server"
     )
-
-
-def worklist(database: Database, order: Order, progress: Progress, limit: int, offset: int) -> list[WorklistRow]:
-    """Studies, the smallest margin first, or the largest expected effect.
-
-    Raises:
-        StoreError: the database does not answer.
-    """
-    read = (
-        sa.select(ledger.c.study, sa.func.count().label("count"), sa.func.max(ledger.c.at).label("last_at"))
-        .where(ledger.c.kind == "interaction")
-        .group_by(ledger.c.study)
-        .subquery()
-    )
-    query = sa.select(assessment, read.c.count, read.c.last_at).outerjoin(read, read.c.study == assessment.c.study)
-    if progress != "all":
-        query = query.where(read.c.count.is_(None) if progress == "unread" else read.c.count.is_not(None))
-    by = assessment.c.margin if order == "margin" else assessment.c.expected_effect.desc()
-    query = query.order_by(by, assessment.c.study).limit(limit).offset(offset)
-    with database.read() as connection:
-        return [_worklist_row(row) for row in connection.execute(query).mappings()]
-
-
-def _worklist_row(row: Any) -> WorklistRow:
-    known = {name: row[name] for name in Assessment.__dataclass_fields__}
-    return WorklistRow(Assessment(**known), row["assessed_at"], row["count"] or 0, row["last_at"])
 
 
 def _png(canvas: np.ndarray) -> bytes:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Response
 
+from serving.access.roles import Actor
 from serving.core.timing import Timing
 from serving.interfaces.schemas.base import Answer
 from serving.store.entries import Caller
@@ -15,6 +16,15 @@ PNG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
 _NAME = r"^[\x21-\x7e]{1,128}$"
+
+
+async def actor(request: Request) -> Actor:
+    """As the middleware found out."""
+    found: Actor = request.scope["state"]["actor"]
+    return found
+
+
+ActorOf = Annotated[Actor, Depends(actor)]
 
 
 async def caller(  # a coroutine only because FastAPI runs functions in threads, which takes longer than this does

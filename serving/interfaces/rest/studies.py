@@ -19,19 +19,18 @@ from serving.interfaces.schemas import (
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
-    Order,
     ProbeAnswer,
     ProbeRequest,
-    Progress,
     StudiesAnswer,
     StudyAnswer,
-    WorklistAnswer,
 )
 
 if TYPE_CHECKING:
     from serving.deploy.service import Service
 
 _NAME_CHARACTERS = 100
+# Not found again without the credential that it was given for, so not after a reader has signed out.
+_KEPT = {"Cache-Control": "private, max-age=86400, immutable", "Vary": "Authorization, Cookie"}
 Digest = Annotated[str, InPath(description="of the study's pixels, as an upload returned it", max_length=64)]
 FrameNumber = Annotated[int | None, Query(description="which page or frame of a file of several", ge=1, le=MAX_FRAME)]
 Concept = Annotated[str, InPath(description="a concept's name", max_length=200)]
@@ -79,6 +78,14 @@ def routes(service: Service) -> APIRouter:
         timing = Timing(service.telemetry)
         return png(await to_thread(plane.image, digest, timing), timing)
 
+    @router.get("/studies/{digest}/thumbnail.png", response_class=Response, responses=PNG)
+    async def thumbnail(digest: Digest) -> Response:
+        """The study's image, small enough for a list; the browser that asked may keep it while its session lasts."""
+        timing = Timing(service.telemetry)
+        answer = png(await to_thread(plane.thumbnail, digest, timing), timing)
+        answer.headers.update(_KEPT)
+        return answer
+
     @router.get("/studies/{digest}/maps", response_model=MapsAnswer)
     async def maps(digest: Digest) -> Response:
         """All similarity maps without interaction, as numbers."""
@@ -101,16 +108,6 @@ def routes(service: Service) -> APIRouter:
         """A concept's similarity map under an interaction."""
         timing = Timing(service.telemetry)
         return png(await to_thread(plane.overlay, digest, concept, request, timing), timing)
-
-    @router.get("/worklist")
-    async def worklist(
-        order: Order = "margin",
-        progress: Progress = "all",
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
-    ) -> WorklistAnswer:
-        """Studies that wait for a reader, the least sure or the most changeable first."""
-        return await to_thread(service.catalogue.worklist, order, progress, limit, offset)
 
     return router
 

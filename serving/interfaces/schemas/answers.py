@@ -156,30 +156,6 @@ class ReviewsAnswer(Answer):
     timings_ms: Timings
 
 
-class WorklistItem(Answer):
-    """A study that waits for a reader; see `csr.data.decisions.decision_margin`;
-    ``expected_effect`` is that of the best question (`serving.core.questions`)."""
-
-    digest: str
-    model: ModelRef
-    top: str
-    margin: float
-    expected_effect: float
-    asks_for_help: bool
-    abstains: bool
-    assessed_at: str
-    interactions: int
-    last_interaction_at: str | None
-
-
-class WorklistAnswer(Answer):
-    """A page of the worklist; ``next_offset`` is None on the last one."""
-
-    items: list[WorklistItem]
-    next_offset: int | None
-    timings_ms: Timings
-
-
 class ServedModel(Answer):
     """A bundle in service."""
 

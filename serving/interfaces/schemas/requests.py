@@ -14,8 +14,9 @@ from serving.interfaces.schemas.base import Request
 MAX_BOXES = 200
 MAX_ANSWERS = 500  # confirmed, and as many rejected
 Verdict = Literal["keep", "prune"]
-Order = Literal["margin", "effect"]  # of a worklist
-Progress = Literal["all", "unread", "read"]
+Order = Literal["margin", "effect", "newest"]  # of a worklist
+Mine = Literal["unread", "read", "signed", "skipped"]  # how far a reader is with a study
+Progress = Literal["all", "unread", "read", "signed", "skipped"]
 ConceptName = Annotated[str, Field(max_length=200)]
 
 

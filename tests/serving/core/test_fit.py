@@ -27,6 +27,7 @@ from serving.errors import AlteredStudyError, MisfitError
 from serving.interfaces.schemas import Prediction
 from serving.interfaces.schemas.dicom import DocumentRequest
 from serving.store.schema import study_source
+from serving.store.worklist import WorklistQuery
 from tests.serving.conftest import CALLER, CountingEngine, add, client_of, interact, make_service, png
 from tests.serving.dicom.files import dataset, written
 from tests.serving.dicom.test_report import groups
@@ -149,9 +150,9 @@ def test_a_header_that_was_altered_in_the_store_is_not_answered_from(acting: Any
 
 def test_the_worklist_shows_the_last_word(service: Service, grey: np.ndarray):
     add(service.plane, png(grey))
-    assert [item.abstains for item in service.catalogue.worklist("margin", "all", 10, 0).items] == [False]
+    assert [item.abstains for item in service.readings.worklist(WorklistQuery(), "key:a", False).items] == [False]
     add(service.plane, radiograph(grey, Modality="CT"))
-    assert [item.abstains for item in service.catalogue.worklist("margin", "all", 10, 0).items] == [True]
+    assert [item.abstains for item in service.readings.worklist(WorklistQuery(), "key:a", False).items] == [True]
 
 
 def test_a_server_that_warns_says_so_and_does_not_abstain(acting: Any, grey: np.ndarray):

@@ -21,6 +21,7 @@ from serving.core.questions import _reason
 from serving.deploy.service import Service
 from serving.errors import CannotNameError, FrameError, InvalidInteractionError, NotReadyError
 from serving.interfaces.schemas import Box, ClassScore, ImageSize, ProbeRequest, Region
+from serving.store.worklist import WorklistQuery
 from tests.serving.conftest import CALLER, CountingEngine, add, interact, make_service, stripes
 
 BOX = Region(x_min=10, y_min=20, x_max=40, y_max=50)
@@ -262,7 +263,7 @@ def test_alpha_is_the_requests_or_the_models(plane: DataPlane, bundle: Bundle, s
 
 def test_the_best_question_orders_the_worklist(plane: DataPlane, service: Service, bundle: Bundle) -> None:
     digests = [add(plane, stripes(value)).digest for value in (20, 120, 220)]
-    items = service.catalogue.worklist("effect", "all", 50, 0).items
+    items = service.readings.worklist(WorklistQuery("effect"), "key:a", False).items
     assert {each.digest for each in items} == set(digests)
     effects = [each.expected_effect for each in items]
     assert effects == sorted(effects, reverse=True)

@@ -37,12 +37,15 @@ from serving.store.studies import (
     study_row,
 )
 from serving.store.verification import verify_studies
+from serving.store.worklist import WorklistQuery, worklist
 from tests.serving.store.test_database import url
 from tests.serving.store.test_ledger import KEY, change, entry, server, store
 from tests.serving.store.test_verification import make
 
 __all__ = ["server", "store"]
 CALLER = Caller("key:a", "r")
+# Columns, by the version that added them.
+ADDED = {4: (("study", "turn"),), 5: (("assessment", "confidence"), ("assessment", "found"), ("assessment", "fits"))}
 SOURCES = ('{"sop_class_uid":"1"}', None, '{"sop_class_uid":"2"}')
 
 
@@ -52,7 +55,7 @@ def fill(store: Store) -> list[str]:
     for seed, source in enumerate(SOURCES):
         given, row = make(seed), study_row(make(seed))
         image = {"width": given.placement.width, "height": given.placement.height}
-        said = Assessment(given.digest, "b", "1", "mass", 0.25, 0.5, seed == 1, False)
+        said = Assessment(given.digest, "b", "1", "mass", 0.25, 0.5, seed == 1, False, 0.75, ("mass",), True)
         store.ledger.append(
             [Entry("prediction", CALLER, "b", {"request": {"image": image}}, given.digest)],
             lambda connection, row=row, source=source, said=said: keep_study(connection, CALLER, row, source, said),
@@ -68,15 +71,18 @@ def fill(store: Store) -> list[str]:
 def age(store: Store, version: int) -> None:
     """Makes it what a server of an earlier version left: the same rows, of which its ledger said nothing."""
     chain, end = Chain(KEY), Receipt(0, "")
+    missing = [pair for since, pairs in ADDED.items() if version < since for pair in pairs]
     with store.database.write() as connection:
-        connection.exec_driver_sql("ALTER TABLE study DROP COLUMN turn")
+        for table, column in missing:
+            connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
         entries = connection.execute(sa.select(ledger).order_by(ledger.c.number)).mappings().all()
         connection.execute(ledger.delete())
         for row in entries:
             if version > 2 or row["kind"] not in ("study", "key"):
                 body = json.loads(row["body"])
-                for each in body.get("rows", {}).get("study", []):
-                    each.pop("turn", None)
+                for table, column in missing:
+                    for each in body.get("rows", {}).get(table, []):
+                        each.pop(column, None)
                 older = dict(row) | {"number": end.number + 1, "previous": end.hash, "body": canonical(body)}
                 end = Receipt(older["number"], chain.hash(older))
                 connection.execute(ledger.insert().values(older | {"hash": end.hash}))
@@ -101,9 +107,16 @@ def contents(store: Store) -> dict[str, list[tuple[object, ...]]]:
         }
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+def before_5(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
+    """Rows of the worklist as they are where nobody said more of them."""
+    more = len(ADDED[5])
+    return [(*row[:-more], *[None] * more) for row in rows]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_nothing_is_lost_and_all_of_it_is_sealed(store: Store, version: int) -> None:
     digests, before = fill(store), contents(store)
+    before["assessment"] = before_5(before["assessment"])
     age(store, version)
     with store.database.read() as connection:
         entries = connection.execute(sa.select(ledger).order_by(ledger.c.number)).all()
@@ -137,10 +150,13 @@ SEALED: dict[str, sa.Executable] = {
     "turn": sa.update(study).values(turn=3),
     "source": sa.update(study_source).values(source="{}"),
     "worklist": sa.delete(assessment),
+    "confidence": sa.update(assessment).values(confidence=0.5),
+    "found": sa.update(assessment).values(found='["mass"]'),
+    "fits": sa.update(assessment).values(fits=sa.true()),
 }
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 @pytest.mark.parametrize("what", SEALED)
 def test_what_an_earlier_version_kept_is_compared_from_then_on(store: Store, what: str, version: int) -> None:
     fill(store)
@@ -189,7 +205,7 @@ def head(store: Store) -> Receipt:
         return Receipt(*connection.execute(sa.select(ledger_head.c.length, ledger_head.c.hash)).one())
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_store_whose_head_is_not_what_its_version_left_is_left_alone(store: Store, how: str, version: int) -> None:
     fill(store)
@@ -200,15 +216,35 @@ def test_a_store_whose_head_is_not_what_its_version_left_is_left_alone(store: St
     ):
         Store.open(url(store), KEY)
     with store.database.read() as connection:
-        assert "turn" not in {each["name"] for each in sa.inspect(connection).get_columns(study.name)}
+        assert "fits" not in {each["name"] for each in sa.inspect(connection).get_columns(assessment.name)}
         assert list(connection.execute(sa.select(schema_version.c.version)).scalars()) == [version]
         assert not connection.execute(sa.select(ledger).where(ledger.c.kind == "migration")).all()
+
+
+def test_what_an_earlier_version_did_not_say_is_said_later(store: Store) -> None:
+    digest, *_ = fill(store)
+    age(store, 4)
+    opened = Store.open(url(store), KEY)
+    (row,) = (
+        each for each in worklist(opened.database, WorklistQuery(), "key:a")[0] if each.assessment.study == digest
+    )
+    assert (row.assessment.confidence, row.assessment.found, row.assessment.fits) == (None, None, None)
+    said = Assessment(digest, "b", "1", "mass", 0.25, 0.5, False, False, 0.75, ("mass", "nodule"), True)
+    opened.ledger.append((), lambda connection: keep_assessment(connection, said))
+    (row,) = (
+        each for each in worklist(opened.database, WorklistQuery(), "key:a")[0] if each.assessment.study == digest
+    )
+    assert row.assessment == said and opened.ledger.verify().faults == ()
+    entries = len(list(opened.ledger.entries()))
+    opened.ledger.append((), lambda connection: keep_assessment(connection, said))
+    assert len(list(opened.ledger.entries())) == entries, "what is said again is not on record again"
+    opened.database.close()
 
 
 def test_who_only_verifies_changes_nothing(store: Store) -> None:
     fill(store)
     age(store, 2)
-    with pytest.raises(StoreError, match="version 2, this server needs 4; any `csr keys` or the server's start brings"):
+    with pytest.raises(StoreError, match="version 2, this server needs 5; any `csr keys` or the server's start brings"):
         Store.open(url(store), KEY, migrate=False)
     with store.database.read() as connection:
         assert "study_source" not in sa.inspect(connection).get_table_names()
@@ -233,7 +269,7 @@ def test_values_that_no_server_wrote_are_not_sealed(store: Store) -> None:
     assert opened.ledger.verify().faults == (
         f"worklist row of study {digest[:12]}: was put there, the ledger does not know it",
     )
-    said = Assessment(digest, "b", "2", "mass", 0.25, 0.5, False, False)
+    said = Assessment(digest, "b", "2", "mass", 0.25, 0.5, False, False, 0.75, ("mass",), True)
     opened.ledger.append((), lambda connection: keep_assessment(connection, said))
     assert opened.ledger.verify().faults != (), "a part of a row that nobody knows is not a row"
     opened.database.close()

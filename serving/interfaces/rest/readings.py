@@ -1,0 +1,69 @@
+"""``/v1/me``, ``/v1/worklist`` and what readers sign."""
+
+from __future__ import annotations
+
+from asyncio import to_thread
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from serving.access.roles import Role
+from serving.interfaces.rest.context import ActorOf, CallerOf, answered
+from serving.interfaces.rest.routing import strict_router
+from serving.interfaces.rest.studies import Digest
+from serving.interfaces.schemas import (
+    MeAnswer,
+    Order,
+    Progress,
+    ReadingAnswer,
+    ReadingRequest,
+    ReadingsAnswer,
+    SkipAnswer,
+    SkipRequest,
+    WorklistAnswer,
+)
+from serving.store.worklist import WorklistQuery
+
+if TYPE_CHECKING:
+    from serving.deploy.service import Service
+
+
+def routes(service: Service) -> APIRouter:
+    """All of them, over one service."""
+    router = strict_router()
+    readings = service.readings
+
+    @router.get("/me")
+    async def me(actor: ActorOf) -> MeAnswer:
+        """Who asks, and what they may do."""
+        return MeAnswer(actor=actor.name, role=actor.role.value)
+
+    @router.get("/worklist")
+    async def worklist(
+        actor: ActorOf,
+        order: Order = "margin",
+        progress: Progress = "all",
+        asks_for_help: Annotated[bool | None, Query(alias="help")] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+    ) -> WorklistAnswer:
+        """Studies that wait for a reader, the least sure, the most changeable or the newest first."""
+        query = WorklistQuery(order, progress, asks_for_help, limit, offset)
+        return await to_thread(readings.worklist, query, actor.name, actor.role is Role.ADMIN)
+
+    @router.post("/studies/{digest}/readings", status_code=201, response_model=ReadingAnswer)
+    async def sign(digest: Digest, request: ReadingRequest, caller: CallerOf) -> Response:
+        """Signs a reading: the corrections stand, or the study is signed as it was predicted."""
+        return answered(await to_thread(readings.sign, digest, request, caller), 201)
+
+    @router.get("/studies/{digest}/readings")
+    async def signed(digest: Digest, actor: ActorOf) -> ReadingsAnswer:
+        """The last reading of each reader, and how they agree; the others' once one has signed one's own."""
+        return await to_thread(readings.readings, digest, actor.name, actor.role is Role.ADMIN)
+
+    @router.post("/studies/{digest}/skips", status_code=201)
+    async def skip(digest: Digest, request: SkipRequest, caller: CallerOf) -> SkipAnswer:
+        """Says that one does not read this study."""
+        return await to_thread(readings.skip, digest, request, caller)
+
+    return router
