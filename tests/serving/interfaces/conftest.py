@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from csr.bundle.format import Bundle
 from tests.serving.conftest import make_service
@@ -17,6 +17,7 @@ from tests.serving.interfaces.browser import FLAGS, Room, listening
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "the page is tested in a real browser: apt-get install chromium"
+    expect.set_options(timeout=20_000)  # decoders start with the first upload; a busy machine takes seconds for it
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser

@@ -32,7 +32,9 @@ def test_a_prototype_is_looked_at_rejected_previewed_and_signed(room: Room, bund
         card(page, concept, 0).click()
     detail: Any = answered.value.json()
     panel = page.locator(".panel.detail")
-    expect(panel.get_by_role("list", name="Training studies that it resembles most").locator("img").first).to_be_visible()
+    expect(
+        panel.get_by_role("list", name="Training studies that it resembles most").locator("img").first
+    ).to_be_visible()
     expect(panel).to_contain_text("Where it fires")
     expect(panel.locator(".similar li")).to_have_count(len(detail["similar"]))
 

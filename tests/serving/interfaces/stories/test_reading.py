@@ -14,7 +14,11 @@ from tests.serving.interfaces.reading import Reading
 
 def test_from_the_file_to_the_signature(room: Room, bundle: Bundle) -> None:
     page = room.enter()
-    file: FilePayload = {"name": "film.png", "mimeType": "image/png", "buffer": (bundle.path / "samples/01.png").read_bytes()}
+    file: FilePayload = {
+        "name": "film.png",
+        "mimeType": "image/png",
+        "buffer": (bundle.path / "samples/01.png").read_bytes(),
+    }
     page.locator("input[type=file]").set_input_files(file)
     page.get_by_role("link", name="film.png").click()
     reading = Reading(page)
@@ -24,7 +28,7 @@ def test_from_the_file_to_the_signature(room: Room, bundle: Bundle) -> None:
     assert len(state["boxes"]) == 1 and state["boxes"][0]["kind"] == "focus"
     boxed = reading.numbers()
     assert boxed != plain
-    moved = reading.pull((0.2, 0.4), (0.3, 0.5))  # by its edge
+    moved = reading.draw((0.2, 0.4), (0.3, 0.5))  # by its edge: it moves
     assert moved["boxes"][0]["x_min"] > state["boxes"][0]["x_min"]
     assert reading.numbers() != boxed
 

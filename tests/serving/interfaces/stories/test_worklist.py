@@ -99,7 +99,7 @@ def test_a_worklist_of_many_is_sorted_and_filtered_as_the_server_does(room: Room
     page.get_by_role("button", name="Show more").click()
     expect(rows).to_have_count(100)
     with page.expect_response(re.compile("/v1/worklist.*order=newest")) as answered:
-        page.get_by_label("First", exact=True).select_option("newest")
+        page.get_by_role("combobox", name="First").select_option("newest")
     expect(rows).to_have_count(50)
     answer: Any = answered.value.json()
     assert digests(page) == [item["digest"] for item in answer["items"]][:50]
@@ -114,7 +114,7 @@ def test_a_worklist_of_many_is_sorted_and_filtered_as_the_server_does(room: Room
     assert all(item["asks_for_help"] for item in asked["items"])
     page.reload()  # the choice is this browser's
     expect(page.get_by_label("Only where the model asks for help")).to_be_checked()
-    expect(page.get_by_label("First", exact=True)).to_have_value("newest")
+    expect(page.get_by_role("combobox", name="First")).to_have_value("newest")
 
 
 def test_what_was_begun_signed_and_skipped_is_found_again(room: Room, bundle: Bundle) -> None:
