@@ -241,6 +241,7 @@ class DataPlane:
             concepts=list(model.manifest.concepts),
             frame=Frame(side=model.manifest.side, scale=place.scale, left=place.left, top=place.top, turn=place.turn),
             limit=study.prediction.map_limit,
+            absent=model.absent,
             maps=np.round(maps.astype(np.float64), 4).tolist(),
             timings_ms=timing.milliseconds,
         )

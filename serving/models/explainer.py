@@ -43,7 +43,7 @@ class Corrected:
 
 
 class Explainer:
-    """Turns outputs into answers for one bundle. Immutable, so any thread may use it.
+    """Turns outputs into answers for one bundle. Immutable, so any thread may use it. ``alive``: K×M, what is not pruned.
 
     Args:
         manifest: the bundle's.
@@ -55,7 +55,7 @@ class Explainer:
         self.upsampler = Upsampler(manifest.height, manifest.width, manifest.side)
         per_concept = manifest.per_concept
         self._entries = [atlas[k * per_concept : (k + 1) * per_concept] for k in range(len(manifest.concepts))]
-        self._alive = np.array([[entry.alive for entry in own] for own in self._entries])
+        self.alive = np.array([[entry.alive for entry in own] for own in self._entries])
 
     def predict(
         self,
@@ -150,7 +150,7 @@ class Explainer:
             probability=float(one["concept_probabilities"][k]),
             answer=answer,
             contributions=dict(zip(self.manifest.classes, one["contributions"][k].tolist(), strict=True)),
-            peak=peak if answer != "rejected" and self._alive[k].any() else None,
+            peak=peak if answer != "rejected" and self.alive[k].any() else None,
             exemplars=exemplars,
         )
 
@@ -166,7 +166,7 @@ class Explainer:
 
     def _closest(self, k: int, scores: np.ndarray) -> list[Exemplar]:
         """The exemplars of the prototypes with the largest of M scores, none if all are pruned."""
-        alive = np.flatnonzero(self._alive[k])
+        alive = np.flatnonzero(self.alive[k])
         winners = alive[np.argsort(-scores[alive], kind="stable")][:EXEMPLARS].tolist()
         return self._exemplars(k, winners, scores.tolist()) if winners else []
 

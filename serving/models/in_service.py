@@ -10,6 +10,7 @@ import hashlib
 import threading
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from csr.bundle.format import Bundle, ConceptReference
@@ -17,6 +18,7 @@ from csr.bundle.profile import InputProfile
 from serving.engines import Engine
 from serving.errors import NotReadyError
 from serving.interfaces.schemas import ModelRef
+from serving.models.absence import absent_levels
 from serving.models.atlas import BundleAtlas
 from serving.models.explainer import Explainer
 from serving.telemetry.drift import ConceptDrift
@@ -54,6 +56,11 @@ class Model:
     def canvas_shape(self) -> tuple[int, int, int]:
         """C×S×S of what it looks at."""
         return (self.manifest.channels, self.manifest.side, self.manifest.side)
+
+    @cached_property
+    def absent(self) -> list[float]:
+        """What each concept scores in images that lack it (`serving.models.absence`)."""
+        return absent_levels(self.engine, self.manifest, self.explainer.alive)
 
 
 def _score_reference(profile: InputProfile) -> ConceptReference:

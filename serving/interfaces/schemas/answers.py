@@ -94,13 +94,18 @@ class Frame(Answer):
 
 
 class MapsAnswer(Answer):
-    """Similarity maps as numbers: K×h×w, in the order of ``concepts``, cells of the canvas from its upper left."""
+    """Similarity maps as numbers: K×h×w, in the order of ``concepts``, cells of the canvas from its upper left.
+
+    ``limit`` is the prediction's ``map_limit``. ``absent``: of each concept what images without it score
+    (`serving.models.absence`); what a map shows below is no sign of it.
+    """
 
     digest: str
     model: ModelRef
     concepts: list[str]
     frame: Frame
     limit: float
+    absent: list[float]
     maps: list[list[list[float]]]
     timings_ms: Timings
 

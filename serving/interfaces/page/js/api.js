@@ -120,7 +120,8 @@ export const atlas = () => json(v1("atlas"));
 /** @param {string} concept @param {number} index */
 export const prototype = (concept, index) => json(v1(`atlas/${part(concept)}/${index}`));
 /** @param {string} concept @param {number} index @param {{ rank?: number, map?: boolean }} parameters */
-export const cropUrl = (concept, index, parameters = {}) => v1(`atlas/${part(concept)}/${index}.png${query(parameters)}`);
+export const cropUrl = (concept, index, parameters = {}) =>
+  v1(`atlas/${part(concept)}/${index}.png${query(parameters)}`);
 /** @param {Array<{ concept: string, index: number }>} pruned @param {AbortSignal} [signal] */
 export const previewAtlas = (pruned, signal) => json(v1("atlas/preview"), post({ pruned }, { signal }));
 export const reviews = () => json(v1("reviews"));

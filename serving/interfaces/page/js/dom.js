@@ -74,7 +74,8 @@ export function refill(node, ...children) {
   const active = document.activeElement;
   const key = node.contains(active) ? /** @type {HTMLElement} */ (active)?.dataset?.key : undefined;
   node.replaceChildren(...children);
-  if (key !== undefined) /** @type {HTMLElement | null} */ (node.querySelector(`[data-key="${CSS.escape(key)}"]`))?.focus();
+  if (key !== undefined)
+    /** @type {HTMLElement | null} */ (node.querySelector(`[data-key="${CSS.escape(key)}"]`))?.focus();
 }
 
 /**

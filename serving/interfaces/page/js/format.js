@@ -25,10 +25,19 @@ export const nonbreaking = (text) => text.replaceAll(" %", "\u00a0%");
  * @param {string} iso
  */
 export const when = (iso) =>
-  new Date(iso).toLocaleString("en-GB", { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit" });
+  new Date(iso).toLocaleString("en-GB", {
+    day: "numeric",
+    month: "short",
+    year: "numeric",
+    hour: "2-digit",
+    minute: "2-digit",
+  });
 
 /** @param {Record<string, number>} steps */
-export const timings = (steps) => Object.entries(steps).map(([step, ms]) => `${step} ${ms.toFixed(1)} ms`).join(" · ");
+export const timings = (steps) =>
+  Object.entries(steps)
+    .map(([step, ms]) => `${step} ${ms.toFixed(1)} ms`)
+    .join(" · ");
 
 /**
  * The first characters of a digest, enough to tell studies apart.

@@ -24,7 +24,9 @@ function nameOf(event) {
 const takesText = (target) =>
   target instanceof HTMLElement &&
   (target.isContentEditable ||
-    target.matches("textarea, select, input:not([type=radio], [type=checkbox], [type=range], [type=file], [type=button])"));
+    target.matches(
+      "textarea, select, input:not([type=radio], [type=checkbox], [type=range], [type=file], [type=button])",
+    ));
 
 /**
  * Adds a table until the answer is called.
@@ -43,9 +45,16 @@ export function useKeys(title, lines) {
 export function showKeys() {
   const dialog = byId("keys");
   const rows = (/** @type {Line[]} */ lines) =>
-    lines.map((line) =>
-      element("tr", {}, element("th", { scope: "row" }, element("kbd", {}, line.shown ?? [line.key].flat().join(", "))), element("td", {}, line.label)),
-    );
+    lines
+      .filter((line) => line.label)
+      .map((line) =>
+        element(
+          "tr",
+          {},
+          element("th", { scope: "row" }, element("kbd", {}, line.shown ?? [line.key].flat().join(", "))),
+          element("td", {}, line.label),
+        ),
+      );
   dialog.replaceChildren(
     element("h2", { id: "keys-title" }, strings.keys.title),
     ...tables.map(({ title, lines }) =>

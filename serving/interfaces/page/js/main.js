@@ -35,7 +35,12 @@ const app = {
   models: [],
   remember(answer, { file = null, name = "", sample = null } = {}) {
     const known = studies.get(answer.digest);
-    studies.set(answer.digest, { answer, file: file ?? known?.file ?? null, name: name || (known?.name ?? ""), sample: sample ?? known?.sample ?? null });
+    studies.set(answer.digest, {
+      answer,
+      file: file ?? known?.file ?? null,
+      name: name || (known?.name ?? ""),
+      sample: sample ?? known?.sample ?? null,
+    });
     return `#/read/${answer.digest}`;
   },
   opened: (digest) => studies.get(digest),

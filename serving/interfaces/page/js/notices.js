@@ -18,7 +18,7 @@ export function showError(message) {
  */
 export function explainError(error) {
   if (error instanceof ApiError) return showError(error.message);
-  console.error(error);
+  reportError(error);
   return showError(strings.errors.page);
 }
 
@@ -38,7 +38,9 @@ export function showOffline(retry) {
   const node = byId("offline");
   if (node.hidden === (retry === null)) return;
   node.hidden = retry === null;
-  node.replaceChildren(...(retry ? [element("p", {}, strings.errors.offline), button(strings.errors.retry, retry)] : []));
+  node.replaceChildren(
+    ...(retry ? [element("p", {}, strings.errors.offline), button(strings.errors.retry, retry)] : []),
+  );
 }
 
 /**

@@ -1,0 +1,208 @@
+// The end of a reading: signed or skipped, what other readers said, and the next study.
+
+import { button, byId, element } from "../dom.js";
+import { plain, when } from "../format.js";
+import { strings } from "../strings.js";
+import { tick } from "./hints.js";
+import { untouched } from "./state.js";
+
+/** @typedef {import("./session.js").Session} Session */
+/** @typedef {import("../types.js").App} App */
+
+const text = strings.reading.sign;
+const skipping = strings.reading.skip;
+
+/** A name for one act, so that however often it is sent it counts once. */
+const actName = () =>
+  [...crypto.getRandomValues(new Uint8Array(16))].map((each) => each.toString(16).padStart(2, "0")).join("");
+
+/**
+ * A dialog with a form; `submit` is called once, with what was filled in, and the dialog closes when it is done.
+ * @param {string} title @param {Array<HTMLElement>} fields @param {string} label of the button that submits
+ * @param {(data: FormData) => Promise<boolean>} submit
+ */
+function ask(title, fields, label, submit) {
+  const go = /** @type {HTMLButtonElement} */ (element("button", { class: "primary" }, label));
+  const form = /** @type {HTMLFormElement} */ (
+    element(
+      "form",
+      { method: "dialog" },
+      ...fields,
+      element(
+        "div",
+        { class: "chips" },
+        go,
+        button(text.cancel, () => dialog.close()),
+      ),
+    )
+  );
+  const dialog = /** @type {HTMLDialogElement} */ (
+    element("dialog", { class: "act", "aria-labelledby": "act-title" }, element("h2", { id: "act-title" }, title), form)
+  );
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    go.disabled = true;
+    if (await submit(new FormData(form))) dialog.close();
+    go.disabled = false;
+  });
+  dialog.addEventListener("close", () => dialog.remove());
+  byId("results").append(dialog);
+  dialog.showModal();
+}
+
+/**
+ * @param {Session} session @param {App} app
+ * @param {ReturnType<typeof import("./link.js").createLink>} link
+ */
+export function createSigning(session, app, link) {
+  /** @type {any} */
+  let readings = null;
+  const mine = () => readings?.readings.find((/** @type {any} */ each) => each.reader === app.me.actor);
+
+  async function load() {
+    try {
+      readings = await link.persist(
+        () => app.api.readings(session.digest),
+        () => !session.closed,
+      );
+      if (!session.closed) draw();
+    } catch (error) {
+      if (!session.closed) app.notices.explainError(error);
+    }
+  }
+
+  /** @param {any} reading */
+  const line = (reading) =>
+    element(
+      "li",
+      {},
+      text.reader(
+        reading.reader,
+        reading.found.map(plain).join(", ") || "—",
+        /** @type {any} */ (text.decisions)[reading.decision],
+      ),
+      reading.comment && element("q", {}, reading.comment),
+    );
+
+  function draw() {
+    if (!readings) return byId("signed").replaceChildren();
+    const own = mine();
+    const others = readings.readings.filter((/** @type {any} */ each) => each !== own);
+    const same = own && JSON.stringify(stateOf(own.state)) === JSON.stringify(session.state);
+    const verdict = /** @type {any} */ (text.verdicts)[readings.agreement.verdict] ?? "";
+    return byId("signed").replaceChildren(
+      ...(own
+        ? [
+            element(
+              "p",
+              { class: "done" },
+              `✓ ${text.done(when(own.at))} `,
+              !same && element("span", { class: "warn" }, text.again),
+            ),
+          ]
+        : []),
+      ...(readings.hidden ? [element("p", { class: "quiet" }, text.hidden(readings.hidden))] : []),
+      ...(others.length
+        ? [
+            element("h3", {}, text.others),
+            element("ul", { class: "readers" }, others.map(line)),
+            element("p", {}, verdict),
+          ]
+        : []),
+    );
+  }
+
+  /** @param {any} state of a reading: as the page keeps one */
+  const stateOf = ({ boxes, confirmed, rejected, alpha }) => ({ boxes, confirmed, rejected, alpha });
+
+  function openSigning() {
+    const choice = (/** @type {"keep" | "revert"} */ value) =>
+      element(
+        "label",
+        { class: "choice" },
+        element("input", { type: "radio", name: "decision", value, checked: value === "keep" }),
+        element("span", {}, element("strong", {}, text[value][0]), element("small", {}, text[value][1])),
+      );
+    const comment = /** @type {HTMLTextAreaElement} */ (
+      element("textarea", { name: "comment", rows: 3, maxlength: 2000, oninput: () => keep(comment.value) })
+    );
+    comment.value = session.comment;
+    const keep = (/** @type {string} */ value) => {
+      session.comment = value;
+      session.remember();
+    };
+    const fields = [
+      element(
+        "fieldset",
+        { hidden: untouched(session.state) },
+        element("legend", { class: "visually-hidden" }, text.title),
+        choice("keep"),
+        choice("revert"),
+      ),
+      element("label", {}, text.comment, comment),
+      ...(mine() ? [element("p", { class: "quiet" }, text.supersedes)] : []),
+    ];
+    const name = actName();
+    ask(text.title, fields, text.sign, async (data) => {
+      const reading = {
+        state: session.request,
+        decision: String(data.get("decision") ?? "keep"),
+        comment: String(data.get("comment") ?? "").trim(),
+      };
+      return attempt(async () => {
+        await session.ask((digest) => app.api.sign(digest, reading, name));
+        tick("sign");
+        session.comment = "";
+        session.remember();
+        await load();
+        byId("next-study").focus();
+      });
+    });
+  }
+
+  function openSkipping() {
+    const reasons = skipping.reasons.map((reason, index) =>
+      element(
+        "label",
+        { class: "choice" },
+        element("input", { type: "radio", name: "reason", value: reason, checked: index === 0 }),
+        element("span", {}, reason),
+      ),
+    );
+    const fields = [
+      element("fieldset", {}, element("legend", {}, skipping.why), ...reasons),
+      element("label", {}, skipping.more, element("input", { type: "text", name: "more", maxlength: 200 })),
+    ];
+    const name = actName();
+    ask(skipping.title, fields, skipping.skip, (data) => {
+      const more = String(data.get("more")).trim();
+      return attempt(async () => {
+        await session.ask((digest) => app.api.skip(digest, `${data.get("reason")}${more ? `: ${more}` : ""}`, name));
+        app.notices.say(skipping.done);
+        await next();
+      });
+    });
+  }
+
+  /** @param {() => Promise<void>} act @returns {Promise<boolean>} whether it was done */
+  async function attempt(act) {
+    try {
+      await act();
+      return true;
+    } catch (error) {
+      app.notices.explainError(error);
+      return false;
+    }
+  }
+
+  async function next() {
+    await attempt(async () => {
+      const { items } = await link.persist(() => app.api.worklist({ order: "margin", progress: "unread", limit: 2 }));
+      const other = items.find((/** @type {any} */ each) => each.digest !== session.digest);
+      if (other) app.navigate(`#/read/${other.digest}`);
+      else app.notices.say(text.last);
+    });
+  }
+
+  return { load, draw, sign: openSigning, skip: openSkipping, next };
+}
