@@ -39,8 +39,8 @@ class Reading:
         expect(self.page.locator("#results")).to_have_attribute("aria-busy", "false")
 
     def numbers(self) -> str:
-        """The classes as they are shown."""
-        return self.page.locator("#classes").inner_text()
+        """Classes and concepts as they are shown."""
+        return "".join(self.page.locator(part).inner_text() for part in ("#classes", "#concepts"))
 
     def boxes(self) -> Locator:
         """The boxes on the image, each once."""
