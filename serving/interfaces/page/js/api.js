@@ -14,6 +14,11 @@ export class ApiError extends Error {
   get passing() {
     return [0, 429, 502, 503, 504].includes(this.status);
   }
+
+  /** Whether the server has let a study go, and takes its file again. */
+  get forgotten() {
+    return ["unknown_study", "upload_again", "image_size_differs"].includes(this.code);
+  }
 }
 
 /** Where the reader was when their session ended; `main.js` brings them back. */

@@ -79,7 +79,7 @@ async function start() {
     byId("view").focus();
   });
   try {
-    const [me, { models }] = await Promise.all([api.me().catch(() => app.me), api.models()]);
+    const [me, { models }] = await Promise.all([api.me(), api.models()]);
     Object.assign(app, { me, models });
   } catch (error) {
     return notices.explainError(error);

@@ -197,7 +197,7 @@ export const strings = {
       reader: (/** @type {string} */ reader, /** @type {string} */ found, /** @type {string} */ decision) =>
         `${reader}: ${found} (${decision})`,
       decisions: { keep: "corrections kept", revert: "as predicted" },
-      verdicts: { none: "", one: "", same: "The readers agree.", differ: "The readers differ." },
+      verdicts: { none: "", one: "", hidden: "", same: "The readers agree.", differ: "The readers differ." },
       next: "Next study",
       last: "No other unread study is left.",
     },

@@ -1,18 +1,11 @@
-// Between a session and the nodes: what is chosen, and drawing all of it when something changed.
+// A reader's desk: what is chosen on it, what they do, and drawing it anew (`screen.js`) when something changed.
 
 import { byId } from "../dom.js";
-import { plain, timings } from "../format.js";
 import { canvasWith, developed } from "../viewer/contrast.js";
-import { fieldOf, largest } from "../viewer/field.js";
-import { windowOf } from "../viewer/camera.js";
-import { SIGNS, drawBoxes } from "./boxes.js";
 import { tick } from "./hints.js";
-import { drawAlpha, drawLegend } from "./looks.js";
-import { askAgain, askName, drawQuestion, hideAsk } from "./questions.js";
-import { conceptOf, drawClasses, drawConcepts, throughPrototypes } from "./results.js";
-import { keyOf } from "./session.js";
+import { conceptOf } from "./results.js";
+import { drawAsk, drawMap, drawMarks, drawState, render } from "./screen.js";
 import { EMPTY, touched, untouched, withAnswer, withBox, withBoxAt, withoutBox } from "./state.js";
-import { drawWhy } from "./why.js";
 
 /** @typedef {import("../types.js").Box} Box */
 
@@ -48,10 +41,10 @@ export class Desk {
     const { sending, current } = this.session;
     byId("results").setAttribute("aria-busy", String(sending > 0));
     byId("stale").hidden = current || byId("offline").hidden;
-    if (what === "state") this.drawState();
-    if (what === "maps") this.drawMap();
+    if (what === "state") drawState(this);
+    if (what === "maps") drawMap(this);
     if (what !== "answer") return;
-    this.render();
+    render(this);
     if (this.measuring) {
       this.measuring = false;
       performance.mark(SHOWN);
@@ -77,11 +70,12 @@ export class Desk {
       this.selected = this.session.state.boxes.length;
       return this.apply(withBox(this.session.state, box));
     }
+    this.selected = this.session.state.boxes.length;
     await this.session.propose(box);
-    return this.#focusChip();
+    return this.focusChip();
   }
 
-  #focusChip() {
+  focusChip() {
     /** @type {HTMLElement | null} */ (document.querySelector("#ask [data-chip]"))?.focus();
   }
 
@@ -98,7 +92,7 @@ export class Desk {
   select(index) {
     if (this.selected === index) return;
     this.selected = index;
-    this.drawState();
+    drawState(this);
   }
 
   removeSelected() {
@@ -127,8 +121,8 @@ export class Desk {
   }
 
   discard() {
-    this.session.pending = null;
-    this.drawState();
+    this.session.drop();
+    drawState(this);
     byId("add-box").focus();
   }
 
@@ -147,8 +141,8 @@ export class Desk {
   choose(name) {
     [this.chosen, this.peeked] = [name, null];
     tick("look");
-    this.render();
-    this.drawMap();
+    render(this);
+    drawMap(this);
   }
 
   /** @param {number} step */
@@ -161,149 +155,25 @@ export class Desk {
   peek(name) {
     if (this.peeked === name) return;
     this.peeked = name;
-    this.drawMap();
-    this.drawMarks();
+    drawMap(this);
+    drawMarks(this);
   }
 
   /** @param {ImageData} pixels */
   setPixels(pixels) {
     this.viewer.setPixels(pixels);
     this.picture = canvasWith(developed(pixels, this.viewer.looks.contrast));
-    this.render();
+    render(this);
   }
 
   /** @param {import("../viewer/viewer.js").Looks} looks */
   keepLooks(looks) {
     this.session.looks = looks;
     this.session.remember();
-    this.drawAsk();
+    drawAsk(this);
   }
 
   get shownConcept() {
     return this.peeked ?? this.chosen;
-  }
-
-  drawMap() {
-    const { maps } = this.session;
-    if (!maps) return;
-    const index = maps.concepts.indexOf(this.shownConcept);
-    const [absent, limit] = [maps.absent[index], maps.limit];
-    const field = fieldOf(maps.maps[index]);
-    this.viewer.setLayer({ field, frame: maps.frame, absent, limit });
-    drawLegend(plain(this.shownConcept), largest(field), absent, limit);
-    this.drawMarks();
-  }
-
-  drawMarks() {
-    const { state, pending, after, maps, openDoubts, openQuestions } = this.session;
-    const doubted = new Set(openDoubts.map((each) => each.box));
-    const boxes = state.boxes.map((box, index) => {
-      const name = box.concept ? ` ${plain(box.concept)}` : "";
-      return { ...box, tag: `${SIGNS[box.kind]}${index + 1}${name}${doubted.has(index) ? " ?" : ""}` };
-    });
-    const all = pending ? [...boxes, { ...pending.box, pending: true, tag: "?" }] : boxes;
-    const { peak } = conceptOf(after, this.shownConcept);
-    const absent = maps?.absent[maps.concepts.indexOf(this.shownConcept)] ?? -1;
-    const look = pending ? null : (openQuestions[0]?.place ?? null);
-    if (this.selected !== null && this.selected >= all.length) this.selected = null;
-    this.viewer.mark({
-      boxes: all,
-      peak: peak && { ...peak, faint: peak.similarity <= absent },
-      look,
-      selected: this.selected,
-    });
-  }
-
-  drawState() {
-    const { session } = this;
-    const { state, pending, size } = session;
-    this.drawMarks();
-    byId("undo").disabled = session.history.past.length === 0;
-    byId("redo").disabled = session.history.future.length === 0;
-    byId("reset").disabled = untouched(state);
-    byId("add-box").disabled = false;
-    drawAlpha(state.alpha, session.alpha);
-    drawBoxes(state.boxes, pending?.box ?? null, {
-      size,
-      selected: this.selected,
-      onRemove: (index) => this.apply(withoutBox(session.state, index)),
-      onMove: (index, box) => this.apply(withBoxAt(session.state, index, box)),
-      onSelect: (index) => this.select(index),
-      onDiscard: () => this.discard(),
-      onPropose: (box) => session.propose(box),
-    });
-    this.drawAsk();
-    this.signing.draw();
-  }
-
-  /** One question at a box at a time: what a new one shows, else the first doubt. */
-  drawAsk() {
-    const { session } = this;
-    const [doubt] = session.openDoubts;
-    const { pending, state } = session;
-    if (pending) {
-      const onMore = () => {
-        pending.all = true;
-        this.drawAsk();
-        this.#focusChip();
-      };
-      const onName = (/** @type {string} */ concept) => {
-        this.chosen = concept;
-        this.apply(withBox(state, { ...pending.box, concept }));
-      };
-      askName(pending, this.#onScreen(pending.box), { onName, onMore, onDiscard: () => this.discard() });
-    } else if (doubt) {
-      const box = state.boxes[doubt.box];
-      const onKeep = () => {
-        session.insisted.add(keyOf(box));
-        session.remember();
-        this.drawState();
-      };
-      const onName = (/** @type {string} */ concept) => this.apply(withBoxAt(state, doubt.box, { ...box, concept }));
-      askAgain(doubt, this.#onScreen(box), { onName, onKeep });
-    } else hideAsk();
-  }
-
-  /** @param {Box} box */
-  #onScreen(box) {
-    const view = windowOf(this.viewer.looks.camera, this.session.size, this.viewer.screen());
-    const down = (/** @type {number} */ y) => (y - view.top) * view.scale;
-    return { left: (box.x_min - view.left) * view.scale, top: down(box.y_min), bottom: down(box.y_max) };
-  }
-
-  render() {
-    const { before, after, changes, state, openQuestions, unknown } = this.session;
-    const forClass = this.forClass ?? after.top;
-    const said = touched(state);
-    this.drawState();
-    drawClasses(before, after, forClass, said, (name) => {
-      this.forClass = name;
-      this.render();
-    });
-    const through = said && changes ? throughPrototypes(changes, before, after) : "";
-    byId("summary").textContent = said && changes ? `${plain(changes.summary)} ${through}`.trim() : "";
-    drawConcepts({
-      before,
-      after,
-      order: this.order,
-      chosen: this.chosen,
-      forClass,
-      onChoose: (name) => this.choose(name),
-      onPeek: (name) => this.peek(name),
-      onAnswer: (name, answer) => this.answer(name, answer),
-    });
-    const onSkip = (/** @type {string} */ concept) => {
-      unknown.add(concept);
-      this.session.remember();
-      this.render();
-    };
-    drawQuestion(openQuestions[0], unknown.size > 0, {
-      onAnswer: (name, answer) => this.answer(name, answer),
-      onSkip,
-      onLook: (name) => this.choose(name),
-    });
-    const [champion] = this.session.app.models;
-    drawWhy(conceptOf(after, this.chosen), this.picture ?? null, this.session.size, champion);
-    byId("timing").textContent = timings(this.session.timings);
   }
 }

@@ -54,6 +54,7 @@ export function buildLooks(viewer, onAlpha) {
     );
   const zoom = (/** @type {string} */ sign, /** @type {string} */ label, /** @type {() => void} */ run) =>
     button(sign, run, { "aria-label": label, title: label });
+  buildAlpha(onAlpha);
   byId("looks").replaceChildren(
     element(
       "p",
@@ -61,6 +62,14 @@ export function buildLooks(viewer, onAlpha) {
       element("span", { id: "map-name" }),
       element("span", { id: "ramp", class: "ramp", "aria-hidden": "true" }, element("span", { class: "below" })),
       element("span", { id: "map-limit" }),
+      element("span", { class: "gap" }),
+      element(
+        "span",
+        { class: "zoom" },
+        zoom("−", text.out, () => viewer.zoom(1 / 1.4)),
+        zoom("+", text.in, () => viewer.zoom(1.4)),
+        zoom("⤢", text.whole, () => viewer.zoom(0)),
+      ),
     ),
     element("p", { id: "map-nothing", class: "nothing", hidden: true }),
     element(
@@ -75,29 +84,6 @@ export function buildLooks(viewer, onAlpha) {
       slider("opacity", text.opacity, { min: 0, max: 100 }, (value) => set({ opacity: value / 100 })),
       check("cells", text.cells, (cells) => set({ cells }), text.cellsTitle),
       check("show-boxes", text.boxes, (boxes) => set({ boxes })),
-      element(
-        "span",
-        { class: "zoom" },
-        zoom("−", text.out, () => viewer.zoom(1 / 1.4)),
-        zoom("+", text.in, () => viewer.zoom(1.4)),
-        zoom("⤢", text.whole, () => viewer.zoom(0)),
-      ),
-      element(
-        "label",
-        { class: "slider alpha", for: "alpha", title: text.alphaTitle },
-        `${text.alpha} `,
-        element("input", {
-          type: "range",
-          id: "alpha",
-          min: 0,
-          max: 1,
-          step: 0.05,
-          disabled: true,
-          onchange: (/** @type {any} */ event) => onAlpha(Number(event.target.value)),
-        }),
-        " ",
-        element("output", { id: "alpha-value", for: "alpha" }),
-      ),
       element(
         "details",
         { class: "more" },
@@ -121,6 +107,28 @@ export function buildLooks(viewer, onAlpha) {
           ),
         ),
       ),
+    ),
+  );
+}
+
+/** α, beside the boxes that it is about. @param {(alpha: number) => void} onAlpha */
+function buildAlpha(onAlpha) {
+  byId("alpha-part").replaceChildren(
+    element(
+      "label",
+      { class: "slider alpha", for: "alpha", title: text.alphaTitle },
+      `${text.alpha} `,
+      element("input", {
+        type: "range",
+        id: "alpha",
+        min: 0,
+        max: 1,
+        step: 0.05,
+        disabled: true,
+        onchange: (/** @type {any} */ event) => onAlpha(Number(event.target.value)),
+      }),
+      " ",
+      element("output", { id: "alpha-value", for: "alpha" }),
     ),
   );
 }

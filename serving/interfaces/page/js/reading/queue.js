@@ -1,7 +1,7 @@
 // The studies beside the image: what waits for a reader, samples to try, and files to open.
 
 import { byId, element } from "../dom.js";
-import { percent, plain } from "../format.js";
+import { nonbreaking, percent, plain } from "../format.js";
 import { strings } from "../strings.js";
 
 /** @typedef {import("../types.js").App} App */
@@ -34,9 +34,11 @@ export async function openFiles(files, app) {
 /** @param {any} item @param {string | null} current @param {App} app */
 function row(item, current, app) {
   const mine = /** @type {any} */ (text.mine)[item.mine] ?? "";
-  const notes = [`${plain(item.top)} ${percent(item.confidence)}`, item.asks_for_help && text.help, mine].filter(
-    Boolean,
-  );
+  const notes = [
+    `${plain(item.top)} ${item.confidence === null ? "" : nonbreaking(percent(item.confidence))}`,
+    item.asks_for_help && text.help,
+    mine,
+  ].filter(Boolean);
   return element(
     "li",
     {},

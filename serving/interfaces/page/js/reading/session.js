@@ -5,13 +5,13 @@
 import { ApiError } from "../api.js";
 import { overtaken } from "./link.js";
 import { keep, recall } from "./memory.js";
+import { rank } from "./naming.js";
 import { EMPTY, untouched } from "./state.js";
 
 /** @typedef {import("../types.js").State} State */
 /** @typedef {{ state: State, past: State[], future: State[] }} History */
 /** @typedef {{ box: import("../types.js").Box, ranked: Array<{ name: string, probability: number | null }> | null, all: boolean }} Pending */
 
-const FORGOTTEN = ["unknown_study", "upload_again", "image_size_differs"];
 /** @param {unknown} value */
 export const keyOf = (value) => JSON.stringify(value);
 
@@ -33,6 +33,7 @@ export class Session {
     this.after = this.before;
     /** @type {any} */
     this.changes = null;
+    this.model = opened.answer.model;
     this.timings = opened.answer.timings_ms;
     /** @type {import("../types.js").Doubt[]} */
     this.doubts = [];
@@ -51,6 +52,10 @@ export class Session {
     /** @type {any} */
     this.looks = kept.looks ?? null;
     this.comment = kept.comment ?? "";
+    /** @type {import("../types.js").Box | null} a box without a name that was there when the page was left */
+    this.unnamed = kept.unnamed ?? null;
+    /** @type {{ said: string, key: string } | null} the last act that was sent, and its name */
+    this.act = kept.act ?? null;
     /** @type {History} the last that was answered */
     this.answered = { state: EMPTY, past: [], future: [] };
     this.turn = 0; // an answer to an earlier turn is stale and is dropped
@@ -85,24 +90,24 @@ export class Session {
 
   remember() {
     const { state, past, future } = this.history;
-    const [insisted, unknown] = [[...this.insisted], [...this.unknown]];
-    keep(this.app.me.actor, this.digest, {
-      state,
-      past,
-      future,
-      insisted,
-      unknown,
-      looks: this.looks,
-      comment: this.comment,
-    });
+    const { looks, comment, act } = this;
+    const [insisted, unknown, unnamed] = [[...this.insisted], [...this.unknown], this.pending?.box ?? null];
+    const all = { state, past, future, insisted, unknown, unnamed, looks, comment, act };
+    keep(this.app.me.actor, this.digest, all);
   }
 
   /** Asks for what a restored state changes, or only for the maps. */
-  start() {
+  async start() {
+    const { unnamed } = this;
     if (untouched(this.state)) {
       this.answered = this.history;
-      return this.#loadMaps(++this.turn);
-    }
+      await this.#loadMaps(++this.turn);
+    } else await this.#become(this.history);
+    if (unnamed && !this.pending) await this.propose(unnamed);
+  }
+
+  /** Asks again what the state changes: another model may answer by now. */
+  refresh() {
     return this.#become(this.history);
   }
 
@@ -146,13 +151,14 @@ export class Session {
           answer.changes,
           answer.doubts,
         ];
-        this.timings = answer.timings_ms;
+        [this.model, this.timings] = [answer.model, answer.timings_ms];
         if (next.state.alpha === null) this.alpha = answer.alpha;
         this.answered = next;
         this.app.notices.showError("");
         this.changed("answer");
       } catch (error) {
-        if (mine === this.turn && !overtaken(error)) {
+        const away = error instanceof ApiError && error.status === 401; // signing in again brings it back
+        if (mine === this.turn && !overtaken(error) && !away) {
           this.history = this.answered;
           this.remember();
           this.changed("answer");
@@ -187,7 +193,7 @@ export class Session {
       return await this.link.persist(() => question(this.digest), wanted);
     } catch (error) {
       const { file, name } = this.opened;
-      if (!(error instanceof ApiError && FORGOTTEN.includes(error.code) && file)) throw error;
+      if (!(error instanceof ApiError && error.forgotten && file)) throw error;
       const { digest } = await this.link.persist(() => this.app.api.upload(file, name || "study"), wanted);
       return this.link.persist(() => question(digest), wanted);
     }
@@ -201,24 +207,18 @@ export class Session {
     /** @type {Pending} */
     const mine = { box, ranked: null, all: false };
     this.pending = mine;
+    this.remember();
     this.changed("state");
-    await this.#attempt(async () => {
-      const { x_min, y_min, x_max, y_max } = box;
-      try {
-        const answer = await this.ask((digest) =>
-          this.app.api.probe(digest, { x_min, y_min, x_max, y_max }, this.request.image),
-        );
-        mine.ranked = answer.concepts.map((/** @type {any} */ { name, probability }) => ({ name, probability }));
-      } catch (error) {
-        if (!(error instanceof ApiError) || error.code !== "cannot_name") throw error;
-        mine.ranked = this.before.concepts.map(({ name }) => ({ name, probability: null }));
-        mine.all = true;
-      }
-      this.app.notices.showError("");
-    });
+    await this.#attempt(() => rank(this, mine));
     if (this.pending !== mine) return;
-    if (mine.ranked === null) this.pending = null; // it failed, and the page says why
+    if (mine.ranked === null) this.drop(); // it failed, and the page says why
     this.changed("state");
+  }
+
+  /** Lets go of the box without a name. */
+  drop() {
+    this.pending = null;
+    this.remember();
   }
 
   /** @param {() => Promise<void>} action */

@@ -1,5 +1,6 @@
 // The end of a reading: signed or skipped, what other readers said, and the next study.
 
+import { ApiError } from "../api.js";
 import { button, byId, element } from "../dom.js";
 import { plain, when } from "../format.js";
 import { strings } from "../strings.js";
@@ -12,9 +13,33 @@ import { untouched } from "./state.js";
 const text = strings.reading.sign;
 const skipping = strings.reading.skip;
 
-/** A name for one act, so that however often it is sent it counts once. */
-const actName = () =>
-  [...crypto.getRandomValues(new Uint8Array(16))].map((each) => each.toString(16).padStart(2, "0")).join("");
+/**
+ * The name of an act, the same as long as the same is sent, so that however often that happens it counts once.
+ * @param {Session} session @param {unknown} body of its request
+ */
+function actKey(session, body) {
+  const said = JSON.stringify(body);
+  if (session.act?.said !== said) {
+    const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
+    session.act = { said, key: bytes.map((each) => each.toString(16).padStart(2, "0")).join("") };
+    session.remember();
+  }
+  return session.act.key;
+}
+
+/**
+ * Whether two states say the same, however they are written.
+ * @param {import("../types.js").State} one @param {import("../types.js").State} other
+ */
+function sameWord(one, other) {
+  const box = (/** @type {import("../types.js").Box} */ { kind, concept, x_min, y_min, x_max, y_max }) => [
+    ...[kind, concept ?? null],
+    ...[x_min, y_min, x_max, y_max].map((each) => each.toFixed(3)),
+  ];
+  const word = (/** @type {import("../types.js").State} */ { boxes, confirmed, rejected, alpha }) =>
+    JSON.stringify([boxes.map(box), [...confirmed].sort(), [...rejected].sort(), alpha]);
+  return word(one) === word(other);
+}
 
 /**
  * A dialog with a form; `submit` is called once, with what was filled in, and the dialog closes when it is done.
@@ -88,7 +113,7 @@ export function createSigning(session, app, link) {
     if (!readings) return byId("signed").replaceChildren();
     const own = mine();
     const others = readings.readings.filter((/** @type {any} */ each) => each !== own);
-    const same = own && JSON.stringify(stateOf(own.state)) === JSON.stringify(session.state);
+    const same = own && sameWord(own.state, session.state);
     const verdict = /** @type {any} */ (text.verdicts)[readings.agreement.verdict] ?? "";
     return byId("signed").replaceChildren(
       ...(own
@@ -111,9 +136,6 @@ export function createSigning(session, app, link) {
         : []),
     );
   }
-
-  /** @param {any} state of a reading: as the page keeps one */
-  const stateOf = ({ boxes, confirmed, rejected, alpha }) => ({ boxes, confirmed, rejected, alpha });
 
   function openSigning() {
     const choice = (/** @type {"keep" | "revert"} */ value) =>
@@ -142,17 +164,17 @@ export function createSigning(session, app, link) {
       element("label", {}, text.comment, comment),
       ...(mine() ? [element("p", { class: "quiet" }, text.supersedes)] : []),
     ];
-    const name = actName();
     ask(text.title, fields, text.sign, async (data) => {
       const reading = {
         state: session.request,
         decision: String(data.get("decision") ?? "keep"),
         comment: String(data.get("comment") ?? "").trim(),
+        model: session.model.digest,
       };
       return attempt(async () => {
-        await session.ask((digest) => app.api.sign(digest, reading, name));
+        await session.ask((digest) => app.api.sign(digest, reading, actKey(session, reading)));
         tick("sign");
-        session.comment = "";
+        [session.comment, session.act] = ["", null];
         session.remember();
         await load();
         byId("next-study").focus();
@@ -173,11 +195,12 @@ export function createSigning(session, app, link) {
       element("fieldset", {}, element("legend", {}, skipping.why), ...reasons),
       element("label", {}, skipping.more, element("input", { type: "text", name: "more", maxlength: 200 })),
     ];
-    const name = actName();
     ask(skipping.title, fields, skipping.skip, (data) => {
       const more = String(data.get("more")).trim();
       return attempt(async () => {
-        await session.ask((digest) => app.api.skip(digest, `${data.get("reason")}${more ? `: ${more}` : ""}`, name));
+        const reason = `${data.get("reason")}${more ? `: ${more}` : ""}`;
+        await session.ask((digest) => app.api.skip(digest, reason, actKey(session, reason)));
+        session.act = null;
         app.notices.say(skipping.done);
         await next();
       });
@@ -190,6 +213,7 @@ export function createSigning(session, app, link) {
       await act();
       return true;
     } catch (error) {
+      if (error instanceof ApiError && error.code === "model_changed") await session.refresh();
       app.notices.explainError(error);
       return false;
     }

@@ -164,7 +164,12 @@ export function build(root) {
         tools(),
         well(),
         element("div", { class: "under", id: "looks" }),
-        element("ul", { id: "box-list", class: "box-list", "aria-label": text.boxes.label }),
+        element(
+          "div",
+          { class: "box-row" },
+          element("ul", { id: "box-list", class: "box-list", "aria-label": text.boxes.label }),
+          element("div", { id: "alpha-part" }),
+        ),
       ),
       results(),
     ),

@@ -14,6 +14,7 @@ import { buildLooks, drawLooks } from "./looks.js";
 import { buildQueue, openFiles } from "./queue.js";
 import { buildMenu } from "./save.js";
 import { Session } from "./session.js";
+import { render } from "./screen.js";
 import { createSigning } from "./sign.js";
 import { build } from "./skeleton.js";
 
@@ -31,6 +32,20 @@ function takeDrops(well, app) {
       app,
     );
   });
+}
+
+/**
+ * A study; a server that has let it go gets its file once more.
+ * @param {string} digest @param {import("../types.js").App} app
+ */
+async function studyOf(digest, app) {
+  try {
+    return await app.api.study(digest);
+  } catch (error) {
+    const known = app.opened(digest);
+    if (!(error instanceof app.api.ApiError && error.forgotten && known?.file)) throw error;
+    return app.api.upload(known.file, known.name || "study");
+  }
 }
 
 /** @type {import("../types.js").Mount} */
@@ -60,14 +75,13 @@ export function mount(root, { path }, app) {
   /** @param {string} wanted */
   async function open(wanted) {
     byId("hint").textContent = text.loading;
-    const known = app.opened(wanted);
-    if (!known)
-      app.remember(
-        await link.persist(
-          () => app.api.study(wanted),
-          () => !left,
-        ),
-      );
+    // Asked for even if its answer is known: that it was shown is put on record.
+    app.remember(
+      await link.persist(
+        () => studyOf(wanted, app),
+        () => !left,
+      ),
+    );
     const opened = app.opened(wanted);
     if (left || !opened) return;
     const session = new Session(opened, app, link, (what) => desk?.changed(what));
@@ -82,7 +96,7 @@ export function mount(root, { path }, app) {
     viewer.show(session.size, { ...LOOKS, ...session.looks });
     drawLooks(viewer.looks);
     buildActs(signing);
-    desk.render();
+    render(desk);
     const picture = session.ask((each) => app.api.image(each)).then(decoded);
     await Promise.all([picture.then((pixels) => !left && desk?.setPixels(pixels)), session.start(), signing.load()]);
   }

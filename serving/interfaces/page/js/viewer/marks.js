@@ -11,7 +11,7 @@ import { shape } from "../dom.js";
 const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
 
 /** @param {Region} box */
-const rectOf = ({ x_min: x, y_min: y, x_max, y_max }) => ({ x, y, width: x_max - x, height: y_max - y });
+export const rectOf = ({ x_min: x, y_min: y, x_max, y_max }) => ({ x, y, width: x_max - x, height: y_max - y });
 
 /** @param {Region} box @param {string} handle */
 function cornerOf(box, handle) {
@@ -105,4 +105,19 @@ export function pulled(box, part, dx, dy, image, least) {
   if (part.includes("n")) next.y_min = within(box.y_min + dy, 0, box.y_max - least);
   if (part.includes("s")) next.y_max = Math.min(Math.max(box.y_max + dy, box.y_min + least), image.height);
   return next;
+}
+
+/**
+ * The smallest box at a point of the image; null: there is none.
+ * @param {Region[]} boxes @param {{ x: number, y: number }} point @param {number} near pixels beside a box that are still its
+ */
+export function smallestAt(boxes, { x, y }, near) {
+  /** @type {{ index: number | null, area: number }} */
+  let found = { index: null, area: Infinity };
+  boxes.forEach(({ x_min, y_min, x_max, y_max }, index) => {
+    const area = (x_max - x_min) * (y_max - y_min);
+    const here = x >= x_min - near && x <= x_max + near && y >= y_min - near && y <= y_max + near;
+    if (here && area < found.area) found = { index, area };
+  });
+  return found.index;
 }

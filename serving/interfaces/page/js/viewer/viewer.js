@@ -1,11 +1,11 @@
 // The image with its map on one canvas and its boxes in one SVG. It holds how the image is looked at (`looks`) and
 // nothing of the reading: it draws what it is given and reports what the reader did, in pixels of the stored image.
 
-import { shape } from "../dom.js";
+import { setAttributes, shape } from "../dom.js";
 import { WHOLE, clamp, onImage, panned, windowOf, zoomed } from "./camera.js";
 import { PLAIN, bounded, canvasWith, contextOf, developed } from "./contrast.js";
 import { Gestures } from "./gestures.js";
-import { drawMarks, pulled } from "./marks.js";
+import { drawMarks, pulled, rectOf, smallestAt } from "./marks.js";
 import { Overlay } from "./overlay.js";
 
 /** @typedef {import("../types.js").Region} Region */
@@ -65,7 +65,8 @@ export class Viewer {
       onPan: (dx, dy) => this.#look({ camera: panned(this.looks.camera, this.#size(), this.screen(), dx, dy) }),
       onZoom: (factor, point) => this.zoom(factor, point),
       onContrast: (dx, dy) => this.#tune(dx, dy),
-      onTap: (point) => reports.onSelect(this.#boxAt(point)),
+      onTap: (point) =>
+        reports.onSelect(this.looks.boxes ? smallestAt(this.marks.boxes, this.#inside(point), 6 * this.unit()) : null),
       onCancel: () => this.#clear(),
     });
     this.watcher = new ResizeObserver(() => this.redraw());
@@ -174,7 +175,7 @@ export class Viewer {
     if (this.canvas.width !== width || this.canvas.height !== height)
       [this.canvas.width, this.canvas.height] = [width, height];
     this.svg.setAttribute("viewBox", `${view.left} ${view.top} ${view.width} ${view.height}`);
-    for (const [name, value] of Object.entries({ x: 0, y: 0, ...size })) this.frame.setAttribute(name, String(value));
+    setAttributes(this.frame, { x: 0, y: 0, width: size.width, height: size.height });
     const context = contextOf(this.canvas);
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, width, height);
@@ -205,20 +206,11 @@ export class Viewer {
   }
 
   #sketch(/** @type {any} */ start, /** @type {any} */ end) {
-    const { x_min, y_min, x_max, y_max } = this.#span(start, end);
-    const rect = {
-      x: x_min,
-      y: y_min,
-      width: x_max - x_min,
-      height: y_max - y_min,
-      class: `draft ${this.reports.tool()}`,
-    };
-    for (const [key, value] of Object.entries(rect)) this.draft.setAttribute(key, String(value));
+    setAttributes(this.draft, { ...rectOf(this.#span(start, end)), class: `draft ${this.reports.tool()}` });
   }
 
   #clear() {
-    for (const [key, value] of Object.entries({ class: "draft", width: 0, height: 0 }))
-      this.draft.setAttribute(key, String(value));
+    setAttributes(this.draft, { class: "draft", width: 0, height: 0 });
     this.#drawMarks();
   }
 
@@ -254,18 +246,5 @@ export class Viewer {
     );
     this.#drawMarks({ index, box });
     if (done) this.reports.onChange(index, { kind, ...box });
-  }
-
-  /** The smallest box at a point. @param {{ x: number, y: number }} point */
-  #boxAt(point) {
-    const { x, y } = this.#inside(point);
-    const near = 6 * this.unit();
-    let [found, least] = [/** @type {number | null} */ (null), Infinity];
-    this.marks.boxes.forEach((box, index) => {
-      const area = (box.x_max - box.x_min) * (box.y_max - box.y_min);
-      const here = x >= box.x_min - near && x <= box.x_max + near && y >= box.y_min - near && y <= box.y_max + near;
-      if (here && area < least) [found, least] = [index, area];
-    });
-    return this.looks.boxes ? found : null;
   }
 }
