@@ -15,7 +15,7 @@ from csr.bundle.runtime import BundleRunner
 from csr.data.prepared import PreparedSet
 from csr.errors import BundleError, ConfigError
 from csr.evaluation.evaluate import evaluate_predictions
-from csr.evaluation.pointing import map_peaks
+from csr.evaluation.peaks import map_peaks
 from csr.evaluation.predictions import Predictions
 from csr.interaction.corrections import Interaction
 

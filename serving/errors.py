@@ -38,6 +38,30 @@ class UnknownItemError(ServingError):
     code, status = "not_found", 404
 
 
+class InvalidPruningError(ServingError):
+    """A set of prototypes that cannot be pruned."""
+
+    code, status = "invalid_pruning", 422
+
+
+class InvalidReviewError(ServingError):
+    """Reviews that contradict themselves."""
+
+    code, status = "invalid_review", 422
+
+
+class NoValidationError(ServingError):
+    """A bundle of an earlier format, which says nothing of its validation studies."""
+
+    code, status = "no_validation_data", 409
+
+
+class NoRollbackError(ServingError):
+    """A champion that cannot go back."""
+
+    code, status = "no_rollback", 409
+
+
 class FrameError(ServingError):
     """Boxes drawn on an image of another size than the study's."""
 

@@ -29,7 +29,7 @@ from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
 from csr.errors import DataError
 from csr.evaluation.metrics import macro_auroc
-from csr.evaluation.pointing import map_peaks
+from csr.evaluation.peaks import map_peaks
 from csr.evaluation.predictions import Predictions
 from csr.evaluation.thresholds import validation_f1
 from csr.network.backbone import Backbone

@@ -7,6 +7,9 @@ A folder:
 - ``reasoner.onnx``   patches, importance B×h×w, answers B×K, places B×K×h×w, absent_weight B → the outputs of
   `csr.network.reasoner.Reasoning`
 - ``atlas.json``, ``crops.npy``   what each prototype looks like (`csr.bundle.atlas`); crops uint8 S×C×c×c, one a source
+- ``crop_maps.npy``   uint8 S×c×c, over each crop the prototype's similarity map there, in steps of 1/255; clipped at 0
+- ``pruning.onnx``    scores B×K×M, mask of live prototypes K×M → the standardised scores and the class probabilities
+- ``validation.npz``  what the validation studies say about the prototypes (`csr.bundle.validation`)
 - ``naming.json``     what a box is about (`csr.interaction.naming`); null if no validation boxes could tell
 - ``profile.json``    what the training images were, to tell what does not fit (`csr.bundle.profile`)
 - ``reference.json``  how probable each concept was on the training images, to measure drift against
@@ -26,12 +29,13 @@ from typing import Any, Literal
 import numpy as np
 
 from csr.bundle.profile import InputProfile
+from csr.bundle.validation import ValidationSet
 from csr.data.digests import file_digest
 from csr.errors import BundleError
 from csr.interaction.naming import BoxNaming
 
-FORMAT = 7
-READABLE = (6, FORMAT)  # 6 lacks the thresholds, which were a half
+FORMAT = 8
+READABLE = (6, 7, FORMAT)  # 7 lacks what the validation studies say, and 6 the thresholds, too, which were a half
 MANIFEST = "manifest.json"
 INTERACTION_INPUTS = ("importance", "answers", "places", "absent_weight")  # of the reasoner, after ``patches``
 ENCODER_OUTPUTS = ("patches", "fit_scores")
@@ -44,6 +48,8 @@ REASONER_OUTPUTS = (
     "logits",
     "probabilities",
 )
+PRUNING_INPUTS = ("scores", "alive")
+PRUNING_OUTPUTS = ("standard", "probabilities")
 COMPARED_OUTPUTS = ("logits", "concept_maps")  # where parity and the golden case look: all inputs move one of them
 
 
@@ -191,6 +197,11 @@ class Bundle:
         """SHA-256 of the manifest, and so of everything in the bundle."""
         return file_digest(self.path / MANIFEST)
 
+    @property
+    def bytes(self) -> int:
+        """The size of all its files."""
+        return sum((self.path / name).stat().st_size for name in (MANIFEST, *self.manifest.files))
+
     def atlas(self) -> list[AtlasEntry]:
         """The atlas, concept by concept."""
         return read_atlas(self.path)
@@ -212,6 +223,16 @@ class Bundle:
     def crops(self) -> np.ndarray:
         """S×C×c×c uint8: of every source of every entry, in the order of `atlas`."""
         return np.load(self.path / "crops.npy", mmap_mode="r")
+
+    def crop_maps(self) -> np.ndarray | None:
+        """S×c×c uint8: similarity maps over `crops`, in steps of 1/255; None if the bundle's format is older than 8."""
+        return np.load(self.path / "crop_maps.npy") if self.manifest.format >= 8 else None
+
+    def validation(self) -> ValidationSet | None:
+        """What the validation studies say about the prototypes; None if the bundle's format is older than 8."""
+        if self.manifest.format < 8:
+            return None
+        return ValidationSet.read((self.path / "validation.npz").read_bytes())
 
     def golden(self) -> dict[str, np.ndarray]:
         """``image``, the `INTERACTION_INPUTS`, ``expected_fit_scores`` and ``expected_<output>`` of the golden case."""
@@ -250,10 +271,10 @@ def _read_manifest(file: Path, content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("format") not in READABLE:
         found = content.get("format") if isinstance(content, dict) else None
         raise BundleError(
-            f"{file}: format is {found!r}, this version reads {' and '.join(map(str, READABLE))}; export the bundle "
+            f"{file}: format is {found!r}, this version reads {READABLE[0]} to {FORMAT}; export the bundle "
             "again (dvc repro)"
         )
-    if content["format"] < FORMAT:
+    if content["format"] < 7:
         content = content | {"thresholds": None}
     missing = [field.name for field in fields(Manifest) if field.name not in content]
     if missing:

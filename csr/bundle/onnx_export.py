@@ -1,4 +1,4 @@
-"""Exports a trained CSR to the two ONNX graphs of a bundle and measures that they compute the same."""
+"""Exports a trained CSR to the ONNX graphs of a bundle and measures that they compute the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from csr.bundle.format import COMPARED_OUTPUTS, ENCODER_OUTPUTS, INTERACTION_INPUTS, REASONER_OUTPUTS
+from csr.bundle.format import (
+    COMPARED_OUTPUTS,
+    ENCODER_OUTPUTS,
+    INTERACTION_INPUTS,
+    PRUNING_INPUTS,
+    PRUNING_OUTPUTS,
+    REASONER_OUTPUTS,
+)
 from csr.bundle.runtime import FIT_TOLERANCE, GOLDEN_TOLERANCE
 from csr.errors import BundleError
 from csr.network.guard import GuardedEncoder, InputGuard
@@ -33,8 +40,21 @@ class _NamedReasoner(nn.Module):
         return tuple(answer)
 
 
+class _PrunedReasoner(nn.Module):
+    """The reasoner from its scores on, with the mask of live prototypes as an input: see `csr.bundle.pruning`."""
+
+    def __init__(self, reasoner: Reasoner) -> None:
+        super().__init__()
+        self.reasoner = reasoner
+
+    def forward(self, scores: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+        standard = self.reasoner.standardise(self.reasoner.mask_pruned(scores, alive))
+        logits = self.reasoner.contributions(standard).sum(1) + self.reasoner.head.bias
+        return standard, self.reasoner.probabilities(logits)
+
+
 def export_graphs(csr: TrainedCSR, guard: InputGuard, images: Tensor, folder: Path) -> None:
-    """Writes ``encoder.onnx`` and ``reasoner.onnx`` with a free batch axis.
+    """Writes ``encoder.onnx``, ``reasoner.onnx`` and ``pruning.onnx`` with a free batch axis.
 
     Args:
         csr: trained; it is moved to the CPU.
@@ -53,16 +73,35 @@ def export_graphs(csr: TrainedCSR, guard: InputGuard, images: Tensor, folder: Pa
     _export(encoder, (images,), ["image"], list(ENCODER_OUTPUTS), folder / "encoder.onnx")
     inputs = ["patches", *INTERACTION_INPUTS]
     _export(_NamedReasoner(csr.reasoner), example, inputs, list(REASONER_OUTPUTS), folder / "reasoner.onnx")
+    scores = csr.reasoner(patches).scores
+    _export(
+        _PrunedReasoner(csr.reasoner),
+        (scores, csr.reasoner.alive.clone()),
+        list(PRUNING_INPUTS),
+        list(PRUNING_OUTPUTS),
+        folder / "pruning.onnx",
+        batched=1,
+    )
 
 
-def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], file: Path) -> None:
+def _export(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    file: Path,
+    batched: int | None = None,
+) -> None:
+    """Args:
+    batched: how many of the inputs, the first ones, have a batch axis; None: all.
+    """
     torch.onnx.export(
         module.eval(),
         example,
         str(file),
         input_names=inputs,
         output_names=outputs,
-        dynamic_shapes=tuple({0: _BATCH} for _ in example),
+        dynamic_shapes=tuple({0: _BATCH} if i < (batched or len(example)) else None for i in range(len(example))),
         dynamo=True,
         external_data=False,
         optimize=True,

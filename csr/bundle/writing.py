@@ -1,4 +1,5 @@
-"""Puts a bundle together from trained parts: graphs, atlas, input profile, drift reference, golden case, samples."""
+"""Puts a bundle together from trained parts: graphs, atlas, validation, input profile, drift reference, golden
+case, samples."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from csr.bundle.atlas import Atlas
 from csr.bundle.format import REASONER_OUTPUTS, Bundle, ConceptReference, write_atlas, write_manifest, write_reference
 from csr.bundle.onnx_export import export_graphs, measure_parity, require_parity
 from csr.bundle.profile import HEADERS
+from csr.bundle.validation_fit import crop_maps, fit_validation
 from csr.data.atomic_folder import atomic_folder
 from csr.data.images import to_png
 from csr.data.prepared import PreparedSet
@@ -132,6 +134,9 @@ def write_bundle(
         _write_golden(draft / "golden.npz", csr, guard, images[:2], {name: each[:2] for name, each in tensors.items()})
         (draft / "profile.json").write_text(json.dumps(profile.to_json(), indent=1) + "\n")
         write_atlas(draft, atlas.entries, atlas.crops)
+        maps = crop_maps(data, cache, csr, atlas.entries, atlas.crops.shape[-1])
+        np.save(draft / "crop_maps.npy", maps)
+        fit_validation(data, cache, csr).write(draft / "validation.npz")
         probabilities = _concept_probabilities(csr, cache, data.collection.rows("train"))
         write_reference(draft, concept_references(data.collection.concepts, probabilities))
         naming = fit_naming(data, cache, csr)

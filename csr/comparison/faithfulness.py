@@ -38,7 +38,7 @@ from csr.evaluation.faithfulness import (
     square_around,
     wiped,
 )
-from csr.evaluation.pointing import map_peaks
+from csr.evaluation.peaks import map_peaks
 from csr.network.concept_model import ConceptModel
 from csr.network.reasoner import Reasoner
 from csr.network.trained import TrainedCSR

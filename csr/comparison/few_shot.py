@@ -34,7 +34,8 @@ from csr.baselines.cbm import concept_logits, fit_last_layer
 from csr.baselines.protocol import ExperimentContext, TrainedBackbone
 from csr.data.records import Collection
 from csr.evaluation.metrics import macro_f1, mean_auroc
-from csr.evaluation.pointing import inside, map_peaks
+from csr.evaluation.peaks import map_peaks
+from csr.evaluation.pointing import inside
 from csr.interaction.few_shot import (
     Examples,
     FewShotConfig,

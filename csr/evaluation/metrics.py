@@ -30,6 +30,13 @@ def macro_f1(truth: np.ndarray, predicted: np.ndarray, classes: int) -> float:
     return float(np.mean(class_f1(truth, predicted))) if classes else float("nan")
 
 
+def f1_by_class(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """T: each class's F1, whose mean is `macro_f1`; arguments as there."""
+    if truth.ndim == 1:
+        return np.asarray(f1_score(truth, predicted, labels=list(range(classes)), average=None, zero_division=0))
+    return class_f1(truth, predicted)
+
+
 def class_f1(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """T: the F1 of each column of N×T decisions, over the rows where the truth is known."""
     known = [~np.isnan(own) for own in truth.T]

@@ -1,7 +1,7 @@
 """The pointing game (Zhang et al. 2018, as CSR uses it): where maps point, and whether that is where the findings are.
 
 The map of a present concept is enlarged to the image's size by bicubic interpolation; it is a hit when its maximum lies
-in one of the concept's boxes, tolerance 0.
+in one of the concept's boxes, tolerance 0. Torch-free; `csr.evaluation.peaks` finds the maxima.
 """
 
 from __future__ import annotations
@@ -10,20 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
-import torch.nn.functional as F
-
-
-def map_peaks(maps: np.ndarray, side: int) -> np.ndarray:
-    """Where maps point. ``maps`` …×h×w → …×2 (x, y) pixel centres of the maximum after bicubic enlargement."""
-    shape = maps.shape[:-2]
-    flat = torch.from_numpy(np.ascontiguousarray(maps, np.float32)).reshape(-1, 1, *maps.shape[-2:])
-    peaks = []
-    for chunk in flat.split(256):
-        large = F.interpolate(chunk, size=(side, side), mode="bicubic", align_corners=False).flatten(1)
-        peaks.append(large.argmax(1))
-    index = torch.cat(peaks).numpy()
-    return np.stack([index % side + 0.5, index // side + 0.5], -1).reshape(*shape, 2)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from csr.data.prepared import PreparedSet
 from csr.data.records import CONCEPT_PREFIX, Collection
-from csr.evaluation.pointing import inside, map_peaks
+from csr.evaluation.peaks import map_peaks
+from csr.evaluation.pointing import inside
 from csr.network.trained import TrainedCSR
 from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache

@@ -171,9 +171,14 @@ class Reasoner(nn.Module):
         seen = torch.where(inside, torch.maximum(maps, present), torch.minimum(maps, absent))
         return torch.where(inside.flatten(3).any(3)[..., None, None], seen, maps)
 
-    def mask_pruned(self, scores: Tensor) -> Tensor:
-        """s B×K×M → the same, with pruned prototypes scoring as if absent."""
-        return self.alive * scores + (1 - self.alive) * self.absent_scores
+    def mask_pruned(self, scores: Tensor, alive: Tensor | None = None) -> Tensor:
+        """s B×K×M → the same, with pruned prototypes scoring as if absent.
+
+        Args:
+            alive: K×M, 0 where a prototype is pruned, else 1; None: as they are.
+        """
+        alive = self.alive if alive is None else alive
+        return alive * scores + (1 - alive) * self.absent_scores
 
     def standardise(self, scores: Tensor) -> Tensor:
         """s B×K×M → zero mean and unit variance over the training images."""
@@ -200,10 +205,7 @@ class Reasoner(nn.Module):
             scores = self.answered(scores, answers, absent_weight)
         if places is not None:
             maps = self.located(maps, places)
-        standard = self.standardise(scores)
-        concepts, per_concept = standard.shape[1:]
-        weights = self.head.weight.reshape(-1, concepts, per_concept)
-        contributions = torch.einsum("bkm,tkm->bkt", standard, weights)
+        contributions = self.contributions(self.standardise(scores))
         logits = contributions.sum(1) + self.head.bias
         evidence = concept_evidence(scores, self.alive)
         return Reasoning(
@@ -215,6 +217,11 @@ class Reasoner(nn.Module):
             logits=logits,
             probabilities=self.probabilities(logits),
         )
+
+    def contributions(self, standard: Tensor) -> Tensor:
+        """Standardised s B×K×M → what each concept adds to each class's logit, B×K×T."""
+        weights = self.head.weight.reshape(-1, *standard.shape[1:])
+        return torch.einsum("bkm,tkm->bkt", standard, weights)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """…×T logits → calibrated probabilities."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from csr.data.prepared import PreparedSet
-from csr.evaluation.pointing import map_peaks
+from csr.evaluation.peaks import map_peaks
 from csr.evaluation.predictions import Predictions
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache

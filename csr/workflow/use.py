@@ -16,7 +16,7 @@ from csr.bundle.format import Bundle
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
 from csr.data.prepared import PreparedSet
 from csr.evaluation.evaluate import evaluate_predictions
-from csr.evaluation.pointing import map_peaks
+from csr.evaluation.peaks import map_peaks
 from csr.evaluation.predictions import Predictions
 from csr.evaluation.thresholds import validation_thresholds
 from csr.interaction.corrections import Interaction, interaction_tensors

@@ -16,7 +16,7 @@ from csr.data.decisions import decide
 from csr.data.prepared import PreparedSet
 from csr.evaluation.calibration import RiskCoverage
 from csr.evaluation.metrics import class_f1, mean_auroc
-from csr.evaluation.pointing import map_peaks
+from csr.evaluation.peaks import map_peaks
 from pipelines.figures.saving import save
 
 

@@ -43,7 +43,9 @@ RULES = (
     Rule(READS, r"/|/page/.*|/openapi\.json", Role.READER),
     Rule(READS, r"/v1/(me|models|atlas|reviews|samples|studies|worklist|nodes)(/.*)?", Role.READER),
     Rule(POSTS, r"/v1/studies(/.+)?", Role.READER),
-    Rule(POSTS, r"/v1/atlas/.+/review", Role.REVIEWER),
+    Rule(POSTS, r"/v1/atlas/preview", Role.READER),
+    Rule(POSTS, r"/v1/atlas/.+/review|/v1/reviews", Role.REVIEWER),
+    Rule(POSTS, r"/v1/models/rollback", Role.ADMIN),
     Rule(READS, r"/v2(/models/.+)?", Role.READER),
     Rule(POSTS, r"/v2/models/.+/infer", Role.READER),
 )

@@ -1,21 +1,13 @@
-"""What is known beside the studies: the atlas and its reviews, the models in service."""
+"""The models in service, what they say side by side, and what was before."""
 
 from __future__ import annotations
 
-from serving.core.recording import record, review_entry, reviews
 from serving.core.timing import Timing
-from serving.interfaces.schemas import (
-    AtlasAnswer,
-    ModelsAnswer,
-    ReviewAnswer,
-    ReviewRequest,
-    ReviewsAnswer,
-    ServedModel,
-)
+from serving.errors import NoRollbackError
+from serving.interfaces.schemas import ModelsAnswer, RollbackAnswer, RollbackRequest, ServedModel
 from serving.models.changes import changes
 from serving.models.in_service import ServedModels
 from serving.store import Store
-from serving.store.database import now
 from serving.store.entries import Caller
 from serving.telemetry import Telemetry
 
@@ -25,7 +17,7 @@ class Catalogue:
 
     Args:
         models: what is in service.
-        store: where reviews and the history are kept.
+        store: where the history is kept.
         telemetry: is told how long it takes.
     """
 
@@ -33,50 +25,6 @@ class Catalogue:
         self._telemetry = telemetry
         self._models = models
         self._store = store
-
-    def atlas(self) -> AtlasAnswer:
-        """The champion's prototypes.
-
-        Raises:
-            NotReadyError: there is no champion.
-        """
-        timing = Timing(self._telemetry)
-        entries = self._models.champion.atlas.entries
-        timing.lap("read")
-        return AtlasAnswer(entries=entries, timings_ms=timing.milliseconds)
-
-    def review(self, concept: str, index: int, review: ReviewRequest, caller: Caller) -> ReviewAnswer:
-        """Puts a reviewer's word on one of the champion's prototypes on record.
-
-        Raises:
-            UnknownConceptError, UnknownItemError: there is no such prototype.
-            StoreError: it is not on record.
-            NotReadyError: there is no champion.
-        """
-        model = self._models.champion
-        model.atlas.check_prototype(concept, index)
-        receipt = self._store.ledger.append([review_entry(caller, model, concept, index, review)])[0]
-        return ReviewAnswer(
-            bundle=model.digest,
-            concept=concept,
-            index=index,
-            reviewer=caller.actor,
-            at=now(),
-            record=record(receipt),
-            **review.model_dump(),
-        )
-
-    def reviews(self) -> ReviewsAnswer:
-        """The last word on each of the champion's prototypes.
-
-        Raises:
-            StoreError: the store does not answer.
-            NotReadyError: there is no champion.
-        """
-        timing = Timing(self._telemetry)
-        found = list(reviews(self._store.ledger, self._models.champion.digest))
-        timing.lap("read")
-        return ReviewsAnswer(reviews=found, timings_ms=timing.milliseconds)
 
     def models(self) -> ModelsAnswer:
         """What is in service, since when, and what was before.
@@ -95,9 +43,22 @@ class Catalogue:
                 digest=model.digest,
                 since=since.get((role, model.digest), ""),
                 manifest=model.manifest,
+                prototypes=len(model.atlas.entries),
+                live=sum(entry.alive for entry in model.atlas.entries),
+                mb=round(model.bundle.bytes / 1e6, 3),
             )
             for role, model in self._models.in_service()
         ]
         return ModelsAnswer(
             models=served, refused=self._models.refused, history=history, timings_ms=timing.milliseconds
+        )
+
+    def rollback(self, request: RollbackRequest, caller: Caller) -> RollbackAnswer:
+        """Points the registry's champion back at the version before.
+
+        Raises:
+            NoRollbackError: a folder is served, or there is nothing to go back to.
+        """
+        raise NoRollbackError(
+            "this server serves a folder and follows no alias; put the bundle before it there instead"
         )

@@ -39,10 +39,13 @@ from serving.errors import (
     FrameError,
     InvalidInteractionError,
     MisfitError,
+    NotReadyError,
     OtherInputError,
     StoreError,
 )
 from serving.interfaces.schemas import (
+    CompareAnswer,
+    Compared,
     Frame,
     ImageSize,
     InteractionAnswer,
@@ -53,7 +56,7 @@ from serving.interfaces.schemas import (
     ProbeRequest,
     StudyAnswer,
 )
-from serving.models.in_service import Model, ServedModels
+from serving.models.in_service import Model, Role, ServedModels
 from serving.store import Store
 from serving.store.entries import Caller, Entry, Receipt
 from serving.store.ledger import Also
@@ -199,6 +202,27 @@ class DataPlane:
         """
         model, study = self._study(digest, timing, request.image)
         return model, study.prediction, explain(model, study, request, timing)[1]
+
+    def compare(self, digest: str, request: InteractionRequest) -> CompareAnswer:
+        """What champion and challenger say of a study, without and with an interaction; recorded nowhere.
+
+        Raises:
+            As `interact`; also if the challenger cannot apply the interaction.
+        """
+        timing = Timing(self._telemetry)
+        said: dict[Role, Compared] = {}
+        for role, each in self.models.in_service():
+            model, study = self._study(digest, timing, request.image, each)
+            after = explain(model, study, request, timing)[1]
+            said[role] = Compared(model=model.ref, before=study.prediction, after=after)
+        if "champion" not in said:
+            raise NotReadyError("no model is loaded yet")
+        return CompareAnswer(
+            digest=digest,
+            champion=said["champion"],
+            challenger=said.get("challenger"),
+            timings_ms=timing.milliseconds,
+        )
 
     def probe(self, digest: str, request: ProbeRequest) -> ProbeAnswer:
         """What is in this box? Puts nothing on record, as nothing is said about the study.
@@ -398,8 +422,12 @@ class DataPlane:
         with self._encoding_guard:
             return self._encoding.setdefault((bundle, digest), threading.Lock())
 
-    def _study(self, digest: str, timing: Timing, drawn_on: ImageSize | None = None) -> tuple[Model, EncodedStudy]:
-        model = self.models.for_study(digest)
+    def _study(
+        self, digest: str, timing: Timing, drawn_on: ImageSize | None = None, model: Model | None = None
+    ) -> tuple[Model, EncodedStudy]:
+        """Under the model that answers for the study, or another."""
+        own = self.models.for_study(digest)
+        model = own if model is None else model
         study = self._studies.get(model.digest, digest)
         if study is not None:
             self._telemetry.metrics.cache_lookup(True)
@@ -413,7 +441,7 @@ class DataPlane:
                     f"at {model.manifest.side}; upload it again"
                 )
             study, assessment = self._encoded(model, stored, timing)
-            if assessment is not None:
+            if assessment is not None and model is own:
                 self._keep_assessment(assessment)
         if drawn_on is not None and not drawn_on.fits(known := _size(study.placement)):
             raise FrameError(

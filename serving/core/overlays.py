@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from csr.data.images import to_png
 from serving.interfaces.schemas import Box, ImageSize
 
 THUMBNAIL_SIDE = 96
@@ -45,6 +46,15 @@ def thumbnail_png(image: np.ndarray) -> bytes:
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def crop_with_map(crop: np.ndarray, similar: np.ndarray, limit: float) -> bytes:
+    """A crop C×c×c uint8 with a map c×c coloured over it (`overlay_png`), as an RGB PNG."""
+    image = Image.open(io.BytesIO(to_png(crop))).convert("RGBA")
+    image.alpha_composite(Image.open(io.BytesIO(overlay_png(similar, limit))))
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -21,8 +21,6 @@ from serving.interfaces.schemas import (
     ReadingAnswer,
     ReadingRequest,
     Record,
-    ReviewAnswer,
-    ReviewRequest,
     SkipRequest,
 )
 from serving.interfaces.schemas.dicom import SendRequest
@@ -155,24 +153,6 @@ def _summary(prediction: Prediction) -> dict[str, Any]:
 def record(receipt: Receipt) -> Record:
     """A receipt as answers show it."""
     return Record(number=receipt.number, hash=receipt.hash)
-
-
-def review_entry(caller: Caller, model: Model, concept: str, index: int, review: ReviewRequest) -> Entry:
-    """A reviewer's word on a prototype."""
-    request = {"concept": concept, "index": index, **review.model_dump()}
-    return Entry("review", caller, model.digest, {"version": model.version, "request": request})
-
-
-def reviews(ledger: Ledger, bundle: str) -> Iterator[ReviewAnswer]:
-    """The last word on each prototype of a bundle, in the order in which they were first reviewed."""
-    last: dict[tuple[str, int], ReviewAnswer] = {}
-    for row in ledger.entries("review"):
-        if row["bundle"] == bundle:
-            said = row["body"]["request"]
-            last[said["concept"], said["index"]] = ReviewAnswer(
-                bundle=bundle, reviewer=row["actor"], at=row["at"], record=_record(row), **said
-            )
-    yield from last.values()
 
 
 def document_entry(

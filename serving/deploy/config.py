@@ -244,6 +244,16 @@ class AccessConfig(_Section):
     admin_key_file: Path = ADMIN_KEY
 
 
+class ReviewConfig(_Section):
+    """Reviews of the atlas.
+
+    Args:
+        second_reader: a prune counts only once two reviewers said it (`serving.core.reviews`).
+    """
+
+    second_reader: bool = False
+
+
 class DicomConfig(_Section):
     """DICOM images and archives.
 
@@ -286,6 +296,7 @@ class ServerConfig(_Section):
     input_guard: InputGuardConfig = InputGuardConfig()
     store: StoreConfig = StoreConfig()
     access: AccessConfig = AccessConfig()
+    review: ReviewConfig = ReviewConfig()
     dicom: DicomConfig = DicomConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 

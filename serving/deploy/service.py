@@ -13,6 +13,7 @@ from serving.access.oidc import TokenVerifier
 from serving.access.rates import Rates
 from serving.access.secrets import read_secret
 from serving.access.sessions import SessionStore
+from serving.core.atlas import AtlasRoom
 from serving.core.catalogue import Catalogue
 from serving.core.dataplane import DataPlane
 from serving.core.decoding import DecodingPool
@@ -52,6 +53,7 @@ class Service:
     store: Store
     plane: DataPlane
     catalogue: Catalogue
+    atlas: AtlasRoom
     readings: Readings
     documents: Documents
     telemetry: Telemetry
@@ -109,6 +111,7 @@ class Service:
             store=store,
             plane=plane,
             catalogue=Catalogue(models, store, telemetry),
+            atlas=AtlasRoom(models, store, telemetry, config.review.second_reader),
             readings=Readings(plane, store, telemetry),
             documents=Documents(plane, nodes, salt, telemetry),
             telemetry=telemetry,

@@ -9,7 +9,7 @@ import numpy as np
 
 from csr.bundle.format import AtlasEntry, Bundle
 from csr.data.images import to_png
-from serving.errors import UnknownConceptError, UnknownItemError
+from serving.errors import NoValidationError, UnknownConceptError, UnknownItemError
 from serving.interfaces.schemas import Sample
 
 
@@ -20,10 +20,11 @@ class BundleAtlas:
         self.entries: list[AtlasEntry] = bundle.atlas()
         self.samples: list[Sample] = []
         self._concepts = bundle.manifest.concepts
-        self._prototypes = {(entry.concept, entry.index) for entry in self.entries}
+        self._prototypes = {(entry.concept, entry.index): entry for entry in self.entries}
         shown = ((each.concept, each.index, rank) for each in self.entries for rank in range(len(each.sources)))
         self._rows = {key: row for row, key in enumerate(shown)}
         self._crops = np.array(bundle.crops())
+        self._maps = bundle.crop_maps()
         self._files: list[bytes] = []
         for index, row in enumerate(bundle.samples()):
             known = {name: row[name] for name in ("study_id", "diagnosis", "concepts", "boxes")}
@@ -51,10 +52,40 @@ class BundleAtlas:
         Raises:
             UnknownConceptError, UnknownItemError: no such concept, no such prototype of it, or no such source.
         """
+        return to_png(self._crops[self._row(concept, index, rank)])
+
+    def crop_with_map(self, concept: str, index: int, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """The crop C×c×c uint8, the prototype's similarity map over it c×c, and the largest similarity of any crop,
+        which is one scale for the whole atlas.
+
+        Raises:
+            NoValidationError: the bundle has no maps.
+            UnknownConceptError, UnknownItemError: see `crop`.
+        """
+        row = self._row(concept, index, rank)
+        if self._maps is None:
+            raise NoValidationError("this model was exported without maps over its crops; export the bundle again")
+        return self._crops[row], self._maps[row] / 255, float(self._maps.max()) / 255
+
+    def entry(self, concept: str, index: int) -> AtlasEntry:
+        """One prototype.
+
+        Raises:
+            UnknownConceptError, UnknownItemError: see `check_prototype`.
+        """
+        self.check_prototype(concept, index)
+        return self._prototypes[concept, index]
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are maps over the crops."""
+        return self._maps is not None
+
+    def _row(self, concept: str, index: int, rank: int) -> int:
         self.check_prototype(concept, index)
         if (concept, index, rank) not in self._rows:
             raise UnknownItemError(f"prototype {index} of {concept} has no source {rank}; they count from 0")
-        return to_png(self._crops[self._rows[concept, index, rank]])
+        return self._rows[concept, index, rank]
 
     def sample(self, index: int) -> bytes:
         """A sample's PNG.

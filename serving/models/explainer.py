@@ -10,6 +10,7 @@ import numpy as np
 from csr.bundle.format import AtlasEntry, Manifest
 from csr.data.decisions import HALF, decide, decision_margin, study_confidence, wants_help
 from csr.data.images import Placement
+from csr.evaluation.upsampling import Upsampler
 from csr.interaction.corrections import Interaction, RegionBox, cells_inside
 from serving.interfaces.schemas import (
     ClassScore,
@@ -22,7 +23,6 @@ from serving.interfaces.schemas import (
     ReaderAnswer,
     crop_path,
 )
-from serving.models.upsampling import Upsampler
 
 EXEMPLARS = 3
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 from csr.bundle.format import Bundle, ConceptReference
 from csr.bundle.profile import InputProfile
+from csr.bundle.pruning import Pruning
 from serving.engines import Engine
 from serving.errors import NotReadyError
 from serving.interfaces.schemas import ModelRef
@@ -47,6 +48,7 @@ class Model:
         self.explainer = Explainer(bundle.manifest, self.atlas.entries)
         self.naming = bundle.naming()
         self.profile = bundle.profile()
+        self.pruning = Pruning(bundle) if bundle.manifest.format >= 8 else None
         self.drift = ConceptDrift(bundle.reference())
         self.fit_drift = ConceptDrift([_score_reference(self.profile)])
         self.ref = ModelRef(version=version, digest=self.digest)

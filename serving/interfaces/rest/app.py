@@ -19,7 +19,7 @@ from serving.access.description import describe_access
 from serving.access.middleware import Access
 from serving.access.signin import add_sign_in
 from serving.interfaces.oip.rest import add_open_inference
-from serving.interfaces.rest import catalogue, dicom, readings, sessions, studies
+from serving.interfaces.rest import atlas, catalogue, dicom, readings, sessions, studies
 from serving.interfaces.rest.errors import RESPONSES, add_error_handlers
 from serving.interfaces.rest.headers import AnswerHeaders
 from serving.interfaces.rest.heads import AnswerHeads
@@ -54,6 +54,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(studies.routes(service))
     app.include_router(readings.routes(service))
     app.include_router(dicom.routes(service))
+    app.include_router(atlas.routes(service))
     app.include_router(catalogue.routes(service))
     app.include_router(sessions.routes(service))
     add_open_inference(app, service)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from csr.bundle.format import AtlasEntry, Manifest
 from serving.interfaces.schemas.base import Answer
 from serving.interfaces.schemas.prediction import Changes, Exemplar, Peak, Prediction
-from serving.interfaces.schemas.requests import ImageSize, Region, Verdict
+from serving.interfaces.schemas.requests import ImageSize, Region
 
 Timings = dict[str, float]
 
@@ -131,63 +130,6 @@ class ProbeAnswer(Answer):
     model: ModelRef
     box: Region
     concepts: list[ProbedConcept]
-    timings_ms: Timings
-
-
-class AtlasAnswer(Answer):
-    """The atlas of the champion, concept by concept."""
-
-    entries: list[AtlasEntry]
-    timings_ms: Timings
-
-
-class ReviewAnswer(Answer):
-    """The last word on one prototype of a bundle."""
-
-    bundle: str
-    concept: str
-    index: int
-    verdict: Verdict
-    comment: str
-    reviewer: str
-    at: str
-    record: Record
-
-
-class ReviewsAnswer(Answer):
-    """The last word on each prototype of a bundle that anybody reviewed."""
-
-    reviews: list[ReviewAnswer]
-    timings_ms: Timings
-
-
-class ServedModel(Answer):
-    """A bundle in service."""
-
-    role: Literal["champion", "challenger"]
-    version: str
-    digest: str
-    since: str
-    manifest: Manifest
-
-
-class ModelChange(Answer):
-    """A change of what this server answers with."""
-
-    at: str
-    role: Literal["champion", "challenger"]
-    version: str
-    digest: str
-    previous_digest: str
-    record: Record
-
-
-class ModelsAnswer(Answer):
-    """What is in service, what was refused lately and why, and all changes, oldest first."""
-
-    models: list[ServedModel]
-    refused: dict[str, str]
-    history: list[ModelChange]
     timings_ms: Timings
 
 

@@ -13,7 +13,6 @@ from serving.interfaces.schemas.base import Request
 
 MAX_BOXES = 200
 MAX_ANSWERS = 500  # confirmed, and as many rejected
-Verdict = Literal["keep", "prune"]
 Order = Literal["margin", "effect", "newest"]  # of a worklist
 Mine = Literal["unread", "read", "signed", "skipped"]  # how far a reader is with a study
 Progress = Literal["all", "unread", "read", "signed", "skipped"]
@@ -99,10 +98,3 @@ class ProbeRequest(Request):
 
     box: Region
     image: ImageSize | None = None
-
-
-class ReviewRequest(Request):
-    """What a reviewer says of a prototype; ``prune`` takes it out of the next training."""
-
-    verdict: Verdict
-    comment: str = Field(default="", max_length=1000)

@@ -154,12 +154,12 @@ def test_a_manifest_that_is_none_is_refused_by_its_name(folder, content):
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize("found", [1, 5, 8])
+@pytest.mark.parametrize("found", [1, 5, 9])
 def test_a_bundle_of_another_format_is_refused_with_what_to_do(folder, found):
     content = json.loads((folder / MANIFEST).read_text())
-    assert content["format"] == FORMAT == 7
+    assert content["format"] == FORMAT == 8
     (folder / MANIFEST).write_text(json.dumps(content | {"format": found}))
-    with pytest.raises(BundleError, match=f"format is {found}, this version reads 6 and 7; export the bundle again"):
+    with pytest.raises(BundleError, match=f"format is {found}, this version reads 6 to 8; export the bundle again"):
         Bundle.open(folder)
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csr.evaluation.pointing import inside, map_peaks, mean_box_centres, pointing_game
+from csr.evaluation.peaks import map_peaks
+from csr.evaluation.pointing import inside, mean_box_centres, pointing_game
 
 CASES = settings(deadline=None, max_examples=40)
 

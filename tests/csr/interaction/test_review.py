@@ -12,7 +12,7 @@ import torch
 
 from csr.data.prepared import PreparedSet
 from csr.data.records import BOX_COLUMNS, Collection
-from csr.evaluation.pointing import map_peaks
+from csr.evaluation.peaks import map_peaks
 from csr.interaction.review import CROPS, misled, prune, relearn, retrain_head, review
 from csr.network.reasoner import Reasoner
 from csr.training.callbacks import SilentCallbacks

@@ -34,7 +34,7 @@ from serving.errors import (
 )
 from serving.interfaces.schemas import Box, ImageSize, InteractionRequest
 from serving.models.explainer import Explainer
-from serving.models.upsampling import Upsampler
+from csr.evaluation.upsampling import Upsampler
 from tests.serving.conftest import CALLER, CountingEngine, add, interact, make_service, serve_instead, stripes
 
 BOX = Box(x_min=10, y_min=20, x_max=40, y_max=50)
@@ -294,7 +294,7 @@ def test_a_bundle_whose_golden_case_fails_is_refused(
 
 
 def test_enlarging_is_the_interpolation_of_the_pointing_game() -> None:
-    from csr.evaluation.pointing import map_peaks
+    from csr.evaluation.peaks import map_peaks
 
     maps = np.random.default_rng(0).random((6, 5, 7)).astype(np.float32)
     upsampler = Upsampler(5, 7, 48)

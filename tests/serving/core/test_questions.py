@@ -280,6 +280,6 @@ def test_a_bundle_of_the_last_format_is_refused_with_what_to_do(bundle: Bundle, 
     file = tmp_path / "old" / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 5}))
     service = make_service(tmp_path / "old", tmp_path / "state")
-    with pytest.raises(NotReadyError, match="format is 5, this version reads 6 and 7; export the bundle again"):
+    with pytest.raises(NotReadyError, match="format is 5, this version reads 6 to 8; export the bundle again"):
         service.check_ready()
     service.close()

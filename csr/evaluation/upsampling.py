@@ -1,7 +1,7 @@
 """Concept maps of h×w cells → the size of the canvas.
 
 A map is enlarged by bicubic interpolation (Keys' kernel with a = −0.75 and replicated borders), the same that
-`csr.evaluation.metrics` uses for the pointing game, so the peak a reader sees is the peak that was evaluated.
+`csr.evaluation.peaks` uses for the pointing game, so the peak a reader sees is the peak that was evaluated.
 """
 
 from __future__ import annotations

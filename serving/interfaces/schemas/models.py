@@ -1,0 +1,81 @@
+"""The models in service: what they are, what they say side by side, and the way back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from csr.bundle.format import Manifest
+from serving.interfaces.schemas.answers import ModelRef, Record, Timings
+from serving.interfaces.schemas.base import Answer, Request
+from serving.interfaces.schemas.prediction import Prediction
+
+
+class RollbackRequest(Request):
+    """Why the champion goes back; the record keeps it."""
+
+    reason: str = Field(min_length=1, max_length=1000)
+
+
+class ServedModel(Answer):
+    """A bundle in service.
+
+    ``live`` of its ``prototypes`` are not pruned; ``mb`` is the size of its files.
+    """
+
+    role: Literal["champion", "challenger"]
+    version: str
+    digest: str
+    since: str
+    manifest: Manifest
+    prototypes: int
+    live: int
+    mb: float
+
+
+class ModelChange(Answer):
+    """A change of what this server answers with."""
+
+    at: str
+    role: Literal["champion", "challenger"]
+    version: str
+    digest: str
+    previous_digest: str
+    record: Record
+
+
+class ModelsAnswer(Answer):
+    """What is in service, what was refused lately and why, and all changes, oldest first."""
+
+    models: list[ServedModel]
+    refused: dict[str, str]
+    history: list[ModelChange]
+    timings_ms: Timings
+
+
+class Compared(Answer):
+    """What one model says of a study without and with an interaction."""
+
+    model: ModelRef
+    before: Prediction
+    after: Prediction
+
+
+class CompareAnswer(Answer):
+    """Champion and challenger on one study, side by side; ``challenger`` is None where there is none on trial."""
+
+    digest: str
+    champion: Compared
+    challenger: Compared | None
+    timings_ms: Timings
+
+
+class RollbackAnswer(Answer):
+    """The registry's alias moved back: versions ``source`` to ``target``. Replicas follow within seconds."""
+
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+    at: str
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
