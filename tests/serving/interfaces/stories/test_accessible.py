@@ -1,4 +1,4 @@
-"""axe-core finds nothing against WCAG 2.2 AA, in any view and any of its dialogs, on a wide screen and on a tall one."""
+"""axe-core finds nothing against WCAG 2.2 AA in any view and its dialogs, on a wide screen and on a tall one."""
 
 from __future__ import annotations
 
