@@ -29,8 +29,8 @@ class Access:
     """Requests need a credential, and a role by the rules; handlers find the `Actor` in ``request.state.actor``.
 
     Answers 401 to strangers, 403 to those whose role is less, 429 over the limits, 503 if it cannot be known. What it
-    lets out no cache keeps, since it must not be found again after a reader has signed out, unless the answer itself says
-    how it is.
+    lets out no cache keeps: it must not be found again after a reader has signed out. An answer that sees to that
+    itself says so.
 
     Args:
         app: the application.

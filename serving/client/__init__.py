@@ -12,7 +12,7 @@ safe: whatever is put on record carries an idempotency key, so a repetition is r
 from serving.client.asynchronous import AsyncClient
 from serving.client.calls import ClientError, ServerUnreachableError
 from serving.client.synchronous import Client
-from serving.interfaces.schemas import Box, InteractionRequest, Region, ReviewRequest
+from serving.interfaces.schemas import Box, InteractionRequest, ReadingRequest, Region, ReviewRequest
 
 __all__ = [
     "AsyncClient",
@@ -20,6 +20,7 @@ __all__ = [
     "Client",
     "ClientError",
     "InteractionRequest",
+    "ReadingRequest",
     "Region",
     "ReviewRequest",
     "ServerUnreachableError",

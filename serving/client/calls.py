@@ -19,14 +19,20 @@ from serving.interfaces.schemas import (
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
+    MeAnswer,
     ModelsAnswer,
     ProbeAnswer,
     ProbeRequest,
+    ReadingAnswer,
+    ReadingRequest,
+    ReadingsAnswer,
     ReviewAnswer,
     ReviewRequest,
     ReviewsAnswer,
     SessionsAnswer,
     SignedIn,
+    SkipAnswer,
+    SkipRequest,
     StudiesAnswer,
     StudyAnswer,
     WorklistAnswer,
@@ -152,16 +158,18 @@ def sources(digest: str) -> Call[SourcesAnswer]:
     return Call(SourcesAnswer, "GET", f"/v1/studies/{_part(digest)}/sources")
 
 
-def report(digest: str, request: InteractionRequest | None, source: int | None) -> Call[bytes]:
+def report(digest: str, request: InteractionRequest | None, source: int | None, reading: int | None) -> Call[bytes]:
     """``POST /v1/studies/{digest}/report.dcm``."""
     path = f"/v1/studies/{_part(digest)}/report.dcm"
-    return Call(bytes, "POST", path, json=_document(request, source), headers=_once())
+    return Call(bytes, "POST", path, json=_document(request, source, reading), headers=_once())
 
 
-def capture(digest: str, concept: str, request: InteractionRequest | None, source: int | None) -> Call[bytes]:
+def capture(
+    digest: str, concept: str, request: InteractionRequest | None, source: int | None, reading: int | None
+) -> Call[bytes]:
     """``POST /v1/studies/{digest}/captures/{concept}.dcm``."""
     path = f"/v1/studies/{_part(digest)}/captures/{_part(concept)}.dcm"
-    return Call(bytes, "POST", path, json=_document(request, source), headers=_once())
+    return Call(bytes, "POST", path, json=_document(request, source, reading), headers=_once())
 
 
 def send(digest: str, request: SendRequest) -> Call[SendAnswer]:
@@ -186,9 +194,38 @@ def reviews() -> Call[ReviewsAnswer]:
     return Call(ReviewsAnswer, "GET", "/v1/reviews")
 
 
-def worklist(order: str, progress: str, limit: int, offset: int) -> Call[WorklistAnswer]:
+def me() -> Call[MeAnswer]:
+    """``GET /v1/me``."""
+    return Call(MeAnswer, "GET", "/v1/me")
+
+
+def thumbnail(digest: str) -> Call[bytes]:
+    """``GET /v1/studies/{digest}/thumbnail.png``."""
+    return Call(bytes, "GET", f"/v1/studies/{_part(digest)}/thumbnail.png")
+
+
+def sign(digest: str, request: ReadingRequest) -> Call[ReadingAnswer]:
+    """``POST /v1/studies/{digest}/readings``."""
+    path = f"/v1/studies/{_part(digest)}/readings"
+    return Call(ReadingAnswer, "POST", path, json=request.model_dump(exclude_none=True), headers=_once())
+
+
+def readings(digest: str) -> Call[ReadingsAnswer]:
+    """``GET /v1/studies/{digest}/readings``."""
+    return Call(ReadingsAnswer, "GET", f"/v1/studies/{_part(digest)}/readings")
+
+
+def skip(digest: str, request: SkipRequest) -> Call[SkipAnswer]:
+    """``POST /v1/studies/{digest}/skips``."""
+    path = f"/v1/studies/{_part(digest)}/skips"
+    return Call(SkipAnswer, "POST", path, json=request.model_dump(), headers=_once())
+
+
+def worklist(order: str, progress: str, asks_for_help: bool | None, limit: int, offset: int) -> Call[WorklistAnswer]:
     """``GET /v1/worklist``."""
-    query = {"order": order, "progress": progress, "limit": limit, "offset": offset}
+    query: dict[str, Any] = {"order": order, "progress": progress, "limit": limit, "offset": offset}
+    if asks_for_help is not None:
+        query["help"] = asks_for_help
     return Call(WorklistAnswer, "GET", "/v1/worklist", query=query)
 
 
@@ -240,8 +277,8 @@ def headers(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def _document(request: InteractionRequest | None, source: int | None) -> dict[str, Any]:
-    asked = DocumentRequest(interaction=request or InteractionRequest(), source=source)
+def _document(request: InteractionRequest | None, source: int | None, reading: int | None) -> dict[str, Any]:
+    asked = DocumentRequest(interaction=request or InteractionRequest(), source=source, reading=reading)
     return asked.model_dump(exclude_none=True)
 
 

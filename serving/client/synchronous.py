@@ -17,17 +17,23 @@ from serving.interfaces.schemas import (
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
+    MeAnswer,
     ModelsAnswer,
     Order,
     ProbeAnswer,
     ProbeRequest,
     Progress,
+    ReadingAnswer,
+    ReadingRequest,
+    ReadingsAnswer,
     Region,
     ReviewAnswer,
     ReviewRequest,
     ReviewsAnswer,
     SessionsAnswer,
     SignedIn,
+    SkipAnswer,
+    SkipRequest,
     StudiesAnswer,
     StudyAnswer,
     WorklistAnswer,
@@ -102,15 +108,27 @@ class Client:
         """The DICOM images that a study came as."""
         return self._send(calls.sources(digest))
 
-    def report(self, digest: str, request: InteractionRequest | None = None, source: int | None = None) -> bytes:
-        """A DICOM report; of several sources, about the one of this number."""
-        return self._send(calls.report(digest, request, source))
+    def report(
+        self,
+        digest: str,
+        request: InteractionRequest | None = None,
+        source: int | None = None,
+        reading: int | None = None,
+    ) -> bytes:
+        """A DICOM report; of several sources, about the one of this number; of the reading whose record has this
+        number, in place of an interaction."""
+        return self._send(calls.report(digest, request, source, reading))
 
     def capture(
-        self, digest: str, concept: str, request: InteractionRequest | None = None, source: int | None = None
+        self,
+        digest: str,
+        concept: str,
+        request: InteractionRequest | None = None,
+        source: int | None = None,
+        reading: int | None = None,
     ) -> bytes:
-        """A concept's map over the image as a DICOM picture; ``source`` as for `report`."""
-        return self._send(calls.capture(digest, concept, request, source))
+        """A concept's map over the image as a DICOM picture; ``source`` and ``reading`` as for `report`."""
+        return self._send(calls.capture(digest, concept, request, source, reading))
 
     def send(self, digest: str, request: SendRequest) -> SendAnswer:
         """Files a report, and pictures, in an archive; it may be sent twice if no answer comes."""
@@ -128,11 +146,36 @@ class Client:
         """The last verdicts."""
         return self._send(calls.reviews())
 
+    def me(self) -> MeAnswer:
+        """Who asks, and what they may do."""
+        return self._send(calls.me())
+
     def worklist(
-        self, order: Order = "margin", progress: Progress = "all", limit: int = 50, offset: int = 0
+        self,
+        order: Order = "margin",
+        progress: Progress = "all",
+        limit: int = 50,
+        offset: int = 0,
+        asks_for_help: bool | None = None,
     ) -> WorklistAnswer:
-        """Studies that wait for a reader."""
-        return self._send(calls.worklist(order, progress, limit, offset))
+        """Studies that wait for a reader; only those where the model asks for help, or only the others, if so asked."""
+        return self._send(calls.worklist(order, progress, asks_for_help, limit, offset))
+
+    def thumbnail(self, digest: str) -> bytes:
+        """A study's image, small, as PNG."""
+        return self._send(calls.thumbnail(digest))
+
+    def sign(self, digest: str, request: ReadingRequest) -> ReadingAnswer:
+        """Puts a reading on record."""
+        return self._send(calls.sign(digest, request))
+
+    def readings(self, digest: str) -> ReadingsAnswer:
+        """The last reading of each reader; the others' once one has signed one's own."""
+        return self._send(calls.readings(digest))
+
+    def skip(self, digest: str, reason: str = "") -> SkipAnswer:
+        """Puts on record that one does not read a study."""
+        return self._send(calls.skip(digest, SkipRequest(reason=reason)))
 
     def models(self) -> ModelsAnswer:
         """What is in service, and what was."""

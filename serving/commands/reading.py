@@ -46,19 +46,7 @@ def interact(arguments: Sequence[str]) -> None:
         CSRError: what is given is no interaction, the server refuses it, or the report cannot be written.
     """
     parser = argparse.ArgumentParser(prog="csr interact", description="Corrects a prediction and says what changed.")
-    parser.add_argument("digest", help="of the study, as `csr predict` prints it")
-    focus = parser.add_argument_group("boxes", f"BOX is {_BOX} in pixels of the image")
-    focus.add_argument("--focus", action="append", type=_corners, default=[], metavar="BOX", help="look here")
-    focus.add_argument(
-        "--ignore", action="append", type=_corners, default=[], metavar="BOX", help="nothing inside counts"
-    )
-    focus.add_argument(
-        "--finding", action="append", type=_named, default=[], metavar="CONCEPT=BOX", help="this here is CONCEPT"
-    )
-    focus.add_argument("--alpha", type=float, help="weight of what is outside focus boxes, 0 to 1 (the model's own)")
-    answers = parser.add_argument_group("answers")
-    answers.add_argument("--confirm", action="append", default=[], metavar="CONCEPT", help="it is there")
-    answers.add_argument("--reject", action="append", default=[], metavar="CONCEPT", help="it is not there")
+    add_corrections(parser)
     parser.add_argument("--json", action="store_true", help="print the whole answer")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a DICOM report of it there instead")
     parser.add_argument("--source", type=int, metavar="NUMBER", help="of several DICOM sources, which one it is about")
@@ -66,17 +54,15 @@ def interact(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     if given.source is not None and given.report is None:
         parser.error("--source: says what a --report is about")
-    boxes = [_box(each, kind="focus") for each in given.focus] + [_box(each, kind="ignore") for each in given.ignore]
-    boxes += [_box(corners, kind="finding", concept=concept) for concept, corners in given.finding]
-    request = asked(InteractionRequest, boxes=boxes, confirmed=given.confirm, rejected=given.reject, alpha=given.alpha)
+    request = corrections(given)
     if given.report is not None:
         asked(DocumentRequest, source=given.source)
         with connect(given) as client:
-            _write(given.report, client.report(given.digest, request, given.source))
+            write_report(given.report, client.report(given.digest, request, given.source))
         return
     with connect(given) as client:
         answer = client.interact(given.digest, request)
-    print(answer.model_dump_json() if given.json else _changed(answer))
+    print(answer.model_dump_json() if given.json else changed(answer))
 
 
 def probe(arguments: Sequence[str]) -> None:
@@ -96,7 +82,38 @@ def probe(arguments: Sequence[str]) -> None:
     print(answer.model_dump_json() if given.json else _probed(answer))
 
 
-def _write(file: Path, data: bytes) -> None:
+def add_corrections(parser: argparse.ArgumentParser) -> None:
+    """Adds the study and what a reader can say of it."""
+    parser.add_argument("digest", help="of the study, as `csr predict` and `csr worklist` print it")
+    focus = parser.add_argument_group("boxes", f"BOX is {_BOX} in pixels of the image")
+    focus.add_argument("--focus", action="append", type=_corners, default=[], metavar="BOX", help="look here")
+    focus.add_argument(
+        "--ignore", action="append", type=_corners, default=[], metavar="BOX", help="nothing inside counts"
+    )
+    focus.add_argument(
+        "--finding", action="append", type=_named, default=[], metavar="CONCEPT=BOX", help="this here is CONCEPT"
+    )
+    focus.add_argument("--alpha", type=float, help="weight of what is outside focus boxes, 0 to 1 (the model's own)")
+    answers = parser.add_argument_group("answers")
+    answers.add_argument("--confirm", action="append", default=[], metavar="CONCEPT", help="it is there")
+    answers.add_argument("--reject", action="append", default=[], metavar="CONCEPT", help="it is not there")
+
+
+def corrections(given: argparse.Namespace) -> InteractionRequest:
+    """What was said by the options of `add_corrections`.
+
+    Raises:
+        ConfigError: it is no interaction.
+    """
+    boxes = [_box(each, kind="focus") for each in given.focus] + [_box(each, kind="ignore") for each in given.ignore]
+    boxes += [_box(corners, kind="finding", concept=concept) for concept, corners in given.finding]
+    return asked(InteractionRequest, boxes=boxes, confirmed=given.confirm, rejected=given.reject, alpha=given.alpha)
+
+
+def write_report(file: Path, data: bytes) -> None:
+    """Raises:
+    ConfigError: it cannot be written.
+    """
     try:
         file.write_bytes(data)
     except OSError as error:
@@ -169,7 +186,8 @@ def _probed(answer: ProbeAnswer) -> str:
     return "\n".join(lines)
 
 
-def _changed(answer: InteractionAnswer) -> str:
+def changed(answer: InteractionAnswer) -> str:
+    """An interaction's answer, for people."""
     lines = [*_misfit(answer.after), answer.changes.summary]
     for each in answer.changes.classes:
         lines.append(f"  {each.name:<24} {each.before:6.1%} → {each.after:6.1%}")

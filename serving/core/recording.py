@@ -160,6 +160,8 @@ def document_entry(
 ) -> Entry:
     """Documents that an archive took. ``original`` is the image's salted UID: the real one stays out of the ledger."""
     about = {"node": request.node, "original": original, "interaction": answer.record.number}
+    if request.reading is not None:
+        about["reading"] = request.reading
     body = {"version": answer.model.version, "request": about, "documents": documents}
     return Entry("document", caller, answer.model.digest, body, answer.digest)
 

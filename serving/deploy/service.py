@@ -105,6 +105,7 @@ class Service:
         assert pool is not None
         intake = Intake(pool, salt)
         plane = DataPlane(models, store, intake, shadow, telemetry, config.cache_mb << 20, action)
+        readings = Readings(plane, store, telemetry)
         nodes = {name: Node(name, each) for name, each in config.dicom.nodes.items()}
         return cls(
             models=models,
@@ -112,8 +113,8 @@ class Service:
             plane=plane,
             catalogue=Catalogue(models, store, telemetry),
             atlas=AtlasRoom(models, store, telemetry, config.review.second_reader),
-            readings=Readings(plane, store, telemetry),
-            documents=Documents(plane, nodes, salt, telemetry),
+            readings=readings,
+            documents=Documents(plane, readings, nodes, salt, telemetry),
             telemetry=telemetry,
             limits=config.http,
             authenticator=_authenticator(config.access, keys, store.database),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from time import perf_counter
 from typing import TypeVar
@@ -21,16 +22,17 @@ import pydicom
 from serving.core.dataplane import DataPlane
 from serving.core.intake import Upload
 from serving.core.overlays import picture
+from serving.core.readings import Readings
 from serving.core.recording import document_entry, record
 from serving.core.timing import Timing
 from serving.dicom import DicomSource, pseudonymous_uid
 from serving.dicom.capture import secondary_capture
 from serving.dicom.identity import Algorithm
 from serving.dicom.nodes import Node, Query
-from serving.dicom.report import ClassProbability, Finding, ReaderBox, Reading, structured_report
+from serving.dicom.report import ClassProbability, Finding, ReaderBox, Reading, Signature, structured_report
 from serving.dicom.sources import Numbered, chosen, framed, listed, sources_of
-from serving.errors import DicomContextError, NodeError, UnknownNodeError
-from serving.interfaces.schemas import InteractionAnswer, InteractionRequest, StudyAnswer
+from serving.errors import DicomContextError, InvalidInteractionError, ModelChangedError, NodeError, UnknownNodeError
+from serving.interfaces.schemas import InteractionAnswer, InteractionRequest, ReadingAnswer, StudyAnswer
 from serving.interfaces.schemas.dicom import (
     DocumentRequest,
     FetchRequest,
@@ -49,18 +51,31 @@ T = TypeVar("T")
 _PSEUDONYM = 63  # characters that a report has for one
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """What a document is about: an interaction, its answer and, if that is what it is of, the signed reading."""
+
+    request: InteractionRequest
+    answer: InteractionAnswer
+    signed: ReadingAnswer | None
+
+
 class Documents:
     """Thread-safe; every method blocks, see `serving.core.dataplane`.
 
     Args:
         plane: predicts, and keeps studies.
+        readings: knows what was signed.
         nodes: archives by name.
         salt: of pseudonyms.
         telemetry: is told of calls to archives.
     """
 
-    def __init__(self, plane: DataPlane, nodes: Mapping[str, Node], salt: bytes, telemetry: Telemetry) -> None:
+    def __init__(
+        self, plane: DataPlane, readings: Readings, nodes: Mapping[str, Node], salt: bytes, telemetry: Telemetry
+    ) -> None:
         self._plane = plane
+        self._readings = readings
         self._nodes = nodes
         self._salt = salt
         self._telemetry = telemetry
@@ -102,32 +117,37 @@ class Documents:
         """
         return SourcesAnswer(digest=digest, sources=[listed(each) for each in self._sources(digest)])
 
-    def report(self, digest: str, asked: DocumentRequest, caller: Caller) -> bytes:
+    def report(self, digest: str, asked: DocumentRequest, caller: Caller, sees_all: bool = False) -> bytes:
         """A structured report (TID 1500) under the study's pseudonym.
+
+        Args:
+            digest, asked: what it is about.
+            caller: who asks.
+            sees_all: see `serving.core.readings.Readings.readings`.
 
         Raises:
             NoSourceError, SeveralSourcesError, UnknownSourceError, FrameError: see `serving.dicom.sources`.
+            UnknownReadingError: there is no such reading, or it may not be seen.
+            ModelChangedError: it was signed under another model than the one that answers now.
             As `serving.core.dataplane.DataPlane.interact`.
         """
         source = chosen(self._sources(digest), asked.source)
-        request = framed(asked.interaction, source)
-        answer = self._plane.interact(digest, request, caller)
-        return structured_report(source, _reading(answer, request, caller), _algorithm(answer), _now())
+        subject = self._subject(digest, asked, source, caller, sees_all)
+        return structured_report(source, _reading(subject, caller), _algorithm(subject.answer), _now())
 
-    def capture(self, digest: str, concept: str, asked: DocumentRequest, caller: Caller) -> bytes:
+    def capture(
+        self, digest: str, concept: str, asked: DocumentRequest, caller: Caller, sees_all: bool = False
+    ) -> bytes:
         """A Secondary Capture of a concept's map over the image, under the study's pseudonym.
 
         Raises:
             UnknownConceptError: no such concept.
-            NoSourceError, SeveralSourcesError, UnknownSourceError, FrameError: see `serving.dicom.sources`.
-            As `serving.core.dataplane.DataPlane.interact`.
+            As `report`.
         """
         source = chosen(self._sources(digest), asked.source)
-        request = framed(asked.interaction, source)
-        answer = self._plane.interact(digest, request, caller)
-        return self._capture(source, answer, concept, request)
+        return self._capture(source, self._subject(digest, asked, source, caller, sees_all), concept)
 
-    def send(self, digest: str, request: SendRequest, caller: Caller) -> SendAnswer:
+    def send(self, digest: str, request: SendRequest, caller: Caller, sees_all: bool = False) -> SendAnswer:
         """Files a report and pictures beside the original image, under its patient and study.
 
         Raises:
@@ -138,31 +158,45 @@ class Documents:
         timing = Timing(self._telemetry)
         archive = self._node(request.node)
         source = self._of_original(self._sources(digest), request)
-        interaction = framed(request.interaction, source)
         at = request.original
         context = self._timed("retrieve", lambda: archive.header(at.study_uid, at.series_uid, at.instance_uid))
         timing.lap("read")
-        answer = self._plane.interact(digest, interaction, caller)
-        reading, algorithm = _reading(answer, interaction, caller), _algorithm(answer)
+        subject = self._subject(digest, request, source, caller, sees_all)
+        reading, algorithm = _reading(subject, caller), _algorithm(subject.answer)
         files = [structured_report(source, reading, algorithm, _now(), context)]
-        files += [self._capture(source, answer, each, interaction, context) for each in request.pictures]
+        files += [self._capture(source, subject, each, context) for each in request.pictures]
         timing.lap("draw")
         self._timed("store", lambda: archive.store(files))
         uids = [str(pydicom.dcmread(io.BytesIO(each), stop_before_pixels=True).SOPInstanceUID) for each in files]
-        entry = document_entry(caller, answer, request, source.instance_uid, uids)
+        entry = document_entry(caller, subject.answer, request, source.instance_uid, uids)
         receipt = self._plane.store.ledger.append([entry])[0]
         timing.lap("record")
         return SendAnswer(instance_uids=uids, record=record(receipt), timings_ms=timing.milliseconds)
 
+    def _subject(
+        self, digest: str, asked: DocumentRequest | SendRequest, source: DicomSource, caller: Caller, sees_all: bool
+    ) -> _Subject:
+        """Reasons again, on record as any answer, so that a document of a signed reading has the places, too."""
+        signed, given = None, asked.interaction
+        if asked.reading is not None:
+            if given != InteractionRequest():
+                raise InvalidInteractionError("interaction: is what the reading says; name one of the two")
+            signed = self._readings.reading(digest, asked.reading, caller.actor, sees_all)
+            given = signed.state if signed.decision == "keep" else InteractionRequest(image=signed.state.image)
+        request = framed(given, source)
+        answer = self._plane.interact(digest, request, caller)
+        if signed is not None and signed.model.digest != answer.model.digest:
+            raise ModelChangedError(
+                f"reading: was signed with version {signed.model.version}, and version {answer.model.version} answers "
+                "now; sign it anew"
+            )
+        return _Subject(request, answer, signed)
+
     def _capture(
-        self,
-        source: DicomSource,
-        answer: InteractionAnswer,
-        concept: str,
-        request: InteractionRequest,
-        context: pydicom.Dataset | None = None,
+        self, source: DicomSource, subject: _Subject, concept: str, context: pydicom.Dataset | None = None
     ) -> bytes:
         timing = Timing(self._telemetry)
+        answer, request = subject.answer, subject.request
         image = self._plane.image(answer.digest, timing)
         overlay = self._plane.overlay(answer.digest, concept, request, timing)
         size = self._plane.size(answer.digest, timing)
@@ -209,20 +243,26 @@ def _algorithm(answer: InteractionAnswer) -> Algorithm:
     return Algorithm(answer.model.version, answer.model.digest)
 
 
-def _reading(answer: InteractionAnswer, request: InteractionRequest, caller: Caller) -> Reading:
-    said = answer.after
+def _reading(subject: _Subject, caller: Caller) -> Reading:
+    said, signed = subject.answer.after, subject.signed
+    reader = caller.actor if signed is None else signed.reader
     return Reading(
         findings=tuple(
             Finding(each.name, each.probability, each.answer, (each.peak.x, each.peak.y) if each.peak else None)
             for each in said.concepts
         ),
         classes=tuple(ClassProbability(each.name, each.probability, each.name in said.found) for each in said.classes),
-        boxes=tuple(ReaderBox(**box.model_dump()) for box in request.boxes),
+        boxes=tuple(ReaderBox(**box.model_dump()) for box in subject.request.boxes),
         abstains=said.abstains,
         fit_score=said.fits.score,
         misfits=tuple(each.code for each in said.fits.reasons),
-        reader=caller.actor.replace(":", ".")[:_PSEUDONYM],
+        reader=reader.replace(":", ".")[:_PSEUDONYM],
+        signature=None if signed is None else _signature(signed),
     )
+
+
+def _signature(signed: ReadingAnswer) -> Signature:
+    return Signature(signed.decision, signed.comment, signed.record.number, signed.record.hash, signed.at)
 
 
 def _now() -> datetime:

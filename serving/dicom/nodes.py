@@ -39,6 +39,7 @@ MAX_RESULTS = 500
 _UNCHUNKED = 1 << 40  # bytes up to which dicomweb-client sends a body with its length, which any server takes
 _PATIENT_ID = re.compile(r"[^\\*?\x00-\x1f\x7f]{1,64}")  # LO; no wildcards
 _DATE = re.compile(r"[0-9]{8}|[0-9]{8}-|-[0-9]{8}|[0-9]{8}-[0-9]{8}")
+_ACCESSION = re.compile(r"[^\\*?\x00-\x1f\x7f]{1,16}")  # SH; no wildcards
 _MODALITY = re.compile(r"[A-Z0-9_ ]{1,16}")
 
 
@@ -51,6 +52,7 @@ class Query:
         patient_id: one patient's, without wildcards.
         study_date: ``YYYYMMDD``, or a range with a hyphen, which may be open at one end.
         modality: for example ``DX``.
+        accession_number: of one order, without wildcards.
 
     Raises:
         InvalidDicomQueryError: a value is not of its form, or there is none.
@@ -60,17 +62,25 @@ class Query:
     patient_id: str | None = None
     study_date: str | None = None
     modality: str | None = None
+    accession_number: str | None = None
 
     def __post_init__(self) -> None:
         if self.study_uid is not None:
             _check_uid("study_uid", self.study_uid)
-        forms = {"patient_id": _PATIENT_ID, "study_date": _DATE, "modality": _MODALITY}
+        forms = {
+            "patient_id": _PATIENT_ID,
+            "study_date": _DATE,
+            "modality": _MODALITY,
+            "accession_number": _ACCESSION,
+        }
         for field, form in forms.items():
             value = getattr(self, field)
             if value is not None and not form.fullmatch(value):
                 raise InvalidDicomQueryError(f"{field}: is not a value that a DICOM archive can be searched for")
         if all(getattr(self, field) is None for field in ("study_uid", *forms)):
-            raise InvalidDicomQueryError("name a study, patient, date or modality: an archive is too large to list")
+            raise InvalidDicomQueryError(
+                "name a study, accession number, patient, date or modality: an archive is too large to list"
+            )
 
 
 class Node:
@@ -108,7 +118,12 @@ class Node:
         if not (0 < limit <= MAX_RESULTS and offset >= 0):
             raise InvalidDicomQueryError(f"limit is from 1 to {MAX_RESULTS}, offset from 0 on")
         modality = "ModalitiesInStudy" if level == "studies" else "Modality"
-        given = {"PatientID": query.patient_id, "StudyDate": query.study_date, modality: query.modality}
+        given = {
+            "PatientID": query.patient_id,
+            "StudyDate": query.study_date,
+            "AccessionNumber": query.accession_number,
+            modality: query.modality,
+        }
         filters = {key: value for key, value in given.items() if value is not None}
         with self._client("search") as client:
             if level == "studies":

@@ -1,7 +1,8 @@
 """A reading as a DICOM structured report: TID 1500 Measurement Report, in PS3.16's terms where it has them.
 
 One measurement group for the model's word as a whole (does it abstain? is the image like those that it was trained on,
-and if not, why?), one a class, one a concept with what the
+and if not, why?), which of a signed reading also holds the reader's decision, comment and entry of the ledger; one a
+class, one a concept with what the
 reader says of it, one a box of the reader. A concept with a peak is a planar region (TID 1410) of one point, a box one
 of a closed polyline, the others are measurements of the whole image (TID 1501). A box that shows a finding has the
 finding's code, so whoever looks for a concept finds the model's point and the reader's places. Coordinates are in
@@ -60,6 +61,11 @@ REGION = _code("REGION", "Reader's region")
 PLACE = _code("PLACE", "Reader's place of a finding")
 FOCUS = _code("FOCUS", "Region to focus on")
 IGNORE = _code("IGNORE", "Region to ignore")
+DECISION = _code("DECISION", "Reader's decision")
+KEPT = _code("KEPT", "Signed with the reader's corrections")
+REVERTED = _code("REVERTED", "Signed as predicted")
+LEDGER_ENTRY = _code("LEDGER_ENTRY", "Entry of the audit ledger")
+_DECISIONS = {"keep": KEPT, "revert": REVERTED}
 _VERDICTS = {"none": NO_VERDICT, "confirmed": CONFIRMED, "rejected": REJECTED}
 
 
@@ -112,6 +118,23 @@ class ClassProbability:
 
 
 @dataclass(frozen=True)
+class Signature:
+    """How a reader signed.
+
+    Args:
+        decision: whether with the corrections, or as predicted.
+        comment: for whoever reads the report; may be empty.
+        number, hash, at: of the ledger's entry that says so.
+    """
+
+    decision: Literal["keep", "revert"]
+    comment: str
+    number: int
+    hash: str
+    at: str
+
+
+@dataclass(frozen=True)
 class Reading:
     """What the model says about an image after what the reader told it.
 
@@ -121,6 +144,7 @@ class Reading:
         fit_score: how unlike the training images the image is; None if that was not measured.
         misfits: why it is unlike them; none if it is like them.
         reader: the reader's pseudonym, letters, digits and ``._-``; None if nobody but the model has read the image.
+        signature: None if nobody has signed.
     """
 
     findings: tuple[Finding, ...]
@@ -130,6 +154,7 @@ class Reading:
     fit_score: float | None = None
     misfits: tuple[ReasonCode, ...] = ()
     reader: str | None = None
+    signature: Signature | None = None
 
     def __post_init__(self) -> None:
         named = [(each.name, each.probability) for each in self.findings]
@@ -177,7 +202,7 @@ def structured_report(
             instance_number=1,
             series_description=f"{NAME} reading, {NOTICE}",
             is_complete=True,
-            is_final=False,
+            is_final=reading.signature is not None,
             coding_schemes=[CodingSchemeIdentificationItem(SCHEME, f"{NAME} concepts and classes")],
             content_date=DA(at.date()),
             content_time=TM(at.time()),
@@ -254,7 +279,11 @@ class _Groups:
             measured.append(sr.Measurement(FIT_SCORE, reading.fit_score, codes.UCUM.NoUnits))
             said.append(sr.QualitativeEvaluation(FITS, _yes_no(not reading.misfits)))
             said += [sr.QualitativeEvaluation(MISFIT, misfit_code(code)) for code in reading.misfits]
+        if reading.signature is not None:
+            said.append(sr.QualitativeEvaluation(DECISION, _DECISIONS[reading.signature.decision]))
         whole = self._whole_image("assessment", ASSESSMENT, None, measured, said)
+        if reading.signature is not None:
+            whole[0].ContentSequence.extend(_texts(reading.signature))
         classes = [self._class(each) for each in reading.classes]
         findings = [self._finding(each) for each in reading.findings]
         return [whole, *classes, *findings, *(self._box(number, box) for number, box in enumerate(reading.boxes, 1))]
@@ -319,6 +348,15 @@ class _Groups:
                 if not 0 <= value <= (np.inf if side is None else side):
                     raise FrameError(f"({point[0]:g}, {point[1]:g}) lies outside the DICOM image")
         return sr.ImageRegion(kind, np.array(points, np.float64), sr.SourceImageForRegion(*self._image))
+
+
+def _texts(signature: Signature) -> list[sr.TextContentItem]:
+    """TID 1501 has codes for what is evaluated, and no template for a comment; it may be extended."""
+    entry = f"{signature.number}:{signature.hash}, {signature.at}"
+    # DICOM takes control characters but line ends for changes of character set.
+    comment = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in signature.comment)
+    texts = [(LEDGER_ENTRY, entry), *([(codes.DCM.Comment, comment)] if comment else [])]
+    return [sr.TextContentItem(name, text, sr.RelationshipTypeValues.CONTAINS) for name, text in texts]
 
 
 def _probability(value: float) -> sr.Measurement:

@@ -65,8 +65,8 @@ class Assessment:
         margin: `csr.data.decisions.decision_margin`.
         expected_effect: of the best question, see `serving.core.questions`.
         asks_for_help, abstains: see `csr.bundle.format.Manifest`.
-        confidence: the probability of ``top``; this and the next two are None where they were not kept, by a server before
-            version 5 of the tables.
+        confidence: the probability of ``top``; this and the next two are None where they were not kept, by a server
+            before version 5 of the tables.
         found: the classes that the model says the study has.
         fits: whether the image is like those that the model was trained on.
     """

@@ -1,8 +1,8 @@
 """The worklist: what was last said of each study, and how far one reader is with it.
 
 A reader has *signed* a study if a reading of theirs is on record, else *skipped* it if they said so, else *read* it if
-they corrected it or asked for its prediction. To upload a study is not to read it: its prediction is on record under the
-request that added it.
+they corrected it or asked for its prediction. To upload a study is not to read it: its prediction is on record under
+the request that added it.
 """
 
 from __future__ import annotations

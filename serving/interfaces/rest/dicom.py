@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from serving.dicom.nodes import Query as DicomQuery
-from serving.interfaces.rest.context import CallerOf
+from serving.interfaces.rest.context import ActorOf, CallerOf, sees_all
 from serving.interfaces.rest.routing import strict_router
 from serving.interfaces.rest.studies import Digest
 from serving.interfaces.schemas import StudyAnswer
@@ -48,11 +48,12 @@ def routes(service: Service) -> APIRouter:
         patient_id: _Text = None,
         study_date: _Text = None,
         modality: _Text = None,
+        accession_number: _Text = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     ) -> SearchAnswer:
         """Images in an archive (QIDO-RS)."""
-        query = DicomQuery(study_uid, patient_id, study_date, modality)
+        query = DicomQuery(study_uid, patient_id, study_date, modality, accession_number)
         return await to_thread(documents.search, node, query, limit, offset)
 
     @router.post("/studies/fetch", status_code=201)
@@ -66,19 +67,21 @@ def routes(service: Service) -> APIRouter:
         return await to_thread(documents.sources, digest)
 
     @router.post("/studies/{digest}/report.dcm", response_class=Response, responses=_DICOM)
-    async def report(digest: Digest, request: DocumentRequest, caller: CallerOf) -> Response:
+    async def report(digest: Digest, request: DocumentRequest, caller: CallerOf, actor: ActorOf) -> Response:
         """A structured report (TID 1500) under the study's pseudonym."""
-        return _dicom(await to_thread(documents.report, digest, request, caller))
+        return _dicom(await to_thread(documents.report, digest, request, caller, sees_all(actor)))
 
     @router.post("/studies/{digest}/captures/{concept:path}.dcm", response_class=Response, responses=_DICOM)
-    async def capture(digest: Digest, concept: str, request: DocumentRequest, caller: CallerOf) -> Response:
+    async def capture(
+        digest: Digest, concept: str, request: DocumentRequest, caller: CallerOf, actor: ActorOf
+    ) -> Response:
         """A Secondary Capture of a concept's map over the image, under the study's pseudonym."""
-        return _dicom(await to_thread(documents.capture, digest, concept, request, caller))
+        return _dicom(await to_thread(documents.capture, digest, concept, request, caller, sees_all(actor)))
 
     @router.post("/studies/{digest}/send")
-    async def send(digest: Digest, request: SendRequest, caller: CallerOf) -> SendAnswer:
+    async def send(digest: Digest, request: SendRequest, caller: CallerOf, actor: ActorOf) -> SendAnswer:
         """Files a report and pictures in an archive (STOW-RS), beside the image that the study came from."""
-        return await to_thread(documents.send, digest, request, caller)
+        return await to_thread(documents.send, digest, request, caller, sees_all(actor))
 
     return router
 

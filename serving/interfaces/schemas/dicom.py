@@ -31,17 +31,20 @@ class FetchRequest(Request):
 
 
 SourceNumber = Annotated[int, Field(ge=1, le=1_000_000)]
+ReadingNumber = Annotated[int, Field(ge=1, le=2**53)]
 
 
 class DocumentRequest(Request):
-    """What a document is about: a study under an interaction, or as it was predicted.
+    """What a document is about: a study under an interaction, as it was predicted, or as a reader signed it.
 
     Args:
         interaction: what the reader says.
+        reading: the number of the record of a signed reading that counts, in place of an interaction.
         source: of the DICOM images that the study came as, which one; it must be said only where there are several.
     """
 
     interaction: InteractionRequest = InteractionRequest()
+    reading: ReadingNumber | None = None
     source: SourceNumber | None = None
 
 
@@ -51,7 +54,7 @@ class SendRequest(Request):
     Args:
         node: the archive, as the configuration names it.
         original: the image, by its own UIDs. It must be the one that the study came from.
-        interaction: what the reader says.
+        interaction, reading: see `DocumentRequest`.
         pictures: concepts whose maps are sent as Secondary Captures beside the report.
         source: see `DocumentRequest`; here it must be said only where several are of the original.
     """
@@ -59,6 +62,7 @@ class SendRequest(Request):
     node: NodeName
     original: InstanceRef
     interaction: InteractionRequest = InteractionRequest()
+    reading: ReadingNumber | None = None
     pictures: list[Annotated[str, Field(max_length=200)]] = Field(default=[], max_length=MAX_PICTURES)
     source: SourceNumber | None = None
 

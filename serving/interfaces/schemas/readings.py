@@ -28,8 +28,8 @@ class ReadingRequest(Request):
 
     Args:
         state: all that they said of it, whatever they decide.
-        decision: ``keep``: the corrections stand; ``revert``: the study is signed as it was predicted, and the corrections
-            are on record without being applied.
+        decision: ``keep``: the corrections stand; ``revert``: the study is signed as it was predicted, and the
+            corrections are on record without being applied.
         comment: for whoever reads the reading.
         model: the digest of the bundle whose numbers the reader saw. If given, it must be the one that answers now.
     """
@@ -50,9 +50,9 @@ class ClassProbability(Answer):
 class ReadingAnswer(Answer):
     """A signed reading, as the ledger has it.
 
-    ``found``, ``top`` and ``classes``, the most probable first, are what ``model`` says of the study after what the reader
-    decided: under ``state`` if they keep it, else without. ``at`` is when it was put on record, ``supersedes`` the number of the same reader's
-    reading before it.
+    ``found``, ``top`` and ``classes``, the most probable first, are what ``model`` says of the study after what the
+    reader decided: under ``state`` if they keep it, else without. ``at`` is when it was put on record, ``supersedes``
+    the number of the same reader's reading before it.
     """
 
     digest: str
@@ -80,8 +80,8 @@ class ConceptAgreement(Answer):
 class Agreement(Answer):
     """What a study's readers agree on, by the last reading of each.
 
-    ``verdict``: nobody has signed (``none``), ``one`` has, or several that found the ``same`` classes or ``differ``; it is
-    ``hidden``, and ``concepts`` empty, to who reads blind where there are several.
+    ``verdict``: nobody has signed (``none``), ``one`` has, or several that found the ``same`` classes or ``differ``; it
+    is ``hidden``, and ``concepts`` empty, to who reads blind where there are several.
     """
 
     readers: int
@@ -122,8 +122,9 @@ class WorklistItem(Answer):
     """A study that waits for a reader.
 
     ``margin``: see `csr.data.decisions.decision_margin`; ``expected_effect`` is that of the best question
-    (`serving.core.questions`). ``confidence`` is the probability of ``top``; it, ``found`` and ``fits`` (whether the image
-    is like the training images) are null where a server of an earlier version assessed the study, until it is opened.
+    (`serving.core.questions`). ``confidence`` is the probability of ``top``; it, ``found`` and ``fits`` (whether the
+    image is like the training images) are null where a server of an earlier version assessed the study, until it is
+    opened.
     ``mine`` is how far the caller is with it, ``readers`` how many have signed it, and ``agreement`` as in `Agreement`.
     """
 

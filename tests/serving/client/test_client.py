@@ -20,6 +20,7 @@ from serving.client import (
     Client,
     ClientError,
     InteractionRequest,
+    ReadingRequest,
     Region,
     ReviewRequest,
     ServerUnreachableError,
@@ -96,7 +97,15 @@ def test_a_reader_s_round(run: Run, sample: bytes, tmp_path: Path) -> None:
     assert run("atlas").entries[0].concept == study.prediction.concepts[0].name
     assert run("review", "mass", 0, ReviewRequest(verdict="prune")).verdict == "prune"
     assert run("reviews").reviews[0].comment == ""
-    assert run("worklist").items[0].digest == study.digest
+    assert run("me").actor == "key:client"
+    assert run("thumbnail", study.digest).startswith(b"\x89PNG")
+    assert run("skip", study.digest, "later").reason == "later"
+    signed = run("sign", study.digest, ReadingRequest(state=request, decision="keep", model=study.model.digest))
+    assert signed.found == answer.after.found and run("readings", study.digest).readings == [signed]
+    for progress, expected in (("signed", [study.digest]), ("unread", [])):
+        assert [each.digest for each in run("worklist", "newest", progress, 9, 0).items] == expected
+    helped = [run("worklist", "margin", "all", 9, 0, wanted).total for wanted in (None, True, False)]
+    assert helped[0] == helped[1] + helped[2] == 1
     assert run("models").models[0].digest == study.model.digest
     assert len(run("add_studies", [("a.png", sample), ("b.png", sample)]).studies) == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 import uvicorn
+from PIL import Image
 
 from csr.__main__ import main
 from csr.bundle.format import Bundle
@@ -99,6 +102,43 @@ def test_a_reading_from_the_command_line(
     assert [line for line in capsys.readouterr().out.splitlines() if line.endswith("prune")]
     assert run("status") == 0
     assert f"champion: version 1, bundle {bundle.digest[:12]}" in capsys.readouterr().out
+
+
+def test_a_day_of_reading_from_the_command_line(
+    served: Service, sample: bytes, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(sample)).convert("L"))
+    about = {"Rows": pixels.shape[0], "Columns": pixels.shape[1], "PixelData": pixels.tobytes()}
+    (folder / "a.dcm").write_bytes(written(dataset(**about, BitsAllocated=8, BitsStored=8, HighBit=7)))
+    (folder / "b.png").write_bytes(sample)
+    assert run("predict", "--json", "a.dcm") == 0
+    digest = json.loads(capsys.readouterr().out)["digest"]
+    assert run("worklist", "--order", "newest", "--progress", "unread") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[0].startswith(f"{digest}  unread") and listed[1:] == ["1 of 1 studies"]
+    assert run("skip", digest, "--reason", "in a hurry") == 0
+    assert "skipped, on record" in capsys.readouterr().out
+    assert run("sign", digest, *CORRECTION, "--comment", "seen", "--report", "r.dcm") == 0
+    said = capsys.readouterr().out
+    assert "key:someone signed with the corrections" in said and '"seen"' in said and "bytes in r.dcm" in said
+    text = str(pydicom.dcmread("r.dcm"))
+    assert "seen" in text and "Signed with the reader's corrections" in text and "key.someone" in text
+    assert run("sign", digest, *CORRECTION, "--revert", "--json") == 0
+    reading = json.loads(capsys.readouterr().out)
+    assert reading["decision"] == "revert" and reading["state"]["rejected"] == ["effusion"]
+    assert run("readings", digest) == 0
+    said = capsys.readouterr().out
+    assert f"in place of entry {reading['supersedes']}" in said and "readers: 1, agreement: one" in said
+    assert run("readings", digest, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["readings"] == [reading]
+    assert run("worklist", "--progress", "signed", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["items"][0]["mine"] == "signed"
+    assert run("worklist", "--progress", "unread", "--no-asks-for-help") == 0
+    assert capsys.readouterr().out == "0 of 0 studies\n"
+    assert "already_signed" in str(run("skip", digest))
+    assert "unknown_study" in str(run("sign", "0" * 64))
+    assert "comment: String should have at most" in str(run("sign", digest, "--comment", "a" * 2001))
+    assert run("sign", digest, "--source", "1") == 2
 
 
 def test_what_a_server_refuses_is_one_sentence(served: Service, bundle: Bundle, folder: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -14,6 +18,9 @@ from csr.bundle.format import Bundle
 from serving.access.roles import Role
 from serving.deploy.service import Service
 from serving.interfaces.rest.app import create_server
+from serving.store.schema import ledger, study
+from tests.serving.conftest import client_of, make_service, png, serve_instead
+from tests.serving.postgres import postgres
 
 Reader = Callable[..., TestClient]
 BOX = {"x_min": 5, "y_min": 5, "x_max": 30, "y_max": 30}
@@ -214,3 +221,103 @@ def test_unknown_studies_have_no_readings(client: TestClient) -> None:
             client.post(f"/v1/studies/{unknown}/skips", json={}),
         ):
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_study")
+
+
+def test_two_readers_who_sign_at_once_are_both_on_record(service: Service, reader: Reader, digest: str) -> None:
+    readers = [reader(f"r{number}") for number in range(4)]
+    with ThreadPoolExecutor(len(readers) * 2) as pool:
+        answers = list(pool.map(lambda each: sign(each, digest).json(), readers * 2))
+    numbers = [each["record"]["number"] for each in answers]
+    assert len(set(numbers)) == len(answers), "each is an entry of its own"
+    by_number = {each["record"]["number"]: each for each in answers}
+    for each in answers:
+        earlier = [other["record"]["number"] for other in answers if other["reader"] == each["reader"]]
+        before = [number for number in earlier if number < each["record"]["number"]]
+        assert each["supersedes"] == (max(before) if before else None)
+    listed = readers[0].get(f"/v1/studies/{digest}/readings").json()
+    assert len(listed["readings"]) == len(readers) and listed["agreement"]["verdict"] == "same"
+    for each in listed["readings"]:
+        assert each == by_number[each["record"]["number"]]
+    assert service.store.ledger.verify().faults == ()
+
+
+def test_one_who_signs_twice_at_once_with_one_key_signs_once(service: Service, client: TestClient, digest: str) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: sign(client, digest, key="once").json(), range(6)))
+    assert all(each == answers[0] for each in answers)
+    assert len(list(service.store.ledger.entries("reading"))) == 1
+
+
+def retrained(bundle: Bundle, folder: Path) -> Bundle:
+    """Another model, for all that digests say."""
+    shutil.copytree(bundle.path, folder)
+    with (folder / "manifest.json").open("a") as manifest:
+        manifest.write("\n")
+    return Bundle.open(folder)
+
+
+def test_a_model_that_changed_meanwhile_is_not_signed_by_mistake(
+    client: TestClient, service: Service, bundle: Bundle, tmp_path: Path, digest: str
+) -> None:
+    seen = client.get(f"/v1/studies/{digest}").json()["model"]["digest"]
+    first = sign(client, digest, model=seen, key="first").json()
+    other = retrained(bundle, tmp_path / "retrained")
+    serve_instead(service, other)
+    refused = sign(client, digest, model=seen)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_changed")
+    assert sign(client, digest, model=seen, key="first").json() == first, "what is on record is no news"
+    again = sign(client, digest, model=other.digest).json()
+    assert again["model"]["digest"] == other.digest != seen and again["supersedes"] == first["record"]["number"]
+    unsaid = sign(client, digest).json()
+    assert unsaid["model"]["digest"] == other.digest, (
+        "who does not say what they saw signs what answers, and is told which"
+    )
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_altered_study_cannot_be_signed(
+    client: TestClient, service: Service, bundle: Bundle, tmp_path: Path, digest: str, cached: bool
+) -> None:
+    signed = sign(client, digest).json()
+    canvas = png(np.zeros((64, 64), np.uint8))
+    with service.store.database.write() as connection:
+        connection.execute(study.update().values(canvas=canvas))
+    if not cached:
+        service = make_service(bundle.path, tmp_path / "state")
+        client = TestClient(create_server(service), raise_server_exceptions=False, headers=dict(client.headers))
+    for answer in (sign(client, digest), client.get(f"/v1/studies/{digest}/thumbnail.png")):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "study_altered")
+    assert client.get(f"/v1/studies/{digest}/readings").json()["readings"] == [signed], "the record stands"
+    assert len(list(service.store.ledger.entries("reading"))) == 1
+
+
+def test_a_reading_that_somebody_altered_is_one_sentence(client: TestClient, service: Service, digest: str) -> None:
+    sign(client, digest)
+    for body in ('{"request": {}}', "[]", "no JSON", '{"request": {"decision": "keep", "state": {}}, "after": null}'):
+        with service.store.database.write() as connection:
+            connection.execute(ledger.update().where(ledger.c.kind == "reading").values(body=body))
+        for answer in (client.get(f"/v1/studies/{digest}/readings"), client.get("/v1/worklist")):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable"), body
+        assert service.store.ledger.verify().faults != ()
+
+
+def test_on_the_other_database(bundle: Bundle, tmp_path: Path, sample: bytes) -> None:
+    """PostgreSQL, which knows no Boolean that is a number and sorts by rules of its own."""
+    with postgres() as server:
+        store = {"url": server.url, "ledger_key_file": str(tmp_path / "state/ledger.key")}
+        service = make_service(bundle.path, tmp_path / "state", store=store)
+        client = client_of(service)
+        digest = client.post("/v1/studies", files={"file": ("a.png", sample)}).json()["digest"]
+        assert states(client) == [(digest, "unread")]
+        client.get(f"/v1/studies/{digest}")
+        assert states(client, "read") == [(digest, "read")]
+        client.post(f"/v1/studies/{digest}/skips", json={"reason": "\x00 Übung"})
+        assert states(client, "skipped") == [(digest, "skipped")]
+        answers = [sign(client, digest, state=CORRECTED, key="k", comment="\x00 Übung").json() for _ in range(2)]
+        assert answers[0] == answers[1] and answers[0]["comment"] == "\x00 Übung"
+        row = item(client, digest)
+        assert (row["mine"], row["agreement"], type(row["fits"])) == ("signed", "one", bool)
+        totals = [client.get(f"/v1/worklist?order=newest&help={each}").json()["total"] for each in ("true", "false")]
+        assert sorted(totals) == [0, 1]
+        assert service.store.ledger.verify().faults == ()
+        service.close()

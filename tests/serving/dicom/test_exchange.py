@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from csr.bundle.format import Bundle
+from serving.access.roles import Role
 from serving.core.overlays import picture
 from serving.deploy.service import Service
 from serving.dicom.node_config import NodeConfig
 from serving.dicom.nodes import Node, Query
 from serving.interfaces.schemas import Box, ImageSize
-from tests.serving.conftest import client_of, make_service, png
+from tests.serving.conftest import client_of, make_service, png, serve_instead
 from tests.serving.dicom.files import dataset, written
 from tests.serving.dicom.orthanc import OrthancAddress, orthanc_server
+from tests.serving.dicom.test_report import groups
 
 BOX = {"x_min": 2, "y_min": 2, "x_max": 20, "y_max": 20}
 NAME = "Mustermann^Erika"
@@ -75,6 +78,8 @@ def test_an_image_is_found_fetched_read_and_reported_beside_itself(
     assert client.get("/v1/nodes").json() == {"nodes": ["gone", "pacs"]}
     found = client.get(f"/v1/nodes/pacs/instances?study_uid={original.StudyInstanceUID}").json()["instances"]
     assert [each["instance_uid"] for each in found] == [original.SOPInstanceUID]
+    by_order = client.get("/v1/nodes/pacs/instances?accession_number=A-99").json()["instances"]
+    assert found[0] in by_order
     study = client.post("/v1/studies/fetch", json={"node": "pacs", "instance": reference(original)})
     assert study.status_code == 201, study.text
     digest = study.json()["digest"]
@@ -121,6 +126,70 @@ def test_a_download_is_under_a_pseudonym(client: TestClient, original: pydicom.D
     assert report.StudyInstanceUID == capture.StudyInstanceUID
 
 
+def said_in(report: bytes) -> dict[str, dict[str, list[Any]]]:
+    return groups(pydicom.dcmread(io.BytesIO(report)))
+
+
+@pytest.mark.parametrize("decision", ["keep", "revert"])
+def test_a_report_of_a_signed_reading_says_what_the_ledger_says(
+    client: TestClient, service: Service, original: pydicom.Dataset, bundle: Bundle, tmp_path: Path, decision: str
+) -> None:
+    predicted = client.post("/v1/studies", files={"file": ("a.dcm", written(original))}).json()
+    digest = predicted["digest"]
+    state = {"boxes": [BOX | {"kind": "finding", "concept": "nodule"}], "rejected": ["mass"]}
+    ann, bob = (client_of(service, role) for role in (Role.READER, Role.REVIEWER))
+    body = {"state": state, "decision": decision, "comment": "Nur links."}
+    signed = ann.post(f"/v1/studies/{digest}/readings", json=body).json()
+    number = signed["record"]["number"]
+    for who in (ann, client):  # an administrator may see it, and it stays the reader's
+        report = who.post(f"/v1/studies/{digest}/report.dcm", json={"reading": number})
+        assert report.status_code == 200, report.text
+        found = said_in(report.content)
+        assert found["assessment"]["Comment"] == ["Nur links."]
+        assert found["assessment"]["Entry of the audit ledger"] == [
+            f"{number}:{signed['record']['hash']}, {signed['at']}"
+        ]
+        for each in signed["classes"]:
+            assert found[each["name"]]["Probability"] == [pytest.approx(each["probability"], abs=1e-12)]
+            assert found[each["name"]]["Predicted"] == ["Yes" if each["name"] in signed["found"] else "No"]
+        kept = decision == "keep"
+        assert found["mass"]["Reader's verdict"] == ["Rejected" if kept else "No verdict"]
+        assert ("box 1" in found) is kept, "what was taken back is not filed as a finding"
+        text = str(pydicom.dcmread(io.BytesIO(report.content)))
+        assert "key.tester-reader" in text and "tester-admin" not in text
+    for asked, status, code in (
+        ({"reading": number, "interaction": {"rejected": ["mass"]}}, 422, "invalid_interaction"),
+        ({"reading": number + 1}, 404, "unknown_reading"),
+        ({"reading": 0}, 422, "invalid_request"),
+    ):
+        answer = ann.post(f"/v1/studies/{digest}/report.dcm", json=asked)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    blind = bob.post(f"/v1/studies/{digest}/report.dcm", json={"reading": number})
+    assert (blind.status_code, blind.json()["error"]["code"]) == (404, "unknown_reading")
+    shutil.copytree(bundle.path, tmp_path / "other")
+    with (tmp_path / "other/manifest.json").open("a") as manifest:
+        manifest.write("\n")
+    serve_instead(service, Bundle.open(tmp_path / "other"))
+    later = ann.post(f"/v1/studies/{digest}/report.dcm", json={"reading": number})
+    assert (later.status_code, later.json()["error"]["code"]) == (409, "model_changed")
+
+
+def test_a_signed_reading_is_filed_beside_its_image(
+    client: TestClient, service: Service, node: dict[str, Any], original: pydicom.Dataset
+) -> None:
+    archive = Node("pacs", NodeConfig(**node))
+    archive.store([written(original)])
+    digest = client.post("/v1/studies/fetch", json={"node": "pacs", "instance": reference(original)}).json()["digest"]
+    body = {"decision": "keep", "state": {"boxes": [BOX]}, "comment": "filed"}
+    number = client.post(f"/v1/studies/{digest}/readings", json=body).json()["record"]["number"]
+    asked = {"node": "pacs", "original": reference(original), "reading": number, "pictures": ["mass"]}
+    sent = client.post(f"/v1/studies/{digest}/send", json=asked)
+    assert sent.status_code == 200, sent.text
+    entry = list(service.store.ledger.entries("document"))[-1]
+    assert entry["body"]["request"]["reading"] == number
+    assert len(archive.search("instances", Query(study_uid=str(original.StudyInstanceUID)))) == 3
+
+
 def test_what_cannot_be_sent(client: TestClient, sample: bytes, original: pydicom.Dataset) -> None:
     plain = client.post("/v1/studies", files={"file": ("a.png", sample)}).json()["digest"]
     digest = client.post("/v1/studies", files={"file": ("a.dcm", written(original))}).json()["digest"]
@@ -142,6 +211,8 @@ def test_what_cannot_be_sent(client: TestClient, sample: bytes, original: pydico
     for path, body, status, code in cases:
         answer = client.post(f"/v1/studies/{path}", json=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), (path, answer.text)
+    assert client.get("/v1/nodes/pacs/instances?accession_number=A*").status_code == 422
+    assert client.get(f"/v1/nodes/pacs/instances?accession_number={'A' * 17}").status_code == 422
     for query, status in (("", 422), ("?study_uid=x", 422), ("?patient_id=*", 422), ("?modality=DX&limit=1000", 422)):
         assert client.get(f"/v1/nodes/pacs/instances{query}").status_code == status
     assert client.get("/v1/nodes/else/instances?modality=DX").status_code == 404

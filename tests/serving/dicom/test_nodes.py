@@ -114,10 +114,12 @@ def test_a_search_asks_for_what_it_was_given_and_no_more(fake):
     fake.answer = says(b"[]")
     assert fake.node().search("studies", Query("1.2.3", "P 1&x=1/é", "20240101-", "DX"), limit=7, offset=2) == []
     fake.node().search("instances", Query("1.2.3", modality="DX"))
+    fake.node().search("instances", Query(accession_number="A 9/1"))
     assert [path for path, _ in fake.asked] == [
         "/dicom-web/studies?ModalitiesInStudy=DX&PatientID=P+1%26x%3D1%2F%C3%A9&StudyDate=20240101-"
         "&StudyInstanceUID=1.2.3&limit=7&offset=2",
         "/dicom-web/studies/1.2.3/instances?Modality=DX&limit=100&offset=0",
+        "/dicom-web/instances?AccessionNumber=A+9%2F1&limit=100&offset=0",
     ]
     assert fake.asked[0][1]["Host"] == fake.url.split("/")[2]
 
@@ -145,6 +147,9 @@ def test_a_node_that_ignores_the_limit_is_cut(fake):
         {"study_date": "-"},
         {"modality": "dx"},
         {"modality": "D*"},
+        {"accession_number": "A*"},
+        {"accession_number": ""},
+        {"accession_number": "x" * 17},
     ],
 )
 def test_a_query_that_is_none_is_refused(wrong):

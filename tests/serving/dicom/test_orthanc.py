@@ -68,12 +68,14 @@ def test_an_image_goes_there_is_found_and_comes_back(node):
         Query(patient_id="P-1", study_date="20230401", modality="DX"),
         Query(study_date="20230331-20230402"),
         Query(study_date="-20230401"),
+        Query(accession_number="A-99"),
     ):
         (found,) = node.search("studies", query)
         assert found.StudyInstanceUID == study
         (found,) = node.search("instances", query)
         assert uids(found) == (study, series, instance)
     assert node.search("studies", Query(patient_id="P-1", modality="MG")) == []
+    assert node.search("instances", Query(accession_number="A-9")) == []
     assert node.search("instances", Query(study_uid=generate_uid())) == []
     data = node.retrieve(study, series, instance)
     back = read(data)

@@ -23,6 +23,7 @@ from serving.dicom.report import (
     Finding,
     ReaderBox,
     Reading,
+    Signature,
     class_code,
     concept_code,
     structured_report,
@@ -123,6 +124,25 @@ def test_it_says_what_the_reading_says(source):
         if not name.startswith("box"):
             assert (values["Algorithm Name"], values["Algorithm Version"]) == (["CSR"], ["12"])
             assert values["Algorithm Parameters"] == [f"bundle sha256:{'ab' * 32}"]
+
+
+@pytest.mark.parametrize(("decision", "said"), [("keep", "with the reader's corrections"), ("revert", "as predicted")])
+def test_it_says_what_was_signed(source, decision, said):
+    comment = "Kerley-B-Linien?\nno\x1bescape \\ 漢字"
+    signature = Signature(decision, comment, 17, "ab" * 32, "2026-01-02T03:04:05+00:00")
+    data = structured_report(source, replace(READING, signature=signature), ALGORITHM, NOW)
+    whole = groups(read(data))["assessment"]
+    assert whole["Reader's decision"] == [f"Signed {said}"]
+    assert whole["Comment"] == [comment.replace("\x1b", " ")]
+    assert whole["Entry of the audit ledger"] == [f"17:{'ab' * 32}, 2026-01-02T03:04:05+00:00"]
+    report = highdicom.sr.srread(io.BytesIO(data))
+    assert len(report.content.get_image_measurement_groups()) == 5
+    assert (report.PreliminaryFlag, report.VerificationFlag) == ("FINAL", "UNVERIFIED")
+    short = groups(
+        read(structured_report(source, replace(READING, signature=replace(signature, comment="")), ALGORITHM, NOW))
+    )
+    assert "Comment" not in short["assessment"] and "Reader's decision" in short["assessment"]
+    assert "Reader's decision" not in groups(read(structured_report(source, READING, ALGORITHM, NOW)))["assessment"]
 
 
 def test_it_says_who_observed(source):

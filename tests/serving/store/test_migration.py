@@ -107,6 +107,11 @@ def contents(store: Store) -> dict[str, list[tuple[object, ...]]]:
         }
 
 
+def assessment_of(store: Store, digest: str) -> Assessment:
+    rows, _ = worklist(store.database, WorklistQuery(), "key:a")
+    return next(each.assessment for each in rows if each.assessment.study == digest)
+
+
 def before_5(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
     """Rows of the worklist as they are where nobody said more of them."""
     more = len(ADDED[5])
@@ -225,16 +230,11 @@ def test_what_an_earlier_version_did_not_say_is_said_later(store: Store) -> None
     digest, *_ = fill(store)
     age(store, 4)
     opened = Store.open(url(store), KEY)
-    (row,) = (
-        each for each in worklist(opened.database, WorklistQuery(), "key:a")[0] if each.assessment.study == digest
-    )
-    assert (row.assessment.confidence, row.assessment.found, row.assessment.fits) == (None, None, None)
+    before = assessment_of(opened, digest)
+    assert (before.confidence, before.found, before.fits) == (None, None, None)
     said = Assessment(digest, "b", "1", "mass", 0.25, 0.5, False, False, 0.75, ("mass", "nodule"), True)
     opened.ledger.append((), lambda connection: keep_assessment(connection, said))
-    (row,) = (
-        each for each in worklist(opened.database, WorklistQuery(), "key:a")[0] if each.assessment.study == digest
-    )
-    assert row.assessment == said and opened.ledger.verify().faults == ()
+    assert assessment_of(opened, digest) == said and opened.ledger.verify().faults == ()
     entries = len(list(opened.ledger.entries()))
     opened.ledger.append((), lambda connection: keep_assessment(connection, said))
     assert len(list(opened.ledger.entries())) == entries, "what is said again is not on record again"
