@@ -6,6 +6,7 @@ Put it outside of everything that reads a body, so that strangers' bodies are no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -23,6 +24,7 @@ from serving.telemetry.logs import current_request_id, note_key
 
 SIGN_IN = "/sign-in"
 _POLICY_VIOLATION = 1008
+_PLAIN_QUERY = re.compile(r"[A-Za-z0-9._~%&=+-]{1,500}")
 
 
 class Access:
@@ -93,11 +95,18 @@ def client_address(scope: Scope) -> str:
     return client[0] if client and client[0] else UNKNOWN
 
 
+def asked_for(scope: Scope) -> str:
+    """Which study a link to the page asks for, as its query with the question mark, so that it outlives the sign-in;
+    nothing if it is not a plain query."""
+    query = scope["query_string"].decode("latin-1")
+    return f"?{query}" if _PLAIN_QUERY.fullmatch(query) else ""
+
+
 def _refusal(scope: Scope, error: ServingError) -> Response:
     """What a request gets that is not let through; a browser that opens the page is led to the sign-in."""
     refused: Response = refusal(scope, error)
     if isinstance(error, UnauthenticatedError) and scope["path"] == "/" and _wants_page(scope):
-        return RedirectResponse(SIGN_IN, 303, {"Cache-Control": "no-store"})
+        return RedirectResponse(SIGN_IN + asked_for(scope), 303, {"Cache-Control": "no-store"})
     return refused
 
 

@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from serving.access.authenticator import Authenticator
 from serving.access.content_types import require_content_type
 from serving.access.credentials import SESSION_COOKIE, read_session, require_same_site
-from serving.access.middleware import SIGN_IN, client_address
+from serving.access.middleware import SIGN_IN, asked_for, client_address
 from serving.access.refusals import refusal_headers
 from serving.errors import ServingError, StoreError, UnauthenticatedError
 
@@ -47,7 +47,7 @@ _PAGE = """<!doctype html>
 <body>
 <main>
 <h1>CSR reading room</h1>
-{error}<form method="post" action="/sign-in">
+{error}<form method="post" action="/sign-in{query}">
 <label for="key">Your key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus{state}>
 <button type="submit">Sign in</button>
@@ -91,8 +91,8 @@ def add_sign_in(app: FastAPI, authenticator: Authenticator, secure: bool) -> Non
     cookie: _Cookie = {"path": "/", "secure": secure, "httponly": True, "samesite": "strict"}
 
     @app.get(SIGN_IN, include_in_schema=False)
-    async def form() -> Response:
-        return _page()
+    async def form(request: Request) -> Response:
+        return _page(query=asked_for(request.scope))
 
     @app.post(SIGN_IN, include_in_schema=False)
     async def sign_in(request: Request) -> Response:
@@ -101,8 +101,8 @@ def add_sign_in(app: FastAPI, authenticator: Authenticator, secure: bool) -> Non
             key = await _typed_key(request)
             session = await authenticator.sign_in(key, client_address(request.scope))
         except ServingError as error:
-            return _page(error)
-        response = RedirectResponse("/", 303, {"Cache-Control": "no-store"})
+            return _page(error, query=asked_for(request.scope))
+        response = RedirectResponse(f"/{asked_for(request.scope)}", 303, {"Cache-Control": "no-store"})
         lasts = int(authenticator.sessions.limits.hours * 3600)
         response.set_cookie(SESSION_COOKIE, session, max_age=lasts, **cookie)
         return response
@@ -138,12 +138,13 @@ async def _typed_key(request: Request) -> str:
     return key
 
 
-def _page(error: ServingError | None = None, instead: str = _UNCHECKED) -> Response:
-    """The form, above it what went wrong; ``instead`` of what the store says."""
+def _page(error: ServingError | None = None, instead: str = _UNCHECKED, query: str = "") -> Response:
+    """The form, above it what went wrong; ``instead`` of what the store says. ``query``: of the page that follows."""
+    query = escape(query)
     if error is None:
-        return HTMLResponse(_PAGE.format(style=_STYLE, error="", state=""), headers=_HEADERS)
+        return HTMLResponse(_PAGE.format(style=_STYLE, error="", state="", query=query), headers=_HEADERS)
     sentence = instead if isinstance(error, StoreError) else error.told
     told = f'<p class="error" id="error" role="alert">{escape(sentence[0].upper() + sentence[1:])}.</p>\n'
     state = ' aria-invalid="true" aria-describedby="error"'
-    page = _PAGE.format(style=_STYLE, error=told, state=state)
+    page = _PAGE.format(style=_STYLE, error=told, state=state, query=query)
     return HTMLResponse(page, error.status, {**_HEADERS, **refusal_headers(error)})

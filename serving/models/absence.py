@@ -1,4 +1,4 @@
-"""What a concept scores in images that lack it, asked of the reasoner: its constants are in the graph and nowhere else."""
+"""What a concept scores in images that lack it, asked of the reasoner, whose constants are in its graph alone."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Corrected:
 
 
 class Explainer:
-    """Turns outputs into answers for one bundle. Immutable, so any thread may use it. ``alive``: K×M, what is not pruned.
+    """Turns outputs into answers for one bundle. Immutable, so any thread may use it. ``alive``: K×M, what is in use.
 
     Args:
         manifest: the bundle's.

@@ -42,7 +42,9 @@ def random_sets(bundle: Bundle) -> list[list[tuple[str, int]]]:
     about, entries = bundle.manifest, bundle.atlas()
     sets: list[list[tuple[str, int]]] = [[], [(about.concepts[0], 1)]]
     for share in (0.2, 0.5, 1.0):
-        live = {each: [entry.index for entry in entries if entry.concept == each and entry.alive] for each in about.concepts}
+        live = {
+            each: [entry.index for entry in entries if entry.concept == each and entry.alive] for each in about.concepts
+        }
         kept = {(concept, int(random.choice(indices))) for concept, indices in live.items()}
         named = [(entry.concept, entry.index) for entry in entries]
         sets.append([each for each in named if each not in kept and random.random() < share])

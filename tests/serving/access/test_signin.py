@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from serving.access.credentials import SESSION_COOKIE
 from serving.access.keys import FRESH_S, KeyStore
 from serving.access.oidc import TokenVerifier
+from serving.access.roles import Role
 from tests.serving.access.conftest import Clock, bearer, open_session
 from tests.serving.access.provider import Provider
 
@@ -203,3 +204,24 @@ def test_the_paths_are_in_no_schema(build: Build, secret: str) -> None:
     client = build()
     sign_in(client, secret)
     assert client.get("/openapi.json").json()["paths"] == {}
+
+
+@pytest.mark.parametrize("query", ["node=pacs&study=1.2.840.1", "node=pacs&accession=A%2F1"])
+def test_a_link_to_a_study_outlives_the_sign_in(build: Build, keys: KeyStore, query: str) -> None:
+    secret = keys.create("dr-lee", Role.READER)[1]
+    client = build()
+    client.follow_redirects = False
+    answer = client.get(f"/?{query}", headers={"Accept": "text/html"})
+    assert answer.headers["location"] == f"/sign-in?{query}"
+    (form,) = Elements(client.get(f"/sign-in?{query}").text).of("form")
+    assert form["action"] == f"/sign-in?{query}"
+    assert Elements(client.post(f"/sign-in?{query}", data={"key": WRONG}, headers=OWN).text).of("form") == [form]
+    answer = client.post(str(form["action"]), data={"key": secret}, headers=OWN)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/?{query}")
+
+
+@pytest.mark.parametrize("query", ["next=//elsewhere.example", "a=%22>", "a=" + 600 * "b"])
+def test_a_query_that_is_not_plain_is_dropped(build: Build, query: str) -> None:
+    answer = build().get(f"/sign-in?{query}")
+    (form,) = Elements(answer.text).of("form")
+    assert "elsewhere" not in str(form["action"]) and '"' not in str(form["action"])

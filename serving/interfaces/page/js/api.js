@@ -105,9 +105,10 @@ export const sign = (digest, reading, key) => json(v1(`studies/${digest}/reading
 export const skip = (digest, reason, key) => json(v1(`studies/${digest}/skips`), post({ reason }, { key }));
 /** @param {string} digest */
 export const sources = (digest) => json(v1(`studies/${digest}/sources`));
-/** @param {string} digest @param {object} interaction @param {number | null} source */
-export const report = (digest, interaction, source) =>
-  blob(v1(`studies/${digest}/report.dcm`), post({ interaction, source }));
+/** @param {string} digest @param {object} document what it is about: an interaction or a reading, and a source */
+export const report = (digest, document) => blob(v1(`studies/${digest}/report.dcm`), post(document));
+/** @param {string} digest @param {object} document and a node, and the image there that it belongs to */
+export const send = (digest, document) => json(v1(`studies/${digest}/send`), post(document));
 
 export const nodes = () => json(v1("nodes"));
 /** @param {string} node @param {Record<string, any>} parameters */

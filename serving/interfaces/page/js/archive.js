@@ -18,7 +18,8 @@ export async function openFromArchive(query, app) {
     const { instances } = await app.api.instances(node, { study_uid: study, accession_number: accession, limit: 1 });
     if (!instances.length) throw new app.api.ApiError(strings.archive.none(node), "not_found", 404);
     const { study_uid, series_uid, instance_uid } = instances[0];
-    return app.remember(await app.api.fetchInstance(node, { study_uid, series_uid, instance_uid }));
+    const original = { study_uid, series_uid, instance_uid };
+    return app.remember(await app.api.fetchInstance(node, original), { origin: { node, original } });
   } catch (error) {
     app.notices.explainError(error);
     return null;

@@ -33,14 +33,9 @@ const app = {
   navigate: (hash) => location.assign(hash),
   me: { actor: "", role: "reader" },
   models: [],
-  remember(answer, { file = null, name = "", sample = null } = {}) {
-    const known = studies.get(answer.digest);
-    studies.set(answer.digest, {
-      answer,
-      file: file ?? known?.file ?? null,
-      name: name || (known?.name ?? ""),
-      sample: sample ?? known?.sample ?? null,
-    });
+  remember(answer, about = {}) {
+    const known = studies.get(answer.digest) ?? { file: null, name: "", sample: null, origin: null };
+    studies.set(answer.digest, { ...known, ...about, answer });
     return `#/read/${answer.digest}`;
   },
   opened: (digest) => studies.get(digest),

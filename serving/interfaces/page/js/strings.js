@@ -216,6 +216,8 @@ export const strings = {
       json: "Reading (JSON)",
       sr: "DICOM report (SR)",
       srOf: (/** @type {string} */ modality, /** @type {string} */ at) => `DICOM report of the ${modality} of ${at}`,
+      send: (/** @type {string} */ node) => `Send the report to ${node}`,
+      sent: (/** @type {string} */ node) => `${node} has the report.`,
       noSource: "DICOM report: only for studies that came as DICOM",
       notice: "Research use only, not a medical device",
     },

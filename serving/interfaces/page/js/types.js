@@ -20,7 +20,7 @@
  */
 
 /** A study that this browser has opened: its answer, and its file while the page is open, in case the server forgets it.
- * @typedef {{ answer: StudyAnswer, file: Blob | null, name: string, sample: any }} Opened
+ * @typedef {{ answer: StudyAnswer, file: Blob | null, name: string, sample: any, origin: { node: string, original: object } | null }} Opened
  */
 
 /** What every view is given.
@@ -31,7 +31,7 @@
  * @property {(hash: string) => void} navigate to `#/worklist`, `#/read/DIGEST`, …
  * @property {{ actor: string, role: string }} me
  * @property {any[]} models what is in service, the champion first
- * @property {(answer: StudyAnswer, about?: { file?: Blob | null, name?: string, sample?: any }) => string} remember
+ * @property {(answer: StudyAnswer, about?: { file?: Blob | null, name?: string, sample?: any, origin?: { node: string, original: object } }) => string} remember
  *   an opened study; gives the hash of its reading
  * @property {(digest: string) => Opened | undefined} opened
  */

@@ -43,9 +43,13 @@ export function hideHints(hidden) {
   drawHints();
 }
 
-/** @param {string} step the reader has done it */
+/** @param {string} step the reader has done it, and needs no hint to those before it */
 export function tick(step) {
   if (done().includes(step)) return;
-  localStorage.setItem(DONE, JSON.stringify([...done(), step]));
+  const before = STEPS.slice(
+    0,
+    STEPS.findIndex(([name]) => name === step),
+  ).map(([name]) => name);
+  localStorage.setItem(DONE, JSON.stringify([...new Set([...done(), ...before, step])]));
   drawHints();
 }

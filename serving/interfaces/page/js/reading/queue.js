@@ -99,8 +99,11 @@ export function buildQueue(app, current) {
     ),
   );
   showReference(current ? app.opened(current)?.sample : null);
-  fill(app, current).catch(app.notices.explainError);
+  fillQueue(app, current);
 }
+
+/** What waits, as it is now. @param {App} app @param {string | null} current */
+export const fillQueue = (app, current) => fill(app, current).catch(app.notices.explainError);
 
 /** @param {App} app @param {string | null} current */
 async function fill(app, current) {

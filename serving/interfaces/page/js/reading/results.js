@@ -108,11 +108,10 @@ function answers({ name, answer }, onAnswer) {
   ];
   const choices = states.map(([value, mark, label]) => {
     const state = { name: `answer ${name}`, value, checked: value === answer, "data-answer": name };
-    const key = value === answer ? `answer ${name}` : null; // the keyboard goes with the answer
     const input = element("input", {
       type: "radio",
       "aria-label": label,
-      "data-key": key,
+      "data-key": `answer ${name} ${value}`,
       onchange: () => onAnswer(name, value),
       ...state,
     });

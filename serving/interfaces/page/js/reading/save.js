@@ -77,18 +77,19 @@ export function saveNumbers(session) {
   hand(new Blob([JSON.stringify(all, null, 2)], { type: "application/json" }), nameOf(session, "json"));
 }
 
-/** @param {Session} session @param {number | null} source */
-export async function saveReport(session, source) {
-  const report = await session.ask((digest) => session.app.api.report(digest, session.request, source));
-  hand(report, nameOf(session, "dcm"));
-}
+/**
+ * What a report is about: what was signed, if that is what is on the screen, else what was said so far.
+ * @param {Session} session @param {number | null} record of the signed reading
+ */
+const about = (session, record) => (record === null ? { interaction: session.request } : { reading: record });
 
 /**
  * The menu of what can be saved; the DICOM images that a study came as are asked for when it opens.
  * @param {() => { session: Session, viewer: import("../viewer/viewer.js").Viewer } | null} current
  * @param {(session: Session) => string} caption
+ * @param {() => number | null} record of the reading that is signed and on the screen
  */
-export function buildMenu(current, caption) {
+export function buildMenu(current, caption, record) {
   const reports = element("div", { class: "reports" });
   const menu = /** @type {HTMLDetailsElement} */ (
     element("details", { class: "menu", id: "export" }, element("summary", {}, text.open))
@@ -128,8 +129,19 @@ export function buildMenu(current, caption) {
       const label = (/** @type {any} */ source) =>
         sources.length === 1 ? text.sr : text.srOf(source.modality ?? "image", when(source.added_at));
       const found = sources.map((/** @type {any} */ source) =>
-        entry(label(source), (one) => saveReport(one, source.number)),
+        entry(label(source), async (one) => {
+          const document = { ...about(one, record()), source: source.number };
+          hand(await one.ask((digest) => one.app.api.report(digest, document)), nameOf(one, "dcm"));
+        }),
       );
+      const { origin } = session.opened;
+      if (origin)
+        found.push(
+          entry(text.send(origin.node), async (one) => {
+            await one.ask((digest) => one.app.api.send(digest, { ...about(one, record()), ...origin }));
+            one.app.notices.say(text.sent(origin.node));
+          }),
+        );
       reports.replaceChildren(...(found.length ? found : [element("p", { class: "quiet" }, text.noSource)]));
     } catch (error) {
       session.app.notices.explainError(error);

@@ -4,6 +4,7 @@ import { ApiError } from "../api.js";
 import { button, byId, element } from "../dom.js";
 import { plain, when } from "../format.js";
 import { strings } from "../strings.js";
+import { nextStudy } from "../worklist/next.js";
 import { tick } from "./hints.js";
 import { untouched } from "./state.js";
 
@@ -78,8 +79,9 @@ function ask(title, fields, label, submit) {
 /**
  * @param {Session} session @param {App} app
  * @param {ReturnType<typeof import("./link.js").createLink>} link
+ * @param {() => void} onSigned
  */
-export function createSigning(session, app, link) {
+export function createSigning(session, app, link, onSigned) {
   /** @type {any} */
   let readings = null;
   const mine = () => readings?.readings.find((/** @type {any} */ each) => each.reader === app.me.actor);
@@ -176,6 +178,7 @@ export function createSigning(session, app, link) {
         tick("sign");
         [session.comment, session.act] = ["", null];
         session.remember();
+        onSigned();
         await load();
         byId("next-study").focus();
       });
@@ -221,12 +224,14 @@ export function createSigning(session, app, link) {
 
   async function next() {
     await attempt(async () => {
-      const { items } = await link.persist(() => app.api.worklist({ order: "margin", progress: "unread", limit: 2 }));
-      const other = items.find((/** @type {any} */ each) => each.digest !== session.digest);
-      if (other) app.navigate(`#/read/${other.digest}`);
+      const digest = await link.persist(() => nextStudy(app, session.digest));
+      if (digest) app.navigate(`#/read/${digest}`);
       else app.notices.say(text.last);
     });
   }
 
-  return { load, draw, sign: openSigning, skip: openSkipping, next };
+  /** The record of what this reader signed, if that is what is on the screen. @returns {number | null} */
+  const record = () => (mine() && sameWord(mine().state, session.state) ? mine().record.number : null);
+
+  return { load, draw, sign: openSigning, skip: openSkipping, next, record };
 }

@@ -144,8 +144,12 @@ function results() {
       element("p", { id: "timing", class: "quiet timing" }),
     ),
     element("p", { id: "result-empty", class: "quiet" }, text.empty),
-    element("div", { id: "signed", class: "signed", "aria-live": "polite" }),
-    element("div", { id: "acts", class: "acts" }),
+    element(
+      "div",
+      { class: "foot" },
+      element("div", { id: "signed", class: "signed", "aria-live": "polite" }),
+      element("div", { id: "acts", class: "acts" }),
+    ),
   );
 }
 

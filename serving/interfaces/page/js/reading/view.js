@@ -1,7 +1,7 @@
 // The view of a reading: one study, its image, what the model says and what the reader answers.
 
 import { button, byId, element } from "../dom.js";
-import { brief } from "../format.js";
+import { brief, percent, plain } from "../format.js";
 import { useKeys } from "../keys.js";
 import { strings } from "../strings.js";
 import { decoded } from "../viewer/contrast.js";
@@ -11,7 +11,7 @@ import { drawHints, hideHints } from "./hints.js";
 import { tableOfKeys } from "./shortcuts.js";
 import { createLink, overtaken } from "./link.js";
 import { buildLooks, drawLooks } from "./looks.js";
-import { buildQueue, openFiles } from "./queue.js";
+import { buildQueue, fillQueue, openFiles } from "./queue.js";
 import { buildMenu } from "./save.js";
 import { Session } from "./session.js";
 import { render } from "./screen.js";
@@ -85,7 +85,7 @@ export function mount(root, { path }, app) {
     const opened = app.opened(wanted);
     if (left || !opened) return;
     const session = new Session(opened, app, link, (what) => desk?.changed(what));
-    const signing = createSigning(session, app, link);
+    const signing = createSigning(session, app, link, () => fillQueue(app, digest));
     desk = new Desk(session, viewer, signing);
     app.store.set({ study: wanted });
     app.notices.showMisfit(session.before.fits);
@@ -103,12 +103,16 @@ export function mount(root, { path }, app) {
 
   /** @param {ReturnType<typeof createSigning>} signing */
   function buildActs(signing) {
-    const caption = () => byId("summary").textContent || byId("map-name").textContent;
+    const caption = (/** @type {Session} */ { after }) =>
+      `${after.classes
+        .filter(({ name }) => after.found.includes(name))
+        .map((each) => `${plain(each.name)} ${percent(each.probability)}`)
+        .join(", ")} · ${byId("map-name").textContent}`;
     byId("acts").replaceChildren(
       button(text.sign.open, signing.sign, { class: "primary", id: "sign", "aria-keyshortcuts": "Control+Enter" }),
       button(text.sign.next, signing.next, { id: "next-study" }),
       button(text.skip.open, signing.skip, { id: "skip" }),
-      buildMenu(() => (desk ? { session: desk.session, viewer } : null), caption),
+      buildMenu(() => (desk ? { session: desk.session, viewer } : null), caption, signing.record),
       element("span", { class: "gap" }),
       button(text.hints.show, () => hideHints(false), { class: "quiet-button", id: "show-hints" }),
     );

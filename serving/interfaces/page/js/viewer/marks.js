@@ -53,7 +53,7 @@ function boxNodes(box, index, selected, unit, coarse) {
   for (const handle of HANDLES) {
     const corner = cornerOf(box, handle);
     nodes.push(
-      shape("rect", { class: `handle ${box.kind}`, ...square(corner, drawn) }),
+      shape("rect", { class: `handle of-${box.kind}`, ...square(corner, drawn) }),
       shape("rect", { class: `hit ${handle}`, ...square(corner, hit), "data-index": index, "data-part": handle }),
     );
   }
