@@ -62,6 +62,20 @@ class NoRollbackError(ServingError):
     code, status = "no_rollback", 409
 
 
+class RegistryUnavailableError(ServingError):
+    """The model registry does not answer.
+
+    Args:
+        message: may name hosts and files, which are no stranger's business.
+    """
+
+    code, status = "registry_unavailable", 503
+
+    @property
+    def told(self) -> str:
+        return "the model registry does not answer; the champion may have moved or not, see GET /v1/models"
+
+
 class FrameError(ServingError):
     """Boxes drawn on an image of another size than the study's."""
 

@@ -100,6 +100,7 @@ class _Judged:
     f1: np.ndarray  # T
     pointing: float | None
     by_concept: np.ndarray  # K
+    peaks: np.ndarray  # N×K×2
 
 
 class Pruning:
@@ -136,7 +137,8 @@ class Pruning:
         if (empty := self._alive.any(1) & ~alive.any(1)).any():
             name = self._about.concepts[int(empty.argmax())]
             raise PruningError(f"{name} would be left without a prototype; keep one of it")
-        before, after = self._before, self._judge(alive)
+        before = self._before
+        after = self._judge(alive, before.peaks)
         different = before.said != after.said
         return Effect(
             studies=len(self.validation),
@@ -211,7 +213,11 @@ class Pruning:
 
     @cached_property
     def _before(self) -> _Judged:
-        return self._judge(self._alive)
+        return self._judge(self._alive, None)
+
+    @cached_property
+    def _boxes(self) -> dict[tuple[int, int], np.ndarray]:
+        return self.validation.boxes_by_pair()
 
     @cached_property
     def _contributions(self) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +231,7 @@ class Pruning:
         standard, probabilities = self._session.run(list(PRUNING_OUTPUTS), feeds)
         return standard, probabilities
 
-    def _judge(self, alive: np.ndarray) -> _Judged:
+    def _judge(self, alive: np.ndarray, before: np.ndarray | None) -> _Judged:
         # Imported here: scikit-learn and pandas are large, and a server of which nobody asks this does without.
         from csr.evaluation.metrics import f1_by_class
         from csr.evaluation.pointing import pointing_game
@@ -234,20 +240,27 @@ class Pruning:
         said = decide(self._run(alive)[1], several, None if given is None else np.array(given))
         f1 = f1_by_class(self.validation.truth, said, len(self._about.classes))
         concepts = len(self._about.concepts)
+        peaks = self._peaks(alive, before)
         if not len(self.validation.pairs):
-            return _Judged(said, f1, None, np.full(concepts, np.nan))
+            return _Judged(said, f1, None, np.full(concepts, np.nan), peaks)
         rows, nowhere = np.arange(len(self.validation)), np.zeros((concepts, 2))
-        boxes = self.validation.boxes_by_pair()
-        pointing = pointing_game(self._peaks(alive), boxes, rows, nowhere, self._about.side)
-        return _Judged(said, f1, pointing.pair, pointing.by_concept)
+        pointing = pointing_game(peaks, self._boxes, rows, nowhere, self._about.side)
+        return _Judged(said, f1, pointing.pair, pointing.by_concept, peaks)
 
-    def _peaks(self, alive: np.ndarray) -> np.ndarray:
-        """N×K×2 (x, y), where the concepts' maps are largest, of the pairs that have boxes."""
+    def _peaks(self, alive: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+        """N×K×2 (x, y), where the concepts' maps are largest, of the pairs that have boxes.
+
+        Args:
+            before: the same without pruning, which holds for concepts that lose no prototype.
+        """
         upsampler = Upsampler(self._about.height, self._about.width, self._about.side)
         study, concept = self.validation.pairs.T
-        peaks = np.zeros((len(self.validation), len(self._about.concepts), 2))
-        for start in range(0, len(study), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
+        if before is None:
+            peaks, pairs = np.zeros((len(self.validation), len(self._about.concepts), 2)), np.arange(len(study))
+        else:
+            peaks, pairs = before.copy(), np.flatnonzero((alive != self._alive).any(1)[concept])
+        for start in range(0, len(pairs), _AT_ONCE):
+            part = pairs[start : start + _AT_ONCE]
             live = alive[concept[part]][:, :, None, None]
             # the same as csr.network.reasoner.concept_maps
             maps = np.where(live, self.validation.maps[part], np.float32(-1)).max(1)

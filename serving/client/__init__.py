@@ -6,13 +6,23 @@
         print(answer.changes.summary)
 
 A request that got no answer, or was told to come back, is sent again a few times, waiting longer each time. That is
-safe: whatever is put on record carries an idempotency key, so a repetition is recorded once.
+safe: whatever is put on record carries an idempotency key, so a repetition is recorded once. A rollback is sent once.
 """
 
 from serving.client.asynchronous import AsyncClient
 from serving.client.calls import ClientError, ServerUnreachableError
 from serving.client.synchronous import Client
-from serving.interfaces.schemas import Box, InteractionRequest, ReadingRequest, Region, ReviewRequest
+from serving.interfaces.schemas import (
+    Box,
+    InteractionRequest,
+    NamedReview,
+    PreviewRequest,
+    PrototypeName,
+    ReadingRequest,
+    Region,
+    ReviewRequest,
+    ReviewsRequest,
+)
 
 __all__ = [
     "AsyncClient",
@@ -20,8 +30,12 @@ __all__ = [
     "Client",
     "ClientError",
     "InteractionRequest",
+    "NamedReview",
+    "PreviewRequest",
+    "PrototypeName",
     "ReadingRequest",
     "Region",
     "ReviewRequest",
+    "ReviewsRequest",
     "ServerUnreachableError",
 ]

@@ -13,6 +13,8 @@ from serving.client import calls
 from serving.client.calls import TIMEOUT, Call, File
 from serving.interfaces.schemas import (
     AtlasAnswer,
+    AtlasEntryAnswer,
+    CompareAnswer,
     ImageSize,
     InteractionAnswer,
     InteractionRequest,
@@ -20,6 +22,8 @@ from serving.interfaces.schemas import (
     MeAnswer,
     ModelsAnswer,
     Order,
+    PreviewAnswer,
+    PreviewRequest,
     ProbeAnswer,
     ProbeRequest,
     Progress,
@@ -28,8 +32,11 @@ from serving.interfaces.schemas import (
     ReadingsAnswer,
     Region,
     ReviewAnswer,
+    ReviewedAnswer,
     ReviewRequest,
     ReviewsAnswer,
+    ReviewsRequest,
+    RollbackAnswer,
     SessionsAnswer,
     SignedIn,
     SkipAnswer,
@@ -138,9 +145,25 @@ class AsyncClient:
         """The prototypes."""
         return await self._send(calls.atlas())
 
+    async def prototype(self, concept: str, index: int) -> AtlasEntryAnswer:
+        """One prototype: where its map peaks, what it resembles, and on which studies it decides."""
+        return await self._send(calls.prototype(concept, index))
+
+    async def crop(self, concept: str, index: int, rank: int = 0, with_map: bool = False) -> bytes:
+        """What a prototype looks like in one of its sources, as PNG."""
+        return await self._send(calls.crop(concept, index, rank, with_map))
+
+    async def preview(self, request: PreviewRequest) -> PreviewAnswer:
+        """What pruning would do, on the bundle's validation studies."""
+        return await self._send(calls.preview(request))
+
     async def review(self, concept: str, index: int, request: ReviewRequest) -> ReviewAnswer:
         """Puts a verdict on a prototype on record."""
         return await self._send(calls.review(concept, index, request))
+
+    async def review_all(self, request: ReviewsRequest) -> ReviewedAnswer:
+        """The same for several prototypes: all, or none."""
+        return await self._send(calls.review_all(request))
 
     async def reviews(self) -> ReviewsAnswer:
         """The last verdicts."""
@@ -177,6 +200,15 @@ class AsyncClient:
         """Puts on record that one does not read a study."""
         return await self._send(calls.skip(digest, SkipRequest(reason=reason)))
 
+    async def compare(self, digest: str, request: InteractionRequest) -> CompareAnswer:
+        """What champion and challenger say of a study, side by side."""
+        return await self._send(calls.compare(digest, request))
+
+    async def rollback(self, reason: str) -> RollbackAnswer:
+        """Points the registry's champion back at the version before; an administrator's key is needed. It is sent once:
+        a second one would go one further back."""
+        return await self._send(calls.rollback(reason))
+
     async def models(self) -> ModelsAnswer:
         """What is in service, and what was."""
         return await self._send(calls.models())
@@ -197,7 +229,7 @@ class AsyncClient:
                 response = await self._http.request(**call.arguments())
             except httpx.TransportError as error:
                 failure = error
-            wait = calls.wait_before(attempt, response)
+            wait = calls.wait_before(attempt, response) if call.again else None
             if wait is None:
                 if response is None:
                     assert failure is not None

@@ -16,19 +16,26 @@ from pydantic import BaseModel, ValidationError
 from csr.errors import CSRError
 from serving.interfaces.schemas import (
     AtlasAnswer,
+    AtlasEntryAnswer,
+    CompareAnswer,
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
     MeAnswer,
     ModelsAnswer,
+    PreviewAnswer,
+    PreviewRequest,
     ProbeAnswer,
     ProbeRequest,
     ReadingAnswer,
     ReadingRequest,
     ReadingsAnswer,
     ReviewAnswer,
+    ReviewedAnswer,
     ReviewRequest,
     ReviewsAnswer,
+    ReviewsRequest,
+    RollbackAnswer,
     SessionsAnswer,
     SignedIn,
     SkipAnswer,
@@ -67,7 +74,7 @@ class ServerUnreachableError(CSRError):
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request, and the type of its answer."""
+    """A request, and the type of its answer. ``again``: it may be sent once more if no answer comes."""
 
     answer: type[T]
     method: str
@@ -76,6 +83,7 @@ class Call(Generic[T]):
     files: tuple[tuple[str, tuple[str, bytes]], ...] = ()
     query: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    again: bool = True
 
     def arguments(self) -> dict[str, Any]:
         """As httpx takes them."""
@@ -183,10 +191,31 @@ def atlas() -> Call[AtlasAnswer]:
     return Call(AtlasAnswer, "GET", "/v1/atlas")
 
 
+def prototype(concept: str, index: int) -> Call[AtlasEntryAnswer]:
+    """``GET /v1/atlas/{concept}/{index}``."""
+    return Call(AtlasEntryAnswer, "GET", f"/v1/atlas/{_part(concept)}/{index}")
+
+
+def crop(concept: str, index: int, rank: int, with_map: bool) -> Call[bytes]:
+    """``GET /v1/atlas/{concept}/{index}.png``."""
+    query = {"rank": rank, "map": "true" if with_map else "false"}
+    return Call(bytes, "GET", f"/v1/atlas/{_part(concept)}/{index}.png", query=query)
+
+
+def preview(request: PreviewRequest) -> Call[PreviewAnswer]:
+    """``POST /v1/atlas/preview``."""
+    return Call(PreviewAnswer, "POST", "/v1/atlas/preview", json=request.model_dump())
+
+
 def review(concept: str, index: int, request: ReviewRequest) -> Call[ReviewAnswer]:
     """``POST /v1/atlas/{concept}/{index}/review``."""
     path = f"/v1/atlas/{_part(concept)}/{index}/review"
     return Call(ReviewAnswer, "POST", path, json=request.model_dump(), headers=_once())
+
+
+def review_all(request: ReviewsRequest) -> Call[ReviewedAnswer]:
+    """``POST /v1/reviews``."""
+    return Call(ReviewedAnswer, "POST", "/v1/reviews", json=request.model_dump(), headers=_once())
 
 
 def reviews() -> Call[ReviewsAnswer]:
@@ -227,6 +256,17 @@ def worklist(order: str, progress: str, asks_for_help: bool | None, limit: int, 
     if asks_for_help is not None:
         query["help"] = asks_for_help
     return Call(WorklistAnswer, "GET", "/v1/worklist", query=query)
+
+
+def compare(digest: str, request: InteractionRequest) -> Call[CompareAnswer]:
+    """``POST /v1/studies/{digest}/compare``."""
+    path = f"/v1/studies/{_part(digest)}/compare"
+    return Call(CompareAnswer, "POST", path, json=request.model_dump(exclude_none=True))
+
+
+def rollback(reason: str) -> Call[RollbackAnswer]:
+    """``POST /v1/models/rollback``; a repetition would go one further back, so it is sent once."""
+    return Call(RollbackAnswer, "POST", "/v1/models/rollback", json={"reason": reason}, again=False)
 
 
 def models() -> Call[ModelsAnswer]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from serving.core.timing import Timing
-from serving.errors import NoRollbackError
 from serving.interfaces.schemas import ModelsAnswer, RollbackAnswer, RollbackRequest, ServedModel
 from serving.models.changes import changes
 from serving.models.in_service import ServedModels
+from serving.models.way_back import WayBack
 from serving.store import Store
+from serving.store.database import now
 from serving.store.entries import Caller
 from serving.telemetry import Telemetry
 
@@ -19,9 +20,11 @@ class Catalogue:
         models: what is in service.
         store: where the history is kept.
         telemetry: is told how long it takes.
+        way_back: of the champion.
     """
 
-    def __init__(self, models: ServedModels, store: Store, telemetry: Telemetry) -> None:
+    def __init__(self, models: ServedModels, store: Store, telemetry: Telemetry, way_back: WayBack) -> None:
+        self._way_back = way_back
         self._telemetry = telemetry
         self._models = models
         self._store = store
@@ -54,11 +57,10 @@ class Catalogue:
         )
 
     def rollback(self, request: RollbackRequest, caller: Caller) -> RollbackAnswer:
-        """Points the registry's champion back at the version before.
+        """Points the registry's champion back at the version before; the followers put it into service.
 
         Raises:
-            NoRollbackError: a folder is served, or there is nothing to go back to.
+            NoRollbackError, RegistryUnavailableError: see `serving.models.way_back`.
         """
-        raise NoRollbackError(
-            "this server serves a folder and follows no alias; put the bundle before it there instead"
-        )
+        move = self._way_back.rollback(request.reason, caller.actor)
+        return RollbackAnswer(source=move.source, target=move.target, at=now())

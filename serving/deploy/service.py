@@ -37,6 +37,7 @@ from serving.interfaces.oip.inference import AuditedInference
 from serving.models.follower import Follower, MakeEngine, Watch
 from serving.models.in_service import ServedModels
 from serving.models.sources import AliasSource, FolderSource, Source
+from serving.models.way_back import WayBack
 from serving.store import Store
 from serving.store.database import Database
 from serving.store.probe import WriteProbe
@@ -111,7 +112,7 @@ class Service:
             models=models,
             store=store,
             plane=plane,
-            catalogue=Catalogue(models, store, telemetry),
+            catalogue=Catalogue(models, store, telemetry, _way_back(config.model)),
             atlas=AtlasRoom(models, store, telemetry, config.review.second_reader),
             readings=readings,
             documents=Documents(plane, readings, nodes, salt, telemetry),
@@ -188,6 +189,12 @@ def _source(which: ModelConfig | ChallengerConfig, model: ModelConfig) -> Source
     if which.bundle is not None:
         return FolderSource(which.bundle, which.version)
     assert which.alias is not None
-    registry = model.registry
-    uri = registry.uri or os.environ.get("MLFLOW_TRACKING_URI") or _LOCAL_REGISTRY
-    return AliasSource(uri, registry.name, which.alias, registry.folder)
+    return AliasSource(_registry_uri(model), model.registry.name, which.alias, model.registry.folder)
+
+
+def _way_back(model: ModelConfig) -> WayBack:
+    return WayBack(_registry_uri(model), model.registry.name, model.alias)
+
+
+def _registry_uri(model: ModelConfig) -> str:
+    return model.registry.uri or os.environ.get("MLFLOW_TRACKING_URI") or _LOCAL_REGISTRY

@@ -175,7 +175,7 @@ def test_the_record_is_in_the_order_of_the_moves_whatever_the_clock_says(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter([2000.0, 1000.0, 1000.0])
-    monkeypatch.setattr("pipelines.champion.time", SimpleNamespace(time=lambda: next(seconds)))
+    monkeypatch.setattr("csr.bundle.champion.time", SimpleNamespace(time=lambda: next(seconds)))
     for version in "123":
         promote(client, version, "x")
     assert targets(client) == ["1", "2", "3"]

@@ -15,7 +15,7 @@ from serving.interfaces.schemas.prediction import Prediction
 class RollbackRequest(Request):
     """Why the champion goes back; the record keeps it."""
 
-    reason: str = Field(min_length=1, max_length=1000)
+    reason: str = Field(pattern=r"\S", max_length=1000)
 
 
 class ServedModel(Answer):

@@ -15,6 +15,7 @@ from PIL import Image
 from csr.bundle.format import AtlasEntry, AtlasSource, Bundle
 from csr.bundle.runtime import BundleRunner
 from csr.data.images import Placement, decode, fit, pixel_digest
+from csr.evaluation.upsampling import Upsampler
 from csr.interaction.corrections import Interaction, RegionBox
 from serving.core.dataplane import DataPlane
 from serving.core.frames import image_part, on_canvas
@@ -34,7 +35,6 @@ from serving.errors import (
 )
 from serving.interfaces.schemas import Box, ImageSize, InteractionRequest
 from serving.models.explainer import Explainer
-from csr.evaluation.upsampling import Upsampler
 from tests.serving.conftest import CALLER, CountingEngine, add, interact, make_service, serve_instead, stripes
 
 BOX = Box(x_min=10, y_min=20, x_max=40, y_max=50)

@@ -427,6 +427,8 @@ def test_a_box_is_moved_by_its_edge_and_resized_by_its_handles_and_all_of_it_und
         settled(page)
     assert drawn(page) == moved
     expect(page.get_by_role("button", name="Redo")).to_be_disabled()
+    frame: Any = page.locator("#image-frame").bounding_box()
+    page.mouse.click(frame["x"] + 0.4 * frame["width"], frame["y"] + 0.4 * frame["height"])  # a tap inside selects it
     page.keyboard.press("Delete")
     expect(page.locator("#boxes rect.focus")).to_have_count(0)
 
@@ -459,7 +461,7 @@ def test_a_reload_and_another_study_lose_nothing(page: Page) -> None:
 
 def test_the_latest_answer_wins(page: Page) -> None:
     waiting: list[Route] = []
-    page.route("**/interactions", waiting.append)
+    page.route("**/interactions", lambda route: waiting.append(route))
     word(page, "mass", "rejected").check()
     page.wait_for_timeout(100)
     page.unroute("**/interactions")
@@ -518,7 +520,7 @@ def test_a_reading_is_signed_and_superseded(page: Page, served: Service) -> None
     page.get_by_role("button", name="Sign", exact=True).click()
     expect(signed).not_to_contain_text("not signed")
     readings = [entry for entry in served.store.ledger.entries() if entry["kind"] == "reading"]
-    assert [each["body"]["decision"] for each in readings[-2:]] == ["keep", "revert"]
+    assert [each["body"]["request"]["decision"] for each in readings[-2:]] == ["keep", "revert"]
 
 
 def test_a_study_is_skipped_with_a_reason_and_the_next_one_comes(page: Page, served: Service) -> None:
@@ -529,7 +531,7 @@ def test_a_study_is_skipped_with_a_reason_and_the_next_one_comes(page: Page, ser
     page.get_by_role("button", name="Skip", exact=True).click()
     expect(page.get_by_role("dialog")).to_be_hidden()
     skips = [entry for entry in served.store.ledger.entries() if entry["kind"] == "skip"]
-    assert skips[-1]["body"]["reason"] == "Not my field"
+    assert skips[-1]["body"]["request"]["reason"] == "Not my field"
     expect(page.get_by_role("status")).not_to_be_empty()
     assert page.url != here or page.get_by_role("status").inner_text()
 

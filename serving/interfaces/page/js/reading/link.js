@@ -5,8 +5,8 @@ import { ApiError } from "../api.js";
 
 const [FIRST, LONGEST] = [700, 6000]; // milliseconds between tries
 
-/** @param {typeof import("../notices.js")} notices */
-export function createLink(notices) {
+/** @param {typeof import("../notices.js")} notices @param {() => void} changed the server went away, or is back */
+export function createLink(notices, changed) {
   /** @type {Set<() => void>} */
   const sleepers = new Set();
   const wake = () => [...sleepers].forEach((rouse) => rouse());
@@ -44,6 +44,7 @@ export function createLink(notices) {
           }
         }
         notices.showOffline(wake);
+        changed();
         await pause(wait);
         if (!wanted()) throw new DOMException("nobody waits for it any more", "AbortError");
       }

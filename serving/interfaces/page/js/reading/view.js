@@ -51,7 +51,7 @@ async function studyOf(digest, app) {
 /** @type {import("../types.js").Mount} */
 export function mount(root, { path }, app) {
   const digest = path[0] ?? null;
-  const link = createLink(app.notices);
+  const link = createLink(app.notices, () => desk?.changed("busy"));
   /** @type {Desk | null} */
   let desk = null;
   let left = false;
