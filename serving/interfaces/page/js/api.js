@@ -68,6 +68,9 @@ const query = (parameters) => {
   const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== "");
   return given.length ? `?${new URLSearchParams(given.map(([key, value]) => [key, String(value)]))}` : "";
 };
+/** A new idempotency key. Not `crypto.randomUUID`, which a page by plain http from another machine lacks. */
+export const newKey = () =>
+  [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 /** @param {string} path */
 const v1 = (path) => `/v1/${path}`;
 

@@ -22,12 +22,17 @@ export function explainError(error) {
   return showError(strings.errors.page);
 }
 
+const SAID_MS = 8000; // long enough to be read
+let fading = 0;
+
 /**
  * Says quietly what was done. Read out by screen readers.
  * @param {string} message
  */
 export function say(message) {
+  clearTimeout(fading);
   byId("status").textContent = message;
+  fading = window.setTimeout(() => (byId("status").textContent = ""), SAID_MS);
 }
 
 /**

@@ -251,7 +251,7 @@ export const strings = {
   worklist: {
     title: "Worklist",
     caption: "Studies, what the model says of each, and what has been done",
-    columns: ["Picture", "Study", "The model says", "Asks for you", "Reading"],
+    columns: ["Picture", "Study", "The model says", "Asks for help", "Reading"],
     count: (/** @type {number} */ shown, /** @type {number} */ total) =>
       shown === total ? `${total} ${total === 1 ? "study" : "studies"}` : `${shown} of ${total} studies`,
     study: (/** @type {string} */ digest) => `Study ${digest}`,
@@ -326,13 +326,6 @@ export const strings = {
     title: "Atlas review",
     how: "Prototypes are what the model compares a study with. Look at what each one shows; keep it, or reject it if it rests on something else. Nothing counts until you sign.",
     prototype: (/** @type {number} */ index) => `prototype ${index}`,
-    card: (
-      /** @type {string} */ concept,
-      /** @type {number} */ index,
-      /** @type {string} */ usage,
-      /** @type {string} */ reliance,
-      /** @type {string} */ mark,
-    ) => `${concept}, prototype ${index}: usage ${usage}, reliance ${reliance}; ${mark}`,
     usage: { name: "usage", why: "Share of the training studies with this concept that it is closest to" },
     reliance: { name: "reliance", why: "Share of all the classifier's decisions that rests on it" },
     pick: (/** @type {string} */ concept, /** @type {number} */ index) => `Pick ${concept}, prototype ${index}`,
@@ -345,7 +338,9 @@ export const strings = {
       `Training study ${study} where it resembles prototype ${index} of ${concept}`,
     similarity: (/** @type {string} */ value) => `similarity ${value}`,
     map: "Show where it fires in these crops",
-    noMap: "This model's bundle has no maps of its training crops.",
+    noMap: "This model’s bundle has no maps of its training crops",
+    noValidation: "This model’s bundle has no validation studies to tell by: it was exported by an earlier version.",
+    secondReader: "A rejection counts once two reviewers have said it.",
     weights: {
       title: "Weight for each class",
       why: "How much the classifier counts it, for (right) or against (left).",
@@ -368,6 +363,9 @@ export const strings = {
       title: "Others like it",
       why: "The nearest prototypes. Two that show the same may as well be one: reject one as a duplicate.",
       none: "No other prototype is near.",
+      merge: "Merge into it",
+      mergeWith: (/** @type {string} */ name) => `: reject this one as a duplicate of ${name}`,
+      sameAs: (/** @type {string} */ name) => `the same as ${name}`,
       cosine: (/** @type {string} */ value) => `cosine ${value}`,
     },
     decides: {
@@ -376,8 +374,7 @@ export const strings = {
       none: "It decides no validation study.",
       columns: ["Study", "Class", "Share", "Model was"],
       shareWhy: "Of all that speaks for the class",
-      right: "right",
-      wrong: "wrong",
+      truth: (/** @type {boolean | null} */ right) => (right === null ? "–" : right ? "right" : "wrong"),
     },
     marks: {
       draft: { keep: "keep (not signed)", prune: "reject (not signed)" },
@@ -389,7 +386,14 @@ export const strings = {
     },
     filter: {
       legend: "Which prototypes",
-      wanted: { all: "All", open: "Not reviewed", draft: "My draft", proposed: "Undecided", rejected: "Rejected" },
+      wanted: {
+        live: "In use",
+        open: "Not reviewed",
+        draft: "My draft",
+        proposed: "Undecided",
+        rejected: "Rejected",
+        all: "All",
+      },
       order: "Order",
       orders: { index: "by number", reliance: "most relied on first", usage: "most used first" },
     },
@@ -419,16 +423,15 @@ export const strings = {
       gone: "An earlier review took it out: the model in service no longer uses it.",
       unreviewed: "Nobody has reviewed it yet.",
       status: {
-        agreed: { name: "agreed", why: "" },
+        agreed: { name: "counts", why: "The next training reads it." },
         proposed: { name: "needs a second reader", why: "It counts once another reviewer says the same." },
         disputed: { name: "readers differ", why: "It stays until reviewers agree." },
       },
     },
     basket: {
       title: "What is to be signed",
-      drafted: (/** @type {number} */ keep, /** @type {number} */ prune) =>
-        keep + prune === 0 ? "Nothing to sign" : `To sign: ${prune} rejected, ${keep} kept`,
-      standing: (/** @type {number} */ count) => `with ${count} rejected before`,
+      drafted: (/** @type {number} */ keep, /** @type {number} */ prune) => `To sign: ${prune} rejected, ${keep} kept`,
+      standing: (/** @type {number} */ count) => `${count} rejected before, signed`,
       noEffect: "What is kept changes nothing.",
       asking: "Reckoning what this does on the validation studies…",
       f1: "Macro F1",
@@ -476,8 +479,9 @@ export const strings = {
       maps: "Maps",
       cells: (/** @type {number} */ height, /** @type {number} */ width) => `${height}×${width} cells`,
       prototypes: "Prototypes",
-      perConcept: (/** @type {number} */ each, /** @type {number} */ concepts) =>
-        `${each} for each of ${concepts} concepts`,
+      inUse: (/** @type {number} */ live, /** @type {number} */ all) => `${live} of ${all} in use`,
+      size: "Size",
+      megabytes: (/** @type {number} */ mb) => `${mb.toFixed(mb < 10 ? 1 : 0)} MB`,
       alpha: "α, outside focus boxes",
       ownAlpha: "each concept’s own",
       asks: "Asks for help",
@@ -490,7 +494,7 @@ export const strings = {
       concepts: "Concepts",
       use: "Use",
       useText: (/** @type {string} */ data) =>
-        `Research only, not a medical device. It knows what ${data} showed it: other devices, patients and findings it was not measured on. It names concepts and classes of the lists above and nothing else.`,
+        `Research only, not a medical device. It knows what the data set “${data}” showed it: other devices, patients and findings it was not measured on. It names concepts and classes of the lists above and nothing else.`,
       noChallenger: "No challenger is in service.",
       howChallenger:
         "A challenger answers beside the champion, in the shadow or for a share of the studies. Whoever runs this server names one under challenger in its configuration.",

@@ -69,34 +69,39 @@ export function basket(app, sign, discard) {
   function draw() {
     const count = drafted.keep + drafted.prune;
     node.hidden = count + standing === 0;
-    const may = app.me.role !== "reader";
     const effect = standing + drafted.prune > 0;
     refill(
       node,
       element(
         "p",
         { class: "counts" },
-        element("strong", {}, text.drafted(drafted.keep, drafted.prune)),
-        standing ? element("span", { class: "quiet" }, text.standing(standing)) : "",
+        element("strong", {}, count ? text.drafted(drafted.keep, drafted.prune) : text.standing(standing)),
+        count && standing ? element("span", { class: "quiet" }, text.standing(standing)) : "",
       ),
       element(
         "div",
         { class: "effect", role: "status", "aria-busy": String(effect && !preview && !failed) },
         ...(effect ? effects(preview, failed) : [element("span", { class: "quiet" }, text.noEffect)]),
       ),
-      element(
-        "div",
-        { class: "sign" },
-        button(text.discard, discard, { disabled: !count || signing, "data-key": "discard" }),
-        button(text.sign(count), onSign, {
-          class: "primary",
-          id: "atlas-sign",
-          disabled: !count || !may || signing,
-          title: may ? text.signWhy : text.mayNot,
-          "data-key": "sign",
-        }),
-      ),
+      element("div", { class: "sign" }, buttons(count)),
     );
+  }
+
+  /** @param {number} count of reviews to sign */
+  function buttons(count) {
+    if (!count) return [];
+    if (app.me.role === "reader") return [element("p", { class: "quiet" }, text.mayNot)];
+    const signature = {
+      class: "primary",
+      id: "atlas-sign",
+      disabled: signing,
+      title: text.signWhy,
+      "data-key": "sign",
+    };
+    return [
+      button(text.discard, discard, { disabled: signing, "data-key": "discard" }),
+      button(text.sign(count), onSign, signature),
+    ];
   }
 
   return {

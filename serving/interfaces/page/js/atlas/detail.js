@@ -16,19 +16,20 @@ const text = strings.atlas;
  * @param {Entry} entry
  * @param {boolean} withMap
  * @param {typeof import("../api.js").cropUrl} cropUrl
- * @param {() => void} onNoMap the bundle has none
  */
-export function crops(entry, withMap, cropUrl, onNoMap) {
+export function crops(entry, withMap, cropUrl) {
   const items = entry.sources.map((source, rank) => {
     const src = cropUrl(entry.concept, entry.index, withMap ? { rank, map: true } : { rank });
-    const onerror = withMap ? onNoMap : null;
     const alt = text.cropOf(plain(entry.concept), entry.index, source.study_id);
-    const image = element("img", { src, alt, width: 128, height: 128, onerror });
-    const about = [
+    const image = element("img", { src, alt, width: 128, height: 128 });
+    const similarity = text.similarity(source.similarity.toFixed(2));
+    return element(
+      "li",
+      {},
+      image,
       element("span", {}, source.study_id),
-      element("span", { class: "quiet" }, text.similarity(source.similarity.toFixed(2))),
-    ];
-    return element("li", {}, image, about);
+      element("span", { class: "quiet" }, similarity),
+    );
   });
   return element("ul", { class: "crops", "aria-label": text.crops }, items);
 }
@@ -63,6 +64,7 @@ export function weights(entry) {
  * @param {Detail} detail
  */
 export function decides(detail) {
+  if (!detail.places) return element("p", { class: "quiet" }, text.noValidation);
   if (!detail.decides.length) return element("p", { class: "quiet" }, text.decides.none);
   const rows = detail.decides.map((each) =>
     element(
@@ -71,7 +73,7 @@ export function decides(detail) {
       element("th", { scope: "row" }, each.study_id),
       element("td", {}, plain(each.class)),
       element("td", { class: "number", title: text.decides.shareWhy }, percent(each.share)),
-      element("td", { class: each.right ? "right" : "wrong" }, each.right ? text.decides.right : text.decides.wrong),
+      element("td", { class: each.right === false ? "wrong" : "" }, text.decides.truth(each.right)),
     ),
   );
   const heads = text.decides.columns.map((name) => element("th", { scope: "col" }, name));
@@ -84,29 +86,32 @@ export function decides(detail) {
 }
 
 /**
- * The nearest others.
+ * The nearest others; of each the reviewer can say that this one is a duplicate of it.
  * @param {Detail} detail
  * @param {(entry: import("./types.js").Prototype) => string} picture
  * @param {(key: string) => void} onChoose
+ * @param {(name: string) => void} onDuplicate
  */
-export function similar(detail, picture, onChoose) {
-  if (!detail.similar.length) return element("p", { class: "quiet" }, text.similar.none);
+export function similar(detail, picture, onChoose, onDuplicate) {
+  if (!detail.similar.length)
+    return element("p", { class: "quiet" }, detail.places ? text.similar.none : text.noValidation);
   const items = detail.similar.map((other) => {
-    const image = element("img", { src: picture(other), alt: "", width: 56, height: 56 });
     const name = `${plain(other.concept)} ${other.index}`;
-    const content = [
-      image,
-      element("span", {}, name),
-      element("small", { class: "quiet" }, text.similar.cosine(other.cosine.toFixed(2))),
-    ];
-    return element(
-      "li",
-      {},
-      button(content, () => onChoose(keyOf(other)), { "data-key": `similar ${keyOf(other)}` }),
+    const image = element("img", { src: picture(other), alt: "", width: 56, height: 56 });
+    const cosine = element("small", { class: "quiet" }, text.similar.cosine(other.cosine.toFixed(2)));
+    const choose = button([image, element("span", {}, name), cosine], () => onChoose(keyOf(other)), {
+      "data-key": `similar ${keyOf(other)}`,
+    });
+    const merge = button(
+      [text.similar.merge, element("span", { class: "visually-hidden" }, text.similar.mergeWith(name))],
+      () => onDuplicate(name),
+      { class: "quiet-button", "data-key": `merge ${keyOf(other)}` },
     );
+    return element("li", {}, choose, detail.alive && merge);
   });
   return element("ul", { class: "similar" }, items);
 }
 
 /** @param {Detail} detail */
-export const fires = (detail) => places(detail.places);
+export const fires = (detail) =>
+  detail.places ? places(detail.places) : element("p", { class: "quiet" }, text.noValidation);

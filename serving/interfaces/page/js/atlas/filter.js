@@ -10,11 +10,12 @@ const text = strings.atlas.filter;
 
 /** @type {Record<string, (entry: Entry, said: Said) => boolean>} */
 const WANTED = {
-  all: () => true,
+  live: (entry) => entry.alive,
   open: (entry, { draft, review }) => entry.alive && !draft && !review,
   draft: (_, { draft }) => draft !== undefined,
   proposed: (_, { review }) => review?.status === "proposed" || review?.status === "disputed",
   rejected: (entry, { review }) => !entry.alive || review?.verdict === "prune",
+  all: () => true,
 };
 
 /** @type {Record<string, (one: Entry, other: Entry) => number>} */
@@ -26,7 +27,7 @@ const ORDERS = {
 
 /** @param {() => void} onChange */
 export function filters(onChange) {
-  let [wanted, order] = ["all", "index"];
+  let [wanted, order] = ["live", "index"];
   const choice = Object.entries(text.wanted).map(([value, name]) => {
     const onchange = () => {
       wanted = value;

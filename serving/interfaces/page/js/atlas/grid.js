@@ -56,17 +56,15 @@ function card(entry, shown, most) {
       class: "choose",
       "data-key": key,
       "aria-pressed": String(key === shown.chosen),
-      "aria-label": text.card(
-        plain(entry.concept),
-        entry.index,
-        percent(entry.usage),
-        percent(entry.reliance),
-        mark.text,
-      ),
       onclick: () => shown.onChoose(key),
     },
     image,
-    element("span", { class: "name" }, name),
+    element(
+      "span",
+      { class: "name" },
+      element("span", { class: "visually-hidden" }, `${plain(entry.concept)}, `),
+      name,
+    ),
     measure(text.usage, entry.usage, most.usage),
     measure(text.reliance, entry.reliance, most.reliance),
     element("span", { class: `mark ${mark.name}` }, mark.text),
@@ -80,9 +78,9 @@ function card(entry, shown, most) {
   });
   return element(
     "li",
-    { class: `card ${mark.name}${entry.alive ? "" : " gone"}` },
+    { class: `card-of ${mark.name}${entry.alive ? "" : " gone"}` },
     choose,
-    element("label", { class: "pick" }, pick),
+    entry.alive && element("label", { class: "pick" }, pick), // of what is gone there is nothing to say
   );
 }
 

@@ -5,12 +5,13 @@
  * @typedef {{ concept: string, index: number }} Prototype
  * @typedef {Prototype & { sources: Source[], usage: number, reliance: number, weights: Record<string, number>,
  *   alive: boolean }} Entry
- * @typedef {{ study_id: string, class: string, contribution: number, share: number, right: boolean }} Decided
- * @typedef {Entry & { places: number[][], similar: Array<Prototype & { cosine: number }>, decides: Decided[] }} Detail
+ * @typedef {{ study_id: string, class: string, contribution: number, share: number, right: boolean | null }} Decided
+ * @typedef {Entry & { places: number[][] | null, similar: Array<Prototype & { cosine: number }>, decides: Decided[],
+ *   maps: boolean }} Detail
  * @typedef {"artefact" | "other_finding" | "duplicate" | "not_typical" | "other" | "none"} Reason
  * @typedef {"agreed" | "proposed" | "disputed"} Status
- * @typedef {Prototype & { verdict: "keep" | "prune", reason: Reason, comment: string, reviewer: string, at: string,
- *   status: Status }} Review
+ * @typedef {{ reviewer: string, verdict: "keep" | "prune", reason: Reason, comment: string, at: string }} Said
+ * @typedef {Prototype & Said & { status: Status, said: Said[] }} Review
  * @typedef {{ macro_f1: number, pointing: number | null }} Scores
  * @typedef {{ studies: number, before: Scores, after: Scores, changed: number,
  *   classes: Array<{ name: string, f1_before: number, f1_after: number }>,

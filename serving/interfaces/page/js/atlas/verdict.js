@@ -2,7 +2,7 @@
 // signed.
 
 import { button, element } from "../dom.js";
-import { plain, when } from "../format.js";
+import { when } from "../format.js";
 import { strings } from "../strings.js";
 
 /** @typedef {import("./types.js").Word} Word */
@@ -15,15 +15,15 @@ const NOTHING = { verdict: "keep", reason: "none", comment: "" };
 
 /**
  * The form for one prototype, or for several at once.
- * @param {string} title what it is about
+ * @param {{ title: string, id: string, keys: boolean }} about what it is about, and whether the keys k and r mean it
  * @param {Word | undefined} word the draft so far; of several: that of all, if they have the same
- * @param {(word: Word | null) => void} onSay null takes the draft back
+ * @param {(word: Word | null, quietly?: boolean) => void} onSay null takes the draft back; quietly: draw nothing anew
  */
-export function verdictForm(title, word, onSay) {
+export function verdictForm({ title, id, keys }, word, onSay) {
   const now = { ...(word ?? NOTHING) };
   const choose = (/** @type {Word["verdict"]} */ verdict, /** @type {string} */ key) =>
     button(
-      [text[verdict], " ", element("kbd", { "aria-hidden": "true" }, key)],
+      keys ? [text[verdict], " ", element("kbd", { "aria-hidden": "true" }, key)] : text[verdict],
       () => onSay({ ...now, verdict, reason: verdict === "keep" ? "none" : now.reason }),
       { class: `verdict ${verdict}`, "aria-pressed": String(word?.verdict === verdict), "data-key": verdict },
     );
@@ -39,15 +39,18 @@ export function verdictForm(title, word, onSay) {
   const note = /** @type {HTMLInputElement} */ (
     element("input", {
       type: "text",
-      id: "verdict-comment",
+      id: `${id}-comment`,
       maxlength: 1000,
       value: now.comment,
       "data-key": "comment",
       placeholder: text.commentHint,
     })
   );
-  note.addEventListener("change", () => onSay({ ...now, comment: note.value }));
-  node.append(element("label", { for: "verdict-comment", class: "comment" }, text.comment, note));
+  note.addEventListener("input", () => {
+    now.comment = note.value;
+    onSay({ ...now }, true);
+  });
+  node.append(element("label", { for: `${id}-comment`, class: "comment" }, text.comment, note));
   return node;
 }
 
@@ -69,7 +72,7 @@ function reasons(chosen, onChoose) {
 }
 
 /**
- * What is on record about a prototype.
+ * What is on record about a prototype: who said what, and what of it counts.
  * @param {Review | undefined} review
  * @param {boolean} pruned the model in service no longer has it
  */
@@ -77,12 +80,21 @@ export function onRecord(review, pruned) {
   const parts = [];
   if (pruned) parts.push(element("p", { class: "gone" }, text.gone));
   if (!review) return [...parts, element("p", { class: "quiet" }, text.unreviewed)];
-  const reason = review.reason && review.reason !== "none" ? ` (${text.reasons[review.reason]})` : "";
-  const said = text.said(review.reviewer, text.past[review.verdict], reason, when(review.at));
-  parts.push(
-    element("p", {}, element("span", { class: `mark ${review.status}` }, text.status[review.status].name), " ", said),
-  );
-  if (review.comment) parts.push(element("p", { class: "quote" }, `“${plain(review.comment)}”`));
-  if (text.status[review.status].why) parts.push(element("p", { class: "quiet" }, text.status[review.status].why));
-  return parts;
+  const { name, why } = text.status[review.status];
+  const words = review.said.map(({ reviewer, verdict, reason, comment, at }) => {
+    const because = reason === "none" ? "" : ` (${text.reasons[reason]})`;
+    const quote = comment ? [" ", element("q", {}, comment)] : [];
+    return element("li", {}, text.said(reviewer, text.past[verdict], because, when(at)), ...quote);
+  });
+  return [
+    ...parts,
+    element(
+      "p",
+      {},
+      element("span", { class: `mark ${review.status} ${review.verdict}` }, name),
+      " ",
+      element("span", { class: "quiet" }, why),
+    ),
+    element("ul", {}, words),
+  ];
 }

@@ -1,7 +1,7 @@
 // A model's card: what it is, what it was trained on, what it is for and what it is not.
 
 import { element } from "../dom.js";
-import { brief, percent, plain, when } from "../format.js";
+import { brief, nonbreaking, percent, plain, when } from "../format.js";
 import { strings } from "../strings.js";
 
 /** @typedef {import("./types.js").Served} Served */
@@ -9,7 +9,7 @@ import { strings } from "../strings.js";
 const text = strings.models.card;
 
 /** @param {Served} model */
-export function card({ role, version, digest, since, manifest }) {
+export function card({ role, version, digest, since, manifest, prototypes, live, mb }) {
   const { alpha } = manifest;
   const facts = [
     [text.version, version],
@@ -20,12 +20,13 @@ export function card({ role, version, digest, since, manifest }) {
     [text.network, text.backbone(manifest.backbone, manifest.preset)],
     [text.input, text.pixels(manifest.channels, manifest.side)],
     [text.maps, text.cells(manifest.height, manifest.width)],
-    [text.prototypes, text.perConcept(manifest.per_concept, manifest.concepts.length)],
+    [text.prototypes, text.inUse(live, prototypes)],
+    [text.size, text.megabytes(mb)],
     [text.alpha, typeof alpha === "number" ? alpha.toFixed(2) : text.ownAlpha],
-    [text.asks, text.below(percent(manifest.ask_margin))],
+    [text.asks, text.below(nonbreaking(percent(manifest.ask_margin)))],
     [
       text.abstains,
-      manifest.abstain_below === null ? text.never : text.confidenceBelow(percent(manifest.abstain_below)),
+      manifest.abstain_below === null ? text.never : text.confidenceBelow(nonbreaking(percent(manifest.abstain_below))),
     ],
     [text.code, element("code", { title: manifest.code_revision }, manifest.code_revision.slice(0, 12))],
   ];

@@ -81,7 +81,10 @@ export function compare(app) {
   /** What this reader signed of a study; null: nothing. @param {string} digest */
   async function signedState(digest) {
     const { readings } = await app.api.readings(digest);
-    return readings.find((/** @type {any} */ each) => each.reader === app.me.actor)?.state ?? null;
+    return (
+      readings.find((/** @type {any} */ each) => each.reader === app.me.actor && each.decision === "keep")?.state ??
+      null
+    );
   }
 
   return { node, load };

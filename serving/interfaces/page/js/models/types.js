@@ -6,7 +6,8 @@
  *   rejection: string, ask_margin: number, least_effect: number, abstain_below: number | null, backbone: string,
  *   data: string, data_digest: string, code_revision: string, metrics: Record<string, any>,
  *   thresholds: number[] | null }} Manifest
- * @typedef {{ role: "champion" | "challenger", version: string, digest: string, since: string, manifest: Manifest }} Served
+ * @typedef {{ role: "champion" | "challenger", version: string, digest: string, since: string, manifest: Manifest,
+ *   prototypes: number, live: number, mb: number }} Served
  * @typedef {{ at: string, role: "champion" | "challenger", version: string, digest: string, previous_digest: string,
  *   record: { number: number, hash: string } }} Change
  * @typedef {{ models: Served[], refused: Record<string, string>, history: Change[] }} ModelsAnswer

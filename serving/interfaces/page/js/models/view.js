@@ -30,7 +30,7 @@ export function mount(root, _parameters, app) {
     () => void load(),
   );
   root.replaceChildren(
-    element("h2", {}, text.title),
+    element("h2", { id: "models-title" }, text.title),
     cards,
     measured,
     element(

@@ -64,3 +64,6 @@ export function choices(onChange) {
   };
   return { node, reset };
 }
+
+/** Whether the arrow keys are the focused control's own: radios are chosen by them. @param {Event} event */
+export const ownsArrows = ({ target }) => target instanceof HTMLInputElement && target.type === "radio";

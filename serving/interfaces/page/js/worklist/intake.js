@@ -76,7 +76,9 @@ export function intake(app, onArrived) {
     element("span", {}, text.open),
     element("small", {}, text.kinds),
   );
-  const sampleButton = () => button(text.samples, addSamples, { class: "samples-button" });
+  const sampleButtons = ["", "primary"].map((look) =>
+    button(text.samples, addSamples, { class: `samples-button ${look}`, disabled: jobs.busy }),
+  );
 
   // A drop anywhere on the view counts: who misses the frame should not lose the page to a picture.
   const over = (/** @type {DragEvent} */ event) => {
@@ -100,6 +102,7 @@ export function intake(app, onArrived) {
   const shown = progress(jobs);
   const unsubscribe = jobs.subscribe(() => {
     shown.draw();
+    for (const each of sampleButtons) each.disabled = jobs.busy;
     if (count() > added) onArrived();
     added = count();
   });
@@ -108,12 +111,12 @@ export function intake(app, onArrived) {
     nodes: [
       element("h2", { id: "intake-title" }, text.title),
       upload,
-      sampleButton(),
+      sampleButtons[0],
       shown.node,
       archive(app, (tasks) => jobs.add(tasks)),
     ],
     /** What somebody reads who opens the page for the first time. */
-    welcome: () => [
+    welcome: [
       element("h3", {}, text.welcome),
       element("p", {}, text.welcomeHow),
       element(
@@ -121,7 +124,7 @@ export function intake(app, onArrived) {
         {},
         text.steps.map((step) => element("li", {}, step)),
       ),
-      sampleButton(),
+      sampleButtons[1],
     ],
     open: () => input.click(),
     close: () => {

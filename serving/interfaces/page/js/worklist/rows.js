@@ -36,7 +36,7 @@ export function row(item, thumbnail, name) {
 
 /** @param {WorklistItem} item */
 function says({ found, confidence, top }) {
-  const name = element("span", { class: "top" }, found.length ? found.map(plain).join(", ") : text.nothingFound);
+  const name = element("span", { class: "verdict-name" }, (found ?? [top]).map(plain).join(", ") || text.nothingFound);
   if (confidence === null) return [name];
   const bar = element(
     "span",
@@ -53,9 +53,9 @@ function says({ found, confidence, top }) {
  */
 function asks({ fits, abstains, asks_for_help }) {
   const mark = (/** @type {"misfit" | "abstains" | "help"} */ name) =>
-    element("span", { class: `mark ${name}`, title: text.marks[name].why }, text.marks[name].name);
+    element("span", { class: `mark is-${name}`, title: text.marks[name].why }, text.marks[name].name);
   const marks = [];
-  if (!fits) marks.push(mark("misfit"));
+  if (fits === false) marks.push(mark("misfit"));
   else if (abstains) marks.push(mark("abstains"));
   if (asks_for_help) marks.push(mark("help"));
   return marks.length ? marks : [element("span", { class: "quiet" }, text.sure)];

@@ -4,7 +4,7 @@
 import { button, element, refill } from "../dom.js";
 import { useKeys } from "../keys.js";
 import { strings } from "../strings.js";
-import { choices, keptFilter } from "./filter.js";
+import { choices, keptFilter, ownsArrows } from "./filter.js";
 import { intake } from "./intake.js";
 import { nextStudy } from "./next.js";
 import { row } from "./rows.js";
@@ -14,12 +14,14 @@ import { row } from "./rows.js";
 const PAGE = 50;
 const AT_ONCE = 200; // what the server gives in one answer
 const REFRESH_MS = 20_000; // others read too
+const ARRIVAL_MS = 400; // forty files that arrive need not be forty lists
 const text = strings.worklist;
 
 /** @type {import("../types.js").Mount} */
 export function mount(root, _parameters, app) {
   let filter = keptFilter();
   let wanted = PAGE;
+  let due = 0; // the timer of the next look at what arrived
   let turn = 0; // an answer to an earlier question is stale
 
   const next = button(text.readNext, readNext, { class: "primary", id: "read-next", title: text.readNextWhy });
@@ -36,7 +38,7 @@ export function mount(root, _parameters, app) {
   );
   const empty = element("div", { class: "empty", id: "worklist-empty", hidden: true });
   const more = button(text.more, () => load((wanted += PAGE)), { id: "worklist-more", hidden: true });
-  const adding = intake(app, () => void load());
+  const adding = intake(app, () => (due ||= window.setTimeout(() => void load(), ARRIVAL_MS)));
   const filters = choices((chosen) => {
     [filter, wanted] = [chosen, PAGE];
     void load();
@@ -66,6 +68,7 @@ export function mount(root, _parameters, app) {
   /** Asks for all that is shown at once, so that no page starts in the middle of a list that moved. */
   async function load(limit = wanted) {
     const mine = ++turn;
+    due = 0;
     list.setAttribute("aria-busy", "true");
     try {
       /** @type {WorklistItem[]} */
@@ -99,7 +102,7 @@ export function mount(root, _parameters, app) {
     next.hidden = items.length === 0;
     empty.hidden = items.length > 0;
     empty.replaceChildren(
-      ...(narrowed ? [element("p", {}, text.noneLeft), button(text.showAll, filters.reset)] : adding.welcome()),
+      ...(narrowed ? [element("p", {}, text.noneLeft), button(text.showAll, filters.reset)] : adding.welcome),
     );
   }
 
@@ -121,8 +124,8 @@ export function mount(root, _parameters, app) {
   }
 
   const forgetKeys = useKeys(text.title, [
-    { key: ["ArrowDown", "j"], shown: "↓ or j", label: text.keys.down, run: () => step(1) },
-    { key: ["ArrowUp", "k"], shown: "↑ or k", label: text.keys.up, run: () => step(-1) },
+    { key: ["ArrowDown", "j"], shown: "↓ or j", label: text.keys.down, run: (event) => !ownsArrows(event) && step(1) },
+    { key: ["ArrowUp", "k"], shown: "↑ or k", label: text.keys.up, run: (event) => !ownsArrows(event) && step(-1) },
     { key: "Enter", label: text.keys.open },
     { key: "n", label: text.keys.next, run: readNext },
     { key: "o", label: text.keys.files, run: adding.open },
@@ -134,6 +137,7 @@ export function mount(root, _parameters, app) {
   return () => {
     turn += 1;
     clearInterval(timer);
+    clearTimeout(due);
     document.removeEventListener("visibilitychange", awake);
     forgetKeys();
     adding.close();
