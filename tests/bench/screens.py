@@ -23,7 +23,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from csr.bundle.format import Bundle
 from serving.access.roles import Role
 from serving.core.intake import Upload
-from serving.interfaces.schemas import ReadingRequest, SkipRequest
+from serving.interfaces.schemas import Box, InteractionRequest, ReadingRequest, SkipRequest
 from serving.store.entries import Caller
 from serving.store.worklist import WorklistQuery
 from tests.serving.conftest import make_service
@@ -33,7 +33,8 @@ from tests.serving.interfaces.reading import Point, Reading
 SIZES = {"1440x900": WIDE, "820x1180": TALL}
 FRAME = {"width": 1200, "height": 750}
 MOST_BYTES = 3 << 20
-OTHER = Caller("dr-two", "screens")
+ME = "key:dr-one"
+OTHER = Caller("key:dr-two", "screens")
 
 
 class Film:
@@ -96,7 +97,7 @@ def opened_room(bundle: Bundle) -> Iterator[tuple[Room, list[Sample]]]:
 
 def arrange(room: Room, samples: list[Sample]) -> None:
     """What a list looks like at noon: both readers have been here."""
-    me = Caller("key.dr-one", "screens")
+    me = Caller(ME, "screens")
     sign = room.service.readings.sign
     for number in (1, 2, 4, 7):
         sign(samples[number].digest, ReadingRequest(decision="keep"), me)
@@ -107,11 +108,18 @@ def arrange(room: Room, samples: list[Sample]) -> None:
 
 
 def hero(room: Room, samples: list[Sample]) -> Sample:
-    """The study with one to three boxes that the model is least sure of."""
-    answer = room.service.readings.worklist(WorklistQuery("margin", "unread", None, 200, 0), "key.dr-one", False)
-    order = [item.digest for item in answer.items]
-    shown = [each for each in samples if each.digest in order and 1 <= len(each.boxes) <= 3]
-    return min(shown, key=lambda each: order.index(each.digest))
+    """The unread study of up to three boxes that changes most when its first finding is named."""
+    answer = room.service.readings.worklist(WorklistQuery("margin", "unread", None, 200, 0), ME, False)
+    unread = {item.digest for item in answer.items}
+
+    def moved(sample: Sample) -> float:
+        concept, left, top, right, bottom = sample.boxes[0]
+        box = Box(kind="finding", concept=concept, x_min=left, y_min=top, x_max=right, y_max=bottom)
+        said = room.service.plane.interact(sample.digest, InteractionRequest(boxes=[box]), OTHER)
+        pairs = zip(said.before.classes, said.after.classes, strict=True)
+        return max(abs(before.probability - after.probability) for before, after in pairs)
+
+    return max((each for each in samples if each.digest in unread and 1 <= len(each.boxes) <= 3), key=moved)
 
 
 def box_of(sample: Sample, page: Page) -> tuple[str, Point, Point]:
@@ -137,7 +145,7 @@ def argue(reading: Reading, sample: Sample) -> None:
 
 def review(page: Page) -> None:
     """Rejects the second prototype, and waits for what that would do."""
-    page.locator("button.choose").nth(1).click()
+    page.locator(".choose").nth(1).click()
     page.locator(".panel.detail").get_by_role("button", name="Reject").click()
     expect(page.get_by_role("region", name="What is to be signed")).to_contain_text("validation studies")
     still(page)
@@ -149,9 +157,8 @@ def still(page: Page) -> None:
     page.evaluate("Promise.all([...document.images].filter((i) => i.loading !== 'lazy').map((i) => i.decode()))")
 
 
-def picture_views(room: Room, samples: list[Sample], folder: Path) -> None:
+def picture_views(room: Room, shown: Sample, folder: Path) -> None:
     """Every view, at both sizes."""
-    shown = hero(room, samples)
     for name, viewport in SIZES.items():
 
         def picture(page: Page, view: str, name: str = name) -> None:
@@ -173,7 +180,7 @@ def picture_views(room: Room, samples: list[Sample], folder: Path) -> None:
         picture(page, "keys")
         page.keyboard.press("Escape")
         page.goto(f"{room.url}/#/atlas")
-        expect(page.locator("li.card").first).to_be_visible()
+        expect(page.locator(".choose").first).to_be_visible()
         review(page)
         picture(page, "atlas")
         page.goto(f"{room.url}/#/models")
@@ -186,9 +193,8 @@ def picture_views(room: Room, samples: list[Sample], folder: Path) -> None:
         picture(page, "sign-in")
 
 
-def record(room: Room, samples: list[Sample], file: Path) -> None:
+def record(room: Room, shown: Sample, file: Path) -> None:
     """A reading, and a review of the atlas, as an animation."""
-    shown = hero(room, samples)
     page = room.enter("dr-three", Role.REVIEWER, viewport=FRAME)
     film = Film(page)
     row = page.locator(f'tr[data-study="{shown.digest}"]')
@@ -222,7 +228,7 @@ def record(room: Room, samples: list[Sample], file: Path) -> None:
     reading.expect_signed()
     film.take(1800)
     page.goto(f"{room.url}/#/atlas")
-    expect(page.locator("li.card").first).to_be_visible()
+    expect(page.locator(".choose").first).to_be_visible()
     still(page)
     film.take(1600)
     review(page)
@@ -242,9 +248,10 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     bundle = Bundle.open(given.bundle)
     with opened_room(bundle) as (room, samples):
-        arrange(room, samples)
-        picture_views(room, samples, given.folder)
-        record(room, samples, given.recording)
+        shown = hero(room, samples)
+        arrange(room, [each for each in samples if each is not shown])
+        picture_views(room, shown, given.folder)
+        record(room, shown, given.recording)
     print(f"screens: {len(list(given.folder.glob('*.png')))} pictures in {given.folder}, {given.recording}")
 
 

@@ -19,18 +19,19 @@ from tests.serving.interfaces.reading import Reading
 def opened(room: Room, name: str = "reviewer", role: Role = Role.REVIEWER) -> Page:
     page = room.enter(name, role, "/#/atlas")
     expect(page.get_by_role("heading", name="Atlas review")).to_be_visible()
-    expect(page.locator("li.card").first).to_be_visible()
+    expect(page.locator(".choose").first).to_be_visible()
     return page
 
 
 def card(page: Page, concept: str, index: int) -> Any:
-    return page.locator(f'[data-key="{concept}/{index}"]')
+    return page.locator(f'.choose[data-key="{concept}/{index}"]')
 
 
 def test_a_prototype_is_looked_at_rejected_previewed_and_signed(room: Room, bundle: Bundle) -> None:
     page = opened(room)
     concepts = bundle.manifest.concepts
-    expect(page.locator("li.card")).to_have_count(len(concepts) * bundle.manifest.per_concept)
+    page.get_by_role("radio", name="All", exact=True).check(force=True)
+    expect(page.locator(".choose")).to_have_count(len(concepts) * bundle.manifest.per_concept)
     concept = concepts[1]
     with page.expect_response(re.compile(f"/v1/atlas/{concept}/0$")) as answered:
         card(page, concept, 0).click()
@@ -172,6 +173,7 @@ def test_what_is_agreed_leaves_the_next_model_without_the_prototype(
     serve_instead(room.service, after)
 
     page.reload()
+    page.get_by_role("radio", name="All", exact=True).check(force=True)
     expect(card(page, concept, index)).to_contain_text("gone already")
     preview = page.context.request.post(
         f"{room.url}/v1/atlas/preview",
