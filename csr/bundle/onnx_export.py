@@ -114,18 +114,19 @@ def measure_parity(
     csr: TrainedCSR, guard: InputGuard | None, images: Tensor, tensors: dict[str, np.ndarray], folder: Path
 ) -> float:
     """Largest |Δ| of a logit or of a concept map between torch and ONNX Runtime over images, each without and with an
-    interaction. The maps are looked at because the places of findings move nothing else. Fit scores count in a unit in
-    which they are as exact as logits (`csr.bundle.runtime.FIT_TOLERANCE`).
+    interaction, and of a probability by ``pruning.onnx``. The maps are looked at because the places of findings move
+    nothing else. Fit scores count in a unit in which they are as exact as logits (`csr.bundle.runtime.FIT_TOLERANCE`).
 
     Args:
         csr: what was exported; it computes wherever it is.
         guard: of its encoder, in the same place; None: fit scores are not compared.
         images: uint8 B×C×S×S real test images, on the CPU.
         tensors: the `INTERACTION_INPUTS` of one interaction an image.
-        folder: with the two graphs.
+        folder: with the graphs.
     """
     encoder = ort.InferenceSession(str(folder / "encoder.onnx"), providers=["CPUExecutionProvider"])
     reasoner = ort.InferenceSession(str(folder / "reasoner.onnx"), providers=["CPUExecutionProvider"])
+    pruning = ort.InferenceSession(str(folder / "pruning.onnx"), providers=["CPUExecutionProvider"])
     neutral = {name: np.full_like(value, name not in ("answers", "places")) for name, value in tensors.items()}
     place = csr.place
     gaps: list[float] = []
@@ -143,6 +144,10 @@ def measure_parity(
             found = reasoner.run(list(COMPARED_OUTPUTS), {"patches": graph_patches, **chosen})
             for name, value in zip(COMPARED_OUTPUTS, found, strict=True):
                 gaps.append(float(np.abs(value - getattr(said, name).cpu().numpy()).max()))
+            if each is neutral:
+                kept = {"scores": said.scores.cpu().numpy(), "alive": csr.reasoner.alive.cpu().numpy()}
+                (value,) = pruning.run(["probabilities"], kept)
+                gaps.append(float(np.abs(value - said.probabilities.cpu().numpy()).max()))
     return float(np.max(gaps))
 
 

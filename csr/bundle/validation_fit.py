@@ -16,6 +16,7 @@ from csr.training.features import FeatureCache
 
 STUDIES = 400  # validation studies at most
 MAP_BYTES = 64 << 20  # of their maps at most; beyond it, fewer studies
+_AT_ONCE = 4  # studies: all of their similarity maps are in memory
 
 
 @torch.no_grad()
@@ -37,13 +38,13 @@ def fit_validation(
         rows = _spread(rows, len(rows) * 9 // 10)
     live = csr.reasoner.alive.numpy() > 0
     scores, peaks, pairs, maps = [], [], [], []
-    for start in range(0, len(rows), 16):
-        features, _ = cache.batch(rows[start : start + 16], torch.device("cpu"))
+    for start in range(0, len(rows), _AT_ONCE):
+        features, _ = cache.batch(rows[start : start + _AT_ONCE], torch.device("cpu"))
         said = csr.reasoner(csr.project(features))
         similarity = np.where(live[:, :, None, None], said.similarity_maps.numpy(), np.float32(0))
         scores.append(said.scores.numpy())
         peaks.append(similarity.reshape(*similarity.shape[:3], -1).argmax(-1))
-        for i, row in enumerate(rows[start : start + 16].tolist()):
+        for i, row in enumerate(rows[start : start + _AT_ONCE].tolist()):
             own = [k for k in range(concepts) if (row, k) in boxes]
             pairs += [(start + i, k) for k in own]
             maps.append(similarity[i, own])
@@ -89,7 +90,8 @@ def crop_maps(
     """
     row_of = {study: row for row, study in enumerate(data.collection.studies["study_id"])}
     per_concept = csr.reasoner.alive.shape[1]
-    upsampler = Upsampler(*cache.features.shape[-2:], data.side)
+    height, width = cache.features.shape[-2:]
+    upsampler = Upsampler(height, width, data.side)
     shown = [(place, source) for place, entry in enumerate(entries) for source in entry.sources]
     crops = np.zeros((len(shown), crop_side, crop_side), np.uint8)
     for number, (place, source) in enumerate(shown):

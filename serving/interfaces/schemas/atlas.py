@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from csr.bundle.format import AtlasEntry, AtlasSource
 from serving.interfaces.schemas.answers import Record, Timings
@@ -85,12 +85,12 @@ class DecidedStudy(Answer):
     """
 
     study_id: str
-    cls: str = Field(alias="class")
+    cls: str = Field(validation_alias=AliasChoices("cls", "class"), serialization_alias="class")
     contribution: float
     share: float
     right: bool | None
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, serialize_by_alias=True)
 
 
 class AtlasEntryAnswer(Answer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from csr.bundle.format import Manifest
 from serving.interfaces.schemas.answers import ModelRef, Record, Timings
@@ -74,8 +74,8 @@ class CompareAnswer(Answer):
 class RollbackAnswer(Answer):
     """The registry's alias moved back: versions ``source`` to ``target``. Replicas follow within seconds."""
 
-    source: str = Field(alias="from")
-    target: str = Field(alias="to")
+    source: str = Field(validation_alias=AliasChoices("source", "from"), serialization_alias="from")
+    target: str = Field(validation_alias=AliasChoices("target", "to"), serialization_alias="to")
     at: str
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, serialize_by_alias=True)

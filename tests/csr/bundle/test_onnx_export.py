@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from csr.bundle.atlas import Atlas
-from csr.bundle.format import INTERACTION_INPUTS, REASONER_OUTPUTS, Bundle
+from csr.bundle.format import INTERACTION_INPUTS, PRUNING_OUTPUTS, REASONER_OUTPUTS, Bundle
 from csr.bundle.onnx_export import export_graphs, measure_parity, require_parity
 from csr.bundle.runtime import GOLDEN_TOLERANCE, BundleRunner
 from csr.bundle.writing import ExportConfig, Provenance, write_bundle
@@ -117,7 +117,28 @@ def test_the_graphs_name_their_inputs_and_outputs_as_the_bundle_says(exported):
 
 
 def test_the_graphs_are_self_contained(exported):
-    assert sorted(path.name for path in exported.folder.iterdir()) == ["encoder.onnx", "reasoner.onnx"]
+    names = sorted(path.name for path in exported.folder.iterdir())
+    assert names == ["encoder.onnx", "pruning.onnx", "reasoner.onnx"]
+
+
+def test_the_graph_of_pruning_is_the_reasoner_with_fewer_prototypes(exported):
+    graph = ort.InferenceSession(str(exported.folder / "pruning.onnx"), providers=["CPUExecutionProvider"])
+    reasoner = exported.model.reasoner
+    patches = torch.nn.functional.normalize(torch.randn(7, 5, 4, 4), dim=1)
+    held = reasoner.alive.clone()
+    with torch.no_grad():
+        scores = reasoner(patches).scores
+        for seed in range(4):
+            reasoner.alive.copy_(held * (torch.rand(held.shape, generator=torch.Generator().manual_seed(seed)) < 0.6))
+            try:
+                answer = reasoner(patches)
+                standard = reasoner.standardise(answer.scores)
+                feeds = {"scores": scores.numpy(), "alive": reasoner.alive.numpy().copy()}
+            finally:
+                reasoner.alive.copy_(held)
+            found = graph.run(list(PRUNING_OUTPUTS), feeds)
+            np.testing.assert_allclose(found[0], standard, atol=1e-4, rtol=1e-4)
+            np.testing.assert_allclose(found[1], answer.probabilities, atol=1e-5)
 
 
 def test_parity_of_an_exported_model_is_small_and_grows_with_the_gap_between_the_two(exported):

@@ -20,9 +20,12 @@ from serving.client import (
     Client,
     ClientError,
     InteractionRequest,
+    NamedReview,
+    PreviewRequest,
     ReadingRequest,
     Region,
     ReviewRequest,
+    ReviewsRequest,
     ServerUnreachableError,
     calls,
 )
@@ -110,6 +113,24 @@ def test_a_reader_s_round(run: Run, sample: bytes, tmp_path: Path) -> None:
     assert len(run("add_studies", [("a.png", sample), ("b.png", sample)]).studies) == 2
 
 
+def test_a_reviewer_s_round(run: Run, sample: bytes) -> None:
+    first, second = [entry for entry in run("atlas").entries if entry.alive][:2]
+    entry = run("prototype", first.concept, first.index)
+    assert entry.sources == first.sources and sum(map(sum, entry.places)) > 0 and len(entry.similar) == 5
+    plain, drawn = (run("crop", first.concept, first.index, 0, with_map) for with_map in (False, True))
+    assert plain.startswith(b"\x89PNG") and drawn.startswith(b"\x89PNG") and plain != drawn
+    nothing = run("preview", PreviewRequest())
+    assert nothing.before == nothing.after
+    named = [NamedReview(concept=each.concept, index=each.index, verdict="keep") for each in (first, second)]
+    said = run("review_all", ReviewsRequest(reviews=named)).reviews
+    assert said == run("reviews").reviews and {each.status for each in said} == {"agreed"}
+    digest = run("add_study", ("a.png", sample)).digest
+    assert run("compare", digest, InteractionRequest()).challenger is None
+    with pytest.raises(ClientError) as folder:
+        run("rollback", "worse")
+    assert folder.value.code == "no_rollback"
+
+
 def test_sessions(run: Run, service: Service) -> None:
     sessions = service.authenticator.sessions
     secret = sessions.open(service.keys.list()[0].actor)
@@ -182,6 +203,13 @@ def test_a_repetition_has_the_same_idempotency_key(waits: list[float]) -> None:
     keys = [request.headers["idempotency-key"] for request in transport.requests]
     assert len(keys) == 2 and keys[0] == keys[1]
     assert transport.requests[0].headers["authorization"] == "Bearer k"
+
+
+def test_a_rollback_is_sent_once(waits: list[float]) -> None:
+    transport = Failing(httpx.ReadTimeout("slow"))
+    with pytest.raises(ServerUnreachableError):
+        Client(URL, "k", transport=transport).rollback("worse")
+    assert waits == []
 
 
 def test_it_gives_up_in_the_end_and_says_so(waits: list[float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -96,10 +97,19 @@ def test_a_reading_from_the_command_line(
     assert json.loads(capsys.readouterr().out)["digest"] == digest
     assert run("predict", "--json", files[0]) == 0
     assert json.loads(capsys.readouterr().out)["digest"] == digest
-    assert run("atlas", "review", "mass", "1", "prune", "--comment", "a clip") == 0
-    assert "mass 1: prune" in capsys.readouterr().out
+    assert run("atlas", "review", "mass", "1", "prune", "--reason", "artefact", "--comment", "a clip") == 0
+    assert "mass 1: prune, agreed" in capsys.readouterr().out
     assert run("atlas", "list") == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if line.endswith("prune")]
+    assert [line for line in capsys.readouterr().out.splitlines() if line.endswith("prune (agreed)")]
+    assert run("atlas", "reviews", "--agreed") == 0
+    assert re.search(r"mass +1  prune  agreed +key:\S+ prune \(artefact\): a clip", capsys.readouterr().out)
+    assert run("atlas", "show", "mass", "1") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("mass 1: usage") and shown.count("similar to") == 5
+    assert run("atlas", "preview", "mass:1") == 0
+    assert re.search(r"macro F1 +0\.\d{3} → 0\.\d{3}  [+−]0\.\d{3}", capsys.readouterr().out)
+    assert run("atlas", "preview", "mass") == 2
+    assert "'mass' is not CONCEPT:INDEX" in capsys.readouterr().err
     assert run("status") == 0
     assert f"champion: version 1, bundle {bundle.digest[:12]}" in capsys.readouterr().out
 

@@ -67,7 +67,7 @@ def test_each_prototype_in_use_is_shown_with_what_it_does(room: Room, bundle: Bu
     expect(detail.locator(".crops img")).to_have_count(len(entry.sources))
     expect(detail.locator(".crops")).to_contain_text(entry.sources[0].study_id)
     expect(detail.locator(".weights tr")).to_have_count(len(bundle.manifest.classes))
-    expect(detail.locator("canvas.places")).to_be_visible()
+    expect(detail.locator("canvas.places")).to_be_visible(timeout=60_000)
     known = page.request.get(f"{room.url}/v1/atlas/{entry.concept}/{entry.index}").json()
     expect(detail.locator(".similar li")).to_have_count(len(known["similar"]))
     rows = detail.locator(".decides tbody tr")
@@ -86,7 +86,7 @@ def test_the_effect_is_shown_before_signing_and_the_signature_puts_all_on_record
     first, second = keys(bundle)[:2]
     basket = page.locator(".basket")
     expect(basket).to_be_hidden()
-    with page.expect_response("**/v1/atlas/preview") as answered:
+    with page.expect_response("**/v1/atlas/preview", timeout=60_000) as answered:  # the first one loads scikit-learn
         say(page, first, "Reject")
     told = answered.value.json()
     assert answered.value.request.post_data_json == {"pruned": [name(first)]}
@@ -201,6 +201,20 @@ def test_a_rejection_counts_once_two_reviewers_said_it(pairs: Room, bundle: Bund
     expect(card(other, disputed).locator(".mark")).to_have_text("readers differ")
     card(other, disputed).click()
     expect(other.locator(".record li")).to_have_count(2)
+
+
+def test_words_on_one_model_are_not_signed_for_another(room: Room, bundle: Bundle) -> None:
+    page = reviewer(room)
+    say(page, keys(bundle)[0], "Reject")
+    models = page.request.get(f"{room.url}/v1/models").json()
+    models["models"][0]["digest"] = "f" * 64
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.locator("#atlas-sign").click()
+    expect(page.get_by_role("alert").first).to_contain_text("Another model came into service meanwhile")
+    assert room.entries("review") == []
+    page.unroute("**/v1/models")
+    page.reload()
+    expect(card(page, keys(bundle)[0])).to_contain_text("reject (not signed)")
 
 
 def test_who_may_only_look_is_told_so(room: Room, bundle: Bundle) -> None:

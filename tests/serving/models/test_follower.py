@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
+from csr.bundle.champion import Champion
 from csr.bundle.format import MANIFEST, Bundle, Manifest, write_manifest
 from csr.data.digests import file_digest
+from serving.access.roles import Role
 from serving.core.dataplane import DataPlane
 from serving.deploy.service import Service
 from serving.errors import NotReadyError, ServingError
 from serving.models.in_service import _position
-from tests.serving.conftest import add, altered_copy, interact, make_service, stripes
+from tests.serving.conftest import add, altered_copy, client_of, interact, make_service, stripes
 
 POLL_S = 0.1
 
@@ -76,13 +78,13 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Regist
 def serve(registry: Registry, tmp_path: Path) -> Iterator[Callable[..., Service]]:
     services: list[Service] = []
 
-    def start(name: str = "state", **sections: Any) -> Service:
+    def start(name: str = "state", model: Any = None, **sections: Any) -> Service:
         folder = tmp_path / name
         model = {
             "bundle": None,
             "alias": "champion",
             "registry": {"uri": registry.uri, "poll_s": POLL_S, "folder": str(folder / "bundles")},
-        }
+        } | (model or {})
         services.append(make_service(Path("unused"), folder, model=model, **sections))
         return services[-1]
 
@@ -292,3 +294,54 @@ def test_a_shadow_that_cannot_keep_up_drops_questions(plane: DataPlane, service:
     blocked.set()
     shadow.close()
     assert len(shadows(service)) == 1
+
+
+def test_an_administrator_rolls_back_by_the_rules_of_the_pipeline(
+    serve: Any, registry: Registry, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Both move the alias on one record: what the server rolled back, ``csr models history`` shows."""
+    alias = Champion(registry.client, "csr")
+    versions = [registry.add(another(bundle, tmp_path / name, code_revision=name).path) for name in ("a", "b")]
+    for version in versions:
+        alias.promote(version, "better", "dr-lee")
+    service = serve()
+    wait_for(lambda: served(service) == versions[1])
+    with client_of(service, Role.ADMIN) as client:
+        answer = client.post("/v1/models/rollback", json={"reason": "worse on rounds"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json().items() >= {"from": versions[1], "to": versions[0]}.items()
+        wait_for(lambda: served(service) == versions[0])
+        again = client.post("/v1/models/rollback", json={"reason": "once more"})
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "no_rollback")
+        assert "has no version before" in again.json()["error"]["message"]
+    last = alias.history()[-1]
+    assert (str(last), last.kind, last.reason, last.by) == (
+        f"{versions[1]} → {versions[0]}",
+        "rollback",
+        "worse on rounds",
+        "key:tester-admin",
+    )
+
+
+def test_a_registry_that_is_gone_is_503_and_names_no_host(
+    serve: Any, registry: Registry, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Champion(registry.client, "csr").promote(registry.add(bundle.path), "first", "dr-lee")
+    service = serve()
+
+    def gone(*_: object) -> None:
+        raise ConnectionError("registry.example.org refused")
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", gone)
+    with client_of(service, Role.ADMIN) as client:
+        answer = client.post("/v1/models/rollback", json={"reason": "worse"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "registry_unavailable")
+    assert "example" not in answer.text
+
+
+def test_another_alias_is_not_moved(serve: Any, registry: Registry, bundle: Bundle) -> None:
+    registry.point("ward", registry.add(bundle.path))
+    service = serve(model={"alias": "ward"})
+    with client_of(service, Role.ADMIN) as client:
+        answer = client.post("/v1/models/rollback", json={"reason": "worse"})
+    assert answer.status_code == 409 and "'ward'" in answer.json()["error"]["message"]

@@ -340,6 +340,8 @@ export const strings = {
     map: "Show where it fires in these crops",
     noMap: "This model’s bundle has no maps of its training crops",
     noValidation: "This model’s bundle has no validation studies to tell by: it was exported by an earlier version.",
+    otherModel:
+      "Another model came into service meanwhile, with prototypes of its own: these are they. Your draft for the one before is kept.",
     secondReader: "A rejection counts once two reviewers have said it.",
     weights: {
       title: "Weight for each class",

@@ -29,7 +29,8 @@ export function mount(root, { path }, app) {
   let picked = new Set();
   let chosen = "";
   let gone = false;
-  const draft = new Draft(app.models[0]?.digest ?? "", draw);
+  let bundle = ""; // the digest of that whose prototypes are shown
+  let draft = new Draft(bundle, draw);
 
   const list = element("div", { class: "prototypes" });
   const detail = panel(app, (word, quietly) => draft.say([chosen], word, quietly), choose);
@@ -48,11 +49,14 @@ export function mount(root, { path }, app) {
     signing.node,
   );
 
+  const champion = async () => (await app.api.models()).models[0].digest;
+
   async function load() {
     try {
-      const [atlas, said] = await Promise.all([app.api.atlas(), app.api.reviews()]);
+      const [digest, atlas, said] = await Promise.all([champion(), app.api.atlas(), app.api.reviews()]);
       if (gone) return;
-      entries = atlas.entries;
+      [bundle, entries, picked] = [digest, atlas.entries, new Set()];
+      draft = new Draft(bundle, draw);
       hold(said);
       const wanted = path.length > 1 ? keyOf({ concept: path[0], index: Number(path[1]) }) : app.store.get("prototype");
       chosen = keyOf(
@@ -153,10 +157,14 @@ export function mount(root, { path }, app) {
   async function sign() {
     const said = draft.reviews;
     try {
+      if ((await champion()) !== bundle) {
+        await load(); // a word on a prototype means that one, not its namesake in another bundle
+        return app.notices.showError(text.otherModel);
+      }
       await app.api.review({ reviews: said }, draft.key);
       hold(await app.api.reviews());
       picked = new Set();
-      draft.say(draft.keys, null);
+      draft.say(said.map(keyOf), null);
       app.notices.say(text.signed(said.length));
       focusOn(chosen); // the button is gone
     } catch (error) {
