@@ -146,7 +146,7 @@ def argue(reading: Reading, sample: Sample) -> None:
 def review(page: Page) -> None:
     """Rejects the second prototype, and waits for what that would do."""
     page.locator(".choose").nth(1).click()
-    page.locator(".panel.detail").get_by_role("button", name="Reject").click()
+    page.locator(".detail .verdict-form").get_by_role("button", name="Reject").click()
     expect(page.get_by_role("region", name="What is to be signed")).to_contain_text("validation studies")
     still(page)
 

@@ -92,7 +92,7 @@ def test_an_image_that_does_not_fit_and_an_error(room: Room, bundle: Bundle) -> 
 def test_the_atlas(room: Room, viewport: dict[str, int]) -> None:
     page = room.enter("reviewer", Role.REVIEWER, "/#/atlas", viewport=viewport)
     expect(page.locator(".choose").first).to_be_visible()
-    page.locator(".panel.detail").get_by_role("button", name="Reject").click()
+    page.locator(".detail .verdict-form").get_by_role("button", name="Reject").click()
     page.get_by_label(re.compile("^Pick ")).nth(1).check(force=True)
     expect(page.get_by_role("region", name="What is to be signed")).to_contain_text("validation studies")
     assert accessibility_faults(page) == []

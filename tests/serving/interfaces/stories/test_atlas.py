@@ -44,7 +44,7 @@ def test_a_prototype_is_looked_at_rejected_previewed_and_signed(room: Room, bund
     expect(panel.locator(".similar li")).to_have_count(len(detail["similar"]))
 
     with page.expect_response("**/v1/atlas/preview") as previewed:
-        panel.get_by_role("button", name="Reject").click()
+        panel.locator(".verdict-form").get_by_role("button", name="Reject").click()
     preview: Any = previewed.value.json()
     panel.get_by_label("an artefact or a shortcut").check()
     panel.get_by_role("textbox", name="Note").fill("a clip")
@@ -121,7 +121,7 @@ def test_a_reader_may_look_but_not_sign(room: Room) -> None:
 def reject(page: Page, concept: str, index: int) -> None:
     """Says it and signs it."""
     card(page, concept, index).click()
-    page.locator(".panel.detail").get_by_role("button", name="Reject").click()
+    page.locator(".detail .verdict-form").get_by_role("button", name="Reject").click()
     page.get_by_role("button", name="Sign 1 review").click()
     expect(page.get_by_role("status").filter(has_text="1 review is on record.")).to_be_visible()
 
