@@ -147,7 +147,7 @@ def review(page: Page) -> None:
     """Rejects the second prototype, and waits for what that would do."""
     page.locator(".choose").nth(1).click()
     page.locator(".detail .verdict-form").get_by_role("button", name="Reject").click()
-    expect(page.get_by_role("region", name="What is to be signed")).to_contain_text("validation studies")
+    expect(page.get_by_role("region", name="What is to be signed")).to_contain_text("get another answer")
     still(page)
 
 
