@@ -34,7 +34,7 @@ Pointing-game map of concept k: cam_k. Explanations: the K concepts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 from csr.baselines.cbm import concept_logits
 from csr.baselines.classes import class_probabilities, validation_figure
-from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone
+from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone, bottleneck_epochs
 from csr.network.concept_model import ConceptModel
 from csr.network.prototypes import local_concept_vectors
 from csr.network.rebuild import build_concept_model, concept_model_config
@@ -226,6 +226,8 @@ def intcem(context: ExperimentContext) -> IntCEM:
     assert context.shared_backbone is not None
     train, val = studies_of(context, "train"), studies_of(context, "val")
     configs = [IntCEMConfig(imitation, weight_decay, seed=context.config.seed) for imitation, weight_decay in TRIES]
+    epochs = bottleneck_epochs(len(train.likely), configs[0].epochs, configs[0].batch_size)
+    configs = [replace(config, epochs=epochs) for config in configs]
     tries = [train_bottleneck(train, val, context.classes, config, context.callbacks) for config in configs]
     best = max(tries, key=lambda bottleneck: np.mean(answered_f1(bottleneck, val, BUDGET)))
     return IntCEM(context.shared_backbone.model, best, context.multilabel).to(device()).eval()

@@ -14,6 +14,7 @@ A module of systems lists them in ``SYSTEMS``, and one that trains backbones for
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ from csr.training.frozen_body import remembered
 from csr.training.images import image_batches, load_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.losses import positive_weights
-from csr.training.runtime import autocast, device
+from csr.training.runtime import autocast, count_batches, device
 
 SharedBackbone = Literal["concepts_lse", "concepts_average", "concepts_coarse", "classes"]
 
@@ -135,6 +136,8 @@ class ExperimentContext:
         shared_backbone: the trained backbone that the system rests on or starts from, if it does not train all of its
             own.
         pooling: in place of the system's own, where its definition leaves the pooling free; None: its own.
+        text_scores: N×K cosines of images and concepts by an image-text encoder, NaN where it was not asked; None
+            where no encoder is given.
     """
 
     data: PreparedSet
@@ -142,6 +145,7 @@ class ExperimentContext:
     callbacks: Callbacks
     shared_backbone: TrainedBackbone | None = None
     pooling: Pooling | None = None
+    text_scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.data.collection.task == "concepts":
@@ -205,6 +209,12 @@ BackboneTraining = Callable[[ExperimentContext], ConceptModel]
 # Prototype systems start from the trained black box and train on for half the budget: one and a half times what every
 # other system gets.
 WARM_START_EPOCHS = 0.5
+LEAST_STEPS = 740  # of a bottleneck on frozen features: what its epochs are on the phantom, where they were settled
+
+
+def bottleneck_epochs(rows: int, epochs: int, batch_size: int) -> int:
+    """Epochs of a bottleneck on frozen features: as many more as a small set needs for `LEAST_STEPS`."""
+    return max(epochs, math.ceil(LEAST_STEPS / count_batches(rows, batch_size)))
 
 
 @dataclass(frozen=True)
@@ -220,6 +230,7 @@ class Entry:
             budget. Where the configuration has a ``patience``, all systems have the whole of it as their cap.
         one_class: it is published for studies with one class each, and does not say what else it would do.
         start: name of the system that its training starts from, below which it should not end.
+        encoder: it needs an image-text encoder's scores.
     """
 
     title: str
@@ -229,10 +240,17 @@ class Entry:
     epochs: float = 1.0
     one_class: bool = False
     start: str | None = None
+    encoder: bool = False
 
 
-def refusal(entry: Entry, collection: Collection) -> str | None:
-    """Why a system is left out of the comparison on a data set; None if it is not."""
+def refusal(entry: Entry, collection: Collection, encoder: bool) -> str | None:
+    """Why a system is left out of the comparison on a data set; None if it is not.
+
+    Args:
+        encoder: an image-text encoder is given.
+    """
+    if entry.encoder and not encoder:
+        return f"{entry.title} learns from an image-text encoder, and data.text_concepts names none"
     if not entry.one_class or collection.task != "multilabel":
         return None
     return (

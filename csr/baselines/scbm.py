@@ -36,7 +36,7 @@ Pointing-game map of concept k: cam_k. Explanations: the K concepts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +47,7 @@ from torch import Tensor, nn
 
 from csr.baselines.cbm import concept_logits, pooled_features
 from csr.baselines.classes import class_probabilities, validation_figure
-from csr.baselines.protocol import Answer, Entry, ExperimentContext, System
+from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, bottleneck_epochs
 from csr.network.concept_model import ConceptModel
 from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.callbacks import Callbacks
@@ -261,6 +261,8 @@ def scbm(context: ExperimentContext) -> SCBM:
     assert context.shared_backbone is not None
     train, val = studies_of(context, "train"), studies_of(context, "val")
     configs = [SCBMConfig(covariance, weight, seed=context.config.seed) for covariance, weight in TRIES]
+    epochs = bottleneck_epochs(len(train.logits), configs[0].epochs, configs[0].batch_size)
+    configs = [replace(config, epochs=epochs) for config in configs]
     tries = [train_bottleneck(train, val, context.classes, config, context.callbacks) for config in configs]
     best = max(tries, key=lambda bottleneck: np.mean(answered_f1(bottleneck, val, BUDGET)))
     return SCBM(context.shared_backbone.model, best).to(device()).eval()

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from csr.baselines import black_box, cbm, intcem, pipnet, posthoc_cbm, protopnet, protopool, prototree, scbm
+from csr.baselines import (
+    black_box,
+    cbm,
+    intcem,
+    label_free_cbm,
+    pipnet,
+    posthoc_cbm,
+    protopnet,
+    protopool,
+    prototree,
+    scbm,
+)
 from csr.baselines.protocol import BackboneTraining, Entry, SharedBackbone
 from csr.comparison import concept_backbones
 from csr.comparison.csr_system import Recipe, csr_systems
@@ -18,6 +29,6 @@ SHARED_BACKBONES: dict[SharedBackbone, BackboneTraining] = {**concept_backbones.
 def systems(recipes: Mapping[str, Recipe]) -> dict[str, Entry]:
     """All compared systems, by name. ``recipes`` holds stages 2 and 3 of CSR as ``robust``, ``paper`` or both."""
     found = csr_systems(recipes)
-    for module in (cbm, scbm, intcem, posthoc_cbm, protopnet, protopool, prototree, pipnet, black_box):
+    for module in (cbm, scbm, intcem, posthoc_cbm, label_free_cbm, protopnet, protopool, prototree, pipnet, black_box):
         found |= module.SYSTEMS
     return found

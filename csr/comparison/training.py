@@ -39,7 +39,7 @@ def run_system(entry: Entry, context: ExperimentContext, shared_seconds: float =
         DataError: the system is published for another task; see `csr.baselines.protocol.refusal`.
     """
     collection = context.data.collection
-    if reason := refusal(entry, collection):
+    if reason := refusal(entry, collection, context.text_scores is not None):
         raise DataError(f"{reason}: leave it out")
     start = time.perf_counter()
     system = entry.train(with_budget(entry, context))

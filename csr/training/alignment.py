@@ -26,6 +26,7 @@ from csr.network.concept_model import ConceptModel
 from csr.training.runtime import device
 
 EXAMPLES = 24  # training images a concept or class
+PIXELS = 2**20  # that a gradient is taken of at once, so that memory does not grow with the side
 
 # images B×C×S×S (float32, 0..255, with a gradient), the column of labels that they are examples of → a map each B×h×w
 MapsOf = Callable[[Tensor, int], Tensor]
@@ -67,8 +68,10 @@ def measure_map_shift(maps_of: MapsOf, data: PreparedSet, labels: np.ndarray) ->
     across, down = np.zeros(2 * data.side), np.zeros(2 * data.side)
     for k in range(labels.shape[1]):
         present = train[labels[train, k] == 1]
-        chosen = np.unique(present[np.linspace(0, len(present) - 1, min(EXAMPLES, len(present))).astype(int)])
-        if len(chosen):
+        examples = np.unique(present[np.linspace(0, len(present) - 1, min(EXAMPLES, len(present))).astype(int)])
+        at_once = max(1, PIXELS // data.side**2)
+        for start in range(0, len(examples), at_once):
+            chosen = examples[start : start + at_once]
             images = torch.from_numpy(np.ascontiguousarray(data.images[chosen])).to(device())
             energy, middles = _peak_energy(maps_of, images, k)
             for weight, (x, y) in zip(energy, middles, strict=True):

@@ -138,6 +138,8 @@ def move(
         else:
             transforms[findings.lost(rows, transforms)] = torch.eye(2, 3)
     own = transforms[draws.part].to(images.device)
+    if not (config.rotate or config.shift or config.scale):  # mirrored or not, to the bit and without resampling
+        return torch.where((own[:, 0, 0] < 0)[:, None, None, None], images.flip(-1), images).float()
     grid = F.affine_grid(own, list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
 
@@ -158,5 +160,7 @@ def window(images: Tensor, config: AugmentConfig, draws: Draws | None = None) ->
     draws = draws or Draws(len(images))
     gain = (1 + draws.spread(config.contrast))[draws.part].to(images.device)[:, None, None, None]
     offset = (255 * draws.spread(config.brightness))[draws.part].to(images.device)[:, None, None, None]
-    windowed = (images.float() - 127.5) * gain + 127.5 + offset
+    windowed = images.float()
+    if config.contrast or config.brightness:
+        windowed = (windowed - 127.5) * gain + 127.5 + offset
     return windowed.clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)

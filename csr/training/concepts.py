@@ -187,7 +187,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
         before_epoch=(lambda epoch: None) if few is None else few.label,
     )
     budget = replace(config, epochs=lengthened(config.epochs, known, config.few_labels))
-    with remembered(model, config.freeze):
+    with remembered(task.model, config.freeze):
         fit(fine_tuned(task, config), budget, callbacks)
     align(model, data, labels.numpy())
     return model

@@ -42,7 +42,8 @@ def build(params: Params) -> tuple[str, list[Section]]:
     folder, seeds = params.comparison.folder, list(params.comparison.seeds)
     data = PreparedSet.open(PREPARED)
     entries = systems(recipes())
-    refusals = {name: reason for name, entry in entries.items() if (reason := refusal(entry, data.collection))}
+    encoder = params.data.text_concepts is not None
+    refusals = {n: reason for n, entry in entries.items() if (reason := refusal(entry, data.collection, encoder))}
     runs = _runs(folder, seeds, data, {name: entry for name, entry in entries.items() if name not in refusals})
     if OURS not in runs:
         raise DataError(f"{folder}: holds no run of {OURS}; run dvc repro pipelines/comparison/dvc.yaml first")

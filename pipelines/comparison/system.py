@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from csr.baselines.protocol import Entry, refusal, save_system
+from csr.baselines.protocol import Entry, ExperimentContext, refusal, save_system
 from csr.comparison.runs import save_predictions
 from csr.comparison.shared_backbones import open_shared_backbone
 from csr.comparison.training import run_system
@@ -27,13 +27,23 @@ from pipelines.stage import PREPARED
 from pipelines.tracking import log_metrics
 
 
-def train_and_keep(name: str, entry: Entry, seed: int, params: Params) -> None:
+def train_and_keep(
+    name: str,
+    entry: Entry,
+    seed: int,
+    params: Params,
+    complete: Callable[[ExperimentContext, Params], ExperimentContext] = lambda context, params: context,
+) -> None:
     """Writes the report, the predictions and the trained system, and logs an MLflow run.
 
-    A system that is published for another task than the data set's is left out: its files say so or are empty, since
-    DVC wants them, and the report gives the reason.
+    A system that is published for another task than the data set's, or lacks what it learns from, is left out: its
+    files say so or are empty, since DVC wants them, and the report gives the reason.
+
+    Args:
+        complete: adds to the context what this system alone needs.
     """
-    if reason := refusal(entry, PreparedSet.open(PREPARED).collection):
+    encoder = params.data.text_concepts is not None
+    if reason := refusal(entry, PreparedSet.open(PREPARED).collection, encoder):
         _leave_out(name, entry, seed, params, reason)
         return
     with comparison_run("system", name, seed, params):
@@ -41,7 +51,7 @@ def train_and_keep(name: str, entry: Entry, seed: int, params: Params) -> None:
         if entry.shared_backbone:
             shared, seconds = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{entry.shared_backbone}-{seed}")
             context = replace(context, shared_backbone=shared)
-        system, result = run_system(entry, context, seconds)
+        system, result = run_system(entry, complete(context, params), seconds)
         for part, numbers in result.report.items():
             flat = {key: value for key, value in numbers.items() if isinstance(value, float)}
             flat |= {f"pointing_{key}": value for key, value in numbers["pointing_game"].items() if value is not None}

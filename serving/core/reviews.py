@@ -7,8 +7,8 @@ word counts beside the others':
 - ``proposed``  one reviewer says prune, and nobody else says anything
 - ``disputed``  one says prune and another keep
 
-A reviewer is who an API key or a provider's token names; a person with two keys is two. Only what is agreed may reach a
-training (`csr atlas export`).
+A reviewer is who an API key or a provider's token names; a person with two keys is two. Only what is agreed counts for
+anything.
 """
 
 from __future__ import annotations

@@ -15,3 +15,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_bottlenecks() -> Iterator[None]:
+    """Bottlenecks on the few studies of a test have their epochs, not as many steps as on a real set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("csr.baselines.protocol.LEAST_STEPS", 1)
+        yield

@@ -146,7 +146,7 @@ def expected(names: list[str]) -> set[tuple[str, str]]:
 def test_every_system_is_in_one_matrix_with_the_foundation_it_rests_on(
     stages: list[PipelineStage], entries: dict[str, Entry]
 ) -> None:
-    found = commands(stages, "csr", "rival")
+    found = commands(stages, "csr", "rival", "label_free")
     assert set(found) == expected(list(entries))
     for (name, seed), stage in found.items():
         kind = entries[name].shared_backbone
@@ -267,7 +267,12 @@ def test_tuning_csr_does_not_repeat_its_rivals(stages: list[PipelineStage]) -> N
 
 
 def test_an_edit_to_a_rival_repeats_it_and_those_that_borrow_from_it(stages: list[PipelineStage]) -> None:
-    borrowed = {"cbm": {"posthoc_cbm"}, "protopnet": {"protopool", "prototree"}, "black_box": {"class_backbone"}}
+    borrowed = {
+        "cbm": {"posthoc_cbm", "label_free_cbm"},
+        "posthoc_cbm": {"label_free_cbm"},
+        "protopnet": {"protopool", "prototree"},
+        "black_box": {"class_backbone"},
+    }
     borrowed["cbm"] |= {"cbm_joint", "intcem", "missing_labels", "answers", "scbm", "joint_trials"}
     borrowed["cbm"] |= {"few_shot", "faithfulness", "claims_report"}
     borrowed["intcem"] = borrowed["scbm"] = {"answers"}
@@ -592,6 +597,7 @@ def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
     assert headings == [
         "Setting",
         "Test part: test",
+        "Left out",
         "Cost",
         "Calibration and abstaining",
         "Leakage",

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Response
 
 from serving.core.timing import Timing
 from serving.interfaces.rest.context import PNG, CallerOf, answered, png
-from serving.interfaces.rest.indices import INDEX
 from serving.interfaces.rest.routing import strict_router
 from serving.interfaces.schemas import (
     AtlasAnswer,
@@ -25,9 +24,6 @@ from serving.interfaces.schemas import (
 
 if TYPE_CHECKING:
     from serving.deploy.service import Service
-
-# ``:path`` because concept names may hold a slash, as VinDr-CXR's "Nodule/Mass" does.
-_PROTOTYPE = f"/atlas/{{concept:path}}/{{index:{INDEX}}}"
 
 
 def routes(service: Service) -> APIRouter:
@@ -46,7 +42,8 @@ def routes(service: Service) -> APIRouter:
         studies."""
         return await to_thread(room.preview, request)
 
-    @router.get(_PROTOTYPE + ".png", response_class=Response, responses=PNG)
+    # ``:path`` because concept names may hold a slash, as VinDr-CXR's "Nodule/Mass" does.
+    @router.get("/atlas/{concept:path}/{index:index}.png", response_class=Response, responses=PNG)
     async def crop(
         concept: str,
         index: int,
@@ -57,12 +54,12 @@ def routes(service: Service) -> APIRouter:
         timing = Timing(service.telemetry)
         return png(await to_thread(room.crop, concept, index, rank, with_map, timing), timing)
 
-    @router.get(_PROTOTYPE, response_model=AtlasEntryAnswer)
+    @router.get("/atlas/{concept:path}/{index:index}", response_model=AtlasEntryAnswer)
     async def entry(concept: str, index: int) -> Response:
         """One prototype: where its map peaks, what it resembles, and on which studies it decides."""
         return answered(await to_thread(room.entry, concept, index))
 
-    @router.post(_PROTOTYPE + "/review", status_code=201)
+    @router.post("/atlas/{concept:path}/{index:index}/review", status_code=201)
     async def review(concept: str, index: int, request: ReviewRequest, caller: CallerOf) -> ReviewAnswer:
         """Puts on record whether a prototype should stay."""
         return await to_thread(room.review, concept, index, request, caller)

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Response
 
 from serving.core.timing import Timing
 from serving.interfaces.rest.context import PNG, CallerOf, answered, png
-from serving.interfaces.rest.indices import INDEX
 from serving.interfaces.rest.routing import strict_router
 from serving.interfaces.rest.studies import Digest
 from serving.interfaces.schemas import (
@@ -50,7 +49,7 @@ def routes(service: Service) -> APIRouter:
         """Studies to try the page with."""
         return models.champion.atlas.samples
 
-    @router.get(f"/samples/{{index:{INDEX}}}.png", response_class=Response, responses=PNG)
+    @router.get("/samples/{index:index}.png", response_class=Response, responses=PNG)
     async def sample(index: int) -> Response:
         """A sample's image, to be uploaded like any other."""
         return png(models.champion.atlas.sample(index), Timing(service.telemetry))

@@ -7,12 +7,22 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response, params
 from fastapi.routing import APIRoute
+from starlette.convertors import IntegerConvertor, register_url_convertor
 
 from serving.access.content_types import require_content_type
 from serving.interfaces import strict_json
 
 JSON = ("application/json", "application/*+json")
 FORM = ("multipart/form-data",)
+
+
+class _Index(IntegerConvertor):
+    """A number that can be a place in a list: Starlette's own convertor fails at one of thousands of digits."""
+
+    regex = "[0-9]{1,9}"
+
+
+register_url_convertor("index", _Index())
 
 
 class _StrictRequest(Request):

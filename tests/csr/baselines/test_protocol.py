@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone, predict, train_on_images
+from csr.baselines import protocol
+from csr.baselines.protocol import (
+    Answer,
+    Entry,
+    ExperimentContext,
+    System,
+    TrainedBackbone,
+    bottleneck_epochs,
+    predict,
+    train_on_images,
+)
 from csr.comparison.training import with_budget
 from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
@@ -317,3 +327,11 @@ def test_an_untrained_backbone_has_the_statistics_of_the_training_images(data):
     assert float(backbone.mean) == pytest.approx(train.mean(), abs=1e-5)
     assert float(backbone.std) == pytest.approx(train.std(), abs=1e-5)
     assert backbone(torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8)).shape == (1, 32, 4, 4)
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(2400, 20), (112_000, 20), (1000, 50), (242, 247), (5, 740)])
+def test_a_bottleneck_has_as_many_steps_on_a_small_set_as_on_the_phantom(
+    monkeypatch: pytest.MonkeyPatch, rows: int, epochs: int
+) -> None:
+    monkeypatch.setattr(protocol, "LEAST_STEPS", 740)
+    assert bottleneck_epochs(rows, 20, 64) == epochs

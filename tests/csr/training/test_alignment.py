@@ -15,6 +15,7 @@ from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
+from csr.training import alignment
 from csr.training.alignment import align, concept_maps, measure_map_shift
 
 SIDE, STRIDE = 96, 8
@@ -63,6 +64,19 @@ def test_the_drift_is_what_was_planted_and_aligning_removes_it(data, off):
     align(model, data, LABELS)
     assert model.backbone.map_shift == off
     assert measure_map_shift(concept_maps(model), data, LABELS) == (0, 0)
+
+
+@pytest.mark.parametrize(("pixels", "most"), [(1, 1), (5 * SIDE**2, 5), (2**30, 20)])
+def test_few_images_at_once_tell_the_same(data, monkeypatch, pixels, most):
+    monkeypatch.setattr(alignment, "PIXELS", pixels)
+    model, seen = make_model((-3, 4)), []
+
+    def maps_of(images: Tensor, k: int) -> Tensor:
+        seen.append(len(images))
+        return concept_maps(model)(images, k)
+
+    assert measure_map_shift(maps_of, data, LABELS) == (-3, 4)
+    assert max(seen) == most and sum(seen) == 20
 
 
 def test_aligning_anew_starts_from_what_the_weights_do(data):

@@ -94,3 +94,20 @@ def test_an_image_that_no_draw_spares_stays_as_it_is(monkeypatch: pytest.MonkeyP
     box = (5.0, 5.0, 9.0, 9.0)
     moved = move(marked(box), WILD, Findings(collection_of(("spot", *box)), SIDE), ROW)
     assert torch.equal(moved.round().to(torch.uint8), marked(box))
+
+
+def test_mirroring_alone_changes_no_grey_value_and_draws_the_same_numbers() -> None:
+    still = {"rotate": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
+    images = torch.randint(0, 256, (40, 3, 17, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(3)
+    mirrored = augment(images, AugmentConfig(**still, flip=True))
+    after = torch.rand(1)
+    flipped = [bool((mirrored[row] == images[row].flip(-1)).all()) for row in range(40)]
+    kept = [bool((mirrored[row] == images[row]).all()) for row in range(40)]
+    assert all(one != other for one, other in zip(flipped, kept, strict=True)) and 10 < sum(flipped) < 30
+    torch.manual_seed(3)
+    resampled = augment(images, AugmentConfig(**still | {"rotate": 1e-9}, flip=True))
+    assert torch.equal(after, torch.rand(1))
+    assert (resampled.int() - mirrored.int()).abs().max() <= 1
+    torch.manual_seed(3)
+    assert torch.equal(augment(images, AugmentConfig(**still)), images)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -90,17 +92,38 @@ def test_no_more_is_remembered_than_there_is_room_for(
     assert computed == [4, 1]
 
 
-def test_stage_1_learns_the_same_and_computes_each_picture_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = make_prepared(tmp_path / "prepared", make_collection())
+@pytest.mark.parametrize("hidden", [0.0, 0.5])
+def test_stage_1_learns_the_same_and_computes_each_picture_once(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, model: ConceptModel, hidden: float
+) -> None:
+    collection = make_collection()
+    rows = np.flatnonzero(np.random.default_rng(0).random(len(collection.studies)) < hidden)
+    collection.studies.loc[rows, f"concept:{collection.concepts[0]}"] = np.nan
+    data = make_prepared(tmp_path / "prepared", collection)
     torch.manual_seed(7)
     torch.save(timm.create_model("test_resnet", num_classes=0, in_chans=1).state_dict(), tmp_path / "body.pth")
     net = replace(NET, checkpoint=str(tmp_path / "body.pth"))
     config = ConceptTrainingConfig(
         net, MIRRORED, epochs=3, batch_size=8, learning_rate=0.01, freeze="all", precision="float32"
     )
+    computed, body = Counter[str](), type(model.backbone.body)
+    compute = body.forward
+
+    def counted(self, images: torch.Tensor) -> list[torch.Tensor]:
+        computed[phase] += len(images)
+        return compute(self, images)
+
+    monkeypatch.setattr(body, "forward", counted)
+    phase = "remembered"
     after = train_concepts(data, config, SilentCallbacks()).state_dict()
     with monkeypatch.context() as patch:
         patch.setattr(concepts, "remembered", lambda model, freeze: remembered(model, 0))
+        phase = "plain"
         plain = train_concepts(data, config, SilentCallbacks()).state_dict()
     for name, value in plain.items():
         torch.testing.assert_close(after[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    # Of three epochs: training images as they are and mirrored, validation images, and the teacher's looks.
+    train, val, epochs = 40, 16, 3
+    looked = epochs * (train + val) + (epochs - 1) * train * (hidden > 0)
+    once = 2 * train + val + train * (hidden > 0)
+    assert computed["remembered"] <= computed["plain"] - looked + once

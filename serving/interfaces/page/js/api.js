@@ -91,8 +91,8 @@ export const thumbnailUrl = (digest) => v1(`studies/${digest}/thumbnail.png`);
 export const study = (digest) => json(v1(`studies/${digest}`));
 /** @param {string} digest */
 export const image = (digest) => blob(v1(`studies/${digest}/image.png`));
-/** @param {string} digest @param {object} state @param {AbortSignal} [signal] */
-export const interact = (digest, state, signal) => json(v1(`studies/${digest}/interactions`), post(state, { signal }));
+/** @param {string} digest @param {object} state @param {{ signal?: AbortSignal, key?: string }} [options] */
+export const interact = (digest, state, options) => json(v1(`studies/${digest}/interactions`), post(state, options));
 /** @param {string} digest @param {object} box @param {object} size */
 export const probe = (digest, box, size) => json(v1(`studies/${digest}/probe`), post({ box, image: size }));
 /** @param {string} digest @param {object} state @param {AbortSignal} [signal] */

@@ -61,6 +61,7 @@ function route() {
   const view = byId("view");
   view.replaceChildren();
   view.className = `view ${name}`;
+  document.body.dataset.view = name;
   unmount = VIEWS[name](view, { path, query: new URLSearchParams(query) }, app);
   drawViews(name);
 }

@@ -121,7 +121,8 @@ export class Desk {
   }
 
   discard() {
-    this.session.drop();
+    this.session.pending = null;
+    this.session.remember();
     drawState(this);
     byId("add-box").focus();
   }
@@ -169,7 +170,7 @@ export class Desk {
   /** @param {import("../viewer/viewer.js").Looks} looks */
   keepLooks(looks) {
     this.session.looks = looks;
-    this.session.remember();
+    this.session.rememberSoon();
     drawAsk(this);
   }
 

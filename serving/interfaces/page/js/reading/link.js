@@ -57,5 +57,9 @@ export function createLink(notices, changed) {
   };
 }
 
+/** A name for one act, under which the server counts it once. */
+export const newKey = () =>
+  [...crypto.getRandomValues(new Uint8Array(16))].map((each) => each.toString(16).padStart(2, "0")).join("");
+
 /** @param {unknown} error whether it only says that something newer took its place */
 export const overtaken = (error) => error instanceof DOMException && error.name === "AbortError";

@@ -3,7 +3,7 @@
 // something new to draw.
 
 import { ApiError } from "../api.js";
-import { overtaken } from "./link.js";
+import { newKey, overtaken } from "./link.js";
 import { keep, recall } from "./memory.js";
 import { rank } from "./naming.js";
 import { EMPTY, untouched } from "./state.js";
@@ -61,6 +61,7 @@ export class Session {
     this.turn = 0; // an answer to an earlier turn is stale and is dropped
     this.sending = 0;
     this.closed = false;
+    this.soon = 0; // the timer of what is kept in a moment
     /** @type {AbortController | null} */
     this.flight = null;
   }
@@ -68,7 +69,6 @@ export class Session {
   get state() {
     return this.history.state;
   }
-
   /** Whether the numbers on the screen are those of the state on the screen. */
   get current() {
     return this.answered.state === this.state;
@@ -106,15 +106,19 @@ export class Session {
     if (unnamed && !this.pending) await this.propose(unnamed);
   }
 
-  /** Asks again what the state changes: another model may answer by now. */
-  refresh() {
-    return this.#become(this.history);
+  /** Keeps it in a moment: what changes with every move of a pointer is not kept at each. */
+  rememberSoon() {
+    clearTimeout(this.soon);
+    this.soon = window.setTimeout(() => this.remember(), 300);
   }
 
   /** @param {State} next */
   apply(next) {
     return this.#become({ state: next, past: [...this.history.past, this.state], future: [] });
   }
+
+  /** Asks again what the state changes: another model may answer by now. */
+  refresh = () => this.#become(this.history);
 
   undo() {
     const { state, past, future } = this.history;
@@ -139,11 +143,15 @@ export class Session {
     const mine = ++this.turn;
     this.flight?.abort();
     const flight = new AbortController();
+    const key = newKey(); // however often it is sent, it is put on record once
     this.flight = flight;
     this.changed("state");
     await this.#attempt(async () => {
       try {
-        const answer = await this.ask((digest) => this.app.api.interact(digest, this.request, flight.signal), mine);
+        const answer = await this.ask(
+          (digest) => this.app.api.interact(digest, this.request, { signal: flight.signal, key }),
+          mine,
+        );
         if (mine !== this.turn) return;
         [this.before, this.after, this.changes, this.doubts] = [
           answer.before,
@@ -211,14 +219,8 @@ export class Session {
     this.changed("state");
     await this.#attempt(() => rank(this, mine));
     if (this.pending !== mine) return;
-    if (mine.ranked === null) this.drop(); // it failed, and the page says why
+    if (mine.ranked === null) this.pending = null; // it failed, and the page says why
     this.changed("state");
-  }
-
-  /** Lets go of the box without a name. */
-  drop() {
-    this.pending = null;
-    this.remember();
   }
 
   /** @param {() => Promise<void>} action */
@@ -236,6 +238,8 @@ export class Session {
   }
 
   close() {
+    clearTimeout(this.soon);
+    this.remember();
     this.closed = true;
     this.turn += 1;
     this.flight?.abort();

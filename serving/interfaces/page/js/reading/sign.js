@@ -6,6 +6,7 @@ import { plain, when } from "../format.js";
 import { strings } from "../strings.js";
 import { nextStudy } from "../worklist/next.js";
 import { tick } from "./hints.js";
+import { newKey } from "./link.js";
 import { untouched } from "./state.js";
 
 /** @typedef {import("./session.js").Session} Session */
@@ -21,8 +22,7 @@ const skipping = strings.reading.skip;
 function actKey(session, body) {
   const said = JSON.stringify(body);
   if (session.act?.said !== said) {
-    const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
-    session.act = { said, key: bytes.map((each) => each.toString(16).padStart(2, "0")).join("") };
+    session.act = { said, key: newKey() };
     session.remember();
   }
   return session.act.key;

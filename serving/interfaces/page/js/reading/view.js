@@ -133,8 +133,11 @@ export function mount(root, { path }, app) {
       app.notices.explainError(error);
     });
 
+  const leaving = () => desk?.session.remember();
+  window.addEventListener("pagehide", leaving);
   return () => {
     left = true;
+    window.removeEventListener("pagehide", leaving);
     dropKeys();
     desk?.session.close();
     link.close();

@@ -29,7 +29,7 @@ export const PALETTES = {
     [254, 232, 56],
   ],
 };
-const FAINTEST = 0.35; // opacity where a map just passes the absent level: an edge that can be seen
+const FAINTEST = 0.12; // opacity where a map just passes the absent level: seen, and not taken for a finding
 
 /**
  * Red, green and blue of a share of the scale.
