@@ -156,9 +156,11 @@ class Pruning:
         )
 
     def places(self, concept: str, index: int) -> np.ndarray:
-        """h×w: on how many validation studies that show the concept the prototype's map is largest in each cell."""
+        """h×w: on how many validation studies that show the concept its map is largest in each cell; on none
+        once it is pruned."""
         k = self._place(concept, index)
-        found = self.validation.peaks[self.validation.labels[:, k] == 1, k, index]
+        shows = (self.validation.labels[:, k] == 1) & self._alive[k, index]
+        found = self.validation.peaks[shows, k, index]
         size = (self._about.height, self._about.width)
         return np.bincount(found, minlength=size[0] * size[1]).reshape(size)
 

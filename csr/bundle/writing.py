@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class ExportConfig:
             from the studies it is least sure of, as few as that takes (`csr.evaluation.calibration.abstain_threshold`).
             None: it never abstains; the default, since those who act on the answers must say how many may be wrong.
         parity_images: how many test images parity is measured on. tolerance: the largest allowed |Δlogit|.
-        samples: how many test images to pack, spread over the classes.
+        samples: how many test images to pack, spread over the classes; fewer if there are no more.
         expects: terms that a file's header must be among, for example ``{modality: [CR, DX], body_part: [CHEST]}``: a
             file that says another does not fit. Names are those of `csr.bundle.profile.HEADERS`; what is not named, and
             None, takes the terms from the columns of these names in the table of studies, or what is known of a
@@ -141,7 +142,7 @@ def write_bundle(
         write_reference(draft, concept_references(data.collection.concepts, probabilities))
         naming = fit_naming(data, cache, csr)
         (draft / "naming.json").write_text(json.dumps(naming and naming.to_json()) + "\n")
-        _write_samples(draft / "samples", data, config.samples)
+        write_samples(draft / "samples", data, config.samples)
         write_manifest(
             draft,
             preset=origin.preset,
@@ -269,15 +270,21 @@ def _write_golden(
     np.savez_compressed(file, **arrays)
 
 
-def _write_samples(folder: Path, data: PreparedSet, count: int) -> None:
+def write_samples(folder: Path, data: PreparedSet, count: int) -> None:
+    """Packs test images with their labels and boxes, to try the page with.
+
+    Args:
+        folder: where they go; it must not be there.
+        data: the prepared set.
+        count: how many, from each class in turn and none twice; fewer if there are no more.
+    """
     folder.mkdir()
     studies = data.collection.studies
     rows: list[dict[str, Any]] = []
     test = data.collection.rows("test")
-    by_class = [test[has] for has in (data.collection.class_indicators()[test] == 1).T]
-    for turn in range(count):
-        own = by_class[turn % len(by_class)]
-        row = int(own[(turn // len(by_class)) % len(own)])
+    by_class = [test[has].tolist() for has in (data.collection.class_indicators()[test] == 1).T]
+    in_turn = (row for turn in zip_longest(*by_class) for row in turn if row is not None)
+    for row in list(dict.fromkeys(in_turn))[:count]:  # a study of several classes comes once
         study = str(studies["study_id"].iat[row])
         file = f"{len(rows):02d}.png"
         (folder / file).write_bytes(to_png(data.images[row]))

@@ -162,7 +162,9 @@ class Ledger:
         Raises:
             StoreError: the database does not answer, or an entry cannot be read.
         """
-        query = sa.select(ledger).where(ledger.c.number > after, REACHED).order_by(ledger.c.number)
+        query = sa.select(ledger).where(ledger.c.number > after, REACHED)
+        # A sum, or SQLite walks over all entries of the kind in their order and not over those of the studies.
+        query = query.order_by(ledger.c.number if studies is None else ledger.c.number + 0)
         if kind is not None:
             query = query.where(ledger.c.kind == kind)
         if studies is not None:

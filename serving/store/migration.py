@@ -5,8 +5,8 @@
   put on record as they are found, once, and a head that was never sealed, as that of an empty ledger in version 1, is.
 - Version 4 added ``study.turn``. Images were not turned before, and an entry that does not name the column means that
   (`serving.store.rows`), so nothing is put on record.
-- Version 5 added ``assessment.confidence``, ``found`` and ``fits``. They stay empty, which is what an entry means that
-  does not name them, until a study is encoded anew; nothing is put on record.
+- Version 5 added the index ``ledger_actor``, and ``assessment.confidence``, ``found`` and ``fits``. These stay empty,
+  which is what an entry means that does not name them, until a study is encoded anew; nothing is put on record.
 
 Whatever was altered before version 3 is sealed as it was found: verify the store with its own version first. Nobody can
 have rows sealed a second time by calling a store older than it is, since its head is sealed with its version. A store
@@ -33,6 +33,7 @@ from serving.store.schema import (
     VERSION,
     assessment,
     ledger,
+    ledger_actor,
     ledger_head,
     metadata,
     schema_version,
@@ -109,9 +110,12 @@ def _migrate(connection: sa.Connection, chain: Chain, name: str, found: int) -> 
             f"{name}: is of version {found}, and the head of its ledger is not what that version left; the "
             "`csr audit verify` of that version says more"
         )
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))  # an index of a long ledger takes its time
     for version in range(found + 1, VERSION + 1):
         for column in _ADDED.get(version, ()):
             connection.execute(sa.text(f"ALTER TABLE {column}"))
+    ledger_actor.create(connection)
     length, last = connection.execute(sa.select(ledger_head.c.length, ledger_head.c.hash)).one()
     seal = chain.seal(Receipt(length, last))
     connection.execute(sa.update(ledger_head).values(id=HEAD, seal=seal))

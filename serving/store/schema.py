@@ -97,6 +97,10 @@ ledger = Table(
 )
 Index("ledger_study", ledger.c.study, ledger.c.kind)
 Index("ledger_kind", ledger.c.kind, ledger.c.number)
+# All that the worklist asks of one reader's entries, so that it need not read their bodies.
+ledger_actor = Index(
+    "ledger_actor", ledger.c.actor, ledger.c.kind, ledger.c.study, ledger.c.request_id, ledger.c.number
+)
 
 ledger_head = Table(
     "ledger_head",

@@ -8,6 +8,7 @@ the request that added it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,33 +70,39 @@ def worklist(database: Database, query: WorklistQuery, reader: str) -> tuple[lis
     Raises:
         StoreError: the database does not answer, or a row cannot be read.
     """
-    corrected, own = _corrections(), _done_by(reader)
+    own = _done_by(reader)
     mine: sa.ColumnElement[str] = sa.case(
         (own.c.study.is_(None), "unread"), (own.c.signed == 1, "signed"), (own.c.skipped == 1, "skipped"), else_="read"
     )
-    studies = (
-        sa.select(assessment, study.c.added_at, corrected.c.count, corrected.c.last_at, mine.label("mine"))
-        .join(study, study.c.digest == assessment.c.study)
-        .outerjoin(corrected, corrected.c.study == assessment.c.study)
-        .outerjoin(own, own.c.study == assessment.c.study)
-    )
+    known = assessment.outerjoin(own, own.c.study == assessment.c.study)
+    wanted = []
     if query.progress != "all":
-        studies = studies.where(mine == query.progress)
+        wanted.append(mine == query.progress)
     if query.help is not None:
-        studies = studies.where(assessment.c.asks_for_help == sa.literal(query.help))
-    total = sa.select(sa.func.count()).select_from(studies.subquery())
-    page = studies.order_by(_ORDERS[query.order], assessment.c.study).limit(query.limit).offset(query.offset)
+        wanted.append(assessment.c.asks_for_help == sa.literal(query.help))
+    counted = sa.select(sa.func.count()).select_from(known if wanted else assessment).where(*wanted)
+    page = (
+        sa.select(assessment, study.c.added_at, mine.label("mine"))
+        .select_from(known.join(study, study.c.digest == assessment.c.study))
+        .where(*wanted)
+        .order_by(_ORDERS[query.order], assessment.c.study)
+        .limit(query.limit)
+        .offset(query.offset)
+    )
     with database.snapshot() as connection:
-        return [_row(row) for row in connection.execute(page).mappings()], connection.execute(total).scalar_one()
+        total = connection.execute(counted).scalar_one()
+        rows = connection.execute(page).mappings().all()
+        found = connection.execute(_corrections([row["study"] for row in rows])).all()
+    corrected = {each.study: (each.corrections, each.last_at) for each in found}
+    return [_row(row, *corrected.get(row["study"], (0, None))) for row in rows], total
 
 
-def _corrections() -> sa.Subquery:
+def _corrections(studies: Sequence[str]) -> sa.Select[Any]:
     """By anybody, counted by study."""
     return (
-        sa.select(ledger.c.study, sa.func.count().label("count"), sa.func.max(ledger.c.at).label("last_at"))
-        .where(ledger.c.kind == "interaction", REACHED)
+        sa.select(ledger.c.study, sa.func.count().label("corrections"), sa.func.max(ledger.c.at).label("last_at"))
+        .where(ledger.c.kind == "interaction", ledger.c.study.in_(studies), REACHED)
         .group_by(ledger.c.study)
-        .subquery()
     )
 
 
@@ -104,7 +111,12 @@ def _done_by(reader: str) -> sa.Subquery:
     adding = ledger.alias()
     added = (
         sa.select(sa.literal(1))
-        .where(adding.c.study == ledger.c.study, adding.c.kind == "study", adding.c.request_id == ledger.c.request_id)
+        .where(
+            adding.c.actor == ledger.c.actor,
+            adding.c.kind == "study",
+            adding.c.study == ledger.c.study,
+            adding.c.request_id == ledger.c.request_id,
+        )
         .exists()
     )
     asked = sa.and_(ledger.c.kind == "prediction", sa.not_(added))
@@ -117,12 +129,11 @@ def _done_by(reader: str) -> sa.Subquery:
     )
 
 
-def _row(row: Any) -> WorklistRow:
+def _row(row: Any, corrections: int, last_at: str | None) -> WorklistRow:
     known = {name: row[name] for name in Assessment.__dataclass_fields__}
     try:
         known["found"] = None if row["found"] is None else tuple(json.loads(row["found"]))
     except (ValueError, TypeError):
         raise StoreError(f"the worklist row of study {row['study']} cannot be read; see csr audit verify") from None
-    return WorklistRow(
-        Assessment(**known), row["assessed_at"], row["added_at"], row["count"] or 0, row["last_at"], row["mine"]
-    )
+    said = Assessment(**known)
+    return WorklistRow(said, row["assessed_at"], row["added_at"], corrections, last_at, row["mine"])

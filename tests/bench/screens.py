@@ -95,16 +95,19 @@ def opened_room(bundle: Bundle) -> Iterator[tuple[Room, list[Sample]]]:
         print(f"screens: the browser complained: {problem}", file=sys.stderr)
 
 
-def arrange(room: Room, samples: list[Sample]) -> None:
-    """What a list looks like at noon: both readers have been here."""
+def arrange(room: Room, shown: Sample) -> None:
+    """What a list looks like at noon: both readers have been here, and one study is still to be read."""
     me = Caller(ME, "screens")
-    sign = room.service.readings.sign
-    for number in (1, 2, 4, 7):
-        sign(samples[number].digest, ReadingRequest(decision="keep"), me)
-    for number in (2, 4, 5):
-        rejected = ["mass"] if number == 4 else []
-        sign(samples[number].digest, ReadingRequest(decision="keep", state={"rejected": rejected}), OTHER)
-    room.service.readings.skip(samples[3].digest, SkipRequest(reason="Poor image"), me)
+    readings = room.service.readings
+    answer = readings.worklist(WorklistQuery("margin", "all", None, 200, 0), ME, False)
+    waiting = [item.digest for item in answer.items if item.digest != shown.digest]
+    for number in (1, 3, 4, 8):
+        readings.sign(waiting[number], ReadingRequest(decision="keep"), me)
+    for number in (2, 3, 4):
+        confirmed = ["mass"] if number == 4 else []
+        state = InteractionRequest(confirmed=confirmed)
+        readings.sign(waiting[number], ReadingRequest(decision="keep", state=state), OTHER)
+    readings.skip(waiting[6], SkipRequest(reason="Poor image"), me)
 
 
 def hero(room: Room, samples: list[Sample]) -> Sample:
@@ -249,7 +252,7 @@ def main() -> None:
     bundle = Bundle.open(given.bundle)
     with opened_room(bundle) as (room, samples):
         shown = hero(room, samples)
-        arrange(room, [each for each in samples if each is not shown])
+        arrange(room, shown)
         picture_views(room, shown, given.folder)
         record(room, shown, given.recording)
     print(f"screens: {len(list(given.folder.glob('*.png')))} pictures in {given.folder}, {given.recording}")

@@ -239,8 +239,8 @@ def assert_options(page: str, words: list[str], module: str) -> None:
     files = [file for file in (place.with_suffix(".py"), place / "__main__.py") if file.is_file()]
     assert files, (page, module)
     code = files[0].read_text()
-    if "add_server(" in code:
-        code += (ROOT / "serving/commands/connection.py").read_text()
+    for shared in re.findall(r"^from (serving\.commands\.\w+) import", code, re.MULTILINE):
+        code += (ROOT / shared.replace(".", "/")).with_suffix(".py").read_text()
     for word in words:
         if word.startswith("-") and word != "-S":
             assert f'"{word}"' in code, (page, words, word)

@@ -123,7 +123,7 @@ def test_places_count_the_studies_that_show_the_concept(tiny_run, pruning):
         features, _ = tiny_run.cache.batch(rows, csr.place)
         maps = csr.reasoner(csr.project(features)).similarity_maps.numpy()
     for k, concept in enumerate(csr.concepts):
-        shows = data.collection.concept_labels()[rows, k] == 1
+        shows = (data.collection.concept_labels()[rows, k] == 1) & bool(csr.reasoner.alive[k, 1] > 0)
         places = pruning.places(concept, 1)
         assert places.shape == maps.shape[-2:] and places.sum() == shows.sum()
         expected = np.zeros(places.shape, int)

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from csr.bundle.atlas import Atlas
 from csr.bundle.runtime import FIT_TOLERANCE, GOLDEN_TOLERANCE, BundleRunner, golden_gap
-from csr.bundle.writing import REFERENCE_BINS, ExportConfig, Provenance, concept_references, write_bundle
+from csr.bundle.writing import (
+    REFERENCE_BINS,
+    ExportConfig,
+    Provenance,
+    concept_references,
+    write_bundle,
+    write_samples,
+)
+from csr.data.phantom import PhantomConfig, generate
+from csr.data.prepared import PreparedSet
 from csr.interaction.corrections import Interaction
 
 columns = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=60)
@@ -101,3 +110,18 @@ def test_the_bundle_holds_the_profile_of_what_it_was_trained_on(tiny_run):
     answer = {name.removeprefix("expected_"): value for name, value in golden.items()}
     assert golden_gap(golden, answer) == 0
     assert golden_gap(altered, answer) > GOLDEN_TOLERANCE
+
+
+@pytest.mark.parametrize("count", [3, 7, 100])
+def test_samples_are_of_each_class_in_turn_and_none_twice(tmp_path, count):
+    generate(PhantomConfig(train=60, val=60, test=40), 32, tmp_path / "prepared")
+    data = PreparedSet.open(tmp_path / "prepared")
+    write_samples(tmp_path / "samples", data, count)
+    rows = json.loads((tmp_path / "samples/samples.json").read_text())
+    left = data.collection.studies.iloc[data.collection.rows("test")]
+    assert len(rows) == len({each["study_id"] for each in rows}) == min(count, len(left))
+    assert [each["file"] for each in rows] == sorted(file.name for file in (tmp_path / "samples").glob("*.png"))
+    waiting = left.groupby("label")["study_id"].apply(list).to_dict()
+    for each in rows:  # no class is taken from while another, which was taken from less, has one left
+        taken = {name: sum(row["diagnosis"] == name for row in rows[: rows.index(each)]) for name in waiting}
+        assert all(taken[each["diagnosis"]] <= taken[name] or taken[name] == len(waiting[name]) for name in waiting)

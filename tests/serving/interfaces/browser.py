@@ -70,7 +70,7 @@ class Guest:
 
     def page(self) -> Page:
         page = self.context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self._note(request.url))
@@ -90,7 +90,7 @@ class Guest:
 def guest(browser: Browser, url: str, **options: Any) -> Guest:
     """A context that is watched."""
     context = browser.new_context(**({"viewport": WIDE} | options))
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(60_000)
     guest = Guest(context, url)
     context.expose_function("tellRefusal", lambda text: guest.refused.append(text))
     context.add_init_script(_TELL_REFUSALS)

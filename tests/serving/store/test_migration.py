@@ -73,6 +73,7 @@ def age(store: Store, version: int) -> None:
     chain, end = Chain(KEY), Receipt(0, "")
     missing = [pair for since, pairs in ADDED.items() if version < since for pair in pairs]
     with store.database.write() as connection:
+        connection.exec_driver_sql("DROP INDEX ledger_actor")
         for table, column in missing:
             connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
         entries = connection.execute(sa.select(ledger).order_by(ledger.c.number)).mappings().all()

@@ -43,12 +43,12 @@ def read_and_correct(bundle: Bundle, folder: Path, url: str, copy: Callable[[], 
     """Uploads, interactions, reviews and keys, as a day brings them. Returns the head, which somebody notes."""
     store = {"url": url, "ledger_key_file": str(folder / "ledger.key")}
     service = make_service(bundle.path, folder, store=store)
-    plane, catalogue = service.plane, service.catalogue
+    plane, atlas = service.plane, service.atlas
     try:
         service.keys.create("admin", Role.ADMIN)
         revoked, _ = service.keys.create("left", Role.READER)
         digests = [add(plane, file.read_bytes()).digest for file in sorted((bundle.path / "samples").glob("*.png"))[:3]]
-        catalogue.review("mass", 0, ReviewRequest(verdict="keep"), CALLER)
+        atlas.review("mass", 0, ReviewRequest(verdict="keep"), CALLER)
         service.store.database.close()  # all that was written is in the file
         copy()
         service.keys.create("reader", Role.READER)
@@ -58,8 +58,8 @@ def read_and_correct(bundle: Bundle, folder: Path, url: str, copy: Callable[[], 
         add(plane, png((PIXELS >> 4).astype(np.uint8)))
         for digest in digests:
             interact(plane, digest, boxes=[Box(x_min=2, y_min=2, x_max=20, y_max=20)], rejected=["mass"])
-        catalogue.review("mass", 1, ReviewRequest(verdict="prune"), CALLER)
-        catalogue.review("mass", 1, ReviewRequest(verdict="keep"), CALLER)
+        atlas.review("mass", 1, ReviewRequest(verdict="prune"), CALLER)
+        atlas.review("mass", 1, ReviewRequest(verdict="keep"), CALLER)
         return service.store.ledger.verify().head
     finally:
         service.close()

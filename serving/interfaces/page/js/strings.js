@@ -183,6 +183,10 @@ export const strings = {
       title: "Sign this reading",
       keep: ["Keep my corrections", "They stand, and the numbers with them."],
       revert: ["Revert to the prediction", "Signed as predicted; your corrections are put on record but not applied."],
+      what: (/** @type {string} */ found, /** @type {string} */ said) =>
+        `${found || "Nothing found"}. You said: ${said || "nothing"}.`,
+      confirmed: (/** @type {string} */ concept) => `${concept} is there`,
+      rejected: (/** @type {string} */ concept) => `no ${concept}`,
       comment: "Comment",
       sign: "Sign",
       cancel: "Cancel",

@@ -1,7 +1,7 @@
 // Draws what a desk has on it.
 
 import { byId } from "../dom.js";
-import { plain, timings } from "../format.js";
+import { percent, plain, timings } from "../format.js";
 import { windowOf } from "../viewer/camera.js";
 import { fieldOf, largest } from "../viewer/field.js";
 import { SIGNS, drawBoxes } from "./boxes.js";
@@ -116,7 +116,8 @@ export function render(desk) {
     desk.forClass = name;
     render(desk);
   });
-  const through = said && changes ? throughPrototypes(changes, before, after) : "";
+  const moved = changes?.classes.some((/** @type {any} */ each) => percent(each.before) !== percent(each.after));
+  const through = said && moved ? throughPrototypes(changes, before, after) : "";
   byId("summary").textContent = said && changes ? `${plain(changes.summary)} ${through}`.trim() : "";
   drawConcepts({
     before,

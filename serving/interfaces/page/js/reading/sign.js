@@ -2,12 +2,12 @@
 
 import { ApiError } from "../api.js";
 import { button, byId, element } from "../dom.js";
-import { plain, when } from "../format.js";
+import { percent, plain, when } from "../format.js";
 import { strings } from "../strings.js";
 import { nextStudy } from "../worklist/next.js";
 import { tick } from "./hints.js";
 import { newKey } from "./link.js";
-import { untouched } from "./state.js";
+import { sameWord, untouched } from "./state.js";
 
 /** @typedef {import("./session.js").Session} Session */
 /** @typedef {import("../types.js").App} App */
@@ -29,17 +29,18 @@ function actKey(session, body) {
 }
 
 /**
- * Whether two states say the same, however they are written.
- * @param {import("../types.js").State} one @param {import("../types.js").State} other
+ * What would be signed, in a line.
+ * @param {Session} session
  */
-function sameWord(one, other) {
-  const box = (/** @type {import("../types.js").Box} */ { kind, concept, x_min, y_min, x_max, y_max }) => [
-    ...[kind, concept ?? null],
-    ...[x_min, y_min, x_max, y_max].map((each) => each.toFixed(3)),
+function summed({ state: { boxes, confirmed, rejected }, after: { found, classes } }) {
+  const numbers = classes.filter(({ name }) => found.includes(name));
+  const said = [
+    ...boxes.map(({ kind, concept }) => (concept ? `${kind}: ${plain(concept)}` : kind)),
+    ...confirmed.map((name) => text.confirmed(plain(name))),
+    ...rejected.map((name) => text.rejected(plain(name))),
   ];
-  const word = (/** @type {import("../types.js").State} */ { boxes, confirmed, rejected, alpha }) =>
-    JSON.stringify([boxes.map(box), [...confirmed].sort(), [...rejected].sort(), alpha]);
-  return word(one) === word(other);
+  const shown = numbers.map(({ name, probability }) => `${plain(name)} ${percent(probability)}`);
+  return text.what(shown.join(", "), said.join(", "));
 }
 
 /**
@@ -156,6 +157,7 @@ export function createSigning(session, app, link, onSigned) {
       session.remember();
     };
     const fields = [
+      element("p", {}, summed(session)),
       element(
         "fieldset",
         { hidden: untouched(session.state) },

@@ -65,3 +65,17 @@ export function nudged(box, event, { width, height }) {
   }
   return next.x_max - next.x_min < width / 50 || next.y_max - next.y_min < height / 50 ? null : next;
 }
+
+/**
+ * Whether two states say the same, however they are written.
+ * @param {State} one @param {State} other
+ */
+export function sameWord(one, other) {
+  const box = (/** @type {Box} */ { kind, concept, x_min, y_min, x_max, y_max }) => [
+    ...[kind, concept ?? null],
+    ...[x_min, y_min, x_max, y_max].map((each) => each.toFixed(3)),
+  ];
+  const word = (/** @type {State} */ { boxes, confirmed, rejected, alpha }) =>
+    JSON.stringify([boxes.map(box), [...confirmed].sort(), [...rejected].sort(), alpha]);
+  return word(one) === word(other);
+}

@@ -52,7 +52,7 @@ export function drawWhy(concept, picture, size, model) {
         { title: "Similarity between this prototype and the study" },
         `${text.similarity} ${each.score.toFixed(2)}`,
       ),
-      line("Training study, shown where it resembles the prototype", each.study_id),
+      element("span", { class: "source", title: each.study_id }, each.study_id),
       line("What the source says that it shows", text.labelled(name)),
       line("What is pruned or kept in a review", `prototype ${each.index}`),
       line(

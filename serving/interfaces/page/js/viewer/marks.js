@@ -28,10 +28,12 @@ function boxNodes(box, index, selected, unit, coarse) {
   const rect = rectOf(box);
   const kind = `${box.kind}${box.pending ? " pending" : ""}${selected ? " selected" : ""}`;
   const grip = { "data-index": index, "data-part": "move" };
+  // Inside the box, or above one that is narrower than its words.
+  const above = box.x_max - box.x_min < 9 * unit * box.tag.length && box.y_min > 20 * unit;
   const tag = shape("text", {
     class: `tag ${box.kind}`,
-    x: box.x_min + 4 * unit,
-    y: box.y_min + 15 * unit,
+    x: box.x_min + (above ? 0 : 4 * unit),
+    y: box.y_min + (above ? -8 : 15) * unit,
     "font-size": 14 * unit,
     ...grip,
   });
