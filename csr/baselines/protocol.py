@@ -287,7 +287,7 @@ def train_on_images(
         budget: other keys of the configuration that this phase replaces.
 
     Parameters that do not require a gradient stay as they are. Pretrained weights are tuned as the configuration says
-    (`csr.training.fine_tuning`), but for those of a shared backbone, which have been.
+    (`csr.training.fine_tuning`), but for those of a shared backbone, which have been, unless they are frozen for good.
     """
     collection = context.data.collection
     findings = Findings(collection, context.data.side)
@@ -326,7 +326,7 @@ def train_on_images(
         chances=class_chances(collection, chosen) if phase.sampling == "balanced" else None,
     )
     if context.shared_backbone is not None:
-        phase = replace(phase, backbone_rate=1.0, layer_decay=None, freeze=0)
+        phase = replace(phase, backbone_rate=1.0, layer_decay=None, freeze="all" if phase.freeze == "all" else 0)
     with remembered(system, phase.freeze):
         fit(fine_tuned(task, phase), phase, context.callbacks)
 

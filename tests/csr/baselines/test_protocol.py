@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -285,20 +286,31 @@ class OnBackbone(System):
         return {"sum": torch.stack([parameter.sum() for parameter in self.parameters()]).sum()}
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_pretrained_weights_are_tuned_as_configured_unless_a_shared_backbone_has_been(data, shared):
-    net = ConceptModelConfig("test_resnet", stride=8, context=None)
+@pytest.mark.parametrize(("shared", "freeze"), [(False, 0), (True, 0), (True, 3), (False, "all"), (True, "all")])
+def test_pretrained_weights_are_tuned_as_configured_unless_a_shared_backbone_has_been(data, tmp_path, shared, freeze):
+    weights = tmp_path / "body.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=0, in_chans=1).state_dict(), weights)
+    net = ConceptModelConfig("test_resnet", stride=8, context=None, checkpoint=str(weights))
     config = ConceptTrainingConfig(
-        model=net, augment=STILL, epochs=1, batch_size=40, weight_decay=0.0, warmup=0.0, backbone_rate=0.1
+        model=net,
+        augment=STILL,
+        epochs=1,
+        batch_size=40,
+        weight_decay=0.0,
+        warmup=0.0,
+        backbone_rate=0.1,
+        freeze=freeze,
     )
     own = context(data, config)
     if shared:
         own = replace(own, shared_backbone=TrainedBackbone(ConceptModel(net, 1, 3), cache=None))
     system = OnBackbone(own)
+    before = {name: value.detach().clone() for name, value in system.backbone.named_parameters()}
     train_on_images(own, "one", system, system.terms, validate=False)
     assert 1 - system.beside.item() == pytest.approx(4e-3, rel=1e-3)
     for name, value in system.backbone.named_parameters():
-        assert 1 - value.detach().double().mean().item() == pytest.approx(4e-3 if shared else 4e-4, rel=1e-2), name
+        rate = 0 if freeze == "all" else 4e-3 if shared else 4e-4
+        assert (before[name] - value.detach()).double().mean().item() == pytest.approx(rate, rel=1e-2), name
 
 
 def test_images_are_changed_as_the_budget_says(data):

@@ -362,7 +362,7 @@ def test_a_study_that_the_server_does_not_have_is_sent_again(page: Page, served:
 
 
 def test_errors_are_shown_and_can_be_dismissed(page: Page) -> None:
-    page.locator("#file").set_input_files([{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"}])
+    page.locator("#file").set_input_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"})
     expect(page.get_by_role("alert")).to_contain_text("notes.txt: not a PNG, JPEG, TIFF, BMP, WebP or DICOM image")
     page.get_by_role("button", name="Dismiss").click()
     expect(page.get_by_role("alert")).to_be_hidden()
@@ -385,7 +385,7 @@ def test_a_server_that_is_away_is_said_and_nothing_is_lost(page: Page) -> None:
 
 
 def test_a_file_of_another_shape_is_read_in_its_own_pixels(page: Page, wide: bytes) -> None:
-    page.locator("#file").set_input_files([{"name": "wide.png", "mimeType": "image/png", "buffer": wide}])
+    page.locator("#file").set_input_files({"name": "wide.png", "mimeType": "image/png", "buffer": wide})
     expect(page.locator("#study-name")).to_have_text("wide.png · 200×100")
     expect(page.locator("#image-frame")).to_have_attribute("width", "200")
     settled(page)

@@ -46,7 +46,7 @@ function summed({ state: { boxes, confirmed, rejected }, after: { found, classes
 /**
  * A dialog with a form; `submit` is called once, with what was filled in, and the dialog closes when it is done.
  * @param {string} title @param {Array<HTMLElement>} fields @param {string} label of the button that submits
- * @param {(data: FormData) => Promise<boolean>} submit
+ * @param {(data: FormData) => Promise<unknown>} submit
  */
 function ask(title, fields, label, submit) {
   const go = /** @type {HTMLButtonElement} */ (element("button", { class: "primary" }, label));
@@ -69,8 +69,8 @@ function ask(title, fields, label, submit) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     go.disabled = true;
-    if (await submit(new FormData(form))) dialog.close();
-    go.disabled = false;
+    await submit(new FormData(form));
+    dialog.close(); // also after a refusal, which the page says above everything else
   });
   dialog.addEventListener("close", () => dialog.remove());
   byId("results").append(dialog);
