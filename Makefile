@@ -19,7 +19,7 @@ export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
 .PHONY: help setup demo repro dvc trials compare reproduce retrain serve mlflow test lint page-tools format \
-	bench-prepare bench-serving bench-inputs test-faults lock triton docs clean clone
+	bench-prepare bench-serving bench-inputs screens test-faults lock triton docs clean clone
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -112,6 +112,9 @@ bench-serving: $(READY) triton ## the server beside a bare echo, bare ONNX Runti
 
 bench-inputs: $(READY) ## what becomes of changed test studies and of foreign pictures; writes reports/inputs.md
 	@python -m tests.bench.inputs
+
+screens: $(READY) ## pictures of each view of the page into reports/screens, and the recording for the README
+	@python -m tests.bench.screens
 
 docs: $(READY) ## build the documentation into build/site, to be read from the disk
 	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict

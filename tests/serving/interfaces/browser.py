@@ -112,13 +112,17 @@ class Room:
     url: str
     browser: Browser
     guests: list[Guest] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
 
     def enter(self, name: str = "clinician", role: Role = Role.READER, path: str = "/", **options: Any) -> Page:
-        """A page of somebody who has signed in. Options are those of a browser context, such as has_touch."""
+        """A page of somebody who has signed in, in a browser of their own; the same name is the same person. Options
+        are those of a browser context, such as has_touch."""
         guest_ = guest(self.browser, self.url, **options)
         self.guests.append(guest_)
         page = guest_.page()
-        sign_in(page, self.url, self.service.keys.create(name, role)[1])
+        if name not in self.keys:
+            self.keys[name] = self.service.keys.create(name, role)[1]
+        sign_in(page, self.url, self.keys[name])
         if path != "/":
             page.goto(self.url + path)
         return page

@@ -17,7 +17,7 @@ from tests.serving.interfaces.browser import FLAGS, Room, listening
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "the page is tested in a real browser: apt-get install chromium"
-    expect.set_options(timeout=30_000)  # of a machine that has other things to do
+    expect.set_options(timeout=30_000)  # decoders start with the first upload, and a busy machine takes its time
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
