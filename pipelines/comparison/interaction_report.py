@@ -142,7 +142,8 @@ def _curve_cells(group: pd.DataFrame) -> tuple[str, ...]:
     gains = 100 * curve.sub(curve[0], axis=0).drop(columns=0)
     seconds = group[group["budget"] == 1]["seconds"].mean()
     figures = [spread(curve[budget].tolist()) for budget in BUDGETS]
-    return (*figures, f"{gains[1].mean():+.1f} ± {gains[1].std():.1f}", f"{gains.mean().min():+.1f}", f"{seconds:.1f}")
+    deviation = f" ± {gains[1].std():.1f}" if len(gains) > 1 else ""
+    return (*figures, f"{gains[1].mean():+.1f}{deviation}", f"{gains.mean().min():+.1f}", f"{seconds:.1f}")
 
 
 def _tools_section(table: pd.DataFrame) -> Section:
@@ -207,8 +208,10 @@ def _boxes_section(folder: Path, seeds: list[int]) -> list[Section]:
         cells = []
         for part in parts:
             values = [content[part][key] for content in contents if key in content[part]]
-            shown = [form.format(value) for value in (np.mean(values), np.std(values, ddof=min(1, len(values) - 1)))]
-            cells.append(" ± ".join(shown).replace("± +", "± ") if values else "–")
+            shown = [form.format(np.mean(values))] if values else ["–"]
+            if len(values) > 1:
+                shown.append(form.format(np.std(values, ddof=1)).removeprefix("+"))
+            cells.append(" ± ".join(shown))
         rows.append((title, *cells))
     note = (
         "What CSR makes of boxes: names that it offers for a box, doubts in a given name, and what focus boxes change."

@@ -30,12 +30,12 @@ def test_from_the_file_to_the_signature(room: Room, bundle: Bundle) -> None:
     assert boxed != plain
     moved = reading.draw((0.2, 0.4), (0.3, 0.5))  # by its edge: it moves
     assert moved["boxes"][0]["x_min"] > state["boxes"][0]["x_min"]
-    assert reading.numbers() != boxed
+    changed = reading.numbers()  # so small a model may show the same whole percents
 
     reading.undo()
     assert reading.numbers() == boxed
     reading.redo()
-    changed = reading.numbers()
+    assert reading.numbers() == changed
     reading.say("mass", "rejected")
     rejected = reading.numbers()
     assert rejected != changed
