@@ -46,9 +46,10 @@ function summed({ state: { boxes, confirmed, rejected }, after: { found, classes
 /**
  * A dialog with a form; `submit` is called once, with what was filled in, and the dialog closes when it is done.
  * @param {string} title @param {Array<HTMLElement>} fields @param {string} label of the button that submits
- * @param {(data: FormData) => Promise<unknown>} submit
+ * @param {(data: FormData) => Promise<boolean>} submit says whether it was done
+ * @param {() => void} [then] once it was done and the dialog, which takes the keyboard back as it closes, is gone
  */
-function ask(title, fields, label, submit) {
+function ask(title, fields, label, submit, then) {
   const go = /** @type {HTMLButtonElement} */ (element("button", { class: "primary" }, label));
   const form = /** @type {HTMLFormElement} */ (
     element(
@@ -69,8 +70,9 @@ function ask(title, fields, label, submit) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     go.disabled = true;
-    await submit(new FormData(form));
+    const done = await submit(new FormData(form));
     dialog.close(); // also after a refusal, which the page says above everything else
+    if (done) then?.();
   });
   dialog.addEventListener("close", () => dialog.remove());
   byId("results").append(dialog);
@@ -168,7 +170,7 @@ export function createSigning(session, app, link, onSigned) {
       element("label", {}, text.comment, comment),
       ...(mine() ? [element("p", { class: "quiet" }, text.supersedes)] : []),
     ];
-    ask(text.title, fields, text.sign, async (data) => {
+    const submit = (/** @type {FormData} */ data) => {
       const reading = {
         state: session.request,
         decision: String(data.get("decision") ?? "keep"),
@@ -182,9 +184,9 @@ export function createSigning(session, app, link, onSigned) {
         session.remember();
         onSigned();
         await load();
-        byId("next-study").focus();
       });
-    });
+    };
+    ask(text.title, fields, text.sign, submit, () => byId("next-study").focus());
   }
 
   function openSkipping() {
