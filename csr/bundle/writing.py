@@ -73,7 +73,7 @@ class ExportConfig:
     abstain_risk: float | None = None
     parity_images: int = 64
     tolerance: float = 1e-4
-    samples: int = 10
+    samples: int = 40
     expects: dict[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:

@@ -14,9 +14,9 @@ from csr.bundle.format import Bundle
 from serving.deploy.service import Service
 from tests.serving.conftest import serve_instead
 from tests.serving.interfaces.test_api import BOX, upload
-from tests.serving.interfaces.test_page import browser, key, page, say, served, settled, url
+from tests.serving.interfaces.test_page import key, page, say, served, settled, url
 
-__all__ = ["browser", "key", "page", "served", "url"]
+__all__ = ["key", "page", "served", "url"]
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,8 @@ expect.set_options(timeout=15_000)
 
 @pytest.fixture(scope="module")
 def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = make_service(bundle.path, tmp_path_factory.mktemp("served"))
+    many = {"rates": {"requests_per_minute": 100_000}}  # all tests are one reader, who opens the page again and again
+    service = make_service(bundle.path, tmp_path_factory.mktemp("served"), access=many)
     yield service
     service.close()
 
