@@ -14,7 +14,7 @@ from csr.bundle.format import Bundle
 from serving.deploy.service import Service
 from tests.serving.conftest import serve_instead
 from tests.serving.interfaces.test_api import BOX, upload
-from tests.serving.interfaces.test_page import key, page, say, served, settled, url
+from tests.serving.interfaces.test_page import key, open_sample, page, say, served, url
 
 __all__ = ["key", "page", "served", "url"]
 
@@ -82,8 +82,7 @@ def test_an_interaction_says_what_was_found_before_and_after(
 def test_the_page_marks_every_class_that_is_found(page: Page, bundle: Bundle) -> None:
     seen = set()
     for number in range(1, 1 + len(list((bundle.path / "samples").glob("*.png")))):
-        page.get_by_role("button", name=str(number), exact=True).click()
-        settled(page)
+        open_sample(page, number)
         found = page.locator("#classes .class.found")
         note = page.locator("#found")
         expect(note).to_be_visible()
