@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from csr.baselines.protocol import Entry, ExperimentContext
+from csr.baselines.protocol import ExperimentContext
 from csr.comparison.concept_pointing import concept_pointing_section
 from csr.comparison.csr_system import Recipe
 from csr.comparison.report import OURS, main_sections
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that draw the phantom; 0: one a core")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--paper", type=Path, metavar="FILE", help="CSR to the letter: sections prototypes and head")
-    names = list(_entries({"robust": Recipe(), "paper": Recipe()}))
+    names = list(systems({"robust": Recipe(), "paper": Recipe()}, encoder=False))
     parser.add_argument("--systems", nargs="+", metavar="NAME", choices=names, help="default: all")
     given = parser.parse_args()
     try:
@@ -82,7 +82,7 @@ def compare(given: argparse.Namespace) -> None:
         ConfigError: the folder holds a comparison with other settings, or ``csr_paper`` lacks its file.
     """
     recipes = {"robust": Recipe()} | ({"paper": read_recipe(given.paper)} if given.paper else {})
-    entries = _entries(recipes)
+    entries = systems(recipes, encoder=False)  # none knows by name what the phantom shows
     if absent := [name for name in given.systems or () if name not in entries]:
         raise ConfigError(f"{absent[0]} needs --paper FILE, which says what CSR to the letter is")
     given.out.mkdir(parents=True, exist_ok=True)
@@ -134,11 +134,6 @@ def compare(given: argparse.Namespace) -> None:
     ]
     (given.out / "comparison.md").write_text(to_markdown(title, sections))
     (given.out / "comparison.html").write_text(to_html(title, sections))
-
-
-def _entries(recipes: Mapping[str, Recipe]) -> dict[str, Entry]:
-    """All systems but those that need an encoder: none knows by name what the phantom shows."""
-    return {name: entry for name, entry in systems(recipes).items() if not entry.encoder}
 
 
 class _Progress(SilentCallbacks):

@@ -26,9 +26,25 @@ from csr.comparison.csr_system import Recipe, csr_systems
 SHARED_BACKBONES: dict[SharedBackbone, BackboneTraining] = {**concept_backbones.BACKBONES, **black_box.BACKBONES}
 
 
-def systems(recipes: Mapping[str, Recipe]) -> dict[str, Entry]:
-    """All compared systems, by name. ``recipes`` holds stages 2 and 3 of CSR as ``robust``, ``paper`` or both."""
+def systems(recipes: Mapping[str, Recipe], encoder: bool = True) -> dict[str, Entry]:
+    """All compared systems, by name.
+
+    Args:
+        recipes: stages 2 and 3 of CSR as ``robust``, ``paper`` or both.
+        encoder: with those that learn from an image-text encoder.
+    """
     found = csr_systems(recipes)
-    for module in (cbm, scbm, intcem, posthoc_cbm, label_free_cbm, protopnet, protopool, prototree, pipnet, black_box):
+    for module in (
+        cbm,
+        scbm,
+        intcem,
+        posthoc_cbm,
+        label_free_cbm,
+        protopnet,
+        protopool,
+        prototree,
+        pipnet,
+        black_box,
+    ):
         found |= module.SYSTEMS
-    return found
+    return {name: entry for name, entry in found.items() if encoder or not entry.encoder}

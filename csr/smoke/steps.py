@@ -136,11 +136,7 @@ class Walk:
             table.step(name, body, trained)
         table.step("export", self.export, (*trained, "atlas"))
         table.step("parity", self.compare_with_bundle, ("export",))
-        entries = {
-            name: entry
-            for name, entry in systems({"robust": Recipe(STAGE2, STAGE3), "paper": LETTER}).items()
-            if not entry.encoder  # none is given
-        }
+        entries = systems({"robust": Recipe(STAGE2, STAGE3), "paper": LETTER}, encoder=False)
         backbones: dict[SharedBackbone | None, str] = {None: "phantom", "concepts_lse": "features"}
         for kind in dict.fromkeys(entry.shared_backbone for entry in entries.values()):
             if kind is not None and kind not in backbones:

@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.csr.conftest import short_bottlenecks
+
+__all__ = ["short_bottlenecks"]
 
 ROOT = Path(__file__).parents[2]
 PRESETS = ROOT / "params/presets"
@@ -101,11 +104,3 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made.run("dvc", "repro")
     made.commit("reproduced")  # dvc.lock and the reports, as one does
     return made
-
-
-@pytest.fixture(autouse=True, scope="session")
-def short_bottlenecks() -> Iterator[None]:
-    """Bottlenecks on the few studies of a test have their epochs, not as many steps as on a real set."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("csr.baselines.protocol.LEAST_STEPS", 1)
-        yield

@@ -34,7 +34,7 @@ NAN = np.nan
 NET = ConceptModelConfig("test_convnext", stride=8, context=16, width=16, pooling="lse")
 CONFIG = ConceptTrainingConfig(model=NET, epochs=2, batch_size=16, precision="float32")
 RECIPE = Recipe(PrototypeConfig(per_concept=2, width=8, blocks=1, epochs=1), HeadConfig(epochs=4))
-ENTRIES = {name: entry for name, entry in systems({"robust": RECIPE, "paper": RECIPE}).items() if not entry.encoder}
+ENTRIES = systems({"robust": RECIPE, "paper": RECIPE}, encoder=False)
 ONE_CLASS = ("protopnet", "protopool", "prototree")
 
 

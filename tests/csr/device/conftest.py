@@ -39,7 +39,7 @@ PAPER = Recipe(
     PrototypeConfig(per_concept=7, width=8, absence=0.0, agreement=0.0, standardise=False, epochs=1),
     HeadConfig(clip=False, floor="zero", least_usage=0.0, epochs=2),
 )
-ENTRIES = {name: entry for name, entry in systems({"robust": ROBUST, "paper": PAPER}).items() if not entry.encoder}
+ENTRIES = systems({"robust": ROBUST, "paper": PAPER}, encoder=False)
 EPOCHS = 6  # of which those that start from the black box have half
 
 

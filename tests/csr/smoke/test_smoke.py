@@ -52,7 +52,7 @@ def test_the_small_run_does_all_there_is_and_needs_no_pipeline():
     lines = done.stdout.splitlines()
     states = rows(lines)
     assert set(states.values()) == {"ok"}
-    assert set(states) >= set(systems({"robust": LETTER, "paper": LETTER})) - {"csr_robust", "label_free_cbm"}
+    assert set(states) >= set(systems({"robust": LETTER, "paper": LETTER}, encoder=False)) - {"csr_robust"}
     assert {"stage 1, concepts", "stage 3, head", "interaction curves", "refinement", "export", "parity"} <= set(states)
     rates = [float(re.split(r" {2,}", line)[3]) for line in lines if line.startswith(("stage 1", "features"))]
     assert len(rates) == 2 and min(rates) > 0
@@ -81,7 +81,7 @@ def test_a_step_that_fails_stops_those_that_need_it_and_no_other():
 @pytest.fixture
 def few_systems(monkeypatch):
     """Of the systems, whose own tests run them on a GPU, too, only the quickest."""
-    monkeypatch.setattr(steps, "systems", lambda recipes: {"black_box": systems(recipes)["black_box"]})
+    monkeypatch.setattr(steps, "systems", lambda recipes, encoder: {"black_box": systems(recipes)["black_box"]})
 
 
 def test_a_failure_is_the_exit_status(undone, few_systems, monkeypatch, capsys):

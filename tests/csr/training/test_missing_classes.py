@@ -208,11 +208,7 @@ def shared(phantom, tmp_path_factory):
     return found
 
 
-ENTRIES = {
-    name: entry
-    for name, entry in systems({"robust": Recipe(STAGE2, STAGE3), "paper": Recipe(STAGE2, STAGE3)}).items()
-    if not entry.encoder
-}
+ENTRIES = systems({"robust": Recipe(STAGE2, STAGE3), "paper": Recipe(STAGE2, STAGE3)}, encoder=False)
 
 
 @pytest.mark.parametrize("name", list(ENTRIES))

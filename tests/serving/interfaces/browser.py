@@ -141,6 +141,18 @@ class Room:
         return problems
 
 
+@contextmanager
+def opened_room(service: Service, browser: Browser) -> Iterator[Room]:
+    """A room over a service, which is closed with it. What goes wrong in a reader's browser fails the test: an error on
+    its console, a refusal by the content security policy, a request to another host."""
+    with listening(service) as url:
+        room = Room(service, url, browser)
+        yield room
+        problems = room.leave()
+    service.close()
+    assert problems == []
+
+
 @cache
 def _axe() -> str:
     assert AXE.is_file(), "accessibility is checked with axe-core: make page-tools"

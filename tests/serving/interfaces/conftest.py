@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from csr.bundle.format import Bundle
 from tests.serving.conftest import make_service
-from tests.serving.interfaces.browser import FLAGS, Room, listening
+from tests.serving.interfaces.browser import FLAGS, Room, opened_room
 
 
 # One a module: while it is open there is an event loop in the main thread, which other tests cannot have.
@@ -26,12 +26,6 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def room(bundle: Bundle, browser: Browser, tmp_path: Path) -> Iterator[Room]:
-    """A server over the tiny run's bundle with an empty store. What goes wrong in a reader's browser fails the test: an
-    error on its console, a refusal by the content security policy, a request to another host."""
-    service = make_service(bundle.path, tmp_path / "state")
-    with listening(service) as url:
-        room = Room(service, url, browser)
+    """A server over the tiny run's bundle with an empty store."""
+    with opened_room(make_service(bundle.path, tmp_path / "state"), browser) as room:
         yield room
-        problems = room.leave()
-    service.close()
-    assert problems == []

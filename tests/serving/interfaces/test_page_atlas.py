@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from csr.bundle.format import Bundle
 from serving.access.roles import Role
 from tests.serving.conftest import make_service
-from tests.serving.interfaces.browser import Room, accessibility_faults, listening
+from tests.serving.interfaces.browser import Room, accessibility_faults, opened_room
 
 ATLAS = "/#/atlas"
 
@@ -22,12 +22,8 @@ ATLAS = "/#/atlas"
 def pairs(bundle: Bundle, browser: Browser, tmp_path: Path) -> Iterator[Room]:
     """A server where a rejection needs two reviewers."""
     service = make_service(bundle.path, tmp_path / "pairs", review={"second_reader": True})
-    with listening(service) as url:
-        room = Room(service, url, browser)
+    with opened_room(service, browser) as room:
         yield room
-        problems = room.leave()
-    service.close()
-    assert problems == []
 
 
 def keys(bundle: Bundle) -> list[str]:

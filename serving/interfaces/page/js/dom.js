@@ -78,6 +78,18 @@ export function refill(node, ...children) {
     /** @type {HTMLElement | null} */ (node.querySelector(`[data-key="${CSS.escape(key)}"]`))?.focus();
 }
 
+/** The head of a table. @param {string[]} names of its columns */
+export const tableHead = (names) =>
+  element(
+    "thead",
+    {},
+    element(
+      "tr",
+      {},
+      names.map((name) => element("th", { scope: "col" }, name)),
+    ),
+  );
+
 /**
  * Sets CSS properties by the object model, which the content security policy allows.
  * @template {HTMLElement | SVGElement} T

@@ -16,7 +16,7 @@ from serving.dicom.nodes import Node
 from tests.serving.conftest import make_service
 from tests.serving.dicom.files import dataset, written
 from tests.serving.dicom.orthanc import orthanc_server
-from tests.serving.interfaces.browser import Room, guest, listening
+from tests.serving.interfaces.browser import Room, guest, opened_room
 from tests.serving.interfaces.reading import Reading
 
 NAME = "Mustermann^Erika"
@@ -38,12 +38,8 @@ def room(
         node = {"url": archive.url, "headers": {"Authorization": {"env": "PACS"}}}
         Node("pacs", NodeConfig(**node)).store([written(original)])
         service = make_service(bundle.path, tmp_path / "state", dicom={"nodes": {"pacs": node}})
-        with listening(service) as url:
-            room = Room(service, url, browser)
+        with opened_room(service, browser) as room:
             yield room
-            problems = room.leave()
-        service.close()
-    assert problems == []
 
 
 def test_an_address_opens_a_study(room: Room, original: pydicom.Dataset) -> None:

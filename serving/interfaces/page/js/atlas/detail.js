@@ -1,6 +1,6 @@
 // One prototype: what it looks like, where it fires, what it decides, which others are like it.
 
-import { button, element, styled } from "../dom.js";
+import { button, element, styled, tableHead } from "../dom.js";
 import { percent, plain, signed } from "../format.js";
 import { strings } from "../strings.js";
 import { keyOf } from "./draft.js";
@@ -76,13 +76,7 @@ export function decides(detail) {
       element("td", { class: each.right === false ? "wrong" : "" }, text.decides.truth(each.right)),
     ),
   );
-  const heads = text.decides.columns.map((name) => element("th", { scope: "col" }, name));
-  return element(
-    "table",
-    { class: "decides" },
-    element("thead", {}, element("tr", {}, heads)),
-    element("tbody", {}, rows),
-  );
+  return element("table", { class: "decides" }, tableHead(text.decides.columns), element("tbody", {}, rows));
 }
 
 /**

@@ -1,6 +1,6 @@
 // What champion and challenger say of the same study, as they predict it and with what this reader signed.
 
-import { button, element, refill, styled } from "../dom.js";
+import { button, element, refill, styled, tableHead } from "../dom.js";
 import { brief, percent, plain, signed } from "../format.js";
 import { strings } from "../strings.js";
 
@@ -171,20 +171,5 @@ function table(title, columns) {
     );
   });
   const heads = [title, ...roles, ...(columns.length > 1 ? [text.points] : [])];
-  return [
-    element(
-      "table",
-      { class: "probabilities" },
-      element(
-        "thead",
-        {},
-        element(
-          "tr",
-          {},
-          heads.map((head) => element("th", { scope: "col" }, head)),
-        ),
-      ),
-      element("tbody", {}, rows),
-    ),
-  ];
+  return [element("table", { class: "probabilities" }, tableHead(heads), element("tbody", {}, rows))];
 }

@@ -1,6 +1,6 @@
 // What was in service when, and the way back, for administrators.
 
-import { button, element } from "../dom.js";
+import { button, element, tableHead } from "../dom.js";
 import { brief, when } from "../format.js";
 import { strings } from "../strings.js";
 import { explain } from "../worklist/queue.js";
@@ -37,13 +37,7 @@ export function history(answer) {
       element("td", { class: "number" }, String(change.record.number)),
     );
   });
-  const heads = text.columns.map((name) => element("th", { scope: "col" }, name));
-  return element(
-    "table",
-    { class: "history" },
-    element("thead", {}, element("tr", {}, heads)),
-    element("tbody", {}, rows),
-  );
+  return element("table", { class: "history" }, tableHead(text.columns), element("tbody", {}, rows));
 }
 
 /**

@@ -1,6 +1,6 @@
 // What was measured of the models on the test studies, side by side.
 
-import { element } from "../dom.js";
+import { element, tableHead } from "../dom.js";
 import { signed } from "../format.js";
 import { strings } from "../strings.js";
 
@@ -68,15 +68,7 @@ function table(part, models) {
     "table",
     { class: "metrics" },
     element("caption", {}, text.part(part)),
-    element(
-      "thead",
-      {},
-      element(
-        "tr",
-        {},
-        heads.map((head) => element("th", { scope: "col" }, head)),
-      ),
-    ),
+    tableHead(heads),
     element("tbody", {}, rows),
   );
 }

@@ -1,7 +1,7 @@
 // The worklist: which studies there are, what the model says of them, what has been done. The server sorts and filters;
 // this view shows what it answers, a page at a time.
 
-import { button, element, refill } from "../dom.js";
+import { button, element, refill, tableHead } from "../dom.js";
 import { useKeys } from "../keys.js";
 import { strings } from "../strings.js";
 import { choices, keptFilter, ownsArrows } from "./filter.js";
@@ -27,15 +27,8 @@ export function mount(root, _parameters, app) {
   const next = button(text.readNext, readNext, { class: "primary", id: "read-next", title: text.readNextWhy });
   const count = element("p", { class: "quiet", id: "worklist-count", role: "status" });
   const body = element("tbody");
-  const heads = text.columns.map((name) => element("th", { scope: "col" }, name));
   const caption = element("caption", { class: "visually-hidden" }, text.caption);
-  const table = element(
-    "table",
-    { class: "studies", hidden: true },
-    caption,
-    element("thead", {}, element("tr", {}, heads)),
-    body,
-  );
+  const table = element("table", { class: "studies", hidden: true }, caption, tableHead(text.columns), body);
   const empty = element("div", { class: "empty", id: "worklist-empty", hidden: true });
   const more = button(text.more, () => load((wanted += PAGE)), { id: "worklist-more", hidden: true });
   const adding = intake(app, () => (due ||= window.setTimeout(() => void load(), ARRIVAL_MS)));
