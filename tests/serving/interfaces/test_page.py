@@ -577,7 +577,7 @@ def test_nobody_gets_in_without_a_key_and_out_is_out(browser: Browser, url: str,
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("alert")).to_contain_text("mistyped, or revoked")
     sign_in(page, url, key)
-    expect(page.get_by_role("link", name="Worklist")).to_be_visible()
+    expect(page.get_by_role("link", name="Worklist", exact=True)).to_be_visible()
     assert "csr_" not in page.evaluate("document.cookie")
     page.get_by_role("button", name="Sign out").click()
     page.wait_for_url(f"{url}/sign-in")

@@ -115,7 +115,7 @@ def test_a_draft_outlasts_a_reload_and_another_view(room: Room, bundle: Bundle) 
     first = keys(bundle)[0]
     say(page, first, "Reject")
     page.locator("#verdict-comment").fill("half said")
-    page.get_by_role("link", name="Worklist").click()
+    page.get_by_role("link", name="Worklist", exact=True).click()
     expect(page.locator("#worklist-title")).to_be_visible()
     page.reload()
     page.get_by_role("link", name="Atlas").click()

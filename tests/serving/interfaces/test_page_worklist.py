@@ -130,7 +130,7 @@ def test_files_go_on_being_sent_while_the_reader_looks_at_something_else(room: R
     expect(page.get_by_role("heading", name="Models in service")).to_be_visible()
     for route in waiting:
         route.continue_()
-    page.get_by_role("link", name="Worklist").click()
+    page.get_by_role("link", name="Worklist", exact=True).click()
     expect(rows(page)).to_have_count(2)
     expect(page.locator("#intake-progress")).to_contain_text("2 files added")
 
