@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 SWITCH = "10.77.0.1"
 _OWN = ("--mount", "--net", "--uts", "--ipc")
 _SETUP = """
@@ -25,9 +26,10 @@ set -e
 mount --make-rprivate /
 printf '%s\\n' "$HOSTS" > "$FOLDER/hosts"
 mount --bind "$FOLDER/hosts" /etc/hosts
+for kept in $KEPT; do mkdir -p "$FOLDER${kept#/tmp}"; mount --bind "$kept" "$FOLDER${kept#/tmp}"; done
+mount --rbind "$FOLDER" /tmp
 for hidden in $HIDDEN; do mount -t tmpfs tmpfs "$hidden"; done
 mount -t tmpfs tmpfs /dev/shm
-mount --bind "$FOLDER" /tmp
 hostname "$NAME"
 ip link set lo up
 echo ready
@@ -52,6 +54,7 @@ class Machine:
             "FOLDER": str(folder),
             "NAME": name,
             "HOSTS": hosts,
+            "KEPT": " ".join(str(each) for each in (ROOT, Path(sys.prefix)) if each.is_relative_to("/tmp")),
             "HIDDEN": " ".join(str(each) for each in hidden),
             "PATH": os.environ["PATH"],
         }

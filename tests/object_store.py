@@ -6,8 +6,6 @@ import sys
 import threading
 import urllib.request
 
-from moto.server import ThreadedMotoServer
-
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -16,8 +14,10 @@ ENVIRONMENT = {
 }
 
 
-def start(host: str, port: int, bucket: str) -> ThreadedMotoServer:
-    """A running server with an empty bucket; its ``stop`` ends it."""
+def serve(host: str, port: int, bucket: str) -> None:
+    """Serves an empty bucket from threads of this process."""
+    from moto.server import ThreadedMotoServer  # logs whatever anybody says from then on
+
     server = ThreadedMotoServer(ip_address=host, port=port)
     server.start()
     made = urllib.request.Request(f"http://{host}:{port}/{bucket}", method="PUT")
@@ -26,6 +26,6 @@ def start(host: str, port: int, bucket: str) -> ThreadedMotoServer:
 
 
 if __name__ == "__main__":
-    start(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    serve(sys.argv[1], int(sys.argv[2]), sys.argv[3])
     print("ready", flush=True)
     threading.Event().wait()
