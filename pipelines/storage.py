@@ -93,7 +93,9 @@ class Storage:
         if "://" not in url and not Path(url).is_absolute():
             raise ConfigError(f"{_KEY}: {url!r} must be an address (s3://bucket/folder) or an absolute path")
         if urlsplit(url).password:
-            raise ConfigError(f"{_KEY}: no place for credentials, which everybody could read; leave them to the environment")
+            raise ConfigError(
+                f"{_KEY}: no place for credentials, which everybody could read; leave them to the environment"
+            )
         try:
             try:
                 system, root = filesystems.FileSystem.from_uri(url)
@@ -140,9 +142,7 @@ class Storage:
             ConfigError: it cannot be written.
         """
         listing = Listing.of(path)
-        sources = {
-            digest: path / name if listing.is_folder else path for name, digest in sorted(listing.files.items())
-        }
+        sources = {digest: path / name if listing.is_folder else path for name, digest in sorted(listing.files.items())}
         try:
             self.system.create_dir(f"{self.root}/files")
             with ThreadPoolExecutor(_AT_ONCE, "publish") as pool:

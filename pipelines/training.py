@@ -7,7 +7,7 @@ same name. The name holds a digest of all that the training is made of, so a cha
 
 Workers on other machines see none of this one's files. With ``train.storage`` (`pipelines.storage`) what a training
 reads is brought there, each machine fetches it once, and checkpoints go there too. To machines of a cluster that
-``RAY_ADDRESS`` names, Ray brings the code of this process, so that all run the same. MLflow hears from this machine only.
+``RAY_ADDRESS`` names, Ray brings the code of this process, so that all run the same. MLflow hears from this one only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from csr.errors import CSRError, TrainingError
-from csr.training.callbacks import Callbacks, State
+from csr.training.callbacks import State
 from csr.training.runtime import rank, use_device
 from pipelines.checkpoints import CHECKPOINTS, MadeOf, claim, forget
 from pipelines.imports import PACKAGES, ROOT
@@ -42,7 +42,7 @@ from pipelines.tracking import log_metrics
 CHECKPOINT_FILE = "state.pt"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` tells a job of itself
 
-TrainingFunction = Callable[..., State]  # (*places of the inputs, callbacks=Callbacks)
+TrainingFunction = Callable[..., State]  # (*places of the inputs, callbacks=…)
 
 
 class LocalCallbacks(ProgressBars):

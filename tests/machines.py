@@ -1,8 +1,8 @@
 """Machines of a test's own: Linux namespaces, each with mounts, a network, processes and a name of its own.
 
-They share the kernel, the system's programs and the folder of Python's packages, as machines of one image do, and
-nothing else: `/tmp`, `/dev/shm` and the home folder are each one's own, and so is what `Machine.kill` ends, all at once,
-as when the power fails. A switch joins them; what runs on it (a database, an object store) is on nobody's machine.
+They share the kernel, the system's programs and Python's packages, as machines of one image do, and nothing else:
+`/tmp`, `/dev/shm` and the home folder are each one's own. `Machine.kill` ends all that runs on one at once, as when the
+power fails. A switch joins them; what runs on it (a database, an object store) is on nobody's machine.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Machine:
         }
         command = ["unshare", *_OWN, "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _SETUP]
         self.process = subprocess.Popen(command, env=given, stdout=subprocess.PIPE)
-        assert self.process.stdout is not None and self.process.stdout.readline() == b"ready\n", f"{name} does not start"
+        assert self.process.stdout is not None and self.process.stdout.readline() == b"ready\n", (
+            f"{name} does not start"
+        )
 
     def start(self, *command: str, log: str = "log", **environment: str) -> subprocess.Popen[bytes]:
         """Starts a program there, in ``/tmp``; what it says goes into a file of `folder`."""
@@ -68,9 +70,7 @@ class Machine:
         enter = ["nsenter", "-t", str(pid), *_OWN, f"--pid=/proc/{pid}/ns/pid_for_children", "--wd=/tmp", "--"]
         own = {"HOME": "/tmp/home", "TMPDIR": "/tmp", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         with (self.folder / log).open("ab") as stream:
-            return subprocess.Popen(
-                [*enter, *command], env=own | environment, stdout=stream, stderr=subprocess.STDOUT
-            )
+            return subprocess.Popen([*enter, *command], env=own | environment, stdout=stream, stderr=subprocess.STDOUT)
 
     def run(self, *command: str, log: str = "log", seconds: float = 240, **environment: str) -> None:
         """The same, and waits until it has ended well."""
@@ -110,7 +110,9 @@ class Switch:
         self._machines[name] = made
         there, here = str(made.process.pid), str(self._process.pid)
         _ip("link", "add", f"v{number}", "netns", here, "type", "veth", "peer", "name", "eth0", "netns", there)
-        subprocess.run(["nsenter", "-t", here, "--net", "ip", "link", "set", f"v{number}", "master", "br0", "up"], check=True)
+        subprocess.run(
+            ["nsenter", "-t", here, "--net", "ip", "link", "set", f"v{number}", "master", "br0", "up"], check=True
+        )
         lines = f"ip addr add {address}/24 dev eth0; ip link set eth0 up; ip route add default via {SWITCH}"
         subprocess.run(["nsenter", "-t", there, "--net", "sh", "-ec", lines], check=True)
         return made

@@ -14,38 +14,61 @@ from csr.data.phantom import PhantomConfig, generate
 from csr.data.prepared import PreparedSet
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import train_concepts
-from csr.training.features import FeatureCache, compute_features
+from csr.training.features import FeatureCache
+from csr.training.located import attended_cache
 from csr.training.prototypes import train_prototypes
 from pipelines.params import Params, parse_params
 from tests.machines import SWITCH, Machine, switch, wait_for
 from tests.object_store import ENVIRONMENT
 from tests.pipelines.conftest import PRESETS, ROOT, SMALL, merge
 
-EPOCHS = 4
+EPOCHS = 3
 S3 = 5000
-# Workers on the machine `beta` stop half-way through the second epoch, for ever.
+# Workers on the machine `beta` stop half-way through the second epoch, for ever, once Ray has the first's checkpoint.
 STAGE = """
 import socket, sys, time
 from pathlib import Path
+from pyarrow.fs import FileSelector
 import pipelines.concepts as stage
 from pipelines.stage import run_stage
+from pipelines.storage import Storage
 
 real = stage.fit
 
+def has_a_checkpoint():
+    storage = Storage.open("s3://shared/csr")
+    found = storage.system.get_file_info(FileSelector(storage.checkpoints, recursive=True))
+    return any(each.base_name == "checkpoint_manager_snapshot.json" for each in found)
+
 def fit(*places, config, callbacks):
-    track = callbacks.track
+    track, resume = callbacks.track, callbacks.resume
     def stop_half_way(items, total, description):
         for number, item in enumerate(track(items, total, description)):
             if number == total // 2 and description.startswith("concepts 2/"):
+                while not has_a_checkpoint():
+                    time.sleep(0.5)
                 Path("/tmp/half-way").touch()
                 time.sleep(3600)
             yield item
+    def resumed():
+        state = resume()
+        if state is not None:
+            Path("/tmp/resumed").touch()
+        return state
+    callbacks.resume = resumed
     if socket.gethostname() == "beta":
         callbacks.track = stop_half_way
     return real(*places, config=config, callbacks=callbacks)
 
 stage.fit = fit
 run_stage("concepts", stage.concepts)
+"""
+REST = """
+from pipelines.features import features
+from pipelines.prototypes import prototypes
+from pipelines.stage import run_stage
+run_stage("features", features)
+run_stage("prototypes", prototypes)
 """
 
 
@@ -56,17 +79,16 @@ def make_project(folder: Path) -> Params:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     merge(content, SMALL)
     train = {"workers": 2, "threads": 1, "storage": "s3://shared/csr"}
-    merge(content, {"concepts": {"epochs": EPOCHS, "batch_size": 32}, "prototypes": {"precision": "float32"}, "train": train})
+    merge(
+        content,
+        {"concepts": {"epochs": EPOCHS, "batch_size": 32}, "prototypes": {"precision": "float32"}, "train": train},
+    )
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     return parse_params(content, presets=PRESETS)
 
 
-def curve(project: Path, stage: str) -> pd.DataFrame:
-    return pd.read_csv(project / f"reports/curves/{stage}.csv")
-
-
 def check_curve(project: Path, stage: str, alone: SilentCallbacks, names: tuple[str, ...]) -> None:
-    found = curve(project, stage)
+    found = pd.read_csv(project / f"reports/curves/{stage}.csv")
     assert list(found["epoch"]) == [each["epoch"] for each in alone.history]
     for name in names:  # the number of threads alone moves them by 2e-3
         assert list(found[name]) == pytest.approx([each[name] for each in alone.history], rel=1e-2), name
@@ -114,15 +136,19 @@ def test_two_machines_train_what_one_does_and_outlive_a_third(tmp_path: Path) ->
         beta.kill()
         assert stage.wait(240) == 0, alpha.said()
 
-        print(alpha.said())
-        for machine in (beta, gamma):
+        assert (gamma.folder / "resumed").exists() and not (beta.folder / "resumed").exists(), alpha.said()
+        (project / "rest.py").write_text(REST)
+        alpha.run("sh", "-c", "cd project && exec python rest.py", **driver)
+        for machine, inputs in ((beta, 1), (gamma, 2)):
             assert not (machine.folder / "project").exists()
-            fetched = sorted((machine.folder / "home/.cache/csr/node/inputs").glob("*/images/*.npy"))
-            assert len(fetched) == 1, "what was trained on was fetched, once"
-        for name in ("features", "prototypes"):
-            alpha.run("sh", "-c", f"cd project && exec python -m pipelines.{name}", **driver)
+            fetched = list((machine.folder / "home/.cache/csr/node/inputs").iterdir())
+            assert len(fetched) == inputs, "each set that was trained on was fetched, once"
         assert not list((project / ".state/checkpoints").iterdir())
 
-    alone = SilentCallbacks()
-    model = train_concepts(PreparedSet.open(project / "data/prepared"), params.concepts, alone)
+    data, alone = PreparedSet.open(project / "data/prepared"), SilentCallbacks()
+    train_concepts(data, params.concepts, alone)
     check_curve(project, "concepts", alone, ("train_loss", "val_loss"))
+    alone = SilentCallbacks()
+    cache = attended_cache(data, FeatureCache.open(project / "build/features"), False, True)
+    train_prototypes(data.collection, cache, params.prototypes, alone)
+    check_curve(project, "prototypes", alone, ("train_loss", "within", "accuracy"))
