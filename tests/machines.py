@@ -117,11 +117,17 @@ class Switch:
         subprocess.run(["nsenter", "-t", there, "--net", "sh", "-ec", lines], check=True)
         return made
 
-    def start(self, *command: str) -> None:
-        """Starts a program on the switch."""
-        enter = ["nsenter", "-t", str(self._process.pid), "--net", "--"]
+    @property
+    def inside(self) -> list[str]:
+        """Words before a command that start it on the switch."""
+        return ["nsenter", "-t", str(self._process.pid), "--net", "--"]
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Starts a program on the switch; what it says goes into ``switch.log``."""
         with (self._folder / "switch.log").open("ab") as log:
-            self._programs.append(subprocess.Popen([*enter, *command], stdout=log, stderr=log))
+            started = subprocess.Popen([*self.inside, *command], stdout=log, stderr=log)
+        self._programs.append(started)
+        return started
 
     def close(self) -> None:
         for each in self._machines.values():
