@@ -67,7 +67,7 @@ class Machine:
     def start(self, *command: str, log: str = "log", **environment: str) -> subprocess.Popen[bytes]:
         """Starts a program there, in ``/tmp``; what it says goes into a file of `folder`."""
         pid = self.process.pid
-        enter = ["nsenter", "-t", str(pid), *_OWN, f"--pid=/proc/{pid}/ns/pid_for_children", "--wd=/tmp", "--"]
+        enter = ["nsenter", "-t", str(pid), *_OWN, f"--pid=/proc/{pid}/ns/pid_for_children", "--wdns=/tmp", "--"]
         own = {"HOME": "/tmp/home", "TMPDIR": "/tmp", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         with (self.folder / log).open("ab") as stream:
             return subprocess.Popen([*enter, *command], env=own | environment, stdout=stream, stderr=subprocess.STDOUT)

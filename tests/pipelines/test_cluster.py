@@ -151,4 +151,4 @@ def test_two_machines_train_what_one_does_and_outlive_a_third(tmp_path: Path) ->
     alone = SilentCallbacks()
     cache = attended_cache(data, FeatureCache.open(project / "build/features"), False, True)
     train_prototypes(data.collection, cache, params.prototypes, alone)
-    check_curve(project, "prototypes", alone, ("train_loss", "within", "accuracy"))
+    check_curve(project, "prototypes", alone, ("train_contrastive", "within", "between"))
