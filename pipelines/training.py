@@ -171,6 +171,7 @@ def train(
     }
     use_device(params.device)  # of this process too: it looks at what was trained
     gpu = params.gpu == "auto" and torch.cuda.is_available()
+    log: Any = [EpochLog(stage, mlflow.get_tracking_uri(), active.info.run_id)] if active else None
     if params.workers:
         _start_ray(params.workers)
     trainer = TorchTrainer(
@@ -183,7 +184,7 @@ def train(
             storage_filesystem=storage.system if storage else None,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=params.max_failures),
-            callbacks=[EpochLog(stage, mlflow.get_tracking_uri(), active.info.run_id)] if active else None,
+            callbacks=log,
         ),
     )
     try:

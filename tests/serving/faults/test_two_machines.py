@@ -45,6 +45,7 @@ def test_a_machine_of_two_is_killed(bundle: Bundle, tmp_path: Path) -> None:
             "CSR_DICOM_SALT": secrets.token_hex(32),
             "FORWARDED_ALLOW_IPS": "",
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.deploy.middleware.of_ray",
+            "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # else one machine's proxy asks its own replica alone
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
