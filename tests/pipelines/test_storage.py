@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from csr.errors import ConfigError, TrainingError
 from csr.training.callbacks import Callbacks, State
 from pipelines.params import TrainParams
 from pipelines.storage import CACHE_VARIABLE, Storage, cache_folder
-from pipelines.training import _places, train
+from pipelines.training import _own_code, _places, train
 from serving.deploy.cluster import free_port
 from tests.object_store import ENVIRONMENT
 
@@ -171,3 +172,12 @@ def test_a_machine_without_the_data_says_so(tmp_path: Path) -> None:
         TrainingError, match=r"prepared cannot be fetched from .*another into .* with credentials of its own"
     ):
         away.fetch(listing)
+
+
+def test_ray_brings_the_stage_s_own_code_unless_a_job_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert [Path(each).name for each in _own_code()["py_modules"]] == ["csr", "pipelines"]
+    assert all((Path(each) / "__init__.py").is_file() for each in _own_code()["py_modules"])
+    for job, brought in (({"working_dir": "gcs://x.zip"}, False), ({"env_vars": {"A": "1"}}, True)):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": job}))
+        assert bool(_own_code()) == brought
