@@ -72,7 +72,7 @@ class Machine:
         with (self.folder / log).open("ab") as stream:
             return subprocess.Popen([*enter, *command], env=own | environment, stdout=stream, stderr=subprocess.STDOUT)
 
-    def run(self, *command: str, log: str = "log", seconds: float = 240, **environment: str) -> None:
+    def run(self, *command: str, log: str = "log", seconds: float = 400, **environment: str) -> None:
         """The same, and waits until it has ended well."""
         status = self.start(*command, log=log, **environment).wait(seconds)
         assert status == 0, f"{self.name}: {' '.join(command)} ended with {status}:\n{self.said(log)}"

@@ -94,6 +94,7 @@ def check_curve(project: Path, stage: str, alone: SilentCallbacks, names: tuple[
         assert list(found[name]) == pytest.approx([each[name] for each in alone.history], rel=1e-2), name
 
 
+@pytest.mark.timeout(1200)
 def test_two_machines_train_what_one_does_and_outlive_a_third(tmp_path: Path) -> None:
     token = secrets.token_hex(32)
     environment = ENVIRONMENT | {
@@ -129,12 +130,12 @@ def test_two_machines_train_what_one_does_and_outlive_a_third(tmp_path: Path) ->
         driver = environment | {"RAY_ADDRESS": f"{alpha.address}:6379", "PYTHONPATH": str(ROOT)}
         stage = alpha.start("sh", "-c", "cd project && exec python stage.py", **driver)
         half_way = beta.folder / "half-way"
-        wait_for(lambda: half_way.exists() or stage.poll() is not None, 240, alpha.said)
+        wait_for(lambda: half_way.exists() or stage.poll() is not None, 400, alpha.said)
         assert half_way.exists(), alpha.said()
         gamma = between.machine("gamma", own_code)
         join(gamma)
         beta.kill()
-        assert stage.wait(240) == 0, alpha.said()
+        assert stage.wait(400) == 0, alpha.said()
 
         assert (gamma.folder / "resumed").exists() and not (beta.folder / "resumed").exists(), alpha.said()
         (project / "rest.py").write_text(REST)

@@ -35,6 +35,7 @@ DEPLOYMENT = {
 }
 
 
+@pytest.mark.timeout(1200)
 def test_a_machine_of_two_is_killed(bundle: Bundle, tmp_path: Path) -> None:
     with switch(tmp_path) as between, postgres(SWITCH, between.inside) as database:
         ledger_key = secrets.token_hex(32)
