@@ -6,6 +6,8 @@ removes them: a stage keeps the checkpoints of one training at a time.
 
 The number of workers is part of it because each draws random numbers of its own: a training continued by another number
 would be neither the one nor the other.
+
+With ``train.storage`` the checkpoints lie there, under the same name; the note stays here.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csr.data.digests import file_digest, folder_digest
 from pipelines.flatten import flatten
 from pipelines.imports import ROOT, needed_files
 from pipelines.tracking import STATE
+
+if TYPE_CHECKING:
+    from pipelines.storage import Storage
 
 CHECKPOINTS = STATE / "checkpoints"
 LIBRARIES = ("torch", "timm")
@@ -67,21 +72,23 @@ class MadeOf:
         return found
 
 
-def claim(stage: str, made_of: MadeOf) -> str:
+def claim(stage: str, made_of: MadeOf, storage: Storage | None = None) -> str:
     """The name under which a training keeps its checkpoints; those of other trainings of the stage are removed."""
     name = f"{stage}-{made_of.digest}"
     for other in {path.stem for path in CHECKPOINTS.glob(f"{stage}-*")} - {name}:
-        if (CHECKPOINTS / other).is_dir():
+        if (CHECKPOINTS / other).is_dir() or (storage is not None and storage.has_checkpoints(other)):
             why = _why(made_of, other)
             print(f"{stage}: an interrupted training is not continued but started anew: {why}", flush=True)
-        forget(other)
+        forget(other, storage)
     CHECKPOINTS.mkdir(parents=True, exist_ok=True)
     _note(name).write_text(json.dumps(asdict(made_of), indent=2) + "\n")
     return name
 
 
-def forget(name: str) -> None:
+def forget(name: str, storage: Storage | None = None) -> None:
     """Removes a training's checkpoints."""
+    if storage is not None:
+        storage.forget_checkpoints(name)
     shutil.rmtree(CHECKPOINTS / name, ignore_errors=True)
     _note(name).unlink(missing_ok=True)
 

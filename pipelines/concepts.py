@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from csr.data.atomic_folder import atomic_folder
 from csr.data.prepared import PreparedSet
+from csr.errors import ConfigError
 from csr.network.checkpoint import write_checkpoint
 from csr.network.rebuild import concept_model_checkpoint
 from csr.training.callbacks import Callbacks, State
@@ -17,16 +19,21 @@ from pipelines.stage import CONCEPTS, PREPARED, REPORTS, run_stage
 from pipelines.training import train
 
 
-def fit(prepared: str, config: ConceptTrainingConfig, callbacks: Callbacks) -> State:
-    """What one worker runs."""
-    data = PreparedSet.open(Path(prepared))
-    return concept_model_checkpoint(train_concepts(data, config, callbacks))
+def fit(prepared: Path, *weights: Path, config: ConceptTrainingConfig, callbacks: Callbacks) -> State:
+    """What one worker runs; ``weights`` is the file to start from, where the configuration names one."""
+    for file in weights:
+        config = replace(config, model=replace(config.model, checkpoint=str(file)))
+    return concept_model_checkpoint(train_concepts(PreparedSet.open(prepared), config, callbacks))
 
 
 def concepts(params: Params) -> None:
     """Trains and writes ``build/concepts/model.pt`` and the curves."""
-    function = partial(fit, str(PREPARED.resolve()), params.concepts)
-    checkpoint, history = train("concepts", function, params.concepts, [PREPARED], params.train)
+    config = params.concepts
+    weights = [Path(config.model.checkpoint)] if config.model.checkpoint else []
+    for file in weights:
+        if not file.is_file():
+            raise ConfigError(f"concepts.model.checkpoint: no file {str(file)!r}")
+    checkpoint, history = train("concepts", partial(fit, config=config), config, [PREPARED, *weights], params.train)
     with atomic_folder(CONCEPTS) as folder:
         write_checkpoint(checkpoint, folder / "model.pt")
     write_curves("concepts", history, REPORTS / "curves")

@@ -39,10 +39,10 @@ class Stages(NamedTuple):
     reviews: tuple[PrototypeReview, ...] = ()
 
 
-def fit(prepared: str, features: str, stages: Stages, config: HeadConfig, callbacks: Callbacks) -> State:
+def fit(prepared: Path, features: Path, stages: Stages, config: HeadConfig, callbacks: Callbacks) -> State:
     """What the worker runs."""
-    data = PreparedSet.open(Path(prepared))
-    cache = attended_cache(data, FeatureCache.open(Path(features)), stages.located, stages.reader_boxes)
+    data = PreparedSet.open(prepared)
+    cache = attended_cache(data, FeatureCache.open(features), stages.located, stages.reader_boxes)
     collection, prototypes = data.collection, prototype_model_from_checkpoint(stages.prototypes)
     alive = _left(reviewed(collection, cache, prototypes, stages.reviews)) if stages.reviews else None
     reasoner = train_head(collection, cache, prototypes, config, callbacks, alive=alive, side=data.side)
@@ -65,16 +65,16 @@ def head(params: Params) -> None:
     the cluster."""
     concepts = read_checkpoint(CONCEPTS / "model.pt", "concept model")
     prototypes = read_checkpoint(PROTOTYPES / "model.pt", "prototype model")
-    inputs = [PREPARED, CONCEPTS, FEATURES, PROTOTYPES]
+    rests_on = [CONCEPTS, PROTOTYPES]
     reviews: tuple[PrototypeReview, ...] = ()
     if params.data.feedback is not None:
-        inputs.append(Path(params.data.feedback))
-        reviews = FeedbackSet.open(inputs[-1]).reviews
+        rests_on.append(Path(params.data.feedback))
+        reviews = FeedbackSet.open(rests_on[-1]).reviews
     stage2 = params.prototypes
     stages = Stages(concepts, prototypes, stage2.located, stage2.reader_boxes, reviews)
-    function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), stages, params.head)
+    function = partial(fit, stages=stages, config=params.head)
     where = replace(params.train, workers=min(params.train.workers, 1))
-    checkpoint, history = train("head", function, params.head, inputs, where)
+    checkpoint, history = train("head", function, params.head, [PREPARED, FEATURES], where, rests_on=rests_on)
     with atomic_folder(HEAD) as folder:
         write_checkpoint(checkpoint, folder / "model.pt")
     write_curves("head", history, REPORTS / "curves")

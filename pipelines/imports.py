@@ -31,6 +31,7 @@ NEVER_IN_OUTPUTS = {
     "pipelines.registry": "MLflow's registry",
     "pipelines.imports": "this walk",
     "pipelines.progress": "bars in the terminal",
+    "pipelines.storage": "brings files to other machines, which compare them with their digests",
     "pipelines.checkpoints": "which interrupted training may be continued; it ends as an uninterrupted one does",
 }
 

@@ -135,12 +135,15 @@ class TrainParams:
         gpu: ``auto`` gives this process, or each worker, a GPU when there is one; ``never`` keeps all stages off it.
         threads: torch threads a process on the CPU; 0 leaves torch's choice.
         max_failures: how often Ray restarts a failed worker group, from its last checkpoint.
+        storage: where workers on other machines find what they read and leave their checkpoints, an address that
+            `pipelines.storage` opens; null: all of them see this folder. Without workers nothing goes there.
     """
 
     workers: int = 0
     gpu: Literal["auto", "never"] = "auto"
     threads: int = 0
     max_failures: int = 1
+    storage: str | None = None
 
     @property
     def device(self) -> DeviceChoice:

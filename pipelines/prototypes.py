@@ -23,10 +23,10 @@ from pipelines.tracking import log_metrics
 from pipelines.training import train
 
 
-def fit(prepared: str, features: str, config: PrototypeConfig, callbacks: Callbacks) -> State:
+def fit(prepared: Path, features: Path, config: PrototypeConfig, callbacks: Callbacks) -> State:
     """What one worker runs."""
-    data = PreparedSet.open(Path(prepared))
-    cache = _cache(data, Path(features), config)
+    data = PreparedSet.open(prepared)
+    cache = _cache(data, features, config)
     return prototype_model_checkpoint(train_prototypes(data.collection, cache, config, callbacks))
 
 
@@ -51,8 +51,8 @@ def prototypes(params: Params) -> None:
 
 
 def _train(name: str, config: PrototypeConfig, where: TrainParams) -> tuple[State, list[dict[str, float]]]:
-    function = partial(fit, str(PREPARED.resolve()), str(FEATURES.resolve()), config)
-    return train(name, function, config, [PREPARED, CONCEPTS, FEATURES], where, "pipelines.prototypes")
+    function, reads = partial(fit, config=config), [PREPARED, FEATURES]
+    return train(name, function, config, reads, where, "pipelines.prototypes", rests_on=[CONCEPTS])
 
 
 def _curve(checkpoint: State, config: PrototypeConfig) -> CountCurve:

@@ -111,10 +111,10 @@ def stage_run(stage: str, params: Params, last: bool = False) -> Iterator[str]:
         (STATE / "run.json").unlink(missing_ok=True)
 
 
-def log_metrics(stage: str, metrics: Mapping[str, float], step: int | None = None) -> None:
-    """Logs finite numbers as ``<stage>.<name>`` to the active run."""
+def log_metrics(stage: str, metrics: Mapping[str, float], step: int | None = None, run_id: str | None = None) -> None:
+    """Logs finite numbers as ``<stage>.<name>`` to a run, by default to the active one."""
     finite = {f"{stage}.{name}": float(value) for name, value in metrics.items() if value == value}
-    mlflow.log_metrics(finite, step=step)
+    mlflow.log_metrics(finite, step=step, run_id=run_id)
 
 
 def log_tag(name: str, value: str) -> None:

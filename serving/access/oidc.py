@@ -58,8 +58,8 @@ class OidcConfig(BaseModel):
         leeway_s: how far clocks may be apart.
         retry_s: the least time between two readings of the keys.
         timeout_s: for each step of reading them.
-        pseudonym_salt_file: of the pseudonyms; made at the first start if it is missing. With another salt everybody
-            has another pseudonym, so keep it as long as the ledger.
+        pseudonym_salt_file: of the pseudonyms, if ``CSR_ACTORS_SALT`` does not hold it; made at the first start if it
+            is missing. With another salt everybody has another pseudonym, so keep it as long as the ledger.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +75,10 @@ class OidcConfig(BaseModel):
     retry_s: NonNegativeFloat = 15.0
     timeout_s: PositiveFloat = 3.0
     pseudonym_salt_file: Path = Path(".state/serving/actors.key")
+
+    def pseudonym_salt(self, make: bool = True) -> bytes:
+        """See `serving.access.secrets.read_secret`."""
+        return read_secret(self.pseudonym_salt_file, "CSR_ACTORS_SALT", make)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -97,7 +101,7 @@ class TokenVerifier:
 
     def __init__(self, config: OidcConfig) -> None:
         self._config = config
-        self._salt = read_secret(config.pseudonym_salt_file)
+        self._salt = config.pseudonym_salt()
         if config.jwks_file is not None:
             read = read_file(config.jwks_file)
             try:

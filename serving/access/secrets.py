@@ -1,4 +1,4 @@
-"""Secrets in files: what seals the ledger and salts pseudonyms."""
+"""What seals the ledger and salts pseudonyms: from the environment, or from files, which are made where one may."""
 
 from __future__ import annotations
 
@@ -9,24 +9,41 @@ from pathlib import Path
 from csr.errors import ConfigError
 
 SECRET_BYTES = 32
+SECRETS = ("CSR_LEDGER_KEY", "CSR_DICOM_SALT", "CSR_ACTORS_SALT")  # environment variables, each with a secret itself
 
 
-def read_secret(file: Path) -> bytes:
-    """A secret's bytes; made, readable by its owner only, if the file is missing.
+def read_secret(file: Path, variable: str, make: bool = True) -> bytes:
+    """A secret's bytes.
 
     Several processes may ask at once: all get the same.
 
+    Args:
+        file: that holds it; made, readable by its owner only, if it is missing.
+        variable: of the environment, one of `SECRETS`; if it is set, no file is looked at.
+        make: False: it must be there.
+
     Raises:
-        ConfigError: the file cannot be read or made, or holds too little.
+        ConfigError: it cannot be read or made, or is too short.
     """
+    if variable in os.environ:
+        return _long_enough(os.environ[variable].strip().encode(), variable)
     if not file.exists():
+        if not make:
+            raise ConfigError(
+                f"{file}: missing, and {variable} is not set; this secret is not made here but given: another one "
+                "would not fit what is stored"
+            )
         _make(file)
     try:
         secret = file.read_bytes().strip()
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    return _long_enough(secret, str(file))
+
+
+def _long_enough(secret: bytes, where: str) -> bytes:
     if len(secret) < SECRET_BYTES:
-        raise ConfigError(f"{file}: holds {len(secret)} bytes, a secret needs {SECRET_BYTES}")
+        raise ConfigError(f"{where}: holds {len(secret)} bytes, a secret needs {SECRET_BYTES}")
     return secret
 
 

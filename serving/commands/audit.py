@@ -72,11 +72,10 @@ def open_store(config: StoreConfig) -> Store:
     Raises:
         CSRError: it, or the key, is not there or cannot be read.
     """
-    if not config.ledger_key_file.is_file():
-        raise ConfigError(f"{config.ledger_key_file}: missing; the ledger cannot be verified without its key")
+    key = config.ledger_key(make=False)
     if config.address.startswith("sqlite") and not Path(config.address.partition(":///")[2]).is_file():
         raise ConfigError(f"{config.address}: there is no such store in {Path.cwd()}")
-    return Store.open(config.address, config.ledger_key_file.read_bytes().strip(), migrate=False)
+    return Store.open(config.address, key, migrate=False)
 
 
 def receipt(text: str) -> Receipt:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
             print(*found.faults, sep="\n", file=sys.stderr)
             print("nothing was exported: the ledger is not whole; see csr audit verify", file=sys.stderr)
             return 1
-        secret = where.ledger_key_file.read_bytes().strip()
+        secret = where.ledger_key(make=False)
         feedback = collect_feedback(store, secret, looks, second_reader, found.head)
         through = feedback.through.number, feedback.through.hash
         written = write_feedback(

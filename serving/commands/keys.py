@@ -8,7 +8,6 @@ from pathlib import Path
 
 from serving.access.keys import KeyStore
 from serving.access.roles import Role
-from serving.access.secrets import read_secret
 from serving.access.sessions import SessionStore
 from serving.deploy.config import AccessConfig, StoreConfig, load_config
 from serving.errors import UnknownKeyError
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     if given.config is not None:
         config = load_config(given.config)
         store, access = config.store, config.access
-    opened = Store.open(store.address, read_secret(store.ledger_key_file))
+    opened = Store.open(store.address, store.ledger_key())
     try:
         keys, sessions = KeyStore(opened), SessionStore(opened.database, access.sessions)
         if given.command == "create":

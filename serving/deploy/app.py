@@ -19,7 +19,6 @@ from csr.bundle.format import Bundle
 from csr.errors import CSRError
 from serving.access.keys import KeyStore
 from serving.access.roles import Role
-from serving.access.secrets import read_secret
 from serving.deploy.cluster import ray_serve, set_environment
 from serving.deploy.config import ServerConfig, load_config, parse_config
 from serving.deploy.probe import wait_until_ready
@@ -115,12 +114,8 @@ def _prepare_store(config: ServerConfig) -> None:
     Raises:
         StoreError, ConfigError: it cannot be made.
     """
-    files = [config.store.ledger_key_file, config.dicom.salt_file]
-    if config.access.oidc is not None:
-        files.append(config.access.oidc.pseudonym_salt_file)
-    for secret in files:
-        read_secret(secret)
-    store = Store.open(config.store.address, read_secret(config.store.ledger_key_file))
+    config.check_secrets()
+    store = Store.open(config.store.address, config.store.ledger_key())
     try:
         keys = KeyStore(store)
         if not keys.list():

@@ -18,6 +18,7 @@ from starlette.types import Scope
 from csr.errors import ConfigError
 from serving.access.oidc import OidcConfig
 from serving.access.rates import RateLimits
+from serving.access.secrets import read_secret
 from serving.access.sessions import SessionLimits
 from serving.core.decoding import DecodingLimits
 from serving.core.fit import MisfitAction
@@ -216,11 +217,16 @@ class StoreConfig(_Section):
     Args:
         url: of the database; None takes ``CSR_STORE_URL``, else a SQLite file in ``.state/serving``. A password belongs
             into the environment variable.
-        ledger_key_file: of the key that seals the ledger; made at the first start if it is missing.
+        ledger_key_file: of the key that seals the ledger, if ``CSR_LEDGER_KEY`` does not hold it; made at the first
+            start if it is missing.
     """
 
     url: str | None = None
     ledger_key_file: Path = Path(".state/serving/ledger.key")
+
+    def ledger_key(self, make: bool = True) -> bytes:
+        """See `serving.access.secrets.read_secret`."""
+        return read_secret(self.ledger_key_file, "CSR_LEDGER_KEY", make)
 
     @property
     def address(self) -> str:
@@ -258,13 +264,17 @@ class DicomConfig(_Section):
     """DICOM images and archives.
 
     Args:
-        salt_file: of the pseudonyms of studies and images; made at the first start if it is missing. Keep it: with
-            another one nothing can be sent back to where it came from.
+        salt_file: of the pseudonyms of studies and images, if ``CSR_DICOM_SALT`` does not hold it; made at the first
+            start if it is missing. Keep it: with another one nothing can be sent back to where it came from.
         nodes: DICOMweb archives by name, see `serving.dicom.node_config.NodeConfig`.
     """
 
     salt_file: Path = Path(".state/serving/salt.key")
     nodes: dict[str, NodeConfig] = {}
+
+    def salt(self, make: bool = True) -> bytes:
+        """See `serving.access.secrets.read_secret`."""
+        return read_secret(self.salt_file, "CSR_DICOM_SALT", make)
 
 
 class TelemetryConfig(_Section):
@@ -299,6 +309,15 @@ class ServerConfig(_Section):
     review: ReviewConfig = ReviewConfig()
     dicom: DicomConfig = DicomConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    def check_secrets(self, make: bool = True) -> None:
+        """Raises:
+        ConfigError: a secret is not there, and cannot or must not be made.
+        """
+        self.store.ledger_key(make)
+        self.dicom.salt(make)
+        if self.access.oidc is not None:
+            self.access.oidc.pseudonym_salt(make)
 
 
 def load_config(file: Path) -> ServerConfig:

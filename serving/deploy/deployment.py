@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ from starlette.types import ASGIApp
 from csr.bundle.format import Bundle
 from csr.interaction.corrections import Interaction
 from serving.deploy.config import BatchConfig, ReplicaConfig, ServerConfig
+from serving.deploy.numbers import ClusterNumbers
 from serving.deploy.service import Service, engine_maker
 from serving.engines import Engine
 from serving.interfaces.oip.guarded import GuardedServicer
 from serving.interfaces.rest.app import create_server
 from serving.telemetry import Telemetry
 from serving.telemetry.logs import configure_logging
-from serving.telemetry.metrics import FOLDER_VARIABLE
+from serving.telemetry.metrics import FOLDER_VARIABLE, collect
 
 
 class BatchingEngine:
@@ -86,13 +89,14 @@ class BatchingEngine:
         self._engine.close()
 
 
-def build(config: ServerConfig, numbers: Path, own_proxy: bool = False) -> Any:
+def build(config: ServerConfig, numbers: Path, own_proxy: bool = False, on_cluster: bool = False) -> Any:
     """The Serve application, to be passed to ``serve.run``. Everything is opened in the replica.
 
     Args:
         config: of the server.
         own_proxy: see `serving.access.addresses.Addresses`.
-        numbers: the folder in which replicas add up their metrics, see `serving.telemetry.metrics`.
+        numbers: the folder in which replicas of one machine add up their metrics, see `serving.telemetry.metrics`.
+        on_cluster: replicas may be on several machines, see `serving.app`.
     """
 
     @serve.ingress()
@@ -104,8 +108,15 @@ def build(config: ServerConfig, numbers: Path, own_proxy: bool = False) -> Any:
             loop.set_default_executor(ThreadPoolExecutor(config.replicas.ongoing, "request"))
             configure_logging(config.telemetry.log_level)
             make = engine_maker(config.engine)
-
+            self._everywhere: ClusterNumbers | None = None
+            if on_cluster:
+                config.check_secrets(make=False)
+                numbers.mkdir(mode=0o700, exist_ok=True)
             telemetry = Telemetry.open(config.telemetry.traces, config.telemetry.sample_ratio)
+            if on_cluster:
+                own = partial(collect, telemetry.registry)
+                self._everywhere = ClusterNumbers(own, serve.get_replica_context().app_name)
+                telemetry = replace(telemetry, everywhere=self._everywhere.collect)
 
             def batching(bundle: Bundle, version: str) -> Engine:
                 engine = make(bundle, version)
@@ -118,6 +129,8 @@ def build(config: ServerConfig, numbers: Path, own_proxy: bool = False) -> Any:
             return create_server(self._service)
 
         async def __del__(self) -> None:
+            if self._everywhere is not None:
+                self._everywhere.close()
             await asyncio.to_thread(self._service.close)
 
     return serve.deployment(name="reader", **_options(config.replicas, numbers))(Replica).bind()

@@ -11,7 +11,6 @@ from serving.access.authenticator import Authenticator
 from serving.access.keys import KeyStore
 from serving.access.oidc import TokenVerifier
 from serving.access.rates import Rates
-from serving.access.secrets import read_secret
 from serving.access.sessions import SessionStore
 from serving.core.atlas import AtlasRoom
 from serving.core.catalogue import Catalogue
@@ -89,7 +88,7 @@ class Service:
         Raises:
             StoreError, ConfigError: it cannot be opened.
         """
-        store = Store.open(config.store.address, read_secret(config.store.ledger_key_file))
+        store = Store.open(config.store.address, config.store.ledger_key())
         keys = KeyStore(store)
         models = ServedModels()
         followers = [Follower("champion", _source(config.model, config.model), make, models, store, telemetry)]
@@ -100,7 +99,7 @@ class Service:
         watch.start()
         action = config.input_guard.action
         shadow = Shadow(models, store.ledger, telemetry, action)
-        salt = read_secret(config.dicom.salt_file)
+        salt = config.dicom.salt()
         own = None if decoding else DecodingPool(config.decoding.limits)
         pool = decoding or own
         assert pool is not None

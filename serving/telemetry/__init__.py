@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 
-from serving.telemetry.metrics import Metrics, forget_dead_processes, render
+from serving.telemetry.metrics import Metrics, forget_dead_processes, page, render
 from serving.telemetry.tracing import Tracing, configure_tracing
 
 
@@ -17,6 +18,7 @@ class Telemetry:
     metrics: Metrics
     tracing: Tracing
     registry: CollectorRegistry
+    everywhere: Callable[[], Iterable[Metric]] | None = None  # collects the numbers of all nodes, if there are others
 
     @classmethod
     def open(cls, endpoint: str | None = None, sample_ratio: float = 1.0) -> Telemetry:
@@ -33,4 +35,4 @@ class Telemetry:
 
     def page(self) -> tuple[bytes, str]:
         """What Prometheus reads, and its content type."""
-        return render(self.registry)
+        return render(self.registry) if self.everywhere is None else page(self.everywhere())

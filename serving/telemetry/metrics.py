@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client import generate_latest as to_text
 from prometheus_client import values as value_kinds
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from csr.bundle.profile import ReasonCode
 from csr.errors import ConfigError
@@ -30,6 +31,7 @@ from serving.errors import ServingError
 from serving.interfaces.schemas import Fits, InteractionRequest
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+NODE_LABEL = "node"
 DIGEST_CHARACTERS = 12  # of a digest, wherever telemetry names one
 Step = Literal["decode", "load", "wait", "encode", "reason", "explain", "assess", "draw", "record", "read"]
 InteractionKind = Literal["none", "boxes", "answers", "both"]
@@ -43,12 +45,44 @@ _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _FIT_BUCKETS = (-0.5, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8, 16)
 
 
-def render(registry: CollectorRegistry = REGISTRY) -> tuple[bytes, str]:
+def render(registry: CollectorRegistry | None = None) -> tuple[bytes, str]:
     """The page that Prometheus reads and its content type: of all processes of this node, or of ``registry``."""
+    return page(collect(registry or REGISTRY))
+
+
+def collect(registry: CollectorRegistry) -> list[Metric]:
+    """The numbers of all processes of this node; of ``registry`` where there is but one."""
     if FOLDER_VARIABLE in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
+    return list(registry.collect())
+
+
+def page(numbers: Iterable[Metric]) -> tuple[bytes, str]:
+    """Numbers as Prometheus reads them, and their content type."""
+    registry = CollectorRegistry()
+    registry.register(_Collected(numbers))
     return to_text(registry), CONTENT_TYPE_LATEST
+
+
+def labelled(label: str, numbers: Mapping[str, Iterable[Metric]]) -> list[Metric]:
+    """The numbers of several places as one list, each sample with one more label, which names its place."""
+    merged: dict[str, Metric] = {}
+    for place, families in sorted(numbers.items()):
+        for family in families:
+            whole = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            whole.samples += [each._replace(labels={**each.labels, label: place}) for each in family.samples]
+    return list(merged.values())
+
+
+class _Collected(Collector):
+    """Numbers that were collected already."""
+
+    def __init__(self, numbers: Iterable[Metric]) -> None:
+        self._numbers = list(numbers)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._numbers
 
 
 def prepare_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from csr.errors import TrainingError
 from csr.training.callbacks import Callbacks, SilentCallbacks, State
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.runtime import world_size
 from pipelines.concepts import fit
 from pipelines.params import TrainParams
@@ -30,7 +31,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connect()
 
 
-def crash_once(marker: str, prepared: str, config: object, callbacks: Callbacks) -> State:
+def crash_once(prepared: Path, marker: str, config: ConceptTrainingConfig, callbacks: Callbacks) -> State:
     """Dies like a lost node at the end of the second epoch, once; by then Ray holds the first one's checkpoint."""
     original = callbacks.epoch
 
@@ -42,17 +43,17 @@ def crash_once(marker: str, prepared: str, config: object, callbacks: Callbacks)
         original(metrics, state)
 
     callbacks.epoch = epoch  # type: ignore[method-assign]
-    state = fit(prepared, config, callbacks)
+    state = fit(prepared, config=config, callbacks=callbacks)
     return state | {"world_size": world_size()}
 
 
 def test_two_workers_train_survive_a_crash_and_log_one_run(tiny_run: TinyRun, store: None, tmp_path: Path) -> None:
     from csr.network.concept_model import ConceptModelConfig
     from csr.network.rebuild import concept_model_from_checkpoint
-    from csr.training.concepts import ConceptTrainingConfig, train_concepts
+    from csr.training.concepts import train_concepts
 
     config = ConceptTrainingConfig(ConceptModelConfig("regnetx_002"), epochs=3, batch_size=16, precision="float32")
-    function = partial(crash_once, str(tmp_path / "crashed"), str(tiny_run.folder / "prepared"), config)
+    function = partial(crash_once, marker=str(tmp_path / "crashed"), config=config)
     params = TrainParams(workers=2, threads=1, max_failures=1)
     with mlflow.start_run() as run:
         checkpoint, history = train("concepts", function, config, [tiny_run.folder / "prepared"], params)

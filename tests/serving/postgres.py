@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, from Debian's package, on a free port of the loopback."""
+"""A PostgreSQL server of a test's own, from Debian's package, on a free port of the loopback or of a test's network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,22 +22,29 @@ class PostgresError(RuntimeError):
 
 
 class Postgres:
-    """A server that can be killed and started again on the same data."""
+    """A server that can be killed and started again on the same data.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for it. host: that it listens on; who is on its network may ask, too.
+        inside: words before its commands, which start them elsewhere.
+    """
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1", inside: Sequence[str] = ()) -> None:
         programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         if not programs:
             raise PostgresError("PostgreSQL is not installed: apt-get install postgresql")
         self._bin = programs[-1]
-        self._folder = folder
+        self._folder, self._host, self._inside = folder, host, inside
         self.port = free_port()
-        self.url = f"postgresql+psycopg://csr@127.0.0.1:{self.port}/postgres"
+        self.url = f"postgresql+psycopg://csr@{host}:{self.port}/postgres"
         self._run("initdb", "-D", str(folder / "data"), "-U", "csr", "--auth=trust", "-E", "UTF8", "--no-sync")
+        with (folder / "data/pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {host}/24 trust\n")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         log = (self._folder / "log").open("ab")
-        arguments = ["-D", str(self._folder / "data"), "-p", str(self.port), "-h", "127.0.0.1"]
+        arguments = ["-D", str(self._folder / "data"), "-p", str(self.port), "-h", self._host]
         command = self._as_postgres("postgres", *arguments, "-c", f"unix_socket_directories={self._folder}")
         self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + START_S
@@ -54,7 +61,8 @@ class Postgres:
             self._process = None
 
     def _answers(self) -> bool:
-        done = subprocess.run([str(self._bin / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port), "-q"])
+        command = [*self._inside, str(self._bin / "pg_isready"), "-h", self._host, "-p", str(self.port), "-q"]
+        done = subprocess.run(command)
         return done.returncode == 0
 
     def _run(self, *command: str) -> None:
@@ -65,16 +73,20 @@ class Postgres:
     def _as_postgres(self, program: str, *arguments: str) -> list[str]:
         """It refuses to run as root."""
         own = [str(self._bin / program), *arguments]
-        return own if os.geteuid() else ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *own]
+        return (
+            own
+            if os.geteuid()
+            else [*self._inside, "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *own]
+        )
 
 
 @contextmanager
-def postgres() -> Iterator[Postgres]:
-    """A running server, gone when the block ends."""
+def postgres(host: str = "127.0.0.1", inside: Sequence[str] = ()) -> Iterator[Postgres]:
+    """A running server, gone when the block ends; see `Postgres`."""
     folder = Path(tempfile.mkdtemp(prefix="csr-postgres-"))  # a test's own folder may be closed to other users
     if os.geteuid() == 0:
         shutil.chown(folder, "postgres", "postgres")
-    server = Postgres(folder)
+    server = Postgres(folder, host, inside)
     try:
         server.start()
         yield server

@@ -3,16 +3,18 @@ from __future__ import annotations
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from csr.errors import ConfigError
-from serving.access.secrets import read_secret
+from serving.access.secrets import SECRETS, read_secret
 from serving.deploy.config import ServerConfig, load_config, parse_config
 
 ROOT = Path(__file__).parents[3]
+VARIABLE = "CSR_LEDGER_KEY"
 LEAST: dict[str, Any] = {"model": {"bundle": "b"}}
 
 
@@ -89,21 +91,48 @@ def test_limits_by_kind_of_body() -> None:
 
 def test_a_secret_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     file = tmp_path / "new" / "secret"
-    first = read_secret(file)
-    assert len(first) >= 32 and read_secret(file) == first
+    first = read_secret(file, VARIABLE)
+    assert len(first) >= 32 and read_secret(file, VARIABLE) == first
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.write_text("short")
     with pytest.raises(ConfigError, match="a secret needs 32"):
-        read_secret(file)
+        read_secret(file, VARIABLE)
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_secret(tmp_path / "folder")
+        read_secret(tmp_path / "folder", VARIABLE)
+
+
+def test_a_secret_may_come_from_the_environment_and_need_not_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "secret"
+    with pytest.raises(ConfigError, match=f"secret: missing, and {VARIABLE} is not set; this secret is not made here"):
+        read_secret(file, VARIABLE, make=False)
+    monkeypatch.setenv(VARIABLE, "k" * 40 + "\n")
+    assert read_secret(file, VARIABLE) == b"k" * 40 and not file.exists()
+    monkeypatch.setenv(VARIABLE, "short")
+    with pytest.raises(ConfigError, match=f"{VARIABLE}: holds 5 bytes, a secret needs 32"):
+        read_secret(file, VARIABLE)
+
+
+def test_every_secret_has_a_variable_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    oidc = {"issuer": "i", "audience": "a", "jwks_file": "keys.json", "roles": {"r": "reader"}}
+    config = parse_config(LEAST | {"access": {"oidc": oidc}})
+    for name in SECRETS:
+        with pytest.raises(ConfigError, match=f"missing, and {name} is not set"):
+            config.check_secrets(make=False)
+        monkeypatch.setenv(name, name * 3)
+    config.check_secrets(make=False)
+    read = (config.store.ledger_key(), config.dicom.salt(), config.access.oidc.pseudonym_salt())
+    assert read == tuple(name.encode() * 3 for name in SECRETS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_those_who_make_a_secret_at_once_get_the_same(tmp_path: Path) -> None:
     for number in range(20):
         with ThreadPoolExecutor(8) as pool:
-            made = set(pool.map(read_secret, [tmp_path / f"secret{number}"] * 8))
+            made = set(pool.map(partial(read_secret, variable=VARIABLE), [tmp_path / f"secret{number}"] * 8))
         assert len(made) == 1
     assert {each.name for each in tmp_path.iterdir()} == {f"secret{number}" for number in range(20)}
 

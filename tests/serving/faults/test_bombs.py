@@ -29,7 +29,7 @@ SLACK_S = 5.0
 
 def another_key(folder: Path) -> str:
     state = folder / ".state/serving"
-    store = Store.open(f"sqlite:///{state}/store.db", read_secret(state / "ledger.key"))
+    store = Store.open(f"sqlite:///{state}/store.db", read_secret(state / "ledger.key", "CSR_LEDGER_KEY"))
     try:
         return KeyStore(store).create("other", Role.READER)[1]
     finally:

@@ -18,7 +18,16 @@ from csr.errors import ConfigError
 from csr.interaction.corrections import Interaction, RegionBox
 from serving.errors import UnknownStudyError
 from serving.interfaces.schemas import Fits, MisfitReason
-from serving.telemetry.metrics import FOLDER_VARIABLE, Metrics, forget_process, prepare_folder, render
+from serving.telemetry.metrics import (
+    FOLDER_VARIABLE,
+    Metrics,
+    collect,
+    forget_process,
+    labelled,
+    page,
+    prepare_folder,
+    render,
+)
 from tests.serving.telemetry.samples import Samples, parse, read, value
 
 BOX = (RegionBox(0, 0, 8, 8),)
@@ -260,6 +269,25 @@ def test_two_processes_are_one_page_and_a_dead_one_leaves_its_counts(
     assert not [labels for name, labels in samples if name == "csr_concept_drift" and ("pid", first) in labels]
     prepare_folder(folder)
     assert aggregated(folder) == {}
+
+
+def test_the_numbers_of_several_nodes_are_one_page_that_tells_them_apart() -> None:
+    registries = {"a1": CollectorRegistry(), "b2": CollectorRegistry()}
+    for turns, registry in enumerate(registries.values(), 1):
+        metrics = Metrics(registry)
+        metrics.ready(turns == 1)
+        for _ in range(turns):
+            metrics.step("encode", 0.2 * turns)
+    text = page(labelled("node", {node: collect(registry) for node, registry in registries.items()}))[0].decode()
+    assert text.count("# TYPE csr_step_seconds histogram") == 1
+    expected = {
+        (name, tuple(sorted([*labels, ("node", node)]))): number
+        for node, registry in registries.items()
+        for (name, labels), number in read(registry).items()
+        if not math.isnan(number)
+    }
+    assert {key: number for key, number in parse(text).items() if not math.isnan(number)} == expected
+    assert 'csr_ready{node="a1"} 1.0\ncsr_ready{node="b2"} 0.0\n' in text
 
 
 def test_the_folder_is_its_owners_alone(tmp_path: Path) -> None:
