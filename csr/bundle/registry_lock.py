@@ -145,13 +145,13 @@ class RegistryLock:
                 if not self._is_mine():
                     return
                 self._client.set_registered_model_tag(self.name, "alive", str(time.time()))
-            except Exception:  # noqa: BLE001 - the registry is away for a moment; `check` is what must not fail silently
+            except Exception:  # the registry is away for a moment; `check` is what must not fail silently
                 continue
 
 
 def _place() -> str:
     """Where the numbers of processes mean the same: this machine since it was started, and this container."""
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{os.readlink('/proc/self/ns/pid')}"
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{Path('/proc/self/ns/pid').readlink()}"
 
 
 def _is_gone(held: dict[str, str]) -> bool:
