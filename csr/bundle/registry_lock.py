@@ -4,7 +4,7 @@ MLflow offers no lock, but a registered model's name is unique: who creates ``<m
 deletes it when done. The entry says who holds it, and while it is held its tag ``alive`` is renewed. One whose holder
 fell silent for `SILENCE` seconds, or was a process of this machine that is gone, is set aside by *renaming* it after
 its holder: only one process can do that, and a second one that meant the old holder too is refused, since the new name
-is taken.
+is taken. What was set aside therefore stays for a day.
 
 A holder that was only asleep finds out by `RegistryLock.check`, to be called before whatever must not happen twice.
 Between that and what follows lie milliseconds, which this lock does not cover; `SILENCE` is long against the difference
@@ -27,6 +27,8 @@ from csr.errors import CSRError
 SILENCE = 600.0  # seconds
 RENEWAL = 30.0
 _PAUSE = 0.2
+_DAY = 86400.0
+_DEAD = "-dead-"
 _TAKEN, _GONE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
 
 
@@ -42,6 +44,7 @@ class LockClient(Protocol):
     def set_registered_model_tag(self, name: str, key: str, value: Any) -> None: ...
     def rename_registered_model(self, name: str, new_name: str) -> Any: ...
     def delete_registered_model(self, name: str) -> None: ...
+    def search_registered_models(self, filter_string: str) -> Any: ...
 
 
 class RegistryLock:
@@ -62,7 +65,6 @@ class RegistryLock:
         self.name = f"{model}-lock-{purpose}"
         self._holder = uuid.uuid4().hex
         self._done = threading.Event()
-        self._aside: list[str] = []
 
     def __enter__(self) -> RegistryLock:
         """Raises:
@@ -89,8 +91,11 @@ class RegistryLock:
     ) -> None:
         self._done.set()
         self._renewing.join()
-        for name in (*self._aside, *([self.name] if self._is_mine() else [])):
-            self._client.delete_registered_model(name)
+        for old in self._client.search_registered_models(f"name LIKE '{self.name}{_DEAD}%'"):
+            if time.time() - float(old.tags["alive"]) > _DAY:
+                self._client.delete_registered_model(old.name)
+        if self._is_mine():
+            self._client.delete_registered_model(self.name)
 
     def check(self) -> None:
         """Raises:
@@ -126,10 +131,9 @@ class RegistryLock:
         """Whether the holder was dead and its entry is out of the way now."""
         if time.time() - float(held["alive"]) <= self._silence and not _is_gone(held):
             return False
-        aside = f"{self.name}-dead-{held['holder']}"
+        aside = f"{self.name}{_DEAD}{held['holder']}"
         try:
             self._client.rename_registered_model(self.name, aside)
-            self._aside.append(aside)
         except Exception as error:
             if getattr(error, "error_code", None) not in (_TAKEN, _GONE):
                 raise
