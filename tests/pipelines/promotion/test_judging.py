@@ -20,7 +20,6 @@ from pipelines.promotion.measures import MEASURES
 from tests.conftest import TinyRun
 from tests.csr.data.feedback.examples import reading, write
 
-
 REVERTED = {"decision": "revert"}
 
 
