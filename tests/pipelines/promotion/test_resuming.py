@@ -27,7 +27,6 @@ from tests.pipelines.test_champion import CrashError, Crashing
 
 CHANGES = (
     *Crashing.CHANGES,
-    "create_registered_model",
     "delete_registered_model",
     "create_logged_model",
     "log_model_artifacts",
