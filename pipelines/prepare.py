@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from csr.data.phantom import generate
 from csr.data.prepared import PreparedSet
 from csr.data.problems import Problems
 from csr.data.raw import prepare_raw
-from csr.data.records import Collection
+from csr.data.records import SPLITS, Collection, all_for_test
 from csr.data.shards import Images
 from csr.data.sources.read import SourceOptions, read_source
 from csr.data.text_concepts import TextConceptConfig, concept_directions, concept_scores, fill_labels, load_encoder
@@ -61,9 +61,12 @@ def _corrected(data: DataParams, uncorrected: Path, feedback: FeedbackSet) -> Co
     return collection
 
 
-def prepare_real(data: DataParams, path: Path, workers: int, place: torch.device) -> Collection:
+def prepare_real(data: DataParams, path: Path, workers: int, place: torch.device, judging: bool = False) -> Collection:
     """Writes a real set's prepared form to ``path`` and returns its tables; an image-text encoder computes on
     ``place``.
+
+    Args:
+        judging: all studies are to be judged on, so all are put into split ``test``.
 
     Raises:
         DataError: naming everything that is wrong with the set; nothing is written.
@@ -73,6 +76,8 @@ def prepare_real(data: DataParams, path: Path, workers: int, place: torch.device
     shares = data.shares
     options = SourceOptions(shares, data.tbx11k, workers, data.choice, data.vindr_cxr)
     raw = read_source(data.source, folder, options, problems, _progress)
+    if judging:
+        raw = replace(raw, collection=all_for_test(raw.collection))
     prepare_all = partial(
         prepare_raw,
         raw,
@@ -86,6 +91,7 @@ def prepare_real(data: DataParams, path: Path, workers: int, place: torch.device
         near_bits=data.near_bits,
         display=data.display,
         progress=_progress,
+        splits=("test",) if judging else SPLITS,
     )
     if texts is not None:
         prepare_all = _with_text_concepts(prepare_all, raw.collection, texts, place)

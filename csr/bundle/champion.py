@@ -5,8 +5,10 @@ MLflow keeps no history of an alias, so each move is a run of the experiment ``c
 that dies in between leaves an open one behind. `Champion.settle` finds it and closes it by what the alias is now: at
 the version that it names the move was made, anywhere else it was not. Whatever moves the alias settles first.
 
-Moves are made one at a time. Settling a move that is under way on another machine may call it not made; it closes its
-own record when it is done, which says the truth again.
+Moves are made one at a time, under a lock in the registry's store (`csr.bundle.registry_lock`), and so are records
+settled. Where the alias was moved by other means, in MLflow's own page for example, the next command finds that the
+last record names another version, and writes the move down as one by nobody known: the record never disagrees with the
+alias for longer than until somebody asks.
 
 The pipeline and the server move it by these same rules. Neither knows the other and csr knows no MLflow, so whoever
 calls brings MLflow's client.
@@ -16,14 +18,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Protocol
 
+from csr.bundle.registry_lock import LockClient, RegistryLock
 from csr.errors import BundleError, ConfigError
 
 CHAMPION = "champion"
 PROMOTIONS = "csr-promotions"
 _MADE, _NOT_MADE, _OPEN = "FINISHED", "FAILED", "RUNNING"
+WAIT = 5.0  # seconds for another move to end
+SILENCE = 60.0  # seconds after which who moves the alias is taken for dead; a move takes less than one
+NOBODY_KNOWN = "unknown"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 Kind = Literal["promotion", "rollback"]
 
@@ -32,7 +39,7 @@ class RegistryError(BundleError):
     """MLflow does not answer."""
 
 
-class RegistryClient(Protocol):
+class RegistryClient(LockClient, Protocol):
     """What is asked of ``mlflow.tracking.MlflowClient``; its exceptions have an ``error_code``."""
 
     def get_model_version_by_alias(self, name: str, alias: str) -> Any: ...
@@ -94,7 +101,8 @@ class Champion:
             BundleError: there is no such version.
             RegistryError: MLflow does not answer.
         """
-        return self._move("promotion", version, reason, by)
+        with self._moving() as lock:
+            return self._move(lock, "promotion", version, reason, by)
 
     def rollback(self, reason: str, by: str) -> Move:
         """Points ``champion`` back at the last different version before, and each time it is called one further back.
@@ -107,36 +115,57 @@ class Champion:
             BundleError: there is nothing to go back to, or it does not exist any more.
             RegistryError: MLflow does not answer.
         """
-        self.settle()
-        current = self.version()
-        if current is None:
-            raise BundleError(f"{CHAMPION!r} points at no version; promote one")
-        path = _path(self.history(), current)
-        if len(path) < 2:
-            raise BundleError(f"{CHAMPION!r} has no version before {current} to go back to")
-        move = self._move("rollback", path[-2], reason, by)
-        assert move is not None  # versions that follow one another on the path differ
-        return move
+        with self._moving() as lock:
+            current = self.version()
+            if current is None:
+                raise BundleError(f"{CHAMPION!r} points at no version; promote one")
+            path = _path(self.history(), current)
+            if len(path) < 2:
+                raise BundleError(f"{CHAMPION!r} has no version before {current} to go back to")
+            move = self._move(lock, "rollback", path[-2], reason, by)
+            assert move is not None  # versions that follow one another on the path differ
+            return move
 
     def history(self) -> list[Move]:
         """All moves that were made, oldest first."""
         return [_read(run) for run in self._records(_MADE)]
 
     def settle(self) -> list[str]:
-        """Closes the records of moves that were cut short, and says of each what became of it.
+        """Closes the records of moves that were cut short, writes down a move that has none, and says what was found.
 
         Raises:
             RegistryError: MLflow does not answer.
+            LockedError: another process is moving the alias and does not end.
         """
+        with self._alone():
+            return self._settle()
+
+    @contextmanager
+    def _moving(self) -> Iterator[RegistryLock]:
+        with self._alone() as lock:
+            self._settle()
+            yield lock
+
+    def _alone(self) -> RegistryLock:
+        self.version()  # says by itself that MLflow does not answer
+        return RegistryLock(self.client, self.model, "moving", WAIT, SILENCE)
+
+    def _settle(self) -> list[str]:
         told = []
         for run in list(self._records(_OPEN)):
             move = _read(run)
             made = self.version() == move.target
             self.client.set_terminated(run.info.run_id, _MADE if made else _NOT_MADE)
             told.append(f"{CHAMPION}: the {move.kind} {move} was cut short; it {'was' if made else 'was not'} made")
+        moves, current = self.history(), self.version() or ""
+        last = moves[-1].target if moves else ""
+        if current != last:
+            move = Move("promotion", last, current, "found where no command of csr put it", NOBODY_KNOWN)
+            self.client.set_terminated(self._open_record(move), _MADE)
+            told.append(f"{CHAMPION}: moved {move} by other means than csr's; it is on record now")
         return told
 
-    def _move(self, kind: Kind, version: str, reason: str, by: str) -> Move | None:
+    def _move(self, lock: RegistryLock, kind: Kind, version: str, reason: str, by: str) -> Move | None:
         if not reason.strip():
             raise ConfigError(f"--reason: is empty; say why {CHAMPION!r} moves, the record keeps it")
         try:
@@ -145,12 +174,12 @@ class Champion:
             if _code(error) not in _MISSING:
                 _raise_no_answer(error)
             raise BundleError(f"version {version!r} of {self.model!r} does not exist in MLflow") from None
-        self.settle()
         source = self.version() or ""
         if source == version:
             return None
         move = Move(kind, source, version, reason.strip(), by)
         record = self._open_record(move)
+        lock.check()
         self.client.set_registered_model_alias(self.model, CHAMPION, version)
         self.client.set_terminated(record, _MADE)
         return move

@@ -186,8 +186,12 @@ class PreparedWriter:
 
 def copy_without(data: PreparedSet, split: str, path: Path) -> None:
     """Writes the set to ``path`` without a split: no image, label, box or mask of its studies is there."""
+    copy_rows(data, np.flatnonzero((data.collection.studies["split"] != split).to_numpy()), path)
+
+
+def copy_rows(data: PreparedSet, kept: np.ndarray, path: Path) -> None:
+    """Writes the studies of some rows, ascending, to ``path``, with nothing of the others."""
     collection = data.collection
-    kept = np.flatnonzero((collection.studies["split"] != split).to_numpy())
     studies = collection.studies.iloc[kept].reset_index(drop=True)
     boxes = collection.boxes[collection.boxes["study_id"].isin(studies["study_id"])].reset_index(drop=True)
     with PreparedWriter(path, len(kept), data.channels, data.side) as writer:

@@ -7,7 +7,7 @@ the checks that need all of it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,16 @@ from csr.data.masks import place_mask, read_mask, tight_box
 from csr.data.names import StoredNames
 from csr.data.prepared import PreparedWriter
 from csr.data.problems import Problems
-from csr.data.records import BOX_COLUMNS, CONCEPT_PREFIX, CORNERS, SPACING, STORED, Collection, validation_errors
+from csr.data.records import (
+    BOX_COLUMNS,
+    CONCEPT_PREFIX,
+    CORNERS,
+    SPACING,
+    SPLITS,
+    STORED,
+    Collection,
+    validation_errors,
+)
 from csr.data.schema import check_schema
 from csr.data.shards import Images
 from csr.errors import DataError, ImageError
@@ -127,6 +136,7 @@ def prepare_raw(
     display: str | None = None,
     decoded: DecodedImages | None = None,
     pending: Container[str] = (),
+    splits: Sequence[str] = SPLITS,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
     finish: Callable[[Collection, Images], Collection] = lambda collection, images: collection,
 ) -> Collection:
@@ -142,6 +152,7 @@ def prepare_raw(
         display: the orientation that DICOM images of projections are brought into, see `csr.data.orientation`.
         decoded: what an earlier run has decoded; gets what this one does.
         pending: concepts that get labels from ``finish``.
+        splits: that the set must have.
         finish: gets the tables and all prepared images N×C×S×S, and returns the tables that are written.
 
     Raises:
@@ -198,7 +209,7 @@ def prepare_raw(
         boxes, masks = _only_used(boxes, masks)
         moved = replace(raw.collection, studies=kept.drop(columns="where"), boxes=boxes.drop(columns="where"))
         moved = replace(moved, display=display)
-        for reason in validation_errors(moved, pending):
+        for reason in validation_errors(moved, pending, splits):
             problems.add(str(raw.folder), reason, skippable=False)
         for reason in find_leaks(moved, prints, near_bits):
             problems.add(str(raw.folder), reason, kind=reason.partition(": ")[0], skippable=False)

@@ -14,8 +14,8 @@ findings are outlined by pixel too, an integer column ``mask``: the number of a 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -142,16 +142,26 @@ class Collection:
         return {(row_of[study], index_of[concept]): group.to_numpy(np.float64) for (study, concept), group in groups}
 
 
-def validation_errors(collection: Collection, pending: Container[str] = ()) -> Iterator[str]:
+def all_for_test(collection: Collection) -> Collection:
+    """The collection with every study in split ``test``; those that were in another are of the part ``test``."""
+    studies = collection.studies
+    part = studies["part"].where(studies["split"] == "test", "test")
+    return replace(collection, studies=studies.assign(split="test", part=part))
+
+
+def validation_errors(
+    collection: Collection, pending: Container[str] = (), splits: Sequence[str] = SPLITS
+) -> Iterator[str]:
     """Why a data set cannot be trained or judged on, a sentence each: a split without a study, a class absent from a
     split (or, where studies can have several, with no study that lacks it), or a concept that is known to be present,
     or to be absent, in no study of ``train``.
 
     Args:
         pending: concepts that get labels later, and need no example yet.
+        splits: that the set must have; without ``train`` no concept needs an example.
     """
     indicators = collection.class_indicators()
-    for split in SPLITS:
+    for split in splits:
         own = indicators[collection.rows(split)]
         if not len(own):
             yield f"no study is in split {split!r}; give some rows that split, or leave it empty"
@@ -160,7 +170,8 @@ def validation_errors(collection: Collection, pending: Container[str] = ()) -> I
             yield f"{missing} no study in split {split!r}; move some there, or remove or merge the class"
         if collection.task == "multilabel" and (missing := _without(collection, (own == 0).any(0))):
             yield f"{missing} no study without it in split {split!r}; move some there, or remove the class"
-    yield from _concept_flaws(collection, pending)
+    if "train" in splits:
+        yield from _concept_flaws(collection, pending)
 
 
 def check_collection(collection: Collection, source: str, pending: Container[str] = ()) -> None:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from csr.evaluation.weighted import auroc, macro_f1
+
 # Draws computed at a time: bounds the memory to BLOCK × N weights.
 BLOCK = 250
 
@@ -60,7 +62,7 @@ def bootstrap_interval(
     """
     _check_shapes(truth, predicted)
     units = _units(clusters, len(truth))
-    return Interval(*_interval(lambda weights: _macro_f1(truth, predicted, classes, weights), units, draws, seed))
+    return Interval(*_interval(lambda weights: macro_f1(truth, predicted, classes, weights), units, draws, seed))
 
 
 def paired_bootstrap(
@@ -90,7 +92,7 @@ def paired_bootstrap(
     _check_shapes(truth, ours, theirs)
 
     def gain(weights: np.ndarray) -> np.ndarray:
-        return _macro_f1(truth, ours, classes, weights) - _macro_f1(truth, theirs, classes, weights)
+        return macro_f1(truth, ours, classes, weights) - macro_f1(truth, theirs, classes, weights)
 
     return Difference(*_interval(gain, _units(clusters, len(truth)), draws, seed))
 
@@ -175,7 +177,7 @@ def paired_auroc_bootstrap(
         ValueError: the shapes do not fit.
     """
     _check_shapes(labels[0], labels, ours, theirs)
-    gain = _each(lambda weights: _auroc(labels, ours, weights) - _auroc(labels, theirs, weights))
+    gain = _each(lambda weights: auroc(labels, ours, weights) - auroc(labels, theirs, weights))
     return Difference(*_interval(gain, _units(clusters, labels.shape[1]), draws, seed))
 
 
@@ -195,26 +197,32 @@ def auroc_ratio_bootstrap(
         floor: 0.5 counts what is above chance.
     """
     _check_shapes(labels[0], labels, ours, theirs)
-    ratio = _each(lambda weights: (_auroc(labels, ours, weights) - floor) / (_auroc(labels, theirs, weights) - floor))
+    ratio = _each(lambda weights: (auroc(labels, ours, weights) - floor) / (auroc(labels, theirs, weights) - floor))
     return Interval(*_interval(ratio, _units(clusters, labels.shape[1]), draws, seed))
+
+
+def weighted_interval(
+    measure: Callable[[np.ndarray], np.ndarray],
+    studies: int,
+    draws: int = 2000,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
+    tail: float = 0.025,
+) -> Interval:
+    """Any measure of one trained system, or of two on the same studies: the interval is about the studies alone.
+
+    Args:
+        measure: b×N study weights → b values, as `csr.evaluation.weighted` has them.
+        studies: N.
+        clusters: N names, see `paired_bootstrap`.
+        tail: chance that is left out at either end, each of which is a one-sided bound at 1 − tail.
+    """
+    return Interval(*_interval(_each(measure), _units(clusters, studies), draws, seed, tail))
 
 
 def _each(measure: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """A measure of b×N weights → b values as one of → b×1: of one seed."""
     return lambda weights: measure(weights)[:, None]
-
-
-def _auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """b, the mean over R runs of the AUROC from b×N study weights: the weighted share of (positive, negative) pairs in
-    which the positive has the larger score, ties counting a half."""
-    total = np.zeros(len(weights))
-    for label, score in zip(labels, scores, strict=True):
-        order = np.argsort(score, kind="stable")
-        starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-        positive, negative = (np.add.reduceat(weights[:, order] * (label[order] == v), starts, 1) for v in (1, 0))
-        below = negative.cumsum(1) - negative / 2
-        total += (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
-    return total / len(labels)
 
 
 def _check_shapes(studies: np.ndarray, *systems: np.ndarray) -> None:
@@ -233,7 +241,7 @@ def _units(clusters: np.ndarray | None, studies: int) -> np.ndarray:
 
 
 def _interval(
-    measure: Callable[[np.ndarray], np.ndarray], units: np.ndarray, draws: int, seed: int
+    measure: Callable[[np.ndarray], np.ndarray], units: np.ndarray, draws: int, seed: int, tail: float = 0.025
 ) -> tuple[float, float, float]:
     """Mean, low and high of a measure that takes b×N study weights and gives b×S values, one a resample and seed."""
     unit_of, names = pd.factorize(units)  # numbered as they appear: alone, a study keeps its own number
@@ -245,7 +253,7 @@ def _interval(
         size = min(BLOCK, draws - start)
         by_seed = measure(_resampled(rng, size, len(names))[:, unit_of])
         values.append((by_seed * _resampled(rng, size, seeds)).mean(1))
-    low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
+    low, high = np.quantile(np.concatenate(values), [tail, 1 - tail])
     return float(observed.mean()), float(low), float(high)
 
 
@@ -253,16 +261,3 @@ def _resampled(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
     """draws×size: how often each of ``size`` units is in a resample with replacement; rows sum to ``size``."""
     chosen = rng.integers(size, size=(draws, size)) + size * np.arange(draws)[:, None]
     return np.bincount(chosen.ravel(), minlength=draws * size).reshape(draws, size).astype(np.float64)
-
-
-def _macro_f1(truth: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
-    """b×S macro F1 from b×N study weights: F1_t = 2·hits_t / (present_t + predicted_t), 0 where that is 0/0."""
-    if truth.ndim == 2:  # what is not known counts nowhere
-        present, claimed = (truth == 1).astype(np.float64), ((predicted == 1) & ~np.isnan(truth)).astype(np.float64)
-    else:
-        present = (truth[:, None] == np.arange(classes)).astype(np.float64)
-        claimed = (predicted[..., None] == np.arange(classes)).astype(np.float64)
-    hits = weights @ (claimed * present)  # S×b×T
-    total = weights @ claimed + weights @ present
-    f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
-    return f1.mean(-1).T

@@ -37,11 +37,16 @@ def expected_calibration_error(truth: np.ndarray, probabilities: np.ndarray, bin
         probabilities: N×T.
         bins: number of equal-width bins (b/bins, (b+1)/bins] of the confidence; an empty bin adds nothing.
     """
-    confidence, right = _decisions(truth, probabilities)
-    index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+    confidence, right = single_decisions(truth, probabilities)
+    index = bin_of(confidence, bins)
     # |B_b| · (accuracy − mean confidence) is the bin's sum of (correct − confidence).
     gaps = np.bincount(index, weights=right - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """The number, from 0, of the bin (b/bins, (b+1)/bins] that each confidence lies in."""
+    return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
 
 
 def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
@@ -159,9 +164,9 @@ def _right(truth: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray 
     return correct(truth, decide(probabilities, truth.ndim == 2, thresholds)).astype(np.float64)
 
 
-def _decisions(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The confidence of every single guess at the likelier, and 1 where it is right; of studies with one class, one a
-    study."""
+def single_decisions(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The confidence of every single guess at the likelier, and 1 where it is right: of studies with one class, one a
+    study, else one for each class that is known, study by study."""
     if truth.ndim == 1:
         return study_confidence(probabilities, False), _right(truth, probabilities)
     known = ~np.isnan(truth)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from csr.bundle.champion import CHAMPION, Champion, Move, RegistryError
+from csr.bundle.registry_lock import LockedError
 from csr.errors import BundleError, ConfigError
 from serving.errors import NoRollbackError, RegistryUnavailableError
 from serving.models.sources import first_line
@@ -31,7 +32,7 @@ class WayBack:
 
         Raises:
             NoRollbackError: a folder is served, or an alias whose moves are not on record; or there is nothing to go
-                back to.
+                back to; or somebody else is moving it at this moment.
             RegistryUnavailableError: MLflow does not answer.
         """
         if self._alias is None:
@@ -49,7 +50,7 @@ class WayBack:
             return Champion(client, self._name).rollback(reason, by)
         except RegistryError as error:
             raise RegistryUnavailableError(str(error)) from None
-        except (BundleError, ConfigError) as error:
+        except (BundleError, ConfigError, LockedError) as error:
             raise NoRollbackError(str(error)) from None
         except Exception as error:  # whatever its HTTP or SQL client raises
             _logger.exception("rollback failed")

@@ -23,7 +23,7 @@ FRONT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 PAGES = sorted([*(ROOT / name for name in FRONT), *(ROOT / "docs").rglob("*.md")])
 PACKAGES = ("csr", "pipelines", "serving")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-MADE = ("build/", "data/prepared", "reports/promotion.md", "reports/curves", "reports/plots")  # by running it
+MADE = ("build/", "data/prepared", "reports/promotion/", "reports/curves", "reports/plots")  # by running it
 EXAMPLE = re.compile(r"my_\w+")  # of the recipes
 
 
