@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,12 @@ def fit(prepared: str, config: ConceptTrainingConfig, callbacks: Callbacks) -> S
 
 def concepts(params: Params) -> None:
     """Trains and writes ``build/concepts/model.pt`` and the curves."""
-    function = partial(fit, str(PREPARED.resolve()), params.concepts)
-    checkpoint, history = train("concepts", function, params.concepts, [PREPARED], params.train)
+    config, inputs = params.concepts, [PREPARED]
+    if config.start is not None and (start := Path(config.start).resolve()).is_file():
+        inputs.append(start)
+        config = replace(config, start=str(start))  # workers have folders of their own
+    function = partial(fit, str(PREPARED.resolve()), config)
+    checkpoint, history = train("concepts", function, params.concepts, inputs, params.train)
     with atomic_folder(CONCEPTS) as folder:
         write_checkpoint(checkpoint, folder / "model.pt")
     write_curves("concepts", history, REPORTS / "curves")

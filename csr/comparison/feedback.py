@@ -33,7 +33,7 @@ from csr.interaction.placing import elsewhere
 from csr.network.trained import TrainedCSR
 from csr.training.images import image_batches
 
-POOL = 500  # new studies that the deployed model meets
+POOL = 400  # new studies that the deployed model meets
 SPOT = 1 / 8  # side of an ignore box, as a share of the image's
 NOBODY = "0" * 64  # the bundle's digest: simulated readers have none
 
@@ -75,11 +75,16 @@ ARMS = {
 MAIN = ("none", "right_50", "wrong30_50", "right_200", "wrong10_200", "wrong30_200")  # the others are ablations
 
 
-def new_studies(config: PhantomConfig, side: int, path: Path, workers: int = 1) -> tuple[PreparedSet, np.ndarray]:
-    """Studies of another site and their rows: `POOL` of the distribution of ``shifted``, of another seed than the
-    prepared set's. Written to ``path``."""
-    other = replace(config, train=200, val=50, test=POOL, seed=config.seed + 1000)
-    generate(other, side, path, workers)
+def new_studies(config: PhantomConfig, side: int, seed: int, path: Path) -> tuple[PreparedSet, np.ndarray]:
+    """Studies of another site and their rows: `POOL` of the distribution of ``shifted``, none of them of the prepared
+    set. Written to ``path``.
+
+    Args:
+        config, side: of the prepared set.
+        seed: of these studies.
+    """
+    other = replace(config, train=100, val=50, test=POOL, seed=config.seed + 1000 + seed)
+    generate(other, side, path)
     data = PreparedSet.open(path)
     return data, data.collection.rows("test", "shifted")
 
@@ -148,7 +153,8 @@ def _reading(
     findings = np.concatenate([*own, np.zeros((0, 4))])
     drawn: list[FeedbackBox] = []
     confirmed, rejected = [], []
-    slips, ignoring = rng.random(len(shown)) < error, rng.random(len(shown)) < error
+    slips, misplaced = rng.random(len(shown)) < error, rng.random(len(shown)) < error
+    targets = rng.integers(max(len(findings), 1), size=len(shown))  # what a misplaced ignore box covers
     for k, (name, label) in enumerate(zip(collection.concepts, collection.concept_labels()[row], strict=True)):
         example = typical[k][rng.integers(len(typical[k]))]
         off = elsewhere(example, findings, side, rng)
@@ -158,16 +164,15 @@ def _reading(
             confirmed += [name] * (not len(found))
             continue
         rejected.append(name)
-        if shown[k]:
-            half = SPOT * side / 2
-            middle = peaks[k]
-            if ignoring[k] and len(findings):
-                corner = findings[rng.integers(len(findings))]
-                middle = (corner[:2] + corner[2:]) / 2
-            elif _inside(middle, findings):
-                continue  # the spot shows another finding, which is not to be ignored
-            low, high = np.clip(middle - half, 0, side), np.clip(middle + half, 0, side)
-            drawn.append(FeedbackBox("ignore", None, float(low[0]), float(low[1]), float(high[0]), float(high[1])))
+        if not shown[k]:
+            continue
+        middle = peaks[k]
+        if misplaced[k] and len(findings):
+            middle = findings[targets[k]].reshape(2, 2).mean(0)
+        elif _inside(middle, findings):
+            continue  # the spot shows another finding, which is not to be ignored
+        low, high = np.clip([middle - SPOT * side / 2, middle + SPOT * side / 2], 0, side).tolist()
+        drawn.append(FeedbackBox("ignore", None, *low, *high))
     truth, classes = str(collection.studies["label"].iat[row]), collection.classes
     others = [each for each in classes if each != truth]
     other = others[rng.integers(len(others))]
