@@ -31,13 +31,7 @@ MODELS = [NET, replace(NET, pooling="average")]
 
 def with_boxes(path: Path, *boxes: tuple[str, str, str | None, float, float, float, float]) -> PreparedSet:
     """A prepared set in whose studies readers drew boxes."""
-    data = make_prepared(path / "plain", make_collection())
-    with PreparedWriter(path / "drawn", len(data.images), 1, data.side) as writer:
-        for row in range(len(data.images)):
-            writer.write_image(row, data.images[row])
-        writer.write_tables(data.collection)
-        writer.write_reader_boxes(pd.DataFrame(list(boxes), columns=list(READER_BOX_COLUMNS)))
-    return PreparedSet.open(path / "drawn")
+    return make_prepared(path / "drawn", make_collection(), drawn=boxes)
 
 
 def present(*concepts: int) -> torch.Tensor:

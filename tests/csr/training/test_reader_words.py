@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from csr.data.records import SAID_CLASS, SAID_PREFIX, Collection
+from csr.data.records import Collection
 from csr.network.concept_model import ConceptModelConfig
 from csr.network.prototypes import prototype_model_checkpoint
 from csr.network.rebuild import concept_model_checkpoint
@@ -22,7 +22,7 @@ from csr.training.losses import masked_bce
 from csr.training.prototype_losses import absence, agreement, prototype_contrastive
 from csr.training.prototypes import PrototypeConfig, build_prototype_model, train_prototypes
 from csr.training.reader_words import MOST, believed, doubted_labels, doubted_words, label_counts
-from tests.csr.synthetic import CONCEPTS, make_cache, make_collection, make_prepared, with_labels
+from tests.csr.synthetic import CONCEPTS, corrected, make_cache, make_collection, make_prepared
 
 STAGE1 = ConceptTrainingConfig(
     ConceptModelConfig("test_resnet", stride=8, context=16, width=16),
@@ -32,16 +32,6 @@ STAGE1 = ConceptTrainingConfig(
     precision="float32",
 )
 STAGE2 = PrototypeConfig(per_concept=3, width=8, blocks=1, epochs=2, precision="float32")
-
-
-def corrected(collection: Collection, studies: int = 12, wrong: int = 0) -> Collection:
-    """The collection, of whose first training studies readers said the labels; the first ``wrong`` are the opposite."""
-    rows, labels = collection.rows("train")[:studies], collection.concept_labels()
-    labels[rows[:wrong]] = 1 - labels[rows[:wrong]]
-    found = with_labels(collection, labels).studies.copy()
-    for name in [SAID_PREFIX + each for each in CONCEPTS] + [SAID_CLASS]:
-        found[name] = np.isin(np.arange(len(found)), rows)
-    return replace(collection, studies=found)
 
 
 def repeated(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
