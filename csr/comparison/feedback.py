@@ -57,8 +57,10 @@ class Arm:
     classes: bool = True
 
 
-_NO_BOXES = {"concepts": {"box_weight": 0.0}, "prototypes": {"reader_boxes": False}}
-_ALL_BELIEVED = {stage: {"doubt_readers": False} for stage in ("concepts", "prototypes", "head")}
+_NO_BOXES: Mapping[str, Mapping[str, Any]] = {"concepts": {"box_weight": 0.0}, "prototypes": {"reader_boxes": False}}
+_ALL_BELIEVED: Mapping[str, Mapping[str, Any]] = {
+    stage: {"doubt_readers": False} for stage in ("concepts", "prototypes", "head")
+}
 ARMS = {
     "none": Arm("no feedback"),
     "right_50": Arm("50 studies, none wrong", 50),
@@ -69,7 +71,6 @@ ARMS = {
     "no_box_in_stage_1": Arm("none wrong, no box in stage 1", 200, keys={"concepts": {"box_weight": 0.0}}),
     "no_box": Arm("none wrong, no box in any stage", 200, keys=_NO_BOXES),
     "concepts_only": Arm("none wrong, no box and no signed class", 200, keys=_NO_BOXES, classes=False),
-    "right_all_believed": Arm("none wrong, no word doubted", 200, keys=_ALL_BELIEVED),
     "wrong30_all_believed": Arm("30 % wrong, no word doubted", 200, 0.3, keys=_ALL_BELIEVED),
 }
 MAIN = ("none", "right_50", "wrong30_50", "right_200", "wrong10_200", "wrong30_200")  # the others are ablations

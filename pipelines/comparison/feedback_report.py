@@ -51,7 +51,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
     return "What readers' corrections are worth", [
         _setting(params, data),
         _verdicts(found, data.collection),
-        _arms("By studies and errors", found, data.collection, [name for name in MAIN if found[name]]),
+        _arms("By studies and errors", found, data.collection, [name for name in ARMS if name in MAIN and found[name]]),
         _arms("Ablation", found, data.collection, [n for n in ARMS if n not in MAIN and found[n]]),
     ]
 
@@ -112,7 +112,7 @@ def _arms(
             cells += [spread([_figure(each["parts"][part], key) for each in own]) for part in PARTS]
         doubted = [each["doubted"][-1] for each in own if each["doubted"]]
         rows.append((ARMS[name].title, str(len(own)), *cells, spread(doubted) if doubted else "–"))
-    columns = ("arm", "seeds")
+    columns: tuple[str, ...] = ("arm", "seeds")
     for part in PARTS:
         columns += (f"F1, {part}", "points more than none")
     columns += ("F1, new", *(f"{key}, {part}" for key in ("concept AUROC", "pointing") for part in PARTS), "doubted")
