@@ -20,19 +20,24 @@ from pipelines.training import train
 
 
 def fit(prepared: Path, *weights: Path, config: ConceptTrainingConfig, callbacks: Callbacks) -> State:
-    """What one worker runs; ``weights`` is the file to start from, where the configuration names one."""
+    """What one worker runs; ``weights`` is the file to start from, where the configuration names one, by
+    ``start`` or by ``model.checkpoint``."""
     for file in weights:
-        config = replace(config, model=replace(config.model, checkpoint=str(file)))
+        if config.start:
+            config = replace(config, start=str(file))
+        else:
+            config = replace(config, model=replace(config.model, checkpoint=str(file)))
     return concept_model_checkpoint(train_concepts(PreparedSet.open(prepared), config, callbacks))
 
 
 def concepts(params: Params) -> None:
     """Trains and writes ``build/concepts/model.pt`` and the curves."""
     config = params.concepts
-    weights = [Path(config.model.checkpoint)] if config.model.checkpoint else []
-    for file in weights:
-        if not file.is_file():
-            raise ConfigError(f"concepts.model.checkpoint: no file {str(file)!r}")
+    named = {"concepts.start": config.start, "concepts.model.checkpoint": config.model.checkpoint}  # at most one is
+    weights = [Path(file) for file in named.values() if file]
+    for key, file in named.items():
+        if file and not Path(file).is_file():
+            raise ConfigError(f"{key}: no file {file!r}")
     checkpoint, history = train("concepts", partial(fit, config=config), config, [PREPARED, *weights], params.train)
     with atomic_folder(CONCEPTS) as folder:
         write_checkpoint(checkpoint, folder / "model.pt")

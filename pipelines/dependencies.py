@@ -24,7 +24,12 @@ import yaml
 from csr.errors import ConfigError, CSRError
 from pipelines.imports import PACKAGES, ROOT, needed_files
 
-FILES = (Path("dvc.yaml"), Path("pipelines/comparison/dvc.yaml"), Path("pipelines/forms/dvc.yaml"))
+FILES = (
+    Path("dvc.yaml"),
+    Path("pipelines/comparison/dvc.yaml"),
+    Path("pipelines/forms/dvc.yaml"),
+    Path("pipelines/feedback/dvc.yaml"),
+)
 _MODULE = re.compile(rf"(?<![\w./$])(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
 
 

@@ -8,6 +8,8 @@ may have no class (``label`` empty, or no target known): its concepts train stag
 it is known of any image, ``pixel_height_mm, pixel_width_mm``: how large the pixels are, in the images that the tables
 come with. Of images that were read from files, the columns `STORED`: what the files were like, and ``window``: how
 black and white were decided (`csr.data.grey_values`). Where a file can hold several, ``frame``: which of them, from 1.
+Where feedback joined (`csr.data.feedback.joining`), bool columns ``said:<concept>`` and ``said_class``: whether the
+label, or the class, is what readers said.
 ``boxes``: ``study_id, concept, x_min, y_min, x_max, y_max``; pixel edges, so a box covers x_max − x_min columns. Where
 findings are outlined by pixel too, an integer column ``mask``: the number of a box's mask, −1 if it has none.
 """
@@ -27,6 +29,8 @@ SPLITS = ("train", "val", "test")
 CONCEPT_PREFIX = "concept:"
 TARGET_PREFIX = "target:"
 FILLED_PREFIX = "filled:"  # bool columns: the concept label is an image-text encoder's (`csr.data.text_concepts`)
+SAID_PREFIX = "said:"  # bool columns: the concept label is what readers said (`csr.data.feedback.joining`)
+SAID_CLASS = "said_class"  # the same of what is to be predicted
 BOX_COLUMNS = ("study_id", "concept", "x_min", "y_min", "x_max", "y_max")
 CORNERS = list(BOX_COLUMNS[2:])
 SPACING = ("pixel_height_mm", "pixel_width_mm")
@@ -70,6 +74,19 @@ class Collection:
             if FILLED_PREFIX + name in self.studies:
                 labels[self.studies[FILLED_PREFIX + name].to_numpy(bool), k] = np.nan
         return labels
+
+    def said_labels(self) -> np.ndarray:
+        """N×K bool: the concept label is what readers said of the study."""
+        columns = [SAID_PREFIX + name for name in self.concepts]
+        if columns[0] not in self.studies:
+            return np.zeros((len(self.studies), len(columns)), bool)
+        return self.studies[columns].to_numpy(bool, copy=True)
+
+    def said_classes(self) -> np.ndarray:
+        """N bool: what is to be predicted is, as far as it is known, what readers signed."""
+        if SAID_CLASS not in self.studies:
+            return np.zeros(len(self.studies), bool)
+        return self.studies[SAID_CLASS].to_numpy(bool, copy=True)
 
     def truth(self) -> np.ndarray:
         """What is to be predicted, in scikit-learn's two forms: N int64 indices into ``classes``, `NO_CLASS` where it

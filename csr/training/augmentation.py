@@ -128,6 +128,12 @@ def move(
     """uint8 B×C×S×S → float32 0..255, each image rotated, scaled, shifted and perhaps mirrored at random; see
     `augment`."""
     draws = draws or Draws(len(images))
+    return moved(images, config, draw_moves(config, findings, rows, draws))
+
+
+def draw_moves(config: AugmentConfig, findings: Findings | None, rows: np.ndarray | None, draws: Draws) -> Tensor:
+    """The moves of the part of a batch that is to be changed, B×2×3 on the CPU: from the moved picture to the image, in
+    −1..1 of the side; see `augment`."""
     transforms = _draw_moves(draws, config)
     if findings is not None and rows is not None:
         for _ in range(REDRAWS):
@@ -137,7 +143,12 @@ def move(
             transforms[lost] = _draw_moves(replace(draws, count=int(lost.sum())), config)
         else:
             transforms[findings.lost(rows, transforms)] = torch.eye(2, 3)
-    own = transforms[draws.part].to(images.device)
+    return transforms[draws.part]
+
+
+def moved(images: Tensor, config: AugmentConfig, transforms: Tensor) -> Tensor:
+    """uint8 B×C×S×S → float32 0..255 by the moves that `draw_moves` drew."""
+    own = transforms.to(images.device)
     if not (config.rotate or config.shift or config.scale):  # mirrored or not, to the bit and without resampling
         return torch.where((own[:, 0, 0] < 0)[:, None, None, None], images.flip(-1), images).float()
     grid = F.affine_grid(own, list(images.shape), align_corners=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,9 +14,11 @@ from csr.data.prepared import PreparedSet
 from csr.data.records import NO_CLASS, Collection
 from csr.errors import ConfigError
 from csr.evaluation.metrics import mean_auroc
+from csr.network.checkpoint import read_checkpoint
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
+from csr.network.rebuild import concept_model_config
 from csr.training.alignment import align
-from csr.training.augmentation import AugmentConfig, Draws, Findings, augment
+from csr.training.augmentation import AugmentConfig, Draws, Findings, draw_moves, moved, window
 from csr.training.batch_norm import shared_batch_norm
 from csr.training.callbacks import Callbacks
 from csr.training.few_labels import FewLabels, FewLabelsConfig, known_share, lengthened
@@ -24,6 +27,8 @@ from csr.training.frozen_body import remembered
 from csr.training.images import image_batches, load_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce, positive_weights
+from csr.training.reader_boxes import ReaderBoxes, box_loss
+from csr.training.reader_words import doubted_labels, label_counts
 from csr.training.runtime import (
     Precision,
     autocast,
@@ -56,6 +61,14 @@ class ConceptTrainingConfig:
         freeze: epochs from the start in which the pretrained weights and running statistics stay as they are, or
             ``all``, in which case `csr.training.frozen_body` computes little twice. `csr.training.fine_tuning` says
             which weights the last three are about.
+        start: a concept model (``build/concepts/model.pt``) of the same architecture and concepts, from whose weights
+            training goes on, such as that of the model that readers corrected; None: from scratch, or from pretrained
+            weights. It keeps its normalisation.
+        box_weight: of what readers' boxes say of the maps of corrected studies (`csr.training.reader_boxes`), each
+            term beside a known label; 0: stage 1 sees no box.
+        feedback_weight: how many times a label that readers said counts, and what their boxes say; 0: not at all.
+        doubt_readers: whether what readers said is left out for an epoch where the network, as it was before that
+            epoch, makes it likelier wrong than right (`csr.training.reader_words`).
         few_labels: what is done where concept labels are unknown; see `csr.training.few_labels`.
         epochs: how many there are; with ``patience`` at most.
         patience: epochs without a rise of the validation figure (mean AUROC) after which the rate falls to 0 and the
@@ -81,6 +94,10 @@ class ConceptTrainingConfig:
     backbone_rate: float = SCRATCH.backbone_rate
     layer_decay: float | None = SCRATCH.layer_decay
     freeze: int | Literal["all"] = 0
+    start: str | None = None
+    box_weight: float = 1.0
+    feedback_weight: float = 1.0
+    doubt_readers: bool = True
     few_labels: FewLabelsConfig = field(default_factory=FewLabelsConfig)
     precision: Precision = "auto"
     patience: int | None = None
@@ -113,6 +130,14 @@ class ConceptTrainingConfig:
                 "concepts.freeze: there are no pretrained weights to keep; set concepts.model.pretrained or "
                 "concepts.model.checkpoint, or this to 0"
             )
+        for key in ("box_weight", "feedback_weight"):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"concepts.{key}: must be 0 or more, got {getattr(self, key)}")
+        if self.start and (self.model.pretrained or self.model.checkpoint):
+            raise ValueError(
+                "concepts.start: these weights would replace those of concepts.model.pretrained or "
+                "concepts.model.checkpoint; name only one of them"
+            )
         for key, least in (("patience", 1), ("accumulate", 1)):
             value = getattr(self, key)
             if value is not None and value < least:
@@ -135,7 +160,8 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     every batch and learn what one would.
 
     Raises:
-        ConfigError: a batch that the processes cannot share evenly.
+        ConfigError: a batch that the processes cannot share evenly, or a model to start from that does not fit.
+        DataError: the file to start from is no concept model.
         TrainingError: the loss became NaN or infinite, or ``val`` has no figure to stop by.
     """
     check_share(config.batch_size, world_size(), "concepts")
@@ -147,11 +173,17 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     positive = positive_weights(labels[train]).to(place) if config.positive_weight == "balanced" else None
     findings = Findings(data.collection, data.side)
     model = ConceptModel(config.model, data.channels, len(data.collection.concepts))
-    set_normalisation(model.backbone, data)
+    if config.start is None:
+        set_normalisation(model.backbone, data)
+    else:
+        go_on_from(model, Path(config.start))
     model = model.to(place).to(memory_format=torch.channels_last)
+    box_weight = config.box_weight * config.feedback_weight
+    boxes = ReaderBoxes(data) if box_weight else None
+    counts = label_counts(data.collection.said_labels(), config.feedback_weight)
     known, few = known_share(data.collection), None
     if known < 1 and config.few_labels.weight:
-        few = FewLabels(model, data, config.few_labels, config.precision, positive).to(place)
+        few = FewLabels(model, data, config.few_labels, config.precision, positive, counts, labels).to(place)
     engine, generator = distribute(model, partly=bool(config.freeze)), torch.Generator()
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
@@ -159,16 +191,43 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
             few.follow()
         part = own_part(len(rows))
         own, draws = rows[part], Draws(len(rows), part, generator)
-        images = augment(load_images(data, own, place), config.augment, findings, rows, draws)
+        moves = draw_moves(config.augment, findings, rows, draws)
+        images = window(moved(load_images(data, own, place), config.augment, moves), config.augment, draws)
         with autocast(config.precision), shared_batch_norm():
-            _, logits = engine(images)
+            maps, logits = engine(images)
+        counted = ~labels[rows].isnan() * (1 if counts is None else counts[rows])
         if few is not None:
-            return few.terms(logits, rows, part)
-        loss = masked_bce(logits, labels[own].to(place), positive)
-        return {"loss": loss * share_of_mean(~labels[rows].isnan(), part)}
+            found = few.terms(logits, rows, part)
+        else:
+            times = None if counts is None else counts[own].to(place)
+            loss = masked_bce(logits, labels[own].to(place), positive, times)
+            found = {"loss": loss * share_of_mean(counted, part)}
+        if boxes:
+            inside, outside = boxes.cells(own, labels[own] == 1, moves, *maps.shape[2:])
+            factor = box_weight * world_size() / max(float(counted.sum()), 1.0)
+            found["box_loss"] = factor * box_loss(maps, inside.to(place), outside.to(place), config.model)
+        return found
+
+    given, said = labels.clone(), data.collection.said_labels()
+    spoken = np.flatnonzero(said.any(1))
+    weighed = config.doubt_readers and bool(len(spoken))
+
+    def before_epoch(epoch: int) -> None:
+        if few is not None:
+            few.label(epoch)
+        if weighed:
+            model.eval()
+            evidence, judged = (concept_logits(model, data, rows) for rows in (spoken, val))
+            model.train()
+            doubted = np.zeros(said.shape, bool)
+            doubted[spoken] = doubted_labels(
+                given[spoken].numpy(), said[spoken], evidence.numpy(), given[val].numpy(), judged.numpy()
+            )
+            labels.copy_(given.masked_fill(torch.from_numpy(doubted), torch.nan))
 
     def after_epoch(epoch: int) -> dict[str, float]:
-        return validate(model, data, val)
+        doubts = {"doubted": float(labels.isnan()[said].double().mean())} if weighed else {}
+        return validate(model, data, val) | doubts
 
     task = Task(
         "concepts",
@@ -184,13 +243,37 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
         clip=config.clip,
         accumulate=config.accumulate,
         chances=class_chances(data.collection, drawn) if config.sampling == "balanced" else None,
-        before_epoch=(lambda epoch: None) if few is None else few.label,
+        before_epoch=before_epoch,
     )
     budget = replace(config, epochs=lengthened(config.epochs, known, config.few_labels))
     with remembered(task.model, config.freeze):
         fit(fine_tuned(task, config), budget, callbacks)
     align(model, data, labels.numpy())
     return model
+
+
+def go_on_from(model: ConceptModel, file: Path) -> None:
+    """Gives a model the weights, normalisation and map shift of a trained one.
+
+    Raises:
+        ConfigError: no such file, or the trained model is of another architecture or number of concepts.
+        DataError: the file is no concept model.
+    """
+    try:
+        content = read_checkpoint(file, "concept model")
+    except FileNotFoundError:
+        raise ConfigError(f"concepts.start: no file {str(file)!r}") from None
+    found, wanted = content["config"], concept_model_config(model)
+    if different := sorted(key for key in wanted["model"] if found["model"].get(key) != wanted["model"][key]):
+        key = different[0]
+        raise ConfigError(
+            f"concepts.start: {file} has {key} {found['model'].get(key)!r}, concepts.model says "
+            f"{wanted['model'][key]!r}; training goes on only with the same architecture"
+        )
+    for key, words in (("channels", "image channels"), ("concepts", "concepts")):
+        if found[key] != wanted[key]:
+            raise ConfigError(f"concepts.start: {file} has {found[key]} {words}, the data set has {wanted[key]}")
+    model.load_state_dict(content["weights"])
 
 
 def class_chances(collection: Collection, rows: np.ndarray) -> np.ndarray:
@@ -213,11 +296,15 @@ def class_chances(collection: Collection, rows: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def validate(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> dict[str, float]:
-    """Loss and mean AUROC of the concept logits on given rows, of which each process looks at its part."""
-    labels = data.collection.concept_labels()[rows]
+def concept_logits(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> Tensor:
+    """n×K of given rows' images as they are, of which each process looks at its part."""
     own = [model(images)[1].cpu() for _, images in image_batches(data, rows[own_part(len(rows))], 64)]
-    logits = gather(torch.cat([torch.zeros(0, labels.shape[1]), *own]))
+    return gather(torch.cat([torch.zeros(0, len(data.collection.concepts)), *own]))
+
+
+def validate(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> dict[str, float]:
+    """Loss and mean AUROC of the concept logits on given rows."""
+    labels, logits = data.collection.concept_labels()[rows], concept_logits(model, data, rows)
     return {
         "val_loss": float(masked_bce(logits, torch.from_numpy(labels))),
         "val_auroc": mean_auroc(labels, logits.numpy()),

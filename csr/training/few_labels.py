@@ -83,6 +83,8 @@ class FewLabels(nn.Module):
         data: of which concept labels of training studies are unknown. Studies without any label stay out of it, as out
             of every batch.
         positive: K, how many times a present concept counts; None: once.
+        counts: N×K, how many times a label of the collection counts; None: once.
+        labels: the collection's, N×K, where someone else says from epoch to epoch which are unknown.
     """
 
     def __init__(
@@ -92,6 +94,8 @@ class FewLabels(nn.Module):
         config: FewLabelsConfig,
         precision: Precision,
         positive: Tensor | None = None,
+        counts: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.student = model
@@ -101,8 +105,9 @@ class FewLabels(nn.Module):
         self._config = config
         self._precision = precision
         self._positive = positive
+        self._counts = counts
         self._rows = data.collection.labelled_rows("train")
-        self._labels = torch.from_numpy(data.collection.concept_labels())
+        self._labels = torch.from_numpy(data.collection.concept_labels()) if labels is None else labels
         self._fitted = fitted_labels(data.collection, self._rows)
         self._indicators = data.collection.class_indicators()[self._rows] if config.classes else None
         self._soft = torch.full_like(self._labels, torch.nan)
@@ -131,6 +136,8 @@ class FewLabels(nn.Module):
         known = ~labels.isnan()
         targets = torch.where(known, labels, self._soft[rows])
         weights = torch.where(known, 1.0, self._config.weight) * ~targets.isnan()
+        if self._counts is not None:
+            weights = weights * self._counts[rows]
         share = weights[part] * (world_size() / weights.sum().clamp_min(1e-9))
         losses = F.binary_cross_entropy_with_logits(
             logits.float(),

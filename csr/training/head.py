@@ -25,6 +25,7 @@ from csr.training.features import FeatureCache
 from csr.training.interventions import boxed_scores, draw_answers
 from csr.training.loop import Task, fit
 from csr.training.prototypes import all_positive_vectors, usage
+from csr.training.reader_words import believed, label_counts
 from csr.training.runtime import device, seed_everything, seeds
 
 VIEWS = 4  # readers whose boxes a training image is seen under
@@ -50,6 +51,9 @@ class HeadConfig:
         reader_error: share of those answers that are wrong.
         boxes: chance that a training image is seen under the focus or ignore boxes of a simulated reader: where its
             findings say that they should be, moved by half their size, or elsewhere.
+        feedback_weight: how many times a class that readers signed counts; 0: not at all.
+        doubt_readers: whether concept labels that readers said are left out where stage 1 makes them likelier wrong
+            than right (`csr.training.reader_words`). Classes never are.
         weight_decay: L2 on the head's weights.
     """
 
@@ -60,11 +64,17 @@ class HeadConfig:
     interventions: float = 1.0
     reader_error: float = 0.0
     boxes: float = 0.0
+    feedback_weight: float = 1.0
+    doubt_readers: bool = True
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.02
     weight_decay: float = 1e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.feedback_weight >= 0:
+            raise ValueError(f"head.feedback_weight: must be 0 or more, got {self.feedback_weight}")
 
 
 def train_head(
@@ -93,6 +103,8 @@ def train_head(
         TrainingError: the loss became NaN or infinite.
     """
     check_concept_labels(collection, collection.name)
+    if config.doubt_readers:
+        collection = believed(collection, cache)
     seed_everything(seeds(config.seed, "head"))
     place = device()
     model = model.to(place)
@@ -131,6 +143,8 @@ def train_head(
             raise ConfigError("head.boxes: boxes are in pixels of a square whose side was not given")
         rng = np.random.default_rng(seeds(config.seed, "head"))
         views = reasoner.mask_pruned(boxed_scores(reasoner, model, cache, collection, train, side, VIEWS, rng))
+    counts = label_counts(collection.said_classes(), config.feedback_weight)
+    counts = None if counts is None else counts.to(place)
     position = torch.full((len(truth),), -1, device=place)
     position[train] = torch.arange(len(train), device=place)
 
@@ -144,7 +158,11 @@ def train_head(
         if config.interventions:
             answers = draw_answers(labels[rows], config.interventions, config.reader_error)
             scores = reasoner.answered(scores, answers)
-        return {"loss": class_loss(class_logits(reasoner, scores), truth[rows])}
+        logits = class_logits(reasoner, scores)
+        if counts is None:
+            return {"loss": class_loss(logits, truth[rows])}
+        each = counts[rows] * class_loss(logits, truth[rows], "none")
+        return {"loss": each.sum() / counts[rows].sum().clamp_min(1e-9)}
 
     @torch.no_grad()
     def after_epoch(epoch: int) -> dict[str, float]:

@@ -3,11 +3,11 @@
 Stage 1 learns from labels of whole images, so concepts that always go together share one map: in a small retinal set
 every image with microaneurysms has haemorrhages too, and nothing tells its maps which is which. Where a part of the
 training images has boxes, prototypes need not guess: local concept vectors, and the agreement term, attend to the cells
-that the boxes reach (``prototypes.located``). Stage 1, and what rests on it alone, sees no box. The paper learns from
-image labels only.
+that the boxes reach (``prototypes.located``). Stage 1, and what rests on it alone, does not see them. The paper learns
+from image labels only.
 
 Where readers corrected training studies (`csr.data.feedback`) their boxes say the same of each, in their own words
-(``prototypes.reader_boxes``, `reader_cache`).
+(``prototypes.reader_boxes``, `reader_cache`); stage 1 learns from these, too (`csr.training.reader_boxes`).
 """
 
 from __future__ import annotations

@@ -12,18 +12,20 @@ from torch import Tensor
 MOST = 20.0  # times that a present concept counts
 
 
-def masked_bce(logits: Tensor, labels: Tensor, positive: Tensor | None = None) -> Tensor:
+def masked_bce(logits: Tensor, labels: Tensor, positive: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
     """Multi-label BCE, averaged over known labels; 0 if none is known.
 
     Args:
         logits, labels: B×K; unknown labels are NaN.
         positive: K, how many times a present concept counts; see `positive_weights`. None: once.
+        counts: B×K, how many times a label counts, in the sum and in the number that it is divided by; None: once.
     """
-    known = ~labels.isnan()
+    known = ~labels.isnan() if counts is None else counts * ~labels.isnan()
     loss = F.binary_cross_entropy_with_logits(
         logits.float(), labels.nan_to_num(0), reduction="none", pos_weight=positive
     )
-    return (loss * known).sum() / known.sum().clamp_min(1)
+    total = known.sum()
+    return (loss * known).sum() / (total.clamp_min(1) if counts is None else total.clamp_min(1e-9))
 
 
 def positive_weights(labels: Tensor) -> Tensor:

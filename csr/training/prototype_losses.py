@@ -36,7 +36,12 @@ def soft_similarity(vectors: Tensor, prototypes: Tensor, gamma: float) -> tuple[
 
 
 def prototype_contrastive(
-    similarity: Tensor, concept: Tensor, scale: float = 20.0, delta: float = 0.1, margin: Margin = "minus"
+    similarity: Tensor,
+    concept: Tensor,
+    scale: float = 20.0,
+    delta: float = 0.1,
+    margin: Margin = "minus",
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Multi-prototype contrastive loss, averaged over vectors. λ = ``scale``, δ = ``delta``.
 
@@ -47,17 +52,24 @@ def prototype_contrastive(
     Args:
         similarity: sim n×K.
         concept: n indices k̃ of the vectors' own concepts.
+        counts: n, how many times a vector counts; None: once.
     """
     if not len(concept):  # a batch in which no concept is present
         return similarity.sum() * 0
     if margin == "numerator":
-        return F.cross_entropy(scale * similarity, concept) - scale * delta
+        return _mean_entropy(scale * similarity, concept, counts) - scale * delta
     shift = delta if margin == "plus" else -delta
     own = F.one_hot(concept, similarity.shape[1]).to(similarity.dtype)
-    return F.cross_entropy(scale * (similarity + shift * own), concept)
+    return _mean_entropy(scale * (similarity + shift * own), concept, counts)
 
 
-def absence(maps: Tensor, labels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def _mean_entropy(logits: Tensor, concept: Tensor, counts: Tensor | None) -> Tensor:
+    if counts is None:
+        return F.cross_entropy(logits, concept)
+    return (counts * F.cross_entropy(logits, concept, reduction="none")).sum() / counts.sum().clamp_min(1e-9)
+
+
+def absence(maps: Tensor, labels: Tensor, scale: Tensor, shift: Tensor, counts: Tensor | None = None) -> Tensor:
     """BCE that shows P and the prototypes the images that lack a concept, too.
 
         ℓ = BCE( scale_k · max_{m,hw} S_km(h,w) + shift_k , label_k ), over known labels
@@ -66,11 +78,14 @@ def absence(maps: Tensor, labels: Tensor, scale: Tensor, shift: Tensor) -> Tenso
         maps: S B×K×M×h×w.
         labels: B×K of 1, 0 or NaN.
         scale, shift: K each, learned.
+        counts: B×K, how many times a label counts; None: once.
     """
-    return masked_bce(scale * maps.flatten(2).amax(-1) + shift, labels)
+    return masked_bce(scale * maps.flatten(2).amax(-1) + shift, labels, counts=counts)
 
 
-def agreement(maps: Tensor, cam: Tensor, labels: Tensor, temperature: float = 20.0) -> Tensor:
+def agreement(
+    maps: Tensor, cam: Tensor, labels: Tensor, temperature: float = 20.0, counts: Tensor | None = None
+) -> Tensor:
     """KL(stage-1 attention ‖ attention of the similarity map), averaged over present concepts.
 
         target = softmax_hw(cam_k),   own = softmax_hw(temperature · max_m S_km)
@@ -79,10 +94,14 @@ def agreement(maps: Tensor, cam: Tensor, labels: Tensor, temperature: float = 20
         maps: S B×K×M×h×w.
         cam: B×K×h×w, not differentiated.
         labels: B×K of 1, 0 or NaN.
+        counts: B×K, how many times a label counts; None: once.
     """
     image, concept = (labels == 1).nonzero(as_tuple=True)
     if not len(image):
         return maps.sum() * 0
     target = cam.flatten(2)[image, concept].detach().log_softmax(-1)
     own = (temperature * maps.amax(2).flatten(2)[image, concept]).log_softmax(-1)
-    return F.kl_div(own, target, log_target=True, reduction="batchmean")
+    if counts is None:
+        return F.kl_div(own, target, log_target=True, reduction="batchmean")
+    each, times = F.kl_div(own, target, log_target=True, reduction="none").sum(-1), counts[image, concept]
+    return (times * each).sum() / times.sum().clamp_min(1e-9)

@@ -23,6 +23,7 @@ from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
 from csr.training.prototype_losses import Margin, absence, agreement, prototype_contrastive, soft_similarity
+from csr.training.reader_words import believed, label_counts
 from csr.training.runtime import (
     Precision,
     autocast,
@@ -57,6 +58,9 @@ class PrototypeConfig:
         located: learn from inside the boxes of training images that have any (`csr.training.located`), instead of from
             where stage 1 looks. Whoever runs the stages gives them `csr.training.located.attended_cache`.
         reader_boxes: in studies that readers corrected, learn from where their boxes say (`csr.training.located`).
+        feedback_weight: how many times a concept label that readers said counts; 0: not at all.
+        doubt_readers: whether concept labels that readers said are left out where stage 1 makes them likelier wrong
+            than right (`csr.training.reader_words`).
         reseed: after each epoch but the last two, move prototypes that win no training vector onto the vectors that
             their concept's prototypes fit worst. More stay alive, but the vectors that fit worst are often the ones
             whose attention is misplaced: on the phantom it cost pointing and accuracy, so no preset uses it.
@@ -77,6 +81,8 @@ class PrototypeConfig:
     temperature: float = 20.0
     located: bool = False
     reader_boxes: bool = True
+    feedback_weight: float = 1.0
+    doubt_readers: bool = True
     reseed: bool = False
     epochs: int = 4
     batch_size: int = 64
@@ -89,6 +95,8 @@ class PrototypeConfig:
     def __post_init__(self) -> None:
         if not 0.5 < self.confidence <= 1:
             raise ValueError(f"prototypes.confidence: must be above 0.5 and at most 1, got {self.confidence}")
+        if not self.feedback_weight >= 0:
+            raise ValueError(f"prototypes.feedback_weight: must be 0 or more, got {self.feedback_weight}")
         if self.per_concept != "auto" and self.per_concept < 1:
             raise ValueError(f"prototypes.per_concept: needs at least one prototype a concept, got {self.per_concept}")
 
@@ -116,20 +124,23 @@ class PrototypeObjective(nn.Module):
         self.scale = nn.Parameter(torch.full((concepts,), 10.0), requires_grad=learned)
         self.shift = nn.Parameter(torch.full((concepts,), -5.0), requires_grad=learned)
 
-    def forward(self, features: Tensor, cam: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The loss terms of one batch; f B×D×h×w, cam B×K×h×w, labels B×K of 1, 0 or NaN."""
+    def forward(self, features: Tensor, cam: Tensor, labels: Tensor, counts: Tensor | None = None) -> dict[str, Tensor]:
+        """The loss terms of one batch; f B×D×h×w, cam B×K×h×w, labels B×K of 1, 0 or NaN, and how many times each
+        counts, B×K; None: once."""
         config, model, unit = self.config, self.model, self.model.prototypes.unit()
         vectors, concept = positive_vectors(features, cam, labels)
         with autocast(config.precision):
             projected = model.projector(vectors).float()
         similarity, _ = soft_similarity(projected, unit, config.gamma)
-        terms = {"contrastive": prototype_contrastive(similarity, concept, config.scale, config.delta, config.margin)}
+        own = None if counts is None else counts[labels == 1]  # in the order of the vectors
+        contrastive = prototype_contrastive(similarity, concept, config.scale, config.delta, config.margin, own)
+        terms = {"contrastive": contrastive}
         if config.absence or config.agreement:
             with autocast(config.precision):
                 patches = model.projector.project_maps(features).float()
             maps = model.prototypes.similarity_maps(patches)
-            terms["absence"] = config.absence * absence(maps, labels, self.scale, self.shift)
-            terms["agreement"] = config.agreement * agreement(maps, cam, labels, config.temperature)
+            terms["absence"] = config.absence * absence(maps, labels, self.scale, self.shift, counts)
+            terms["agreement"] = config.agreement * agreement(maps, cam, labels, config.temperature, counts)
         return terms
 
 
@@ -154,10 +165,13 @@ def train_prototypes(
         TrainingError: the loss became NaN or infinite.
     """
     check_concept_labels(collection, collection.name)
+    if config.doubt_readers:
+        collection = believed(collection, cache)
     check_share(config.batch_size, world_size(), "prototypes")
     seed_everything(seeds(config.seed, "projector"))
     place = device()
     labels = torch.from_numpy(with_pseudo_labels(collection, cache, config.confidence))
+    counts = label_counts(collection.said_labels(), config.feedback_weight)
     train, val = collection.rows("train"), collection.rows("val")
     model = build_prototype_model(config, cache.features.shape[1], len(collection.concepts))
     if config.standardise:
@@ -170,8 +184,11 @@ def train_prototypes(
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
         part, whole = own_part(len(rows)), labels[rows]
-        terms = engine(*cache.batch(rows[part], place), whole[part].to(place))
-        known, present = share_of_mean(~whole.isnan(), part), share_of_mean(whole == 1, part)
+        times = None if counts is None else counts[rows]
+        own = None if times is None else times[part].to(place)
+        terms = engine(*cache.batch(rows[part], place), whole[part].to(place), own)
+        counted = 1 if times is None else times
+        known, present = share_of_mean(~whole.isnan() * counted, part), share_of_mean((whole == 1) * counted, part)
         return {name: value * (known if name == "absence" else present) for name, value in terms.items()}
 
     def after_epoch(epoch: int) -> dict[str, float]:

@@ -144,10 +144,11 @@ def share_of_mean(counted: Tensor, part: slice) -> float:
     Without it a process with few items that count, such as known labels, would weigh as much as one with many.
 
     Args:
-        counted: bool, of the whole batch, what the mean is over.
+        counted: of the whole batch, what the mean is over: bool, or how many times each item counts.
         part: of the batch, this process's.
     """
-    return world_size() * int(counted[part].sum()) / max(int(counted.sum()), 1)
+    total = float(counted.sum())
+    return world_size() * float(counted[part].sum()) / total if total else 0.0
 
 
 def gather(values: Tensor) -> Tensor:

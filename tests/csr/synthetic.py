@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from csr.data.prepared import PreparedSet, PreparedWriter
-from csr.data.records import BOX_COLUMNS, Collection
+from csr.data.prepared import READER_BOX_COLUMNS, PreparedSet, PreparedWriter
+from csr.data.records import BOX_COLUMNS, SAID_CLASS, SAID_PREFIX, Collection
 from csr.network.guard import Descriptions, Distance, InputGuard
 from csr.network.prototypes import PrototypeModel
 from csr.network.reasoner import Floor, Reasoner
@@ -72,6 +74,16 @@ def with_labels(collection: Collection, labels: np.ndarray) -> Collection:
     return Collection(collection.name, collection.concepts, collection.classes, studies, collection.boxes)
 
 
+def corrected(collection: Collection, studies: int = 12, wrong: int = 0) -> Collection:
+    """The collection, of whose first training studies readers said the labels; the first ``wrong`` are the opposite."""
+    rows, labels = collection.rows("train")[:studies], collection.concept_labels()
+    labels[rows[:wrong]] = 1 - labels[rows[:wrong]]
+    found = with_labels(collection, labels).studies.copy()
+    for name in [SAID_PREFIX + each for each in CONCEPTS] + [SAID_CLASS]:
+        found[name] = np.isin(np.arange(len(found)), rows)
+    return replace(collection, studies=found)
+
+
 def make_cache(collection: Collection, width: int = 6, cells: int = 4, seed: int = 1) -> FeatureCache:
     """Features with one loud channel where a concept is, and stage-1 maps that point there."""
     rng = np.random.default_rng(seed)
@@ -87,8 +99,14 @@ def make_cache(collection: Collection, width: int = 6, cells: int = 4, seed: int
     return FeatureCache(features.astype(np.float16), cam.astype(np.float32))
 
 
-def make_prepared(path: Path, collection: Collection, side: int = SIDE, seed: int = 2) -> PreparedSet:
-    """A prepared folder of noise images on which a present concept is a bright square in its box."""
+def make_prepared(
+    path: Path, collection: Collection, side: int = SIDE, seed: int = 2, drawn: Sequence[tuple] = ()
+) -> PreparedSet:
+    """A prepared folder of noise images on which a present concept is a bright square in its box.
+
+    Args:
+        drawn: rows of `READER_BOX_COLUMNS`, what readers drew.
+    """
     rng = np.random.default_rng(seed)
     images = rng.integers(40, 120, (len(collection.studies), 1, side, side), dtype=np.uint8)
     for (row, _), boxes in collection.boxes_by_pair().items():
@@ -98,6 +116,7 @@ def make_prepared(path: Path, collection: Collection, side: int = SIDE, seed: in
         for row, image in enumerate(images):
             writer.write_image(row, image)
         writer.write_tables(collection)
+        writer.write_reader_boxes(pd.DataFrame(list(drawn), columns=list(READER_BOX_COLUMNS)))
     return PreparedSet.open(path)
 
 

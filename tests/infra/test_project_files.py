@@ -121,6 +121,8 @@ def test_overlays_fit_the_parameters(file: Path) -> None:
     settings = overlay_settings(overlay, str(file), base)
     if file.stem == "devices":  # the phantom again, a harder one
         assert params.data.phantom.devices and "data.phantom.train=1200" in settings
+    elif file.stem == "feedback":  # the same, smaller
+        assert params.data.phantom.devices and "data.side=96" in settings
     elif file.stem == "forms":  # and another
         assert params.data.phantom.forms and "data.phantom.forms=0.2" in settings
     elif file.stem == "pretrained":

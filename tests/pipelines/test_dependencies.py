@@ -54,6 +54,14 @@ stages:
     deps:
       - data/prepared
 """,
+    "pipelines/feedback/dvc.yaml": """\
+stages:
+  three:
+    wdir: ../..
+    cmd: python -m pipelines.rival csr.rivals.one:one
+    deps:
+      - data/prepared
+""",
     "dvc.yaml": """\
 stages:
   # a comment of the stage

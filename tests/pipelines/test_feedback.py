@@ -73,7 +73,8 @@ def test_corrected_studies_join_the_training(stage: Stage, capsys: pytest.Captur
     readings = [said(), reading(pixel_digest(images[judged]), 2, classes=CLASSES, found=("normal",))]
     feedback = write(Path("data/feedback/set"), readings, [NEW, images[judged]])
     found = stage(feedback="data/feedback/set")
-    pd.testing.assert_frame_equal(found.collection.studies.iloc[:-1], before.studies, check_dtype=False)
+    own = found.collection.studies.iloc[:-1][list(before.studies)]
+    pd.testing.assert_frame_equal(own, before.studies, check_dtype=False)
     np.testing.assert_array_equal(found.images[:-1], images)
     row = len(found.images) - 1
     assert row in found.collection.class_rows("train")

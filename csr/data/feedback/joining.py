@@ -36,6 +36,8 @@ from csr.data.records import (
     CONCEPT_PREFIX,
     CORNERS,
     FILLED_PREFIX,
+    SAID_CLASS,
+    SAID_PREFIX,
     TARGET_PREFIX,
     Collection,
     check_collection,
@@ -128,6 +130,7 @@ class _Joining:
         self._row = {pixel_digest(data.images[row]): row for row in self._base.rows("train").tolist()}
         self._judged = {pixel_digest(canvas) for canvas in judged}
         self._hashes = np.array([perceptual_hash(canvas) for canvas in judged]) if near_bits >= 0 else None
+        self._said: list[tuple[str, list[str]]] = []  # study and the columns that readers filled
         self._studies = self._base.studies.copy()
         self._new: list[dict[str, Any]] = []
         self._replaced: set[tuple[str, str]] = set()  # of study and concept, the set's boxes
@@ -141,6 +144,7 @@ class _Joining:
             self.joined.left_out[why] += 1
             return
         name = self._relabel(self._row[study], values) if study in self._row else self._add(study, canvas, values)
+        self._said.append((name, list(values)))
         for box in boxes:
             if box.concept is None or box.concept in self._base.concepts:
                 self._boxes.append((name, box))
@@ -162,6 +166,7 @@ class _Joining:
                 elif column in ("patient_id", "site"):
                     new[column] = ""
             studies = pd.concat([studies, new.astype(_types(studies, new))], ignore_index=True)
+        studies = self._with_what_was_said(studies)
         keys = zip(base.boxes["study_id"], base.boxes["concept"], strict=True)
         kept = base.boxes[[key not in self._replaced for key in keys]]
         drawn = self.reader_boxes()
@@ -170,6 +175,20 @@ class _Joining:
             found = found.assign(mask=-1)
         boxes = pd.concat([kept, found], ignore_index=True) if len(found) else kept.reset_index(drop=True)
         return replace(base, studies=studies, boxes=boxes)
+
+    def _with_what_was_said(self, studies: pd.DataFrame) -> pd.DataFrame:
+        """The table with the bool columns that tell readers' words from the set's labels, if there is any word."""
+        if not self._said:
+            return studies
+        row_of = {study: row for row, study in enumerate(studies["study_id"])}
+        names = [SAID_PREFIX + name for name in self._base.concepts] + [SAID_CLASS] * bool(self._base.classes)
+        said = pd.DataFrame(False, index=studies.index, columns=names)
+        for study, filled in self._said:
+            for column in filled:
+                of_concept = column.startswith(CONCEPT_PREFIX)
+                name = SAID_PREFIX + column.removeprefix(CONCEPT_PREFIX) if of_concept else SAID_CLASS
+                said.loc[row_of[study], name] = True
+        return pd.concat([studies, said], axis=1)
 
     def reader_boxes(self) -> pd.DataFrame:
         """What readers drew, see `csr.data.prepared.PreparedSet.reader_boxes`; finding boxes that overlap are one."""

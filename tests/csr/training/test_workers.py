@@ -32,7 +32,7 @@ from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig, train_concepts
 from csr.training.loop import Task, fit
 from csr.training.prototypes import PrototypeConfig, train_prototypes
-from tests.csr.synthetic import make_cache, make_collection, make_prepared, with_labels
+from tests.csr.synthetic import CONCEPTS, corrected, make_cache, make_collection, make_prepared, with_labels
 
 PROCESSES = 2
 NET = ConceptModelConfig("test_resnet", stride=8, context=16, width=16)
@@ -62,13 +62,20 @@ def trainings(folder: Path) -> dict[str, Any]:
     pretrained = replace(STAGE1, model=replace(NET, checkpoint=str(folder / "body.pth")), freeze=1, backbone_rate=0.5)
     stopped = replace(STAGE1, epochs=6, patience=1, least_rise=0.05, keep="best", clip=0.5, accumulate=2, batch_size=4)
     found = {}
-    for name, config in (("concepts", STAGE1), ("frozen", pretrained), ("stopped", stopped)):
+    spoken = replace(STAGE1, feedback_weight=2.0)
+    for name, config in (("concepts", STAGE1), ("frozen", pretrained), ("stopped", stopped), ("corrected", spoken)):
         callbacks = SilentCallbacks()
-        model = train_concepts(data, config, callbacks)
+        own = PreparedSet.open(folder / "corrected") if name == "corrected" else data
+        model = train_concepts(own, config, callbacks)
         found[name] = (concept_model_checkpoint(model)["weights"], callbacks.history)
-    for name, config in (("prototypes", STAGE2), ("paper", replace(STAGE2, absence=0.0, agreement=0.0))):
+    said = PreparedSet.open(folder / "corrected").collection
+    for name, collection, config in (
+        ("prototypes", data.collection, STAGE2),
+        ("paper", data.collection, replace(STAGE2, absence=0.0, agreement=0.0)),
+        ("weighed", said, replace(STAGE2, feedback_weight=2.0)),
+    ):
         callbacks = SilentCallbacks()
-        found[name] = (train_prototypes(data.collection, cache, config, callbacks).state_dict(), callbacks.history)
+        found[name] = (train_prototypes(collection, cache, config, callbacks).state_dict(), callbacks.history)
     return found
 
 
@@ -80,7 +87,8 @@ def work(rank: int, folder: Path) -> None:
     original = stage1.image_batches
 
     def watched(data, rows, batch_size):
-        answers["validated"].append(rows)
+        if data.path.name == "prepared":
+            answers["validated"].append(rows)
         return original(data, rows, batch_size)
 
     stage1.image_batches, stage1.ConceptModel = watched, doubled
@@ -131,7 +139,11 @@ def one_nan(folder: Path, rank: int) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("workers")
-    make_prepared(folder / "prepared", one_sided(make_collection(train=45, val=17)))
+    collection = one_sided(make_collection(train=45, val=17))
+    make_prepared(folder / "prepared", collection)
+    drawn = [(f"s{row:03d}", "finding", CONCEPTS[0], 0.0, 4.0, 9.0, 12.0) for row in range(0, 20, 3)]
+    drawn += [(f"s{row:03d}", "ignore", None, 20.0, 20.0, 30.0, 30.0) for row in range(0, 20, 2)]
+    make_prepared(folder / "corrected", corrected(collection, 20, wrong=4), drawn=drawn)
     torch.manual_seed(3)
     torch.save(timm.create_model("test_resnet", num_classes=0, in_chans=1).state_dict(), folder / "body.pth")
     return folder
@@ -151,7 +163,9 @@ def together(folder) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
 
 
-TRAINED = pytest.mark.parametrize("name", ["concepts", "frozen", "stopped", "prototypes", "paper"])
+TRAINED = pytest.mark.parametrize(
+    "name", ["concepts", "frozen", "stopped", "corrected", "prototypes", "paper", "weighed"]
+)
 
 
 @TRAINED

@@ -57,12 +57,26 @@ def test_a_new_study_is_known_where_a_reader_said_so(data: PreparedSet) -> None:
 
 def test_all_else_is_as_it_was(data: PreparedSet) -> None:
     found, _ = joined(data, reading(DIGESTS[0], found=("mild",), rejected=("haze",)))
-    before = data.collection
-    pd.testing.assert_frame_equal(found.collection.studies.iloc[:-1], before.studies)
+    before, own = data.collection, found.collection.studies
+    pd.testing.assert_frame_equal(own.iloc[:-1][list(before.studies)], before.studies)
+    assert not found.collection.said_labels()[:-1].any() and not found.collection.said_classes()[:-1].any()
     pd.testing.assert_frame_equal(found.collection.boxes, before.boxes)
     np.testing.assert_array_equal(found.images[:-1], np.asarray(data.images))
     for split in ("val", "test"):
         np.testing.assert_array_equal(found.collection.rows(split), before.rows(split))
+
+
+def test_what_readers_said_is_told_from_what_the_set_knew(data: PreparedSet) -> None:
+    train = int(data.collection.rows("train")[3])
+    said = reading(study_of(data, train), found=("mild",), confirmed=("haze",))
+    new = reading(DIGESTS[0], 2, rejected=("round",), found=("clear",))
+    found, _ = joined(data, said, new, canvases=[*NEW, data.images[train]], classes=False)
+    labels, classes = found.collection.said_labels(), found.collection.said_classes()
+    assert labels.sum() == 2 and labels[train, CONCEPTS.index("haze")] and labels[-1, CONCEPTS.index("round")]
+    assert not classes.any(), "classes that are not learned are nobody's words"
+    found, _ = joined(data, said, new, canvases=[*NEW, data.images[train]])
+    assert found.collection.said_classes().nonzero()[0].tolist() == [train, len(found.images) - 1]
+    assert not data.collection.said_labels().any() and not data.collection.said_classes().any()
 
 
 def test_a_study_that_is_judged_on_is_never_learned_from(data: PreparedSet) -> None:
@@ -73,7 +87,8 @@ def test_a_study_that_is_judged_on_is_never_learned_from(data: PreparedSet) -> N
     said = [reading(pixel_digest(each), n, found=("mild",)) for n, each in enumerate(canvases, 1)]
     found, report = joined(data, *said, canvases=canvases)
     assert report.left_out == {JUDGED: 2, NEARLY: 1} and report.added == 1
-    pd.testing.assert_frame_equal(found.collection.studies.iloc[:-1], data.collection.studies)
+    before = data.collection.studies
+    pd.testing.assert_frame_equal(found.collection.studies.iloc[:-1][list(before)], before)
     _, report = joined(data, *said, canvases=canvases, near_bits=-1)
     assert report.left_out == {JUDGED: 2} and report.added == 2
 
