@@ -27,7 +27,7 @@ from pipelines.triggers.sender import TOKEN, Github, Sender
 from pipelines.triggers.watcher import KEY, Watcher, look
 
 NAME = "csr-triggers"
-EVENT = "model_version_alias.created"
+EVENT = "model_version_alias", "created"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,9 +101,12 @@ def _server(config: TriggersConfig, outbox: Outbox, sender: Sender, watcher: Wat
     def problems() -> list[str]:
         return [each.problem for each in (sender, watcher) if each is not None and each.problem is not None]
 
-    tls = {} if about.tls is None else {"ssl_certfile": about.tls.certificate, "ssl_keyfile": str(about.tls.key)}
     app = create_receiver(about, outbox, sender.wake, problems)
-    return uvicorn.Server(uvicorn.Config(app, about.host, about.port, log_config=None, access_log=False, **tls))
+    certificate, key = (None, None) if about.tls is None else (str(about.tls.certificate), str(about.tls.key))
+    own = uvicorn.Config(
+        app, about.host, about.port, log_config=None, access_log=False, ssl_certfile=certificate, ssl_keyfile=key
+    )
+    return uvicorn.Server(own)
 
 
 def _wait_for_signal() -> None:
@@ -139,6 +142,7 @@ def register(config: TriggersConfig, url: str) -> str:
     Raises:
         ConfigError: MLflow refuses it.
     """
+    from mlflow.entities.webhook import WebhookEvent
     from mlflow.exceptions import MlflowException
 
     from pipelines.tracking import connect
@@ -150,12 +154,14 @@ def register(config: TriggersConfig, url: str) -> str:
     try:
         known = [each for each in client.list_webhooks() if each.name == NAME]
         if known:
-            client.update_webhook(known[0].webhook_id, url=url, events=[EVENT], secret=key, status="ACTIVE")
+            client.update_webhook(
+                known[0].webhook_id, url=url, events=[WebhookEvent(*EVENT)], secret=key, status="ACTIVE"
+            )
         else:
-            client.create_webhook(NAME, url, [EVENT], "moves of aliases, for the workflows", key)
+            client.create_webhook(NAME, url, [WebhookEvent(*EVENT)], "moves of aliases, for the workflows", key)
     except MlflowException as error:
         raise ConfigError(f"MLflow refuses the webhook ({error.message})") from None
-    return f"webhook {NAME}: {EVENT} → {url} ({'changed' if known else 'made'})"
+    return f"webhook {NAME}: {'.'.join(EVENT)} → {url} ({'changed' if known else 'made'})"
 
 
 def _line(dispatch: Dispatch) -> str:

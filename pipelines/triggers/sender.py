@@ -146,7 +146,8 @@ class Sender:
         return min(waits, default=None)
 
     def _try(self, dispatch: Dispatch) -> tuple[str | None, float]:
-        refused, asked = None, None
+        refused: str | None = None
+        asked: float | None = None
         try:
             self._tell(dispatch)
         except CSRError as error:

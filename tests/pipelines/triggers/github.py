@@ -31,7 +31,7 @@ class FakeGithub(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def wait_told(self, count: int, within_s: float = 30.0) -> list[dict[str, Any]]:
+    def wait_told(self, count: int, within_s: float = 120.0) -> list[dict[str, Any]]:
         deadline = time.monotonic() + within_s
         while len(self.told) < count:
             assert time.monotonic() < deadline, f"told {self.told}, asked {self.asked} times"

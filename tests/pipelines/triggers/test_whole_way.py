@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
-import uvicorn
 import yaml
 from cryptography.fernet import Fernet
 from mlflow.tracking import MlflowClient
@@ -23,38 +19,11 @@ from csr.bundle.format import Bundle
 from serving.access.roles import Role
 from serving.deploy.cluster import free_port
 from serving.deploy.service import Service
-from serving.interfaces.rest.app import create_server
 from tests.pipelines.triggers.github import FakeGithub
+from tests.processes import running, served
 from tests.serving.conftest import bundle, engine, service
 
 __all__ = ["bundle", "engine", "service"]
-
-
-@contextmanager
-def running(*command: str, answers: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that answers at an address before the block starts, and is gone when it ends."""
-    with log.open("ab") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | environment, cwd=log.parent)
-    try:
-        deadline = time.monotonic() + 90
-        while not _answers(answers):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2, verify=False).is_success
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.fixture
@@ -122,22 +91,6 @@ def test_an_alias_that_moves_in_mlflow_starts_a_workflow(
     assert len(listed) == 2 and all("told at" in line for line in listed)
 
 
-@contextmanager
-def served(service: Service) -> Iterator[str]:
-    """The reading API by HTTP."""
-    config = uvicorn.Config(create_server(service), "127.0.0.1", free_port(), log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{config.port}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 def test_readings_beyond_the_threshold_start_one_training(
     start: Callable[..., Any], content: dict[str, Any], github: FakeGithub, service: Service, bundle: Bundle
 ) -> None:
@@ -145,7 +98,7 @@ def test_readings_beyond_the_threshold_start_one_training(
     Path(content["feedback"]["key_file"]).write_text(key)
     images = sorted((bundle.path / "samples").glob("*.png"))[:5]
     reviewer = {"Authorization": f"Bearer {service.keys.create('ann', Role.REVIEWER)[1]}"}
-    with served(service) as url, httpx.Client(base_url=url, headers=reviewer) as reader:
+    with served(service) as url, httpx.Client(base_url=url, headers=reviewer, timeout=120) as reader:
         added = [reader.post("/v1/studies", files={"file": each.read_bytes()}).json()["digest"] for each in images]
 
         def sign(digest: str) -> int:
@@ -185,7 +138,7 @@ def test_readings_beyond_the_threshold_start_one_training(
 
 
 def _until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
