@@ -129,20 +129,16 @@ class Sender:
         Raises:
             OutboxError: the outbox cannot be used.
         """
-        problem, waits = None, []
+        problems, waits = [], []
         for dispatch in self._outbox.unsent():
-            wait = self._due.get(dispatch.number, 0.0) - time.monotonic()
+            refused, wait = dispatch.refused, self._due.get(dispatch.number, 0.0) - time.monotonic()
             if wait <= 0:
                 refused, wait = self._try(dispatch)
-                if refused is None:
-                    continue
-                dispatch_problem = refused
                 self._due[dispatch.number] = time.monotonic() + wait
-            else:
-                dispatch_problem = dispatch.refused
-            problem = problem or dispatch_problem
-            waits.append(wait)
-        self.problem = problem
+            if refused is not None:
+                problems.append(refused)
+                waits.append(wait)
+        self.problem = problems[0] if problems else None
         return min(waits, default=None)
 
     def _try(self, dispatch: Dispatch) -> tuple[str | None, float]:
@@ -162,8 +158,10 @@ class Sender:
         return refused, wait
 
     def _run(self) -> None:
-        while not self._stopped:
+        while True:
             self._wake.clear()
+            if self._stopped:
+                return
             try:
                 wait = self.send_due()
             except CSRError as error:
