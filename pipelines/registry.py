@@ -7,12 +7,14 @@ On the command line:
     csr models promote VERSION --reason "..."
     csr models rollback --reason "..."          (again: one version further back)
     csr models challenge VERSION                (or none, to end the trial)
+    csr models fetch VERSION FOLDER             (its bundle, verified)
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,6 +79,20 @@ def fetch(version: str, folder: Path) -> Bundle:
     return Bundle.open(Path(path))
 
 
+def fetch_into(version: str, folder: Path) -> Bundle:
+    """The same into a folder of this name, whole or not at all.
+
+    Raises:
+        BundleError: see `fetch`; or the folder is there already.
+    """
+    if folder.exists():
+        raise BundleError(f"{folder} is there already; name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+        fetch(version, Path(draft) / "bundle").path.rename(folder)
+    return Bundle.open(folder)
+
+
 def _ensure_registered_model(client: MlflowClient) -> None:
     try:
         client.create_registered_model(MODEL_NAME)
@@ -126,6 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     back = commands.add_parser("rollback", help="make the version before it the champion again")
     trial = commands.add_parser("challenge", help="put a version on trial beside the champion")
     trial.add_argument("version", help="or none")
+    bundle = commands.add_parser("fetch", help="put a version's bundle into a new folder, verified")
+    bundle.add_argument("version")
+    bundle.add_argument("folder", type=Path)
     for command in (forward, back):
         command.add_argument("--reason", required=True, help="kept on record")
     given = parser.parse_args(arguments)
@@ -137,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.command == "history":
         moves = [f"{move}  {move.reason}  ({move.kind} by {move.by})" for move in history(client)]
         print(*moves or [f"{CHAMPION} has never moved"], sep="\n")
+    elif given.command == "fetch":
+        print(f"{fetch_into(given.version, given.folder).digest}  {given.folder}")
     elif given.command == "challenge":
         challenge(client, None if given.version == "none" else given.version)
         print(f"{CHALLENGER}: {given.version}")

@@ -41,7 +41,7 @@ OPEN = (
 RULES = (
     *OPEN,
     Rule(READS, r"/|/page/.*|/openapi\.json", Role.READER),
-    Rule(READS, r"/v1/(me|models|atlas|reviews|samples|studies|worklist|nodes)(/.*)?", Role.READER),
+    Rule(READS, r"/v1/(me|models|atlas|feedback|reviews|samples|studies|worklist|nodes)(/.*)?", Role.READER),
     Rule(POSTS, r"/v1/studies(/.+)?", Role.READER),
     Rule(POSTS, r"/v1/atlas/preview", Role.READER),
     Rule(POSTS, r"/v1/atlas/.+/review|/v1/reviews", Role.REVIEWER),

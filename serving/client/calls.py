@@ -18,6 +18,7 @@ from serving.interfaces.schemas import (
     AtlasAnswer,
     AtlasEntryAnswer,
     CompareAnswer,
+    FeedbackCount,
     InteractionAnswer,
     InteractionRequest,
     MapsAnswer,
@@ -256,6 +257,11 @@ def worklist(order: str, progress: str, asks_for_help: bool | None, limit: int, 
     if asks_for_help is not None:
         query["help"] = asks_for_help
     return Call(WorklistAnswer, "GET", "/v1/worklist", query=query)
+
+
+def feedback(after: int) -> Call[FeedbackCount]:
+    """``GET /v1/feedback``."""
+    return Call(FeedbackCount, "GET", "/v1/feedback", query={"after": after})
 
 
 def compare(digest: str, request: InteractionRequest) -> Call[CompareAnswer]:

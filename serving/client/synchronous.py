@@ -15,6 +15,7 @@ from serving.interfaces.schemas import (
     AtlasAnswer,
     AtlasEntryAnswer,
     CompareAnswer,
+    FeedbackCount,
     ImageSize,
     InteractionAnswer,
     InteractionRequest,
@@ -199,6 +200,10 @@ class Client:
     def skip(self, digest: str, reason: str = "") -> SkipAnswer:
         """Puts on record that one does not read a study."""
         return self._send(calls.skip(digest, SkipRequest(reason=reason)))
+
+    def feedback(self, after: int = 0) -> FeedbackCount:
+        """How much was signed and reviewed since a ledger entry."""
+        return self._send(calls.feedback(after))
 
     def compare(self, digest: str, request: InteractionRequest) -> CompareAnswer:
         """What champion and challenger say of a study, side by side."""

@@ -1,4 +1,5 @@
-"""``csr audit``: whether ledger and studies are whole, and what is in the ledger. Reads the store, asks no server."""
+"""``csr audit``: whether ledger and studies are whole, what is in the ledger, and the store into another database.
+Reads the store, asks no server."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from csr.errors import ConfigError
 from serving.deploy.config import StoreConfig, load_config
 from serving.store import Store
+from serving.store.copying import copy_store
 from serving.store.entries import Receipt
 from serving.store.verification import verify_studies
 
@@ -18,7 +20,7 @@ SAMPLE = 100
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``csr audit verify`` and ``csr audit export``; status 1 if the ledger or a study is not whole.
+    """``csr audit verify``, ``export`` and ``copy``; status 1 if the ledger or a study is not whole.
 
     Raises:
         CSRError: the store or the key cannot be read.
@@ -36,15 +38,20 @@ def main(arguments: Sequence[str]) -> int:
     )
     export = commands.add_parser("export", help="print all entries as JSON, one a line")
     export.add_argument("--after", type=int, default=0, metavar="NUMBER", help="only later ones")
-    for command in (verify, export):
+    copy = commands.add_parser("copy", help="verify the store, copy it into an empty database, and verify that")
+    copy.add_argument("url", help="of the database, as store.url; a password belongs into PGPASSWORD or ~/.pgpass")
+    for command in (verify, export, copy):
         command.add_argument("--config", type=Path, help="the server's configuration; without it, defaults")
     given = parser.parse_args(arguments)
-    store = open_store(StoreConfig() if given.config is None else load_config(given.config).store)
+    config = StoreConfig() if given.config is None else load_config(given.config).store
+    store = open_store(config)
     try:
         if given.command == "export":
             for entry in store.ledger.entries(after=given.after):
                 print(json.dumps(entry, ensure_ascii=False))
             return 0
+        if given.command == "copy":
+            return _copy(store, config, given.url)
         found = store.ledger.verify(given.noted)
         studies = verify_studies(store.database, given.studies)
     finally:
@@ -54,6 +61,29 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{studies.recomputed} of {studies.stored} studies recomputed, {_state(studies.faults)}")
     print(f"{found.head.number} entries, {_state(found.faults)}; head {found.head.number}:{found.head.hash}")
     return 1 if found.faults or studies.faults else 0
+
+
+def _copy(store: Store, config: StoreConfig, url: str) -> int:
+    before = store.ledger.verify()
+    if before.faults:
+        print(*before.faults, "nothing was copied: the ledger is not whole", sep="\n", file=sys.stderr)
+        return 1
+    target = Store.open(url, config.ledger_key_file.read_bytes().strip())
+    try:
+        counts = copy_store(store, target)
+        after = target.ledger.verify(before.head)
+        studies = verify_studies(target.database, None)
+    finally:
+        target.database.close()
+    faults = [*after.faults, *studies.faults]
+    if after.head != before.head:
+        faults.append(
+            f"the copy ends at entry {after.head.number}, not at {before.head.number}: somebody wrote meanwhile"
+        )
+    print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)
+    print(", ".join(f"{count} of {table}" for table, count in counts.items()))
+    print(f"{target.database.name}: {_state(faults)}; head {after.head.number}:{after.head.hash}")
+    return 1 if faults else 0
 
 
 def _state(faults: Sequence[str]) -> str:

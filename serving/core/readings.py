@@ -12,12 +12,14 @@ from collections.abc import Collection, Iterable
 
 from serving.core.dataplane import DataPlane
 from serving.core.recording import reading_entry, readings, record, skip_entry
+from serving.core.reviews import named_reviews
 from serving.core.timing import Timing
 from serving.errors import AlreadySignedError, ModelChangedError, UnknownReadingError
 from serving.interfaces.schemas import (
     Agreement,
     AgreementVerdict,
     ConceptAgreement,
+    FeedbackCount,
     ModelRef,
     ReadingAnswer,
     ReadingRequest,
@@ -130,6 +132,22 @@ class Readings:
         return SkipAnswer(
             digest=digest, reader=caller.actor, at=row["at"], reason=request.reason, record=record(receipt)
         )
+
+    def feedback(self, after: int) -> FeedbackCount:
+        """How much was signed and reviewed since an entry.
+
+        Raises:
+            StoreError: the store does not answer, or an entry cannot be read.
+        """
+        ledger = self._store.ledger
+        through = ledger.head().number
+        signed = {(row["study"], row["actor"]) for row in ledger.entries("reading", after=after, until=through)}
+        reviewed = {
+            (row["bundle"], row["actor"], each.concept, each.index)
+            for row in ledger.entries("review", after=after, until=through)
+            for each in named_reviews(row)
+        }
+        return FeedbackCount(after=after, through=through, readings=len(signed), reviews=len(reviewed))
 
     def worklist(self, query: WorklistQuery, reader: str, sees_all: bool) -> WorklistAnswer:
         """A page of the studies.

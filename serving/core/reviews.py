@@ -13,7 +13,8 @@ training (`serving.core.feedback`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -57,17 +58,12 @@ def reviews(ledger: Ledger, bundle: str, second_reader: bool, until: int | None 
     words: dict[tuple[str, int], dict[str, ReviewerWord]] = {}
     for row in ledger.entries("review", until=until):
         if row["bundle"] == bundle:
-            try:
-                said = row["body"]["request"]
-                named = [NamedReview.model_validate(each) for each in said.get("reviews", [said])]
-            except (KeyError, TypeError, AttributeError, ValidationError):
-                raise StoreError(f"ledger entry {row['number']} is no review; see csr audit verify") from None
             about = {
                 "reviewer": row["actor"],
                 "at": row["at"],
                 "record": Record(number=row["number"], hash=row["hash"]),
             }
-            for each in named:
+            for each in named_reviews(row):
                 word = ReviewerWord(**about, **each.said.model_dump())
                 words.setdefault((each.concept, each.index), {})[row["actor"]] = word
     for (concept, index), by_reviewer in words.items():
@@ -77,6 +73,19 @@ def reviews(ledger: Ledger, bundle: str, second_reader: bool, until: int | None 
         yield ReviewAnswer(
             bundle=bundle, concept=concept, index=index, status=status, said=said_by, **last.model_dump()
         )
+
+
+def named_reviews(row: Mapping[str, Any]) -> list[NamedReview]:
+    """What an entry of the ledger says of prototypes.
+
+    Raises:
+        StoreError: it is no review.
+    """
+    try:
+        said = row["body"]["request"]
+        return [NamedReview.model_validate(each) for each in said.get("reviews", [said])]
+    except (KeyError, TypeError, AttributeError, ValidationError):
+        raise StoreError(f"ledger entry {row['number']} is no review; see csr audit verify") from None
 
 
 def settle(verdicts: Sequence[str], second_reader: bool) -> ReviewStatus:

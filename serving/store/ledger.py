@@ -123,6 +123,15 @@ class Ledger:
                 faults.append(fault)
         return Verification(head, tuple(faults))
 
+    def head(self) -> Receipt:
+        """Its last entry; number 0 where there is none.
+
+        Raises:
+            StoreError: the database does not answer, or the head cannot be read.
+        """
+        with self._database.snapshot() as connection:
+            return head_of(connection.execute(HEADS).mappings().all())
+
     def check(self) -> None:
         """Whether it can be appended to.
 

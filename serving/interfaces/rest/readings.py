@@ -11,6 +11,7 @@ from serving.interfaces.rest.context import ActorOf, CallerOf, answered, sees_al
 from serving.interfaces.rest.routing import strict_router
 from serving.interfaces.rest.studies import Digest
 from serving.interfaces.schemas import (
+    FeedbackCount,
     MeAnswer,
     Order,
     Progress,
@@ -25,6 +26,8 @@ from serving.store.worklist import WorklistQuery
 
 if TYPE_CHECKING:
     from serving.deploy.service import Service
+
+MOST_ENTRIES = 2**31 - 1  # of a ledger
 
 
 def routes(service: Service) -> APIRouter:
@@ -64,5 +67,10 @@ def routes(service: Service) -> APIRouter:
     async def skip(digest: Digest, request: SkipRequest, caller: CallerOf) -> SkipAnswer:
         """Says that one does not read this study."""
         return await to_thread(readings.skip, digest, request, caller)
+
+    @router.get("/feedback")
+    async def feedback(after: Annotated[int, Query(ge=0, le=MOST_ENTRIES)] = 0) -> FeedbackCount:
+        """How much was signed and reviewed since a ledger entry: what decides when to train again."""
+        return await to_thread(readings.feedback, after)
 
     return router

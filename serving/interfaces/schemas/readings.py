@@ -118,6 +118,18 @@ class SkipAnswer(Answer):
     record: Record
 
 
+class FeedbackCount(Answer):
+    """How much the next training would find that is newer than ledger entry ``after``: ``readings``, of each study and
+    reader one, and ``reviews`` of prototypes, of each prototype and reviewer one. ``through`` is where the ledger ends;
+    where that is before ``after``, it is not the ledger that was asked before.
+    """
+
+    after: int
+    through: int
+    readings: int
+    reviews: int
+
+
 class WorklistItem(Answer):
     """A study that waits for a reader.
 

@@ -74,6 +74,8 @@ def test_under_v2_errors_are_the_protocols(build: Build, secret: str) -> None:
         ("GET", "/openapi.json", Role.READER),
         ("GET", "/v1/models", Role.READER),
         ("GET", "/v1/worklist", Role.READER),
+        ("GET", "/v1/feedback", Role.READER),
+        ("POST", "/v1/feedback", Role.ADMIN),
         ("GET", "/v1/me", Role.READER),
         ("GET", "/v1/studies/ab12/thumbnail.png", Role.READER),
         ("POST", "/v1/studies/ab12/readings", Role.READER),

@@ -110,6 +110,28 @@ def test_a_signed_reading_is_a_row(reader: Reader, bundle: Bundle, export: Calla
     }
 
 
+def test_what_is_new_is_counted_by_study_and_reader(reader: Reader, bundle: Bundle) -> None:
+    ann, bob = reader("ann"), reader("bob")
+    first, second = (add(ann, image) for image in samples(bundle, 2))
+
+    def new(after: int = 0) -> tuple[int, int, int]:
+        found = ann.get("/v1/feedback", params={"after": after}).json()
+        return found["readings"], found["reviews"], found["through"]
+
+    assert new()[:2] == (0, 0)
+    for who, digest in ((ann, first), (ann, first), (bob, first)):
+        number = sign(who, digest)["record"]["number"]
+    assert new() == (2, 0, number)
+    last = sign(ann, second)["record"]["number"]
+    assert new(number) == (1, 0, last) and new(last) == (0, 0, last) and new(last + 9) == (0, 0, last)
+    entries = ann.get("/v1/atlas").json()["entries"][:2]
+    said = [{"concept": each["concept"], "index": each["index"], "verdict": "prune"} for each in entries]
+    for who in (ann, ann, bob):
+        assert who.post("/v1/reviews", json={"reviews": said}).status_code == 201
+    assert new(last)[:2] == (0, 4)
+    assert ann.get("/v1/feedback", params={"after": -1}).status_code == 422
+
+
 def test_what_nobody_signed_stays_behind(reader: Reader, bundle: Bundle, export: Callable[..., FeedbackSet]) -> None:
     ann, bob = reader("ann"), reader("bob")
     first, second, third = (add(ann, image) for image in samples(bundle, 3))
