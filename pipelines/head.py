@@ -22,6 +22,7 @@ from csr.training.head import HeadConfig, train_head
 from csr.training.located import attended_cache
 from csr.training.reviewed import Reviewed, reviewed
 from csr.training.temperature import calibrate_temperature
+from pipelines.feedback_set import learned_from
 from pipelines.figures.curves import write_curves
 from pipelines.params import Params
 from pipelines.stage import CONCEPTS, FEATURES, HEAD, PREPARED, PROTOTYPES, REPORTS, run_stage
@@ -67,9 +68,9 @@ def head(params: Params) -> None:
     prototypes = read_checkpoint(PROTOTYPES / "model.pt", "prototype model")
     rests_on = [CONCEPTS, PROTOTYPES]
     reviews: tuple[PrototypeReview, ...] = ()
-    if params.data.feedback is not None:
-        rests_on.append(Path(params.data.feedback))
-        reviews = FeedbackSet.open(rests_on[-1]).reviews
+    if folder := learned_from(params.data):
+        rests_on.append(folder)
+        reviews = FeedbackSet.open(folder).reviews
     stage2 = params.prototypes
     stages = Stages(concepts, prototypes, stage2.located, stage2.reader_boxes, reviews)
     function = partial(fit, stages=stages, config=params.head)

@@ -35,6 +35,7 @@ from csr.training.runtime import DeviceChoice, check_share
 
 PARAMS_FILE = Path("params.yaml")
 PRESETS = Path("params/presets")  # beside the parameters
+AUTO = "auto"
 FEEDBACK = PurePosixPath("data/feedback")  # a dependency of the stages that read feedback, in dvc.yaml
 _PRESET_SECTIONS = ("concepts", "prototypes", "head", "export")  # whose stages depend on the preset, in dvc.yaml
 
@@ -65,7 +66,8 @@ class DataParams:
         task, concepts, targets, merge: what is learned from a real set's labels; see `csr.data.tasks.TaskChoice`.
         tbx11k, vindr_cxr: what these data sets leave to their user.
         feedback: what readers corrected and reviewers pruned, a set that ``csr feedback export`` wrote
-            (`csr.data.feedback`): ``data/feedback`` or a folder in it, which DVC watches; null for none.
+            (`csr.data.feedback`): ``data/feedback`` or a folder in it, which DVC watches; ``auto``: the one that is
+            there, if any is; null for none.
         feedback_classes: whether the classes of corrected studies that their readers signed are learned, and not their
             concepts alone.
         text_concepts: labels for concepts of a real set that an image-text encoder knows by name; null for none.
@@ -91,7 +93,7 @@ class DataParams:
     merge: dict[str, tuple[str, ...]] | None = None
     tbx11k: TBX11KConfig = field(default_factory=TBX11KConfig)
     vindr_cxr: VinDrConfig = field(default_factory=VinDrConfig)
-    feedback: str | None = None
+    feedback: str | None = AUTO
     feedback_classes: bool = True
     text_concepts: TextConceptConfig | None = None
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
@@ -113,9 +115,9 @@ class DataParams:
                 directions(self.display)
             except ValueError as error:
                 raise ValueError(f"data.display: {error}") from None
-        if self.feedback is not None and not _watched(self.feedback):
+        if self.feedback not in (None, AUTO) and not _watched(str(self.feedback)):
             raise ValueError(
-                f"data.feedback: must be {FEEDBACK} or a folder in it, which DVC watches, got {self.feedback!r}"
+                f"data.feedback: must be {AUTO}, {FEEDBACK} or a folder in it, which DVC watches, got {self.feedback!r}"
             )
         if self.source == "phantom" and self.choice != TaskChoice():
             raise ValueError("data.task, concepts, targets and merge are for real sets; the phantom's task is fixed")

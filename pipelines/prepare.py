@@ -22,6 +22,7 @@ from csr.data.records import SPLITS, Collection, all_for_test
 from csr.data.shards import Images
 from csr.data.sources.read import SourceOptions, read_source
 from csr.data.text_concepts import TextConceptConfig, concept_directions, concept_scores, fill_labels, load_encoder
+from pipelines.feedback_set import learned_from
 from pipelines.params import DataParams, Params
 from pipelines.stage import PREPARED, cores, run_stage
 from pipelines.tracking import STATE, log_metrics, log_table, log_tag
@@ -31,9 +32,8 @@ def prepare(params: Params) -> None:
     """Writes the prepared set and logs its size and digest."""
     data = params.data
     workers = data.workers or cores()
-    feedback = (
-        None if data.feedback is None else FeedbackSet.open(Path(data.feedback))
-    )  # before anything that takes long
+    folder = learned_from(data)
+    feedback = FeedbackSet.open(folder) if folder else None  # before anything that takes long
     path = PREPARED if feedback is None else STATE / "uncorrected"
     if data.source == "phantom":
         collection = generate(data.phantom, data.side, path, workers, _progress)

@@ -34,11 +34,11 @@ from csr.bundle.registry_lock import LockedError, RegistryLock
 from csr.bundle.runtime import BundleRunner
 from csr.data.digests import file_digest
 from csr.data.feedback import FeedbackSet
-from csr.data.feedback.folder import MANIFEST
 from csr.data.prepared import PreparedSet
 from csr.errors import CSRError
 from pipelines.champion import champion, promote, settle
-from pipelines.params import FEEDBACK, load_params
+from pipelines.feedback_set import learned_from, the_only_one
+from pipelines.params import load_params
 from pipelines.promotion.costs import costs_of
 from pipelines.promotion.decisions import DecisionRecord, Grounds, Outcome, uses_by_set
 from pipelines.promotion.gates import GATES_FILE, Gates, load_gates
@@ -166,19 +166,9 @@ def _readings(runners: list[BundleRunner], feedback: FeedbackSet | None) -> Judg
 
 
 def _feedback() -> FeedbackSet | None:
-    """What readers signed, in ``data/feedback`` or a folder in it, whether the training reads it or not.
-
-    Raises:
-        CSRError: there are several sets.
-    """
-    named = load_params().data.feedback
-    found = [Path(named)] if named else sorted(file.parent for file in Path(FEEDBACK).rglob(MANIFEST))
-    if len(found) > 1:
-        raise CSRError(
-            f"{FEEDBACK}: holds several feedback sets, {', '.join(map(str, found))}; name the one to replay in "
-            "data.feedback"
-        )
-    return FeedbackSet.open(found[0]) if found else None
+    """What readers signed, whether the training reads it or not."""
+    folder = learned_from(load_params().data) or the_only_one()
+    return FeedbackSet.open(folder) if folder else None
 
 
 def _named(current: str | None) -> str:
