@@ -28,7 +28,7 @@ from pipelines.runs.inheritance import MADE_BY, OUTPUT, STAGE, inherit, output_d
 from pipelines.runs.kinds import KIND
 from pipelines.runs.processes import command, is_alive, is_here, own_process
 from pipelines.runs.rows import data_inputs, differences, note, run_name, source_tags
-from pipelines.runs.view import save_view
+from pipelines.runs.view import save_views
 from pipelines.tracking import STATE, connect, experiment_id
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _open_pass(client: MlflowClient, stage: str, params: Params) -> str:
     run = _joined(client, stage, key)
     if run is None:
         experiment = experiment_id(client)
-        save_view(client, experiment)
+        save_views(client, experiment)
         tags = source_tags("dvc.yaml") | {KIND: "pass"}
         run = client.create_run(experiment, run_name=run_name(params), tags=tags)
         for names in _chunks(list(flatten(params).items()), 100):
@@ -138,12 +138,16 @@ def _open_stage(client: MlflowClient, pass_id: str, stage: str) -> str:
     return str(client.create_run(parent.info.experiment_id, run_name=stage, tags=tags).info.run_id)
 
 
-def _inherit_before(client: MlflowClient, pass_id: str, stage: str, outputs: Mapping[str, Path]) -> None:
+def before(stage: str, outputs: Mapping[str, Path]) -> tuple[str, ...]:
+    """The stages that one rests on."""
     names = list(outputs)
-    before = _BEFORE.get(stage, tuple(names[: names.index(stage)]) if stage in names else ())
+    return _BEFORE.get(stage, tuple(names[: names.index(stage)]) if stage in names else ())
+
+
+def _inherit_before(client: MlflowClient, pass_id: str, stage: str, outputs: Mapping[str, Path]) -> None:
     run = client.get_run(pass_id)
     ran = [child.data.tags[STAGE] for child in children(client, run)]
-    inherit(client, run, ran, {name: outputs[name] for name in before if name in outputs})
+    inherit(client, run, ran, {name: outputs[name] for name in before(stage, outputs) if name in outputs})
 
 
 def _log_data(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import getpass
 import json
+import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Run, SourceType
 from mlflow.utils import mlflow_tags
 
 from csr.data.prepared import PreparedSet
+from csr.errors import ConfigError
 from pipelines.flatten import flatten
 from pipelines.imports import ROOT
 from pipelines.revision import revision
@@ -56,7 +59,10 @@ def _user() -> str:
 
 
 def differences(params: Params) -> dict[str, Any]:
-    """Parameters that are not the preset's defaults, by the shortest name that tells them from all others."""
+    """Parameters that are not the preset's defaults, by the shortest name that tells them from all others.
+
+    First come those in which the committed ``params.yaml`` differs too: what this run, of those made of it, is about.
+    """
     from pipelines.params import PRESETS, parse_params  # brings torch, timm and ONNX
 
     model = params.concepts.model
@@ -72,7 +78,22 @@ def differences(params: Params) -> dict[str, Any]:
         for name, value in given.items()
         if not name.startswith((*_NOT_SHOWN, "preset", "data.source")) and value != default.get(name)
     ]
+    committed = _committed()
+    changed.sort(key=lambda name: given[name] == committed.get(name, given[name]))
     return {short_name(name, given): given[name] for name in changed}
+
+
+@cache
+def _committed() -> Mapping[str, Any]:
+    """The parameters of the git revision, flattened; none where it has no valid ones."""
+    from pipelines.params import PARAMS_FILE, PRESETS, parse_params
+
+    command = ["git", "show", f"HEAD:./{PARAMS_FILE}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return flatten(parse_params(yaml.safe_load(found.stdout), presets=ROOT / PRESETS))
+    except (ConfigError, yaml.YAMLError):
+        return {}
 
 
 def short_name(name: str, all_names: Mapping[str, Any]) -> str:

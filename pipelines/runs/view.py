@@ -2,10 +2,11 @@
 
     python -m pipelines.runs.view [--port 5000]
 
-MLflow's page keeps a view of an experiment's table, shared by its link, as a tag of the experiment. This one has the
-figures first: what the validation split says, by which the rows are sorted and settings may be chosen, and what the
-test parts say, which report and choose nothing. Rows are passes and sweeps; stages and trials are below them, and the
-comparison's runs are left out.
+MLflow's page keeps the views of a table that are shared by a link as tags of the experiment. There are two. ``best``
+has a row for each pass and sweep, the figures first: that of the validation split, by which the rows are sorted and
+settings may be chosen, then those of the test parts, which report and choose nothing. ``stages`` is the same, newest
+first, with stages below their pass and trials below their sweep: MLflow nests rows only where they are sorted by time.
+The comparison's runs are in neither.
 """
 
 from __future__ import annotations
@@ -21,35 +22,54 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.tracking import EXPERIMENT, connect, experiment_id
 
-KEY = "best"
-_TAG = f"mlflow.sharedViewState.{KEY}"
+_TAG = "mlflow.sharedViewState."
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # training, not GenAI
 SORTED_BY = "metrics.`head.val_macro_f1`"
+_PARTS = ("iid", "shifted", "test")  # of the phantom, and of real sets
 COLUMNS = (
     SORTED_BY,
-    *(f"metrics.`{part}.{name}`" for name in ("macro_f1", "pointing_pair") for part in ("iid", "shifted", "test")),
+    *(f"metrics.`{part}.{name}`" for name in ("macro_f1", "pointing_pair") for part in _PARTS),
     "metrics.`concepts.val_auroc`",
     "attributes.`Dataset`",
+    "duration",
     "attributes.`Source`",
     "attributes.`Version`",
 )
-_VIEW = {
-    "searchFilter": "tags.comparison IS NULL",
-    "orderByKey": SORTED_BY,
-    "orderByAsc": False,
-    "selectedColumns": list(COLUMNS),
+_WIDTHS = {"attributes.`Run Name`": 300, "attributes.`Dataset`": 190} | {
+    name: 130 for name in COLUMNS if name.startswith("metrics")
+}
+_TABLE = {"selectedColumns": list(COLUMNS), "columnOrder": ["attributes.`Run Name`", "runDateAndNestInfo", *COLUMNS]}
+_NO_COMPARISON = "tags.comparison IS NULL"
+VIEWS = {
+    "best": _TABLE
+    | {
+        "columnWidths": _WIDTHS,
+        "searchFilter": f"{_NO_COMPARISON} AND tags.`mlflow.parentRunId` IS NULL",
+        "orderByKey": SORTED_BY,
+        "orderByAsc": False,
+    },
+    "stages": _TABLE
+    | {
+        "columnWidths": _WIDTHS,
+        "searchFilter": _NO_COMPARISON,
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+    },
 }
 
 
-def save_view(client: MlflowClient, experiment: str) -> None:
-    """Gives an experiment the view, in its present form."""
-    view = json.dumps(_VIEW)
-    if client.get_experiment(experiment).tags.get(_TAG) != view:
-        client.set_experiment_tag(experiment, _TAG, view)
+def save_views(client: MlflowClient, experiment: str) -> None:
+    """Gives an experiment the views, in their present form."""
+    wanted = _KIND | {_TAG + name: json.dumps(view) for name, view in VIEWS.items()}
+    given = client.get_experiment(experiment).tags
+    for name, value in wanted.items():
+        if given.get(name) != value:
+            client.set_experiment_tag(experiment, name, value)
 
 
-def view_link(server: str, experiment: str) -> str:
-    """Where a server shows the view."""
-    return f"{server}/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
+def view_link(server: str, experiment: str, name: str) -> str:
+    """Where a server shows a view."""
+    return f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={name}"
 
 
 def main() -> None:
@@ -59,13 +79,16 @@ def main() -> None:
     given = parser.parse_args()
     client = connect()
     experiment = experiment_id(client, EXPERIMENT)
-    save_view(client, experiment)
-    link = view_link(f"http://127.0.0.1:{given.port}", experiment)
-    print(f"mlflow: which run is best, on what data and why: {link}", flush=True)
+    save_views(client, experiment)
+    server = f"http://127.0.0.1:{given.port}"
+    best = view_link(server, experiment, "best")
+    print(f"mlflow: which run is best, on what data: {best}")
+    print(f"mlflow: stages and trials below them:    {view_link(server, experiment, 'stages')}", flush=True)
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        webbrowser.open(link)
+        webbrowser.open(best)
     store = ["--backend-store-uri", os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")]
-    command = [sys.executable, "-m", "mlflow", "ui", *store, "--host", "127.0.0.1", "--port", str(given.port)]
+    where = ["--host", "127.0.0.1", "--port", str(given.port), "--workers", "1"]  # one person
+    command = [sys.executable, "-m", "mlflow", "ui", *store, *where]
     sys.exit(subprocess.run(command, check=False).returncode)
 
 

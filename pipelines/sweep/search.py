@@ -29,7 +29,7 @@ from pipelines.runs.kinds import KIND
 from pipelines.runs.passes import PROCESS, mark_dead_runs
 from pipelines.runs.processes import own_process
 from pipelines.runs.rows import data_inputs, source_tags
-from pipelines.runs.view import save_view
+from pipelines.runs.view import save_views
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, PROTOTYPES
 from pipelines.sweep.data import features_without_test
 from pipelines.sweep.space import Knob, Stage, settings_of, stage_of, with_settings
@@ -126,7 +126,7 @@ def _sweep_run(name: str, knobs: Sequence[Knob], params: Params) -> Iterator[tup
         run = found[0]
         client.update_run(run.info.run_id, status="RUNNING")
     else:
-        save_view(client, experiment)
+        save_views(client, experiment)
         tags = source_tags("pipelines/sweep") | {KIND: "sweep", MADE_OF: name}
         title = f"sweep {' '.join(knob.key for knob in knobs)}"
         run = client.create_run(experiment, run_name=title, tags=tags)
