@@ -36,7 +36,7 @@ def ray_for_trials() -> Iterator[None]:
 
 
 def run_trials(
-    run_name: str, trial: Trial, given: dict[str, Any], count: int, scheduler: TrialScheduler | None = None
+    run_name: str, trial: Trial, given: Any, count: int, scheduler: TrialScheduler | None = None
 ) -> list[dict[str, Any]]:
     """Runs ``trial({"number": n}, given=given)`` for n below ``count``, one CPU each, or one GPU where there is any.
 
@@ -45,6 +45,7 @@ def run_trials(
 
     Args:
         run_name: names the folder in `CHECKPOINTS` by which an interrupted search is known.
+        given: what all trials are given.
         scheduler: may end trials before they are done.
 
     Returns:

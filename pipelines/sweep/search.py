@@ -21,19 +21,19 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from csr.data.prepared import PreparedSet
-from csr.errors import DataError
+from csr.errors import DataError, TrainingError
 from pipelines.checkpoints import MadeOf, claim, forget
 from pipelines.flatten import flatten
 from pipelines.params import PARAMS_FILE, Params
 from pipelines.runs.kinds import KIND
 from pipelines.runs.passes import PROCESS, mark_dead_runs
-from pipelines.runs.processes import own_process
+from pipelines.runs.processes import is_alive, own_process
 from pipelines.runs.rows import data_inputs, source_tags
 from pipelines.runs.view import save_views
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, PROTOTYPES
 from pipelines.sweep.data import features_without_test
 from pipelines.sweep.space import Knob, Stage, settings_of, stage_of, with_settings
-from pipelines.sweep.trial import STOP_BY, Given, Judge, judge, run_trial, trial_runs
+from pipelines.sweep.trial import ENDED, STOP_BY, Given, Judge, judge, run_trial, trial_runs
 from pipelines.tracking import connect, experiment_id
 from pipelines.tuning import ray_for_trials, run_trials, without_test
 
@@ -77,7 +77,7 @@ def sweep(knobs: Sequence[Knob], trials: int, metric: str | None, params: Params
     with ray_for_trials(), _sweep_run(name, knobs, params) as (client, run):
         copied = None if features is None else features.resolve()
         given = Given(str(Path.cwd()), stage, by, data.resolve(), copied, tried, run.info.run_id)
-        reports = run_trials(name, run_trial, {"given": given}, len(tried), _asha([each for each, _ in tried], stage))
+        reports = run_trials(name, run_trial, given, len(tried), _asha([each for each, _ in tried], stage))
         outcomes = _ranked([_outcome(report, settings) for report in reports], by)
         _conclude(client, run, outcomes, by)
     forget(name)
@@ -124,6 +124,8 @@ def _sweep_run(name: str, knobs: Sequence[Knob], params: Params) -> Iterator[tup
     found = client.search_runs([experiment], f"tags.`{MADE_OF}` = '{name}' AND attributes.status != 'FINISHED'")
     if found:
         run = found[0]
+        if run.info.status == "RUNNING" and is_alive(run.data.tags.get(PROCESS, "")):
+            raise TrainingError(f"this sweep is running already, as process {run.data.tags[PROCESS].split(':')[1]}")
         client.update_run(run.info.run_id, status="RUNNING")
     else:
         save_views(client, experiment)
@@ -168,8 +170,8 @@ def _conclude(client: MlflowClient, sweep_run: Run, outcomes: Sequence[Outcome],
     """Closes the trials' runs, of which those that ASHA ended could not do so themselves, and notes the result."""
     ended = {each.number: each for each in outcomes}
     for number, run in trial_runs(client, sweep_run).items():
-        if run.info.status == "RUNNING":
-            client.set_tag(run.info.run_id, "csr.ended", f"{ended[number].ended} after {ended[number].epochs} epochs")
+        if ENDED not in run.data.tags:
+            client.set_tag(run.info.run_id, ENDED, f"{ended[number].ended} after {ended[number].epochs} epochs")
             client.set_terminated(run.info.run_id, "FINISHED")
     best = outcomes[0]
     if best.figure is None:

@@ -45,6 +45,7 @@ from pipelines.sweep.space import Stage
 from pipelines.tracking import connect, log_metrics
 from pipelines.training import CHECKPOINT_FILE, LocalCallbacks
 
+ENDED = "csr.ended"  # tag: how a trial ended
 NUMBER = "csr.trial"  # tag: which trial of its sweep a run is
 STOP_BY = "stop_by"  # what ASHA compares: larger is better
 
@@ -150,10 +151,10 @@ def run_trial(config: dict[str, Any], given: Given) -> dict[str, Any]:
             if not math.isfinite(figure):
                 raise TrainingError(f"the validation split tells no {given.judge.figure}")
         except CSRError as error:  # settings that do not train are a trial, too
-            mlflow.set_tag("csr.ended", f"failed: {error}")
+            mlflow.set_tag(ENDED, f"failed: {error}")
             return {"ended": "failed", "failed": str(error), STOP_BY: -math.inf}
         log_metrics("sweep", {given.judge.figure: figure})
-        mlflow.set_tag("csr.ended", "whole")
+        mlflow.set_tag(ENDED, "whole")
         return {"ended": "whole", "figure": figure, STOP_BY: given.judge.rank(figure)}
 
 

@@ -138,8 +138,8 @@ def test_a_runs_name_is_what_differs_from_the_default(changes: dict[str, Any], n
 def test_what_the_committed_file_does_not_say_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "params.yaml").write_text("preset: robust\ndata: {side: 64}\n")
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-q", "-m", "mine"]):
-        subprocess.run([*git, *command], cwd=tmp_path, check=True, capture_output=True)
+    for words in (["init", "-q"], ["add", "params.yaml"], ["commit", "-q", "-m", "mine"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True, capture_output=True)
     monkeypatch.chdir(tmp_path)
     rows._committed.cache_clear()
     changes = {"preset": "robust", "data": {"side": 64}, "head": {"epochs": 24}}
