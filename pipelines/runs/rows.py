@@ -28,7 +28,7 @@ CONTEXTS = {"train": "training", "val": "validation", "test": "evaluation"}  # M
 _NOT_SHOWN = ("train.", "comparison.", "data.workers", "evaluate.")  # these change no figure
 _RESULTS = {"macro_f1": "macro F1", "concept_auroc": "concept AUROC", "pointing_pair": "pointing game"}
 _SHOWN = 4  # differences in a name
-_DIGEST = 32  # digits of a data set's; MLflow keeps up to 36
+_DIGEST = 12  # digits of a data set's that its column shows; the tag data.digest has all 64, MLflow keeps up to 36
 
 
 @cache

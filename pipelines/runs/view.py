@@ -35,8 +35,8 @@ COLUMNS = (
     "attributes.`Source`",
     "attributes.`Version`",
 )
-_WIDTHS = {"attributes.`Run Name`": 300, "attributes.`Dataset`": 190} | {
-    name: 130 for name in COLUMNS if name.startswith("metrics")
+_WIDTHS = {"attributes.`Run Name`": 330, "attributes.`Dataset`": 260} | {
+    name: 115 for name in COLUMNS if name.startswith("metrics")
 }
 _TABLE = {"selectedColumns": list(COLUMNS), "columnOrder": ["attributes.`Run Name`", "runDateAndNestInfo", *COLUMNS]}
 _NO_COMPARISON = "tags.comparison IS NULL"
