@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -42,26 +43,36 @@ def inherit(client: MlflowClient, pass_run: Run, ran: Iterable[str], earlier: Ma
         if stage in known or stage in ran or (digest := output_digest(output)) is None:
             continue
         maker = _maker(client, pass_run.info.experiment_id, stage, digest)
+        origin = known_run(client, maker.data.tags[MLFLOW_PARENT_RUN_ID]) if maker else None
         run_id = pass_run.info.run_id
-        if maker is None:
+        if maker is None or origin is None:
             client.set_tag(run_id, MADE_BY + stage, UNKNOWN)
             continue
         metrics = [Metric(name, value, maker.info.end_time, 0) for name, value in maker.data.metrics.items()]
         client.log_batch(run_id, metrics=metrics)
-        origin = maker.data.tags[MLFLOW_PARENT_RUN_ID]
-        client.set_tag(run_id, MADE_BY + stage, origin)
+        client.set_tag(run_id, MADE_BY + stage, origin.info.run_id)
         if stage == "prepare":
-            tags = client.get_run(origin).data.tags
             for name in _OF_DATA:
-                if name in tags:
-                    client.set_tag(run_id, name, tags[name])
+                if name in origin.data.tags:
+                    client.set_tag(run_id, name, origin.data.tags[name])
 
 
 def taken(client: MlflowClient, pass_run: Run) -> dict[str, Run | None]:
     """Stages whose figures a pass has from other passes, with these; None where the store does not have it."""
     tags = {tag.removeprefix(MADE_BY): value for tag, value in pass_run.data.tags.items() if tag.startswith(MADE_BY)}
-    origins = {run_id: client.get_run(run_id) for run_id in set(tags.values()) - {UNKNOWN}}
+    origins = {run_id: known_run(client, run_id) for run_id in set(tags.values()) - {UNKNOWN}}
     return {stage: origins.get(run_id) for stage, run_id in tags.items()}
+
+
+def known_run(client: MlflowClient, run_id: str) -> Run | None:
+    """A run, unless the store does not have it or it was deleted."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def _maker(client: MlflowClient, experiment: str, stage: str, digest: str) -> Run | None:

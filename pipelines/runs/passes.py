@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities import Param, Run, RunStatus
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from csr.data.digests import file_digest
 from pipelines.flatten import flatten
 from pipelines.revision import revision
-from pipelines.runs.inheritance import MADE_BY, OUTPUT, STAGE, inherit, output_digest, taken
+from pipelines.runs.inheritance import MADE_BY, OUTPUT, STAGE, inherit, known_run, output_digest, taken
 from pipelines.runs.kinds import KIND
 from pipelines.runs.processes import command, is_alive, is_here, own_process
 from pipelines.runs.rows import data_inputs, differences, note, run_name, source_tags
@@ -119,7 +118,7 @@ def _open_pass(client: MlflowClient, stage: str, params: Params) -> str:
 def _joined(client: MlflowClient, stage: str, key: str) -> Run | None:
     """The open pass, if this stage is part of it."""
     state = json.loads(_STATE_FILE.read_text()) if _STATE_FILE.is_file() else {}
-    run = _existing(client, state["run_id"]) if state.get("key") == key else None
+    run = known_run(client, state["run_id"]) if state.get("key") == key else None
     if run is None:
         return None
     status = {child.data.tags[STAGE]: child.info.status for child in children(client, run)}
@@ -176,14 +175,6 @@ def _finish(
         _log_data(client, pass_id, own, stage, params, outputs)
     run = client.get_run(pass_id)
     client.set_tag(pass_id, MLFLOW_RUN_NOTE, note(run, differences(params), taken(client, run)))
-
-
-def _existing(client: MlflowClient, run_id: str) -> Run | None:
-    try:
-        run = client.get_run(run_id)
-    except MlflowException:
-        return None
-    return run if run.info.lifecycle_stage == "active" else None
 
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:

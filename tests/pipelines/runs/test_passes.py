@@ -229,6 +229,13 @@ def test_outputs_of_no_known_run_are_said_to_be_such(client: MlflowClient) -> No
     assert "this store does not have: prepare" in run.data.tags["mlflow.note.content"]
 
 
+def test_a_pass_that_was_deleted_is_none_to_take_figures_from(client: MlflowClient) -> None:
+    first = run_stages("prepare", "concepts")
+    client.delete_run(first)
+    run = client.get_run(run_stages("features"))
+    assert run.info.run_id != first and run.data.tags[f"{MADE_BY}concepts"] == UNKNOWN
+
+
 def test_what_a_stage_rests_on_is_what_dvc_says() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     kinds = ("outs", "metrics", "plots")
