@@ -158,7 +158,7 @@ def _log_data(
     trained, judged = ("train", "val"), ("test",)
     client.log_inputs(own, data_inputs(params.data, prepared, judged if stage == "evaluate" else trained))
     run = client.get_run(pass_id)
-    there = {each.dataset.name.rpartition(" ")[2] for each in run.inputs.dataset_inputs}
+    there = {each.dataset.name.rpartition(" ")[2] for each in (run.inputs.dataset_inputs if run.inputs else [])}
     evaluated = stage == "evaluate" or f"{MADE_BY}evaluate" in run.data.tags
     missing = [split for split in (*trained, *(judged if evaluated else ())) if split not in there]
     if missing:

@@ -135,6 +135,8 @@ def data_inputs(params: DataParams, prepared: Path, splits: tuple[str, ...]) -> 
     """The prepared set as inputs of a run, one a split: its name, its digest and where it came from."""
     data = PreparedSet.open(prepared)
     digest, collection = data.digest()[:_DIGEST], data.collection
+    kind: str
+    source: dict[str, Any]
     if params.source == "phantom":
         kind, source = "code", {"tags": {"mlflow.source.name": "csr/data/phantom", **flatten(params.phantom)}}
     else:
@@ -166,7 +168,7 @@ def note(run: Run, differs: Mapping[str, Any], taken: Mapping[str, Run | None]) 
     sentences = [f"**{result(run.data.metrics)}.**"] if result(run.data.metrics) else []
     inputs = run.inputs.dataset_inputs if run.inputs else []
     if inputs:
-        sets = {split: json.loads(each.dataset.profile)["studies"] for each in inputs for split in [_split(each)]}
+        sets = {_split(each): json.loads(each.dataset.profile or "{}").get("studies") for each in inputs}
         counts = ", ".join(f"{count} studies for {CONTEXTS[split]}" for split, count in sets.items())
         first = inputs[0].dataset
         sentences.append(f"Data: {first.name.rpartition(' ')[0]} {first.digest[:8]} ({counts}).")

@@ -24,7 +24,7 @@ from pipelines.sweep.trial import Judge
 
 def table(by: Judge, outcomes: Sequence[Outcome]) -> list[str]:
     """A line a trial, the best first."""
-    keys = list(max((each.settings for each in outcomes), key=len))
+    keys = list(dict.fromkeys(key for each in outcomes for key in each.settings))
     rows = [("trial", *keys, by.figure, "epochs", "ended")]
     for each in outcomes:
         values = [str(each.settings.get(key, "as it is")) for key in keys]

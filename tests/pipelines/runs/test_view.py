@@ -96,8 +96,9 @@ def page() -> Iterator[Page]:
 def expect_rows(page: Page, names: list[str]) -> None:
     page.wait_for_function(
         """([row, names]) => {
-            const links = [...document.querySelectorAll(`${row} a`)].map(link => link.innerText.trim())
-            return JSON.stringify(links) === JSON.stringify(names)
+            const rows = [...document.querySelectorAll(row)].sort((a, b) => a.ariaRowIndex - b.ariaRowIndex)
+            const found = rows.map(each => each.querySelector("a").innerText.trim())
+            return JSON.stringify(found) === JSON.stringify(names)
         }""",
         arg=[ROW, names],
     )
