@@ -7,6 +7,7 @@ end is the figure of the trials that ran whole. No trial can see a test study: a
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -27,14 +28,14 @@ from pipelines.flatten import flatten
 from pipelines.params import PARAMS_FILE, Params
 from pipelines.runs.kinds import KIND
 from pipelines.runs.passes import PROCESS, mark_dead_runs
-from pipelines.runs.processes import is_alive, own_process
+from pipelines.runs.processes import own_process
 from pipelines.runs.rows import data_inputs, source_tags
 from pipelines.runs.view import save_views
 from pipelines.stage import CONCEPTS, FEATURES, PREPARED, PROTOTYPES
 from pipelines.sweep.data import features_without_test
 from pipelines.sweep.space import Knob, Stage, settings_of, stage_of, with_settings
 from pipelines.sweep.trial import ENDED, STOP_BY, Given, Judge, judge, run_trial, trial_runs
-from pipelines.tracking import connect, experiment_id
+from pipelines.tracking import STATE, connect, experiment_id
 from pipelines.tuning import ray_for_trials, run_trials, without_test
 
 MADE_OF = "csr.sweep"  # tag: the digest of what a sweep is made of, by which an interrupted one is found again
@@ -63,8 +64,18 @@ def sweep(knobs: Sequence[Knob], trials: int, metric: str | None, params: Params
     """Runs all trials of a sweep. Returns what they were judged by, and the trials, the best first.
 
     Raises:
-        CSRError: it cannot be done, for the reason given.
+        CSRError: it cannot be done, for the reason given; a folder has one sweep at a time.
     """
+    STATE.mkdir(exist_ok=True)
+    with (STATE / "sweep.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError("another sweep runs in this folder; start this one when it has ended") from None
+        return _sweep(knobs, trials, metric, params)
+
+
+def _sweep(knobs: Sequence[Knob], trials: int, metric: str | None, params: Params) -> tuple[Judge, list[Outcome]]:
     stage, settings = stage_of(knobs), settings_of(knobs, trials, params)
     by = judge(stage, metric, bool(PreparedSet.open(PREPARED).collection.classes))
     data, features, inputs = without_test(PREPARED), None, _built(stage, params)
@@ -124,8 +135,6 @@ def _sweep_run(name: str, knobs: Sequence[Knob], params: Params) -> Iterator[tup
     found = client.search_runs([experiment], f"tags.`{MADE_OF}` = '{name}' AND attributes.status != 'FINISHED'")
     if found:
         run = found[0]
-        if run.info.status == "RUNNING" and is_alive(run.data.tags.get(PROCESS, "")):
-            raise TrainingError(f"this sweep is running already, as process {run.data.tags[PROCESS].split(':')[1]}")
         client.update_run(run.info.run_id, status="RUNNING")
     else:
         save_views(client, experiment)

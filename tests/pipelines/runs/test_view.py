@@ -16,7 +16,7 @@ from socket import socket
 
 import pytest
 from mlflow.tracking import MlflowClient
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from pipelines.runs.view import VIEWS, save_views, view_link
 from pipelines.tracking import connect, experiment_id
@@ -82,15 +82,21 @@ def _answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "the view is tested in a real browser: apt-get install chromium"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 2400, "height": 700})
-        opened.set_default_timeout(120_000)
+        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield opened
-        browser.close()
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Page:
+    """Of its own for each view: MLflow's page reads a shared view as it is loaded."""
+    opened = browser.new_page(viewport={"width": 2400, "height": 700})
+    opened.set_default_timeout(120_000)
+    return opened
 
 
 def expect_rows(page: Page, names: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import re
 import shutil
@@ -109,6 +110,14 @@ def test_what_is_not_built_is_named(params: Params, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"build/concepts/model\.pt: missing; .*run dvc repro concepts first"):
         sweep([parse_knob("head.epochs=2,4", params)], 2, None, params)
+
+
+def test_a_folder_has_one_sweep_at_a_time(params: Params) -> None:
+    Path(".state").mkdir(exist_ok=True)
+    with Path(".state/sweep.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TrainingError, match="another sweep runs in this folder"):
+            sweep([parse_knob("head.epochs=2,4", params)], 2, None, params)
 
 
 # whole sweeps
