@@ -4,6 +4,7 @@ study, taken up where an interruption left them."""
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ def run_trials(
         TrainingError: a trial ended with an error that is no setting's fault.
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses these loggers' files
     gpu = 1 if ray.cluster_resources().get("GPU") else 0
     function = tune.with_resources(tune.with_parameters(trial, given=given), {"cpu": 1, "gpu": gpu})
     space = {"number": tune.grid_search(list(range(count)))}

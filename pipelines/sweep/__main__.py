@@ -49,7 +49,7 @@ def conclusion(by: Judge, outcomes: Sequence[Outcome]) -> list[str]:
     if not best.settings:
         return [f"params.yaml as it is has the best {by.figure} of the validation split; there is nothing to change"]
     usual = next(each for each in outcomes if not each.settings)
-    told = "was stopped" if usual.figure is None else f"has {usual.figure:.4f}"
+    told = "failed" if usual.figure is None else f"has {usual.figure:.4f}"
     return [f"best: {by.figure} {best.figure:.4f} (params.yaml as it is {told})", best_command(best)]
 
 

@@ -1,8 +1,9 @@
 """Runs a sweep's trials on Ray Tune, as runs below the sweep's own in MLflow, and takes up an interrupted one.
 
 ASHA (Li et al. 2020, arXiv 1810.05934) ends trials by the validation figure of their epochs: after a quarter of the
-epochs, and after a half, one goes on only if it is among the better half of those that came so far. What decides in the
-end is the figure of the trials that ran whole. No trial can see a test study: all read copies without them.
+epochs, and after a half, one goes on only if it is among the better half of those that came so far. Trial 0, which is
+``params.yaml`` as it is, always goes on. What decides in the end is the figure of the trials that ran whole. No trial
+can see a test study: all read copies without them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from mlflow.entities import Param, Run
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
-from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from csr.data.prepared import PreparedSet
 from csr.errors import DataError, TrainingError
@@ -112,12 +113,20 @@ def _built(stage: Stage, params: Params) -> list[Path]:
     return models
 
 
+class _ButTheFirst(AsyncHyperBandScheduler):
+    """ASHA that never ends trial 0, to which all others are compared."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return str(TrialScheduler.CONTINUE if trial.config["number"] == 0 else decision)
+
+
 def _asha(tried: Sequence[Params], stage: Stage) -> AsyncHyperBandScheduler | None:
     section = "concepts" if stage == "concepts" else "head"
     epochs = max(getattr(params, section).epochs for params in tried)
     if epochs < 2:
         return None
-    return AsyncHyperBandScheduler(
+    return _ButTheFirst(
         metric=STOP_BY,
         mode="max",
         max_t=epochs - 1,  # none is ended at its last epoch
