@@ -69,10 +69,11 @@ def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
     return experiment.experiment_id
 
 
-def log_metrics(stage: str, metrics: Mapping[str, float], step: int | None = None) -> None:
-    """Logs finite numbers as ``<stage>.<name>`` to the active run and, if it is a stage's, to its pass."""
+def log_metrics(stage: str, metrics: Mapping[str, float], step: int | None = None, run_id: str | None = None) -> None:
+    """Logs finite numbers as ``<stage>.<name>`` to a run, by default the active one, and if it is a stage's to its pass
+    too."""
     finite = {f"{stage}.{name}": float(value) for name, value in metrics.items() if value == value}
-    own, whole = _runs()
+    own, whole = _runs(run_id)
     mlflow.log_metrics(finite, step=step, run_id=own)
     if whole != own:
         mlflow.log_metrics(finite, step=step, run_id=whole)
@@ -93,9 +94,9 @@ def log_table(rows: Sequence[Mapping[str, Any]], file: str) -> None:
     mlflow.log_dict({"rows": [dict(row) for row in rows]}, file, run_id=_runs()[1])
 
 
-def _runs() -> tuple[str, str]:
-    """The active run and, if it is a stage's, the pass above it; otherwise itself again."""
-    run = mlflow.active_run()
+def _runs(run_id: str | None = None) -> tuple[str, str]:
+    """A run, by default the active one, and if it is a stage's the pass above it; otherwise itself again."""
+    run = mlflow.active_run() if run_id is None else MlflowClient().get_run(run_id)
     assert run is not None, "what is logged belongs to a run"
     own, tags = run.info.run_id, run.data.tags
     return own, tags[MLFLOW_PARENT_RUN_ID] if tags.get(KIND) == "stage" else own
