@@ -76,8 +76,8 @@ triggers: $(READY) ## take webhooks, watch the feedback threshold, start workflo
 serve: $(READY) ## serve build/bundle and the page at http://127.0.0.1:8000 (PORT=...)
 	@csr serve --bundle build/bundle --port $(PORT)
 
-mlflow: $(READY) ## MLflow's UI on the local runs at http://127.0.0.1:5000
-	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
+mlflow: $(READY) ## MLflow's UI at http://127.0.0.1:5000, with the link of the table of which run is best, on what data
+	@python -m pipelines.runs.view
 
 triton: $(READY) ## install a local Triton server into .triton (for the tests; production uses NVIDIA's image)
 	@bash infra/triton/install.sh

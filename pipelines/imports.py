@@ -27,6 +27,8 @@ NEVER_IN_OUTPUTS = {
     "pipelines.params": "checks parameters; their values are known to DVC",
     "pipelines.stage": "opens the MLflow run and turns errors into sentences; paths of outputs are in dvc.yaml too",
     "pipelines.tracking": "MLflow",
+    "pipelines.runs": "rows of MLflow's table",
+    "pipelines.runs.rows": "what MLflow's rows say",
     "pipelines.flatten": "names of parameters for MLflow, and for telling trainings apart",
     "pipelines.registry": "MLflow's registry",
     "pipelines.imports": "this walk",

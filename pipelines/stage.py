@@ -14,7 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from csr.errors import CSRError
-from pipelines.tracking import log_metrics, stage_run
+from pipelines.runs.passes import stage_run
+from pipelines.tracking import log_metrics
 
 if TYPE_CHECKING:
     from pipelines.params import Params
@@ -27,6 +28,16 @@ HEAD = Path("build/head")
 ATLAS = Path("build/atlas")
 BUNDLE = Path("build/bundle")
 REPORTS = Path("reports")
+OUTPUTS = {  # what each stage of the pipeline writes, in order
+    "prepare": PREPARED,
+    "concepts": CONCEPTS,
+    "features": FEATURES,
+    "prototypes": PROTOTYPES,
+    "head": HEAD,
+    "evaluate": REPORTS / "metrics.json",
+    "atlas": ATLAS,
+    "export": BUNDLE,
+}
 
 
 def run_stage(name: str, body: Callable[[Params], None], last: bool = False) -> None:
@@ -40,7 +51,7 @@ def run_stage(name: str, body: Callable[[Params], None], last: bool = False) -> 
     start = time.perf_counter()
     with errors_for_people(name):
         params = load_params()
-        with stage_run(name, params, last):
+        with stage_run(name, params, last, OUTPUTS):
             body(params)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             log_metrics(name, {"seconds": time.perf_counter() - start, "peak_rss_mb": peak})

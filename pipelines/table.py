@@ -10,10 +10,10 @@ import sys
 
 from mlflow.entities import Run
 
-from pipelines.stage import REPORTS
+from pipelines.runs.inheritance import STAGE
+from pipelines.runs.kinds import KIND
+from pipelines.stage import OUTPUTS, REPORTS
 from pipelines.tracking import connect, experiment_id
-
-STAGES = ("prepare", "concepts", "features", "prototypes", "head", "evaluate", "atlas", "export")
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     if run is not None:
         costs = [
             (name, run.data.metrics.get(f"{name}.seconds"), run.data.metrics.get(f"{name}.peak_rss_mb"))
-            for name in STAGES
+            for name in OUTPUTS
         ]
         ran = [(name, seconds, peak) for name, seconds, peak in costs if seconds is not None and peak is not None]
         print("\n" + "  ".join(f"{name} {seconds:.0f} s" for name, seconds, _ in ran))
@@ -50,7 +50,8 @@ def _cell(value: float | None) -> str:
 def _last_run() -> Run | None:
     """The newest finished pass of the default pipeline."""
     client = connect()
-    runs = client.search_runs([experiment_id(client)], "tags.`csr.stage` = 'export'", max_results=1)
+    wanted = f"tags.`{KIND}` = 'pass' AND tags.`{STAGE}` = 'export'"
+    runs = client.search_runs([experiment_id(client)], wanted, max_results=1)
     return runs[0] if runs else None
 
 

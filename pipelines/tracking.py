@@ -1,34 +1,23 @@
-"""MLflow glue, once: one run a pipeline pass, to which every stage logs, so that two passes compare in MLflow's UI.
+"""MLflow glue, once: where its store is, and what stages log.
 
-A pass is open from the first stage that runs until ``export`` has written its bundle. A stage that finds an open
-pass with the same parameters and git revision joins it (also after a crash: no second run appears), otherwise it opens
-a new one. Which pass is open is kept in ``.state/run.json``, which is not tracked: outputs hold no run id, so that
-``dvc repro`` stays a no-op.
+What a stage logs is its pass's: figures are logged to both runs, so that passes compare in MLflow's table and a stage
+has its own curves; tags and files to the pass alone. `pipelines.runs.passes` opens these runs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
-from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from csr.data.digests import file_digest
 from csr.errors import ConfigError
-from pipelines.flatten import flatten
-from pipelines.revision import revision
-
-if TYPE_CHECKING:
-    from pipelines.params import Params
+from pipelines.runs.kinds import KIND
 
 EXPERIMENT = "csr"
 MODEL_NAME = "csr"
@@ -80,93 +69,34 @@ def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
     return experiment.experiment_id
 
 
-@contextmanager
-def stage_run(stage: str, params: Params, last: bool = False) -> Iterator[str]:
-    """Joins or opens the pass's run for one stage. Yields the run id.
-
-    An exception, SIGINT or SIGTERM marks the run failed; runs whose process died without a word are marked failed when
-    the next stage starts.
-
-    Args:
-        stage: name of the stage; its metrics are logged as ``<stage>.<name>``.
-        params: all parameters; logged flattened when the run is opened.
-        last: whether the pass is over once this stage succeeds.
-    """
-    client = connect()
-    run_id = _open_pass(client, params)
-    _mark_dead_runs(client, run_id)
-    client.update_run(run_id, status="RUNNING")
-    client.set_tag(run_id, "csr.stage", stage)
-    client.set_tag(run_id, "csr.process", _this_process())
-    lock = Path("dvc.lock")
-    client.set_tag(run_id, "dvc.lock", file_digest(lock) if lock.is_file() else "none")
-    try:
-        with mlflow.start_run(run_id=run_id):
-            yield run_id
-    except BaseException:
-        client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
-        raise
-    client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
-    if last:
-        (STATE / "run.json").unlink(missing_ok=True)
-
-
 def log_metrics(stage: str, metrics: Mapping[str, float], step: int | None = None, run_id: str | None = None) -> None:
-    """Logs finite numbers as ``<stage>.<name>`` to a run, by default to the active one."""
+    """Logs finite numbers as ``<stage>.<name>`` to a run, by default the active one, and if it is a stage's to its pass
+    too."""
     finite = {f"{stage}.{name}": float(value) for name, value in metrics.items() if value == value}
-    mlflow.log_metrics(finite, step=step, run_id=run_id)
+    own, whole = _runs(run_id)
+    mlflow.log_metrics(finite, step=step, run_id=own)
+    if whole != own:
+        mlflow.log_metrics(finite, step=step, run_id=whole)
 
 
 def log_tag(name: str, value: str) -> None:
-    """Tags the active run."""
-    mlflow.set_tag(name, value)
+    """Tags the active run, or a stage's pass."""
+    MlflowClient().set_tag(_runs()[1], name, value)
 
 
 def log_file(file: Path, folder: str) -> None:
-    """Keeps a figure or report with the active run."""
-    mlflow.log_artifact(str(file), artifact_path=folder)
+    """Keeps a figure or report with the active run, or a stage's pass."""
+    mlflow.log_artifact(str(file), artifact_path=folder, run_id=_runs()[1])
 
 
 def log_table(rows: Sequence[Mapping[str, Any]], file: str) -> None:
-    """Keeps rows of one form as a JSON table with the active run."""
-    mlflow.log_dict({"rows": [dict(row) for row in rows]}, file)
+    """Keeps rows of one form as a JSON table with the active run, or a stage's pass."""
+    mlflow.log_dict({"rows": [dict(row) for row in rows]}, file, run_id=_runs()[1])
 
 
-def _open_pass(client: MlflowClient, params: Params) -> str:
-    key = hashlib.sha256(json.dumps([flatten(params), revision()], default=str).encode()).hexdigest()
-    state_file = STATE / "run.json"
-    if state_file.is_file():
-        state = json.loads(state_file.read_text())
-        if state["key"] == key and _exists(client, state["run_id"]):
-            return state["run_id"]
-    name = f"{params.preset}-{params.data.source}"
-    run = client.create_run(experiment_id(client), run_name=name, tags={"git.revision": revision()})
-    for names in _chunks(list(flatten(params).items()), 100):
-        client.log_batch(run.info.run_id, params=[mlflow.entities.Param(key, str(value)) for key, value in names])
-    STATE.mkdir(exist_ok=True)
-    state_file.write_text(json.dumps({"key": key, "run_id": run.info.run_id}))
-    return run.info.run_id
-
-
-def _mark_dead_runs(client: MlflowClient, own: str) -> None:
-    """Marks runs of this machine failed that claim to run although their process is gone (killed, power cut)."""
-    for run in client.search_runs([experiment_id(client)], "attributes.status = 'RUNNING'"):
-        host, _, pid = run.data.tags.get("csr.process", "").rpartition(":")
-        if run.info.run_id != own and host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
-            client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FAILED))
-
-
-def _exists(client: MlflowClient, run_id: str) -> bool:
-    try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException:
-        return False
-
-
-def _this_process() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _runs(run_id: str | None = None) -> tuple[str, str]:
+    """A run, by default the active one, and if it is a stage's the pass above it; otherwise itself again."""
+    run = mlflow.active_run() if run_id is None else MlflowClient().get_run(run_id)
+    assert run is not None, "what is logged belongs to a run"
+    own, tags = run.info.run_id, run.data.tags
+    return own, tags[MLFLOW_PARENT_RUN_ID] if tags.get(KIND) == "stage" else own

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlflow
 import torch
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from csr.baselines.protocol import ExperimentContext
 from csr.data.prepared import PreparedSet
@@ -24,7 +25,7 @@ from csr.training.runtime import use_device
 from csr.training.stopping import Curve
 from pipelines.flatten import flatten
 from pipelines.params import Params, load_params
-from pipelines.revision import revision
+from pipelines.runs.rows import data_inputs, result, source_tags
 from pipelines.stage import PREPARED
 from pipelines.tracking import connect, log_metrics
 
@@ -79,12 +80,17 @@ def make_context(params: Params, seed: int, name: str, prepared: Path = PREPARED
 
 @contextmanager
 def comparison_run(kind: str, name: str, seed: int, params: Params) -> Iterator[None]:
-    """An MLflow run of its own, tagged so that the comparison's runs can be found."""
-    connect()
-    tags = {"comparison": kind, "system": name, "seed": str(seed), "git.revision": revision()}
-    with mlflow.start_run(run_name=f"{name}-{seed}", tags=tags):
+    """An MLflow run of its own, tagged so that the comparison's runs can be found. It says what data it reads, which in
+    trials is no test study, and in its note the result."""
+    client = connect()
+    splits = ("train", "val") if kind == "trials" else ("train", "val", "test")
+    tags = source_tags(f"pipelines/comparison/{kind}.py") | {"comparison": kind, "system": name, "seed": str(seed)}
+    with mlflow.start_run(run_name=f"{name}-{seed}", tags=tags) as run:
+        client.log_inputs(run.info.run_id, data_inputs(params.data, PREPARED, splits))
         mlflow.log_params({"system": name, "seed": seed, **flatten(replace(params.concepts, seed=seed), "concepts")})
         yield
+        if found := result(client.get_run(run.info.run_id).data.metrics):
+            mlflow.set_tag(MLFLOW_RUN_NOTE, f"**{found}.**")
 
 
 def load_comparison() -> Params:

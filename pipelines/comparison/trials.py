@@ -17,7 +17,6 @@ without its test split, and no features of it, so none can see a test study.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import importlib
 import json
 import math
@@ -30,12 +29,9 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import ray
-from ray import tune
 
 from csr.baselines.protocol import TrainedBackbone, predict
 from csr.comparison.training import with_budget
-from csr.data.prepared import PreparedSet, copy_without
 from csr.errors import CSRError, TrainingError
 from csr.evaluation.evaluate import rounded
 from csr.evaluation.metrics import macro_auroc
@@ -44,9 +40,8 @@ from csr.network.rebuild import concept_model_from_checkpoint
 from csr.training.concepts import ConceptTrainingConfig
 from csr.training.features import FeatureCache
 from csr.training.runtime import seeds
-from pipelines.checkpoints import CHECKPOINTS, MadeOf, claim, forget
+from pipelines.checkpoints import MadeOf, claim, forget
 from pipelines.comparison.common import (
-    BUILD,
     SHARED_BACKBONES_FOLDER,
     TRIALS_FOLDER,
     ComparisonCallbacks,
@@ -59,6 +54,7 @@ from pipelines.comparison.settings import with_settings
 from pipelines.params import Params
 from pipelines.stage import PREPARED
 from pipelines.tracking import connect, log_metrics
+from pipelines.tuning import ray_for_trials, run_trials, without_test
 
 OWN_POOLING = ("classes", "cbm_joint")  # whose definition leaves the pooling free
 OWN_BACKBONE = ("classes", "cbm_joint", "cbm_joint_lse", "concepts_lse", "concepts_average")
@@ -114,55 +110,35 @@ def _rank(figure: float | None) -> float:
 def search(reference: str, params: Params) -> list[dict[str, Any]]:
     """Every trial of a system: ``number, settings, figure, seconds``, and ``failed`` where it says why it has none."""
     name, seed = reference.rpartition(":")[2], params.comparison.seeds[0]
-    data = without_test()
+    data = without_test(PREPARED)
     resting = _resting_folder(reference, seed)
     inputs = [data] if resting is None else [data, resting / "model.pt"]
     own = f"trials_{name}"
     made_of = MadeOf.of(own, params.concepts, inputs, 0, reference.partition(":")[0])
     made_of.values["comparison.trials"] = str(params.comparison.trials)
     run_name = claim(own, made_of)
-    local = os.environ.get("RAY_ADDRESS") is None
     connect()
-    ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False)
-    try:
-        with comparison_run("trials", name, seed, params):
-            active = mlflow.active_run()
-            assert active is not None
-            given = {
-                "reference": reference,
-                "project": str(Path.cwd()),
-                "data": str(data.resolve()),
-                "resting": None if resting is None else str(resting.resolve()),
-                "params": params,
-                "parent": active.info.run_id,
-            }
-            found = _tuned(run_name, given, params.comparison.trials)
-            known = [trial["figure"] for trial in found if trial["figure"] is not None]
-            log_metrics("trials", {"best": max(known)} if known else {})
-    finally:
-        if local:
-            ray.shutdown()
+    with ray_for_trials(), comparison_run("trials", name, seed, params):
+        active = mlflow.active_run()
+        assert active is not None
+        given = {
+            "reference": reference,
+            "project": str(Path.cwd()),
+            "data": str(data.resolve()),
+            "resting": None if resting is None else str(resting.resolve()),
+            "params": params,
+            "parent": active.info.run_id,
+        }
+        found = _tuned(run_name, given, params.comparison.trials)
+        known = [trial["figure"] for trial in found if trial["figure"] is not None]
+        log_metrics("trials", {"best": max(known)} if known else {})
     forget(run_name)
     return sorted(found, key=lambda trial: trial["number"])
 
 
 def _tuned(run_name: str, given: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """What Ray Tune's trials returned; those that had returned before an interruption are not run again."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    gpu = 1 if ray.cluster_resources().get("GPU") else 0
-    function = tune.with_resources(tune.with_parameters(_trial, given=given), {"cpu": 1, "gpu": gpu})
-    space = {"number": tune.grid_search(list(range(count)))}
-    folder = (CHECKPOINTS / run_name).resolve()
-    if tune.Tuner.can_restore(str(folder)):
-        tuner = tune.Tuner.restore(str(folder), function, restart_errored=True, param_space=space)
-    else:
-        config = tune.RunConfig(name=run_name, storage_path=str(folder.parent), verbose=0)
-        tuner = tune.Tuner(function, param_space=space, run_config=config)
-    results = tuner.fit()
-    if results.errors:
-        raise TrainingError(f"{run_name}: a trial ended with {str(results.errors[0]).strip().splitlines()[-1]}")
-    found = [results[index].metrics for index in range(len(results))]
-    return [metrics["trial"] for metrics in found if metrics is not None]
+    return [metrics["trial"] for metrics in run_trials(run_name, _trial, given, count)]
 
 
 def _trial(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -210,18 +186,6 @@ def figure_of(reference: str, settings: dict[str, Any], data: Path, resting: Pat
     system = entry.train(with_budget(entry, context))
     val = context.data.collection.rows("val")
     return macro_auroc(context.data.collection.truth()[val], predict(system, context.data, val).probabilities)
-
-
-def without_test() -> Path:
-    """The prepared set without its test split, copied once, by whichever stage of trials comes first."""
-    data = PreparedSet.open(PREPARED)
-    folder = BUILD / "trials_data" / data.digest()[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            copy_without(data, "test", folder)
-    return folder
 
 
 def _entry(reference: str) -> tuple[str, Any]:

@@ -29,7 +29,8 @@ def finished_runs(project: Project) -> list[Run]:
     client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("csr")
     assert experiment is not None
-    return client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
+    wanted = "attributes.status = 'FINISHED' AND tags.`csr.kind` = 'pass'"
+    return client.search_runs([experiment.experiment_id], wanted)
 
 
 def registered(project: Project) -> list[ModelVersion]:

@@ -16,7 +16,8 @@ from mlflow.tracking import MlflowClient
 
 from csr.errors import TrainingError
 from pipelines.params import parse_params
-from pipelines.tracking import connect, experiment_id, log_metrics, stage_run
+from pipelines.runs.passes import children, stage_run
+from pipelines.tracking import connect, experiment_id, log_metrics
 from tests.pipelines.conftest import PRESETS, Project, copy_project
 
 PARAMS = parse_params({"preset": "robust"}, presets=PRESETS)
@@ -30,7 +31,8 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 
 
 def runs(client: MlflowClient) -> list[Run]:
-    return client.search_runs([experiment_id(client)], order_by=["start_time ASC"])
+    """The rows of the table: passes."""
+    return client.search_runs([experiment_id(client)], "tags.`csr.kind` = 'pass'", order_by=["start_time ASC"])
 
 
 def test_stages_of_a_pass_share_a_run_and_the_next_pass_has_its_own(client: MlflowClient) -> None:
@@ -45,6 +47,12 @@ def test_stages_of_a_pass_share_a_run_and_the_next_pass_has_its_own(client: Mlfl
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"prepare.boxes": 3.0}
     assert run.data.params["concepts.model.backbone"] == PARAMS.concepts.model.backbone
+    stages = children(client, run)
+    assert [(stage.info.run_name, stage.info.status) for stage in stages] == [
+        ("prepare", "FINISHED"),
+        ("export", "FINISHED"),
+    ]
+    assert stages[0].data.metrics == {"prepare.boxes": 3.0} and stages[1].data.metrics == {}
 
 
 def test_other_parameters_open_another_run(client: MlflowClient) -> None:

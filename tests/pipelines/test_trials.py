@@ -204,7 +204,7 @@ def test_only_trials_that_had_not_ended_run_again_after_an_interruption(searched
 
 
 def test_what_a_trial_is_given_holds_no_test_study(searched: dict[str, dict], workplace: Path) -> None:
-    data = PreparedSet.open(trials.without_test())
+    data = PreparedSet.open(trials.without_test(workplace / "data/prepared"))
     assert data.path != workplace / "data/prepared" and len(data.collection.rows("test")) == 0
     backbone = trials._model_alone(common.SHARED_BACKBONES_FOLDER / "classes-0")
     assert backbone.cache.features.size == backbone.cache.cam.size == 0

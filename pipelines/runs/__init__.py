@@ -1,0 +1,1 @@
+"""What MLflow's rows say: passes of the pipeline, their stages, and how they are shown."""
