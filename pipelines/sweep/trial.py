@@ -35,6 +35,7 @@ from csr.training.prediction import predict
 from csr.training.runtime import use_device
 from csr.training.stopping import Curve
 from pipelines import head, prototypes
+from pipelines.feedback_set import learned_from
 from pipelines.params import Params
 from pipelines.runs.kinds import KIND
 from pipelines.runs.passes import PROCESS
@@ -172,14 +173,15 @@ def train_and_judge(given: Given, params: Params) -> float:
 
 def _judge_classes(given: Given, params: Params) -> float:
     assert given.features is not None
-    prepared, features = str(given.data), str(given.features)
+    prepared, features = given.data, given.features
     stage2 = params.prototypes
     if given.stage == "head" or stage2.per_concept == "auto":
         built = read_checkpoint(PROTOTYPES / "model.pt", "prototype model")
         stage2 = replace(stage2, per_concept=built["config"]["per_concept"])  # auto: what the built ones' pilot found
     if given.stage == "prototypes":
         built = prototypes.fit(prepared, features, stage2, _Epochs("prototypes"))
-    reviews = () if params.data.feedback is None else FeedbackSet.open(Path(params.data.feedback)).reviews
+    folder = learned_from(params.data)
+    reviews = FeedbackSet.open(folder).reviews if folder else ()
     concepts = read_checkpoint(CONCEPTS / "model.pt", "concept model")
     stages = head.Stages(concepts, built, params.prototypes.located, params.prototypes.reader_boxes, reviews)
     callbacks = TuneCallbacks("head", given.judge)

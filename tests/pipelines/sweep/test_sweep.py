@@ -80,7 +80,7 @@ def built(params: Params) -> Params:
     model = train_concepts(data, params.concepts, SilentCallbacks())
     write_checkpoint(concept_model_checkpoint(model), CONCEPTS / "model.pt")
     compute_features(model, data, FEATURES, SilentCallbacks())
-    state = prototypes.fit(str(PREPARED), str(FEATURES), params.prototypes, SilentCallbacks())
+    state = prototypes.fit(PREPARED, FEATURES, params.prototypes, SilentCallbacks())
     write_checkpoint(state, PROTOTYPES / "model.pt")
     return params
 
