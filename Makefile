@@ -107,8 +107,8 @@ format: $(READY) $(PAGE_TOOLS) ## let ruff and prettier rewrite the code
 bench-prepare: $(READY) ## stage prepare beside bare decoding, and its memory by the number of images
 	@python -m pipelines.bench_prepare
 
-test-faults: $(READY) triton ## the long part of the tests: kills replicas, Triton, the database and the server under load
-	@python -m pytest -s tests/serving/faults -m faults
+test-faults: $(READY) triton ## the long part of the tests: the whole loop; replicas, Triton, the database and the server killed under load
+	@python -m pytest -s tests -m faults
 	CSR_FUZZ_EXAMPLES=400 python -m pytest tests/serving/interfaces/test_fuzz.py --timeout 3600
 
 bench-serving: $(READY) triton ## the server beside a bare echo, bare ONNX Runtime and Triton; writes reports/serving.md

@@ -152,7 +152,8 @@ def _inherit_before(client: MlflowClient, pass_id: str, stage: str, outputs: Map
 def _log_data(
     client: MlflowClient, pass_id: str, own: str, stage: str, params: Params, outputs: Mapping[str, Path]
 ) -> None:
-    """Names what a stage reads as inputs of its run, and of the pass, which also has what `evaluate` read for it."""
+    """Names what a stage reads as inputs of its run, and of the pass, which also has what stage ``evaluate`` read for
+    it."""
     if not (prepared := outputs.get("prepare")) or not prepared.is_dir():
         return  # the stage itself says what is missing
     trained, judged = ("train", "val"), ("test",)

@@ -41,7 +41,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     shutil.copytree(ROOT / "params", folder / "params")
 
     def run(**changes: Any) -> PreparedSet:
-        data = {"side": SIDE, "workers": 1, "phantom": PHANTOM}
+        data = {"side": SIDE, "workers": 1, "phantom": PHANTOM, "feedback": None}
         base = yaml.safe_load((ROOT / "params.yaml").read_text())
         (folder / "params.yaml").write_text(yaml.safe_dump(merged(base, {"data": data | changes})))
         run_stage("prepare", prepare)
@@ -95,6 +95,17 @@ def test_corrected_studies_join_the_training(stage: Stage, capsys: pytest.Captur
     }
 
 
+def test_the_set_that_is_there_is_read_and_of_two_none(stage: Stage) -> None:
+    path = write(Path("data/feedback/set"), [said()], [NEW]).path
+    named = folder_digest(stage(feedback="data/feedback/set").path)
+    assert folder_digest(stage(feedback="auto").path) == named
+    shutil.copytree(path, "data/feedback/other")
+    with pytest.raises(SystemExit, match="holds several feedback sets, data/feedback/other, data/feedback/set; name"):
+        stage(feedback="auto")
+    shutil.rmtree("data/feedback")
+    assert folder_digest(stage(feedback="auto").path) == folder_digest(stage().path) != named
+
+
 def test_reviews_of_the_atlas_prepare_nothing_anew(stage: Stage) -> None:
     write(Path("data/feedback/set"), [said()], [NEW])
     first = folder_digest(stage(feedback="data/feedback/set").path)
@@ -117,7 +128,7 @@ def test_an_altered_set_is_refused_before_anything_is_written(stage: Stage) -> N
 
 @pytest.mark.parametrize("folder", ["feedback", "data/feedbacks", "data/feedback/../raw", "/data/feedback", ""])
 def test_a_folder_that_dvc_does_not_watch_is_refused(folder: str) -> None:
-    with pytest.raises(ConfigError, match=r"data\.feedback: must be data/feedback or a folder in it"):
+    with pytest.raises(ConfigError, match=r"data\.feedback: must be auto, data/feedback or a folder in it"):
         parse_params({"preset": "robust", "data": {"feedback": folder}}, presets=PRESETS)
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from csr.bundle.format import Bundle
 from csr.bundle.runtime import BundleRunner
 from csr.data.prepared import PreparedSet
-from pipelines.promotion import judge_bundle
+from pipelines.promotion.judging import answers_of, studies_of
+from pipelines.promotion.measures import MEASURES
 from tests.pipelines.conftest import SMALL, Project, copy_project
 
 SIDE = 64
@@ -68,9 +69,12 @@ def test_several_classes_pass_through_every_stage(own: Project) -> None:
     assert (bundle.manifest.task, bundle.manifest.classes) == ("multilabel", ("spotted", "both"))
     assert BundleRunner(bundle, 1).golden_error() < 1e-3
     assert bundle.manifest.thresholds == tuple(metrics(own)["thresholds"].values())
-    judged, _ = judge_bundle(bundle, PreparedSet.open(own.folder / "data/prepared"))
-    assert judged["test"]["macro_f1"] == pytest.approx(report["macro_f1"], abs=0.03)  # at the same thresholds
-    assert judged["test"]["mean_average_precision"] == pytest.approx(report["mean_average_precision"], abs=0.03)
+    data = PreparedSet.open(own.folder / "data/prepared")
+    studies, answers = studies_of(data), answers_of(BundleRunner(bundle, 1), data)
+    once = np.ones((1, len(studies.parts)))
+    judged = {name: float(measure.of(studies, answers)(once)[0]) for name, measure in MEASURES.items()}
+    assert judged["macro_f1"] == pytest.approx(report["macro_f1"], abs=0.03)  # at the same thresholds
+    assert judged["auroc"] == pytest.approx(report["auroc"], abs=0.03)
     page = (own.folder / "reports/data.html").read_text()
     assert "a study can have several classes" in page
 

@@ -77,7 +77,7 @@ STAGE3 = HeadConfig(epochs=2, least_usage=0.3)  # so that whose vectors are coun
 
 
 def by_the_pipeline(folder: Path, data, cache: FeatureCache) -> TrainedCSR:
-    names = str(folder / "prepared"), str(folder / "features")
+    names = folder / "prepared", folder / "features"
     model = prototypes.fit(*names, STAGE2, SilentCallbacks())
     concepts = concept_model_checkpoint(ConceptModel(STAGE1.model, 1, 3))
     return TrainedCSR.from_checkpoint(head.fit(*names, head.Stages(concepts, model, True), STAGE3, SilentCallbacks()))

@@ -118,7 +118,7 @@ def test_the_stage_leaves_out_what_reviewers_pruned(model: PrototypeModel, tmp_p
     np.save(tmp_path / "features" / "cam.npy", CACHE.cam)
     concepts = concept_model_checkpoint(ConceptModel(ConceptModelConfig("test_resnet", stride=8), 1, 3))
     stages = head.Stages(concepts, prototype_model_checkpoint(model), reviews=(seen(model, "streak", 2),))
-    folders = str(tmp_path / "prepared"), str(tmp_path / "features")
+    folders = tmp_path / "prepared", tmp_path / "features"
     state = head.fit(*folders, stages, HeadConfig(epochs=1, least_usage=0.0), SilentCallbacks())
     alive = TrainedCSR.from_checkpoint(state).reasoner.alive
     assert [tuple(pair) for pair in (alive == 0).nonzero().tolist()] == [(1, 2)]

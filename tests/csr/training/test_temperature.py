@@ -161,7 +161,7 @@ def trained(tmp_path_factory):
 
 
 def by_the_pipeline(folder, data, cache, model) -> TrainedCSR:
-    names = str(folder / "prepared"), str(folder / "features")
+    names = folder / "prepared", folder / "features"
     concepts = ConceptModel(ConceptModelConfig("test_resnet", stride=8), 1, 3)
     stages = stage.Stages(concept_model_checkpoint(concepts), prototype_model_checkpoint(model))
     return TrainedCSR.from_checkpoint(stage.fit(*names, stages, STAGE3, SilentCallbacks()))
