@@ -8,9 +8,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
@@ -36,6 +38,20 @@ def ray_for_trials() -> Iterator[None]:
             ray.shutdown()
 
 
+@dataclass(frozen=True)
+class Home:
+    """Where a trial finds what whoever started it finds: Ray's processes have folders and environments of their own."""
+
+    folder: Path
+    store: str
+
+
+def _at_home(config: dict[str, Any], trial: Trial, home: Home, given: Any) -> dict[str, Any]:
+    os.chdir(home.folder)
+    os.environ["MLFLOW_TRACKING_URI"] = home.store
+    return trial(config, given=given)
+
+
 def run_trials(
     run_name: str, trial: Trial, given: Any, count: int, scheduler: TrialScheduler | None = None
 ) -> list[dict[str, Any]]:
@@ -46,7 +62,7 @@ def run_trials(
 
     Args:
         run_name: names the folder in `CHECKPOINTS` by which an interrupted search is known.
-        given: what all trials are given.
+        given: what all trials are given; each runs in this process's folder, on its MLflow store.
         scheduler: may end trials before they are done.
 
     Returns:
@@ -58,7 +74,9 @@ def run_trials(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses these loggers' files
     gpu = 1 if ray.cluster_resources().get("GPU") else 0
-    function = tune.with_resources(tune.with_parameters(trial, given=given), {"cpu": 1, "gpu": gpu})
+    home = Home(Path.cwd(), mlflow.get_tracking_uri())
+    function = tune.with_parameters(_at_home, trial=trial, home=home, given=given)
+    function = tune.with_resources(function, {"cpu": 1, "gpu": gpu})
     space = {"number": tune.grid_search(list(range(count)))}
     folder = (CHECKPOINTS / run_name).resolve()
     if tune.Tuner.can_restore(str(folder)):

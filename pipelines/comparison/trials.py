@@ -20,7 +20,6 @@ import argparse
 import importlib
 import json
 import math
-import os
 import sys
 import time
 from dataclasses import replace
@@ -123,7 +122,6 @@ def search(reference: str, params: Params) -> list[dict[str, Any]]:
         assert active is not None
         given = {
             "reference": reference,
-            "project": str(Path.cwd()),
             "data": str(data.resolve()),
             "resting": None if resting is None else str(resting.resolve()),
             "params": params,
@@ -143,7 +141,6 @@ def _tuned(run_name: str, given: dict[str, Any], count: int) -> list[dict[str, A
 
 def _trial(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """One trial, in a process of Ray's."""
-    os.chdir(given["project"])
     number, params = config["number"], given["params"]
     name, start = given["reference"].rpartition(":")[2], time.perf_counter()
     settings = settings_for(name, params.concepts, number)

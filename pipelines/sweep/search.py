@@ -88,7 +88,7 @@ def _sweep(knobs: Sequence[Knob], trials: int, metric: str | None, params: Param
     name = claim("sweep", made_of)
     with ray_for_trials(), _sweep_run(name, knobs, params) as (client, run):
         copied = None if features is None else features.resolve()
-        given = Given(str(Path.cwd()), stage, by, data.resolve(), copied, tried, run.info.run_id)
+        given = Given(stage, by, data.resolve(), copied, tried, run.info.run_id)
         reports = run_trials(name, run_trial, given, len(tried), _asha([each for each, _ in tried], stage))
         outcomes = _ranked([_outcome(report, settings) for report in reports], by)
         _conclude(client, run, outcomes, by)

@@ -8,7 +8,6 @@ classes, or of the concepts where there are no classes.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -124,13 +123,11 @@ class Given:
     """What every trial of a sweep is given.
 
     Args:
-        project: the folder that the sweep was started in.
         data, features: copies without a test study; the second for stages that read features.
         trials: parameters and settings of each.
         parent: the sweep's MLflow run.
     """
 
-    project: str
     stage: Stage
     judge: Judge
     data: Path
@@ -141,7 +138,6 @@ class Given:
 
 def run_trial(config: dict[str, Any], given: Given) -> dict[str, Any]:
     """Trains, and returns what became of it: ``figure``, or ``failed`` with the reason."""
-    os.chdir(given.project)
     number = config["number"]
     params, settings = given.trials[number]
     client = connect()

@@ -94,6 +94,7 @@ def check_curve(project: Path, stage: str, alone: SilentCallbacks, names: tuple[
         assert list(found[name]) == pytest.approx([each[name] for each in alone.history], rel=1e-2), name
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(1200)
 def test_two_machines_train_what_one_does_and_outlive_a_third(tmp_path: Path) -> None:
     token = secrets.token_hex(32)

@@ -62,8 +62,9 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
     merge(content, SMALL)
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     shutil.copytree(ROOT / "params", folder / "params")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'elsewhere.db'}")  # as Ray's processes have it
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
