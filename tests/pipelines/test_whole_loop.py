@@ -41,7 +41,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with a first champion; the harder phantom."""
     made = copy_project(tmp_path_factory.mktemp("loop"))
     made.params(SMALL | {"data": SMALL["data"] | {"phantom": SMALL["data"]["phantom"] | {"devices": 0.7}}})
-    write_gates(made, judging=LENIENT["judging"] | {"uses": 5})
+    replay = {"measure": "accuracy", "part": "readings", "margin": 0.9}
+    write_gates(made, gates=[*LENIENT["gates"], replay], judging=LENIENT["judging"] | {"uses": 5})
     made.run("pipelines.retrain")
     return made
 
