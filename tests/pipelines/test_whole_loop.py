@@ -112,7 +112,7 @@ def as_file(canvas: np.ndarray) -> bytes:
 def correct_and_sign(client: Client, data: PreparedSet, row: int) -> None:
     """What a reader does who sees every finding: boxes it, rejects all other concepts, and signs."""
     collection = data.collection
-    digest = client.add_study(as_file(data.images[row])).digest
+    digest = client.add_study(("film.png", as_file(data.images[row]))).digest
     labels = dict(zip(collection.concepts, collection.concept_labels()[row], strict=True))
     boxes = [
         Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max, kind="finding", concept=name)
@@ -148,7 +148,7 @@ def test_what_readers_said_becomes_the_next_model_and_the_way_back_is_open(own: 
             assert f"{STUDIES} readings of {STUDIES} studies, 1 reviews" in own.run("csr", *export).stdout
             own.run("dvc", "add", "data/feedback/set")
 
-            asker = Asker(client, client.add_study(as_file(new.images[int(rows[0])])).digest)
+            asker = Asker(client, client.add_study(("film.png", as_file(new.images[int(rows[0])]))).digest)
             with asker.asking():
                 report = own.run("pipelines.retrain").stdout
                 second = champion(own)
