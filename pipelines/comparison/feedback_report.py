@@ -6,7 +6,6 @@ python -m pipelines.comparison.feedback_report
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +13,13 @@ import numpy as np
 
 from csr.comparison.feedback import ARMS, MAIN, POOL
 from csr.comparison.report import spread
-from csr.data.html_report import Section, Table, to_html, to_markdown
+from csr.data.html_report import Section, Table
 from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
-from csr.errors import CSRError, DataError
+from csr.errors import DataError
 from csr.evaluation.bootstrap import Difference, paired_bootstrap
-from pipelines.comparison.common import load_comparison
 from pipelines.comparison.feedback import EPOCHS, FOLDER, RATE
+from pipelines.comparison.writing import write_report
 from pipelines.params import Params
 from pipelines.stage import PREPARED
 
@@ -145,14 +144,8 @@ def _shown(found: Difference) -> str:
 
 
 def main() -> None:
-    """Writes the report and prints its Markdown; a mistake that a person can mend ends it with one sentence."""
-    try:
-        title, sections = build(load_comparison())
-    except CSRError as error:
-        sys.exit(f"feedback_report: {error}")
-    for ending, text in (("md", to_markdown(title, sections)), ("html", to_html(title, sections))):
-        FOLDER.with_suffix(f".{ending}").write_text(text)
-    print(to_markdown(title, sections))
+    """Writes the report."""
+    write_report("feedback_report", build, folder=FOLDER)
 
 
 if __name__ == "__main__":

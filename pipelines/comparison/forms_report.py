@@ -6,7 +6,6 @@ python -m pipelines.comparison.forms_report
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +13,11 @@ import numpy as np
 
 from csr.comparison.forms import RECIPES, forms_of
 from csr.comparison.report import spread
-from csr.data.html_report import Section, Table, to_html, to_markdown
+from csr.data.html_report import Section, Table
 from csr.data.prepared import PreparedSet
-from csr.errors import CSRError, DataError
-from pipelines.comparison.common import load_comparison
+from csr.errors import DataError
 from pipelines.comparison.forms import CLUSTERS, FOLDER
+from pipelines.comparison.writing import write_report
 from pipelines.params import Params
 from pipelines.stage import PREPARED
 
@@ -168,14 +167,8 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def main() -> None:
-    """Writes the report and prints its Markdown; a mistake that a person can mend ends it with one sentence."""
-    try:
-        title, sections = build(load_comparison())
-    except CSRError as error:
-        sys.exit(f"forms_report: {error}")
-    for ending, text in (("md", to_markdown(title, sections)), ("html", to_html(title, sections))):
-        FOLDER.with_suffix(f".{ending}").write_text(text)
-    print(to_markdown(title, sections))
+    """Writes the report."""
+    write_report("forms_report", build, folder=FOLDER)
 
 
 if __name__ == "__main__":

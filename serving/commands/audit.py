@@ -68,7 +68,7 @@ def _copy(store: Store, config: StoreConfig, url: str) -> int:
     if before.faults:
         print(*before.faults, "nothing was copied: the ledger is not whole", sep="\n", file=sys.stderr)
         return 1
-    target = Store.open(url, config.ledger_key_file.read_bytes().strip())
+    target = Store.open(url, config.ledger_key(make=False))
     try:
         counts = copy_store(store, target)
         after = target.ledger.verify(before.head)
