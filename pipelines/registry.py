@@ -7,7 +7,7 @@ On the command line:
     csr models promote VERSION --reason "..."
     csr models rollback --reason "..."          (again: one version further back)
     csr models challenge VERSION                (or none, to end the trial)
-    csr models fetch VERSION FOLDER             (its bundle, verified)
+    csr models fetch VERSION FOLDER             (its bundle, verified; champion: of whichever that is)
 """
 
 from __future__ import annotations
@@ -65,11 +65,15 @@ def version_of(client: MlflowClient, digest: str) -> str | None:
 def fetch(version: str, folder: Path) -> Bundle:
     """Downloads a version into ``folder`` and opens it, verifying its digests.
 
+    Args:
+        version: its number, or an alias such as ``champion``.
+
     Raises:
         BundleError: MLflow has no such version, or what it holds was altered.
     """
+    named = f"{MODEL_NAME}/{version}" if version.isdecimal() else f"{MODEL_NAME}@{version}"
     try:
-        path = mlflow.artifacts.download_artifacts(f"models:/{MODEL_NAME}/{version}", dst_path=str(folder))
+        path = mlflow.artifacts.download_artifacts(f"models:/{named}", dst_path=str(folder))
     except MlflowException as error:
         raise BundleError(
             f"version {version} of {MODEL_NAME!r} cannot be fetched from MLflow ({error.message})"
@@ -143,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trial = commands.add_parser("challenge", help="put a version on trial beside the champion")
     trial.add_argument("version", help="or none")
     bundle = commands.add_parser("fetch", help="put a version's bundle into a new folder, verified")
-    bundle.add_argument("version")
+    bundle.add_argument("version", help="or an alias, such as champion")
     bundle.add_argument("folder", type=Path)
     for command in (forward, back):
         command.add_argument("--reason", required=True, help="kept on record")

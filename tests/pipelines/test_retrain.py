@@ -80,6 +80,8 @@ def test_promotion_refusal_and_rollback(project: Project) -> None:
 
         project.run("pipelines.registry", "rollback", "--reason", "test")
         assert champion(project) == first
+        fetched = project.run("pipelines.registry", "fetch", "champion", "build/champion").stdout
+        assert client_of(project).get_model_version("csr", first).tags["bundle.digest"] in fetched
         history = project.run("pipelines.registry", "history").stdout.splitlines()
         assert [line.split("  ")[0] for line in history] == [
             f"none → {first}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ START_S = 240.0
 SECRET = "0123456789abcdef" * 4
 # What `serve deploy` does, on a Ray of the test's own.
 CLUSTER = """
-import sys, threading, yaml
+import signal, sys, yaml
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
@@ -37,8 +36,9 @@ from serving.app import build
 ray.init(address="local", num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
 serve.start(http_options=HTTPOptions(port=int(sys.argv[1])))
 serve.run(build(yaml.safe_load(open("args.yaml"))), name="csr")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 print("running", flush=True)
-threading.Event().wait()
+signal.pause()
 """
 
 
@@ -80,7 +80,7 @@ def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}", folder
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,5 @@
-"""A retraining that dies at any of its changes to the registry, and is run again: never a wrong champion.
+"""A retraining that dies at any of its changes to the registry, or is killed at any time, and is run again: never a
+wrong champion.
 
 What is computed is not at stake here: ``dvc repro`` has made the bundle, and the verdicts are given.
 """
@@ -6,7 +7,10 @@ What is computed is not at stake here: ``dvc repro`` has made the bundle, and th
 from __future__ import annotations
 
 import json
+import multiprocessing
+import random
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,6 +154,34 @@ def test_a_crash_after_any_change_and_again(
         if not crashed:
             break
     assert at > 15  # it did go through all of them
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_killed_at_random_times_and_again(
+    project: Path, passed: bool, monkeypatch: pytest.MonkeyPatch, start: Path
+) -> None:
+    """SIGKILL to a process of its own: nothing is cleaned up, its lock stays and its transaction is half."""
+    judged(monkeypatch, passed)
+    drawn, alone, unfinished = random.Random(0), 0.0, 0
+    for at in range(9):
+        shutil.copy(start / "mlflow.db", f"{at}.db")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd() / f'{at}.db'}")
+        begun = time.monotonic()
+        other = multiprocessing.get_context("fork").Process(target=module.retrain)
+        other.start()
+        other.join(drawn.uniform(0, alone) if at else None)  # the first tells how long one takes
+        alone = alone or time.monotonic() - begun
+        unfinished += other.exitcode is None
+        other.kill()
+        other.join()
+        client = connect()
+        assert stands(client) == "1" or (passed and states(client) == ["passed"])
+        done = module.retrain()
+        assert done in (("promoted", "unchanged") if passed else ("refused",))
+        assert stands(client) == ("2" if passed else "1")
+        assert [str(move) for move in history(client)] == ["none → 1", *(["1 → 2"] if passed else [])]
+        assert states(client) == ["passed" if passed else "refused"]
+    assert unfinished >= 5
 
 
 def test_what_was_refused_is_not_judged_again(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
