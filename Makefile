@@ -84,7 +84,7 @@ triton: $(READY) ## install a local Triton server into .triton (for the tests; p
 
 test: $(READY) $(PAGE_TOOLS) triton ## lint, types, import contracts and all tests
 	@$(MAKE) --no-print-directory lint
-	python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not faults and not timed"
+	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not faults and not timed" # a core each
 	python -m pytest -m "timed and not faults"
 
 lint: $(READY) $(PAGE_TOOLS) ## ruff, mypy, import contracts; tsc, eslint and prettier for the page; actionlint for the workflows

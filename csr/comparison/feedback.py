@@ -71,6 +71,7 @@ ARMS = {
     "no_box_in_stage_1": Arm("none wrong, no box in stage 1", 200, keys={"concepts": {"box_weight": 0.0}}),
     "no_box": Arm("none wrong, no box in any stage", 200, keys=_NO_BOXES),
     "concepts_only": Arm("none wrong, no box and no signed class", 200, keys=_NO_BOXES, classes=False),
+    "wrong30_no_class": Arm("30 % wrong, no signed class", 200, 0.3, classes=False),
     "wrong30_all_believed": Arm("30 % wrong, no word doubted", 200, 0.3, keys=_ALL_BELIEVED),
 }
 MAIN = ("none", "right_50", "wrong30_50", "right_200", "wrong10_200", "wrong30_200")  # the others are ablations
