@@ -45,10 +45,12 @@ class Findings:
 
     def __init__(self, collection: Collection, side: int) -> None:
         labels = collection.concept_labels()
-        self._points: dict[int, list[Tensor]] = {}
-        for (row, k), boxes in collection.boxes_by_pair().items():
-            if labels[row, k] == 1:
-                self._points.setdefault(row, []).append(_points(boxes, side))
+        shown = [(row, boxes) for (row, k), boxes in collection.boxes_by_pair().items() if labels[row, k] == 1]
+        shown.sort(key=lambda pair: pair[0])  # an image's findings lie side by side, and so do a finding's points
+        points = [_points(boxes, side) for _, boxes in shown]
+        self._points = np.concatenate([np.empty((0, 2), np.float32), *points])
+        self._first_point = np.cumsum([0] + [len(each) for each in points])
+        self._first_finding = np.searchsorted([row for row, _ in shown], np.arange(len(labels) + 1))
 
     def lost(self, rows: np.ndarray, transforms: Tensor) -> Tensor:
         """B bool: which images a move robs of a finding, by leaving less than `KEPT` of its boxes in the picture.
@@ -58,24 +60,33 @@ class Findings:
             transforms: B×2×3 on the CPU, from the moved picture to the image, as `torch.nn.functional.affine_grid`
                 takes them.
         """
-        inverse, shift = torch.linalg.inv(transforms[:, :, :2]), transforms[:, :, 2]
-        lost = [
-            any(
-                ((points - shift[index]) @ inverse[index].T).abs().le(1).all(1).float().mean() < KEPT
-                for points in self._points.get(row, ())
-            )
-            for index, row in enumerate(rows.tolist())
-        ]
-        return torch.tensor(lost)
+        moves = transforms.numpy()
+        findings, image = _ranges(self._first_finding[rows], self._first_finding[rows + 1])
+        points, finding = _ranges(self._first_point[findings], self._first_point[findings + 1])
+        inverse, shift = np.linalg.inv(moves[:, :, :2]), moves[:, :, 2]
+        own = image[finding]
+        moved = np.einsum("pxy,py->px", inverse[own], self._points[points] - shift[own])
+        inside = (np.abs(moved) <= 1).all(1)
+        kept = np.bincount(finding, inside, len(findings)) / np.bincount(finding, minlength=len(findings))
+        lost = np.zeros(len(rows), bool)
+        lost[image[kept < KEPT]] = True
+        return torch.from_numpy(lost)
 
 
-def _points(boxes: np.ndarray, side: int) -> Tensor:
+def _ranges(first: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All indices of n ranges one after the other, and which range each is of."""
+    counts = end - first
+    of = np.repeat(np.arange(len(counts)), counts)
+    return np.arange(len(of)) + (first - (np.cumsum(counts) - counts))[of], of
+
+
+def _points(boxes: np.ndarray, side: int) -> np.ndarray:
     """Evenly spaced points in n×4 boxes, as (x, y) in −1..1 of the image: (n · `_GRID`²)×2."""
     steps = (np.arange(_GRID) + 0.5) / _GRID
     x = boxes[:, None, None, 0] + steps[None, :, None] * (boxes[:, 2] - boxes[:, 0])[:, None, None]
     y = boxes[:, None, None, 1] + steps[None, None, :] * (boxes[:, 3] - boxes[:, 1])[:, None, None]
     points = np.stack(np.broadcast_arrays(x, y), -1).reshape(-1, 2)
-    return torch.from_numpy(2 * points / side - 1).float()
+    return (2 * points / side - 1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -136,13 +147,13 @@ def draw_moves(config: AugmentConfig, findings: Findings | None, rows: np.ndarra
     −1..1 of the side; see `augment`."""
     transforms = _draw_moves(draws, config)
     if findings is not None and rows is not None:
-        for _ in range(REDRAWS):
-            lost = findings.lost(rows, transforms)
-            if not lost.any():
+        lost = np.arange(len(rows))
+        for tried in range(REDRAWS + 1):
+            lost = lost[findings.lost(rows[lost], transforms[lost]).numpy()]
+            if not len(lost):
                 break
-            transforms[lost] = _draw_moves(replace(draws, count=int(lost.sum())), config)
-        else:
-            transforms[findings.lost(rows, transforms)] = torch.eye(2, 3)
+            drawn = _draw_moves(replace(draws, count=len(lost)), config) if tried < REDRAWS else torch.eye(2, 3)
+            transforms[lost] = drawn
     return transforms[draws.part]
 
 

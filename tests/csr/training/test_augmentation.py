@@ -9,6 +9,7 @@ import torch
 
 from csr.data.records import BOX_COLUMNS, Collection
 from csr.training.augmentation import AugmentConfig, Findings, augment, move
+from tests.csr.synthetic import make_collection
 
 SIDE = 40
 WILD = AugmentConfig(rotate=30, shift=0.35, scale=0.3, brightness=0, contrast=0, flip=True)
@@ -78,6 +79,17 @@ def test_every_concept_s_finding_counts_and_one_of_several_boxes_may_go() -> Non
     assert of(("spot", *right), ("spot", *left), ("spot", *far)) == [False]
     assert of(("spot", *left), ("spot", *right), ("spot", 3.0, 30.0, 9.0, 36.0)) == [True]
     assert of(("spot", *left), absent=("spot",)) == [False]  # no finding, whatever the table of boxes says
+
+
+def test_in_a_batch_each_image_is_judged_by_its_own_findings_and_move() -> None:
+    collection = make_collection()
+    findings, rng = Findings(collection, SIDE), np.random.default_rng(0)
+    rows = rng.choice(len(collection.studies), 30)  # some without a finding, some twice
+    moves = torch.cat([transform(*rng.uniform(-0.6, 0.6, 1), 1.0, *rng.uniform(-0.9, 0.9, 2)) for _ in rows])
+    lost = findings.lost(rows, moves)
+    assert 5 < lost.sum() < 25
+    alone = [bool(findings.lost(rows[n : n + 1], moves[n : n + 1])) for n in range(len(rows))]
+    assert lost.tolist() == alone and not findings.lost(rows[:0], moves[:0]).numel()
 
 
 def test_where_nothing_is_lost_the_random_draws_are_the_same() -> None:
