@@ -70,6 +70,14 @@ def settled(page: Page) -> None:
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
 
 
+def test_what_is_shown_is_not_built_again_under_the_reader(page: Page) -> None:
+    """An address that changes while the page starts is told a second time, when it is shown already."""
+    page.evaluate("document.querySelector('#sample-part').open = true")
+    page.evaluate("window.dispatchEvent(new HashChangeEvent('hashchange'))")
+    settled(page)
+    expect(page.locator("#samples").get_by_role("button", name="1", exact=True)).to_be_visible()
+
+
 def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
     frame: Any = page.locator("#image-frame").bounding_box()
 

@@ -24,6 +24,7 @@ const HOME = "#/worklist";
 const studies = new Map();
 const store = createStore({ study: null });
 let unmount = () => {};
+let shown = ""; // the address of the view that is shown
 
 /** @type {App} */
 const app = {
@@ -53,6 +54,7 @@ function drawViews(current) {
 }
 
 function route() {
+  shown = location.hash;
   const [address, query = ""] = (location.hash || HOME).slice(2).split("?");
   const [name, ...path] = address.split("/").map(decodeURIComponent);
   if (!VIEWS[name]) return app.navigate(HOME);
@@ -87,6 +89,7 @@ async function start() {
   const opened = await openFromArchive(new URLSearchParams(location.search), app);
   if (opened) history.replaceState(null, "", `/${opened}`);
   window.addEventListener("hashchange", () => {
+    if (location.hash === shown) return; // it changed just before it was first shown
     notices.showError("");
     route();
   });

@@ -118,7 +118,7 @@ async function fill(app, current) {
       ? items.map((/** @type {any} */ item) => row(item, current, app))
       : [element("li", { class: "quiet" }, text.none)]),
   );
-  byId("sample-part").open = items.length === 0;
+  if (items.length === 0) byId("sample-part").open = true; // never closed again: a reader may have opened it
   byId("samples").replaceChildren(...samples.map((/** @type {any} */ sample) => sampleItem(sample, current, app)));
   list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
 }
