@@ -19,7 +19,7 @@ export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := passive
 
 .PHONY: help setup demo repro dvc trials compare reproduce retrain serve mlflow test lint page-tools format \
-	bench-prepare bench-serving bench-inputs screens test-faults lock triton triggers docs clean clone
+	bench bench-diff bench-prepare bench-serving bench-inputs screens test-faults lock triton triggers docs clean clone
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -103,6 +103,13 @@ format: $(READY) $(PAGE_TOOLS) ## let ruff and prettier rewrite the code
 	@ruff format .
 	ruff check --fix .
 	$(PRETTIER) --write --log-level warn $(PAGE)
+
+bench: $(READY) triton ## training, serving and growth measured, three runs, medians and ratios; writes reports/bench
+	@python -m tests.bench $(if $(RUNS),--runs $(RUNS)) $(if $(ONLY),--only $(ONLY))
+
+bench-diff: $(READY) ## the figures of reports/bench beside those of another commit: REV=...
+	@test -n "$(REV)" || { echo "make bench-diff REV=commit, such as HEAD~1" >&2; exit 1; }
+	python -m tests.bench.difference "$(REV)"
 
 bench-prepare: $(READY) ## stage prepare beside bare decoding, and its memory by the number of images
 	@python -m pipelines.bench_prepare

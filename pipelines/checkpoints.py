@@ -4,8 +4,9 @@ A training's checkpoints lie in ``.state/checkpoints/<stage>-<digest>``, and wha
 The digest is of that, so a training of anything else never finds them. It says in one sentence what differs, and
 removes them: a stage keeps the checkpoints of one training at a time.
 
-The number of workers is part of it because each draws random numbers of its own: a training continued by another number
-would be neither the one nor the other.
+The number of workers is part of it because layers that draw, such as dropout, draw other numbers in each: a training
+continued by another number would be neither the one nor the other. A range of numbers (``train.least_workers``) is one
+training, which any number in it continues.
 
 With ``train.storage`` the checkpoints lie there, under the same name; the note stays here.
 """
@@ -42,13 +43,13 @@ class MadeOf:
     files: dict[str, str]
 
     @classmethod
-    def of(cls, stage: str, config: Any, inputs: Iterable[Path], workers: int, code: str) -> MadeOf:
+    def of(cls, stage: str, config: Any, inputs: Iterable[Path], workers: int | tuple[int, int], code: str) -> MadeOf:
         """Gathers it.
 
         Args:
             config: the dataclass of the stage's parameters.
             inputs: files and folders that the training reads.
-            workers: how many take part; 0 is this process alone.
+            workers: how many take part, or how few and how many; 0 is this process alone.
             code: the module whose imports are the training's code.
         """
         parameters = {name: str(value) for name, value in flatten(config, stage).items()}

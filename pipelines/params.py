@@ -134,6 +134,8 @@ class TrainParams:
     Args:
         workers: 0 runs in this process; n ≥ 1 starts Ray with n workers. They share each batch of stages 1 and 2, so
             what is learned is the same, but for rounding, however many they are.
+        least_workers: with how many training starts, and goes on when machines leave; Ray takes more as they come, up
+            to ``workers``. null: always with ``workers``.
         gpu: ``auto`` gives this process, or each worker, a GPU when there is one; ``never`` keeps all stages off it.
         threads: torch threads a process on the CPU; 0 leaves torch's choice.
         max_failures: how often Ray restarts a failed worker group, from its last checkpoint.
@@ -142,10 +144,23 @@ class TrainParams:
     """
 
     workers: int = 0
+    least_workers: int | None = None
     gpu: Literal["auto", "never"] = "auto"
     threads: int = 0
     max_failures: int = 1
     storage: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.least_workers is not None and not 1 <= self.least_workers <= self.workers:
+            raise ValueError(
+                f"train.least_workers: must be null or 1 to train.workers, which is {self.workers}; "
+                f"got {self.least_workers}"
+            )
+
+    @property
+    def range(self) -> int | tuple[int, int]:
+        """How many workers, or how few and how many, as Ray Train takes it."""
+        return self.workers if self.least_workers is None else (self.least_workers, self.workers)
 
     @property
     def device(self) -> DeviceChoice:

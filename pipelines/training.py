@@ -156,7 +156,7 @@ def train(
     storage = Storage.open(params.storage) if params.storage is not None and params.workers else None
     if storage is not None:
         storage.check()
-    made_of = MadeOf.of(stage, config, [*inputs, *rests_on], params.workers, code or f"pipelines.{stage}")
+    made_of = MadeOf.of(stage, config, [*inputs, *rests_on], params.range, code or f"pipelines.{stage}")
     name = claim(stage, made_of, storage)
     folder = (CHECKPOINTS / name).resolve()
     active = mlflow.active_run()
@@ -177,7 +177,7 @@ def train(
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config=settings,
-        scaling_config=ScalingConfig(num_workers=params.workers, use_gpu=gpu),
+        scaling_config=ScalingConfig(num_workers=params.range, use_gpu=gpu),
         run_config=RunConfig(
             name=name,
             storage_path=storage.checkpoints if storage else str(CHECKPOINTS.resolve()),

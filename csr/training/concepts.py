@@ -160,7 +160,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     every batch and learn what one would.
 
     Raises:
-        ConfigError: a batch that the processes cannot share evenly, or a model to start from that does not fit.
+        ConfigError: a batch of fewer images than processes, or a model to start from that does not fit.
         DataError: the file to start from is no concept model.
         TrainingError: the loss became NaN or infinite, or ``val`` has no figure to stop by.
     """

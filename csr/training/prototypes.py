@@ -160,7 +160,7 @@ def train_prototypes(
     Processes of a distributed run share every batch and learn what one would.
 
     Raises:
-        ConfigError: a batch that the processes cannot share evenly.
+        ConfigError: a batch of fewer images than processes.
         DataError: a concept that no training image is known to show, or to lack.
         TrainingError: the loss became NaN or infinite.
     """

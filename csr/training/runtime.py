@@ -121,15 +121,15 @@ def distribute(model: nn.Module, partly: bool = False) -> nn.Module:
 
 
 def check_share(batch_size: int, workers: int, section: str) -> None:
-    """Refuses a batch that workers cannot share evenly.
+    """Refuses a batch with fewer images than workers. What is learned is the same if their parts differ by an image.
 
     Raises:
-        ConfigError: it is too small, or no multiple of their number.
+        ConfigError: somebody would have none.
     """
-    if workers > 1 and batch_size % workers:
+    if batch_size < workers:
         raise ConfigError(
-            f"{section}.batch_size: {batch_size} images, of all workers together, cannot be shared evenly by {workers} "
-            f"(train.workers); take a multiple of {workers}"
+            f"{section}.batch_size: {batch_size} images, of all workers together, are fewer than the {workers} workers "
+            "(train.workers); take more images or fewer workers"
         )
 
 

@@ -134,11 +134,15 @@ def test_without_presets_the_folder_is_named(tmp_path: Path) -> None:
         ({"preset": "robust", "concepts": {"epochs": "many"}}, "concepts.epochs"),
         ({"preset": "robust", "data": {"channels": 2}}, "data.channels"),
         (
-            {"preset": "robust", "concepts": {"batch_size": 16}, "train": {"workers": 3}},
-            "params.yaml: concepts.batch_size: 16 images, of all workers together, cannot be shared evenly by 3 "
-            "(train.workers); take a multiple of 3",
+            {"preset": "robust", "concepts": {"batch_size": 16}, "train": {"workers": 17}},
+            "params.yaml: concepts.batch_size: 16 images, of all workers together, are fewer than the 17 workers",
         ),
-        ({"preset": "robust", "concepts": {"batch_size": 6}, "train": {"workers": 3}}, "prototypes.batch_size: 64"),
+        ({"preset": "robust", "concepts": {"batch_size": 65}, "train": {"workers": 65}}, "prototypes.batch_size: 64"),
+        (
+            {"preset": "robust", "train": {"workers": 2, "least_workers": 3}},
+            "train.least_workers: must be null or 1 to train.workers, which is 2; got 3",
+        ),
+        ({"preset": "robust", "train": {"least_workers": 1}}, "which is 0; got 1"),
         ({"preset": "robust", "concepts": {"freeze": "some"}}, "or Input should be 'all', got 'some'"),
         ({"preset": "robust", "concepts": {"freeze": 2}}, "params.yaml: concepts.freeze: there are no pretrained"),
         ({"preset": "robust", "concepts": {"layer_decay": 2}}, "params.yaml: concepts.layer_decay: must be above 0"),

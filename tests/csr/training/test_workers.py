@@ -62,8 +62,14 @@ def trainings(folder: Path) -> dict[str, Any]:
     pretrained = replace(STAGE1, model=replace(NET, checkpoint=str(folder / "body.pth")), freeze=1, backbone_rate=0.5)
     stopped = replace(STAGE1, epochs=6, patience=1, least_rise=0.05, keep="best", clip=0.5, accumulate=2, batch_size=4)
     found = {}
-    spoken = replace(STAGE1, feedback_weight=2.0)
-    for name, config in (("concepts", STAGE1), ("frozen", pretrained), ("stopped", stopped), ("corrected", spoken)):
+    spoken, odd = replace(STAGE1, feedback_weight=2.0), replace(STAGE1, batch_size=7)
+    for name, config in (
+        ("concepts", STAGE1),
+        ("frozen", pretrained),
+        ("stopped", stopped),
+        ("corrected", spoken),
+        ("odd", odd),
+    ):
         callbacks = SilentCallbacks()
         own = PreparedSet.open(folder / "corrected") if name == "corrected" else data
         model = train_concepts(own, config, callbacks)
@@ -73,6 +79,7 @@ def trainings(folder: Path) -> dict[str, Any]:
         ("prototypes", data.collection, STAGE2),
         ("paper", data.collection, replace(STAGE2, absence=0.0, agreement=0.0)),
         ("weighed", said, replace(STAGE2, feedback_weight=2.0)),
+        ("odd prototypes", data.collection, replace(STAGE2, batch_size=7)),
     ):
         callbacks = SilentCallbacks()
         found[name] = (train_prototypes(collection, cache, config, callbacks).state_dict(), callbacks.history)
@@ -95,7 +102,7 @@ def work(rank: int, folder: Path) -> None:
     answers["trainings"] = trainings(folder)
     answers["normal"] = normalise(rank)
     answers["gathered"] = runtime.gather(torch.arange(3 - 2 * rank) + 10 * rank)
-    for name, run in (("uneven", uneven), ("one NaN", one_nan)):
+    for name, run in (("too few", too_few), ("one NaN", one_nan)):
         try:
             run(folder, rank)
         except CSRError as error:
@@ -120,8 +127,8 @@ def normalise(rank: int | None = None) -> dict[str, Tensor]:
     return {"out": out.detach(), "images": images.grad, "gradients": gradients, "buffers": buffers}
 
 
-def uneven(folder: Path, rank: int) -> None:
-    train_concepts(PreparedSet.open(folder / "prepared"), replace(STAGE1, batch_size=5), SilentCallbacks())
+def too_few(folder: Path, rank: int) -> None:
+    train_concepts(PreparedSet.open(folder / "prepared"), replace(STAGE1, batch_size=1), SilentCallbacks())
 
 
 def one_nan(folder: Path, rank: int) -> None:
@@ -164,7 +171,7 @@ def together(folder) -> list[dict[str, Any]]:
 
 
 TRAINED = pytest.mark.parametrize(
-    "name", ["concepts", "frozen", "stopped", "corrected", "prototypes", "paper", "weighed"]
+    "name", ["concepts", "frozen", "stopped", "corrected", "odd", "prototypes", "paper", "weighed", "odd prototypes"]
 )
 
 
@@ -209,9 +216,9 @@ def test_rows_are_gathered_in_the_order_of_the_ranks(together):
     assert all(each["gathered"].tolist() == [0, 1, 2, 10] for each in together)
 
 
-def test_a_batch_that_cannot_be_shared_evenly_is_refused_by_every_process(together):
+def test_a_batch_with_fewer_images_than_processes_is_refused_by_every_process(together):
     for each in together:
-        assert each["uneven"].startswith("ConfigError: concepts.batch_size: 5 images, of all workers together, cannot")
+        assert each["too few"].startswith("ConfigError: concepts.batch_size: 1 images, of all workers together, are")
 
 
 def test_a_loss_that_is_no_number_in_one_process_ends_all_alike(together):
@@ -259,12 +266,10 @@ def test_an_image_changes_alike_whatever_part_of_the_batch_is_looked_at(parts):
     assert not torch.equal(whole, images)
 
 
-@pytest.mark.parametrize(("workers", "fits"), [(0, True), (1, True), (2, True), (8, True), (3, False), (16, False)])
-def test_a_batch_is_shared_by_a_number_that_divides_it(workers, fits):
+@pytest.mark.parametrize(("workers", "fits"), [(0, True), (1, True), (3, True), (8, True), (9, False), (16, False)])
+def test_a_batch_has_an_image_for_each_worker(workers, fits):
     if fits:
         runtime.check_share(8, workers, "prototypes")
         return
-    with pytest.raises(
-        ConfigError, match=rf"prototypes\.batch_size: 8 images.* by {workers} .*a multiple of {workers}"
-    ):
+    with pytest.raises(ConfigError, match=rf"prototypes\.batch_size: 8 images.* the {workers} workers .*fewer workers"):
         runtime.check_share(8, workers, "prototypes")

@@ -1,0 +1,141 @@
+"""The tables and plots of ``reports/bench``, from its JSON files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tests.bench.results import Combined, Spread, read
+
+LIMITS = Path(__file__).with_name("limits.yaml")
+TITLES = {
+    "serving": "Serving",
+    "training": "Training",
+    "ray_train": "Ray Train",
+    "growth": "Growth",
+}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What is asked of a row's ``ratio`` or ``exponent``: at most or at least a number."""
+
+    of: str
+    way: str
+    number: float
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Mapping[str, float]]) -> Limit:
+        """From ``{ratio: {at_most: 3.0}}``."""
+        ((of, bound),) = content.items()
+        ((way, number),) = bound.items()
+        if of not in ("ratio", "exponent") or way not in ("at_most", "at_least"):
+            raise ValueError(
+                f"{LIMITS}: a limit is {{ratio or exponent: {{at_most or at_least: number}}}}, not {content}"
+            )
+        return cls(of, way, number)
+
+    def judged(self, row: Combined) -> str:
+        """In words: what is asked, and whether the median holds it."""
+        found: Spread | None = getattr(row, self.of)
+        assert found is not None, row.name
+        held = found.median <= self.number if self.way == "at_most" else found.median >= self.number
+        return f"{'≤' if self.way == 'at_most' else '≥'} {self.number:g}: {'held' if held else '**missed**'}"
+
+
+def limits(suite: str) -> dict[str, Limit]:
+    """What is asked of a suite's rows, by name."""
+    return {name: Limit.parse(each) for name, each in (yaml.safe_load(LIMITS.read_text()).get(suite) or {}).items()}
+
+
+def page(folder: Path) -> str:
+    """The Markdown page of all suites that have a file in ``folder``.
+
+    Raises:
+        ValueError: a limit is asked of a row that its suite does not have.
+    """
+    lines = ["# What it costs", "", "Made by `make bench`; the limits are those of `tests/bench/limits.yaml`.", ""]
+    for suite, title in TITLES.items():
+        file = folder / f"{suite}.json"
+        if not file.is_file():
+            continue
+        header, rows = read(file.read_text())
+        asked = limits(suite)
+        if unknown := asked.keys() - {row.name for row in rows}:
+            raise ValueError(f"{LIMITS}: {suite} has no row {sorted(unknown)[0]!r}")
+        about = ", ".join(f"{key} {value}" for key, value in header.items())
+        lines += [f"## {title}", "", f"{about}. In brackets the lowest and highest of the runs.", ""]
+        lines += ["| | median | beside | ratio | grows as size to the | asked |", "|---|---|---|---|---|---|"]
+        for row in rows:
+            lines.append(
+                f"| {row.name} | {shown(row.median)} {row.unit} | {row.ratio_to or ''} | {shown(row.ratio)} "
+                f"| {shown(row.exponent)} | {asked[row.name].judged(row) if row.name in asked else ''} |"
+            )
+        lines += ["", f"![{title}]({suite}.png)", ""]
+    return "\n".join(lines)
+
+
+def shown(spread: Spread | None) -> str:
+    """``2.1 (2.0 to 2.4)``, with three digits that count; nothing for None."""
+    if spread is None:
+        return ""
+    median, low, high = (digits(value) for value in (spread.median, spread.low, spread.high))
+    return f"{median} ({low} to {high})" if low != high else median
+
+
+def digits(value: float) -> str:
+    """Three digits that count, without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{float(f'{value:.3g}'):g}"
+
+
+def draw(suite: str, rows: Sequence[Combined], file: Path) -> None:
+    """Ratios as bars with their spread and limits; growth as lines on logarithmic axes."""
+    compared = [row for row in rows if row.ratio is not None]
+    grown = [row for row in rows if row.sizes]
+    panels = bool(compared) + bool(grown)
+    if not panels:
+        return
+    figure = Figure(figsize=(9, 1.2 + 0.32 * len(compared) + 4.5 * bool(grown)), layout="constrained")
+    axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
+    if compared:
+        _bars(axes[0], compared, limits(suite))
+    if grown:
+        _lines(axes[-1], grown)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=90, metadata={"Software": None})
+
+
+def _bars(axes: Axes, rows: Sequence[Combined], asked: Mapping[str, Limit]) -> None:
+    for place, row in enumerate(reversed(rows)):
+        ratio = row.ratio
+        assert ratio is not None
+        axes.barh(place, ratio.median, color="#5b7fa6")
+        axes.plot([ratio.low, ratio.high], [place, place], color="black", linewidth=1)
+        limit = asked.get(row.name)
+        if limit is not None and limit.of == "ratio":
+            axes.plot([limit.number] * 2, [place - 0.4, place + 0.4], color="#c0392b", linewidth=2)
+    axes.set_yticks(range(len(rows)), [f"{row.name}\nto {row.ratio_to}" for row in reversed(rows)], fontsize=6)
+    axes.set_xscale("log")
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set_xlabel("ratio within a run; black: lowest to highest of the runs; red: what is asked")
+
+
+def _lines(axes: Axes, rows: Sequence[Combined]) -> None:
+    for row in rows:
+        assert row.sizes and row.values and row.exponent is not None
+        start = row.values[0]
+        relative = [value / start for value in row.values]
+        sizes = [size / row.sizes[0] for size in row.sizes]
+        axes.plot(sizes, relative, marker=".", linewidth=1, label=f"{row.name}: {row.exponent.median:.2f}")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    low, high = axes.get_xlim()
+    axes.plot([low, high], [low, high], color="grey", linewidth=0.8, linestyle="--", label="linear")
+    axes.set_xlabel("size, of the smallest measured")
+    axes.set_ylabel("cost, of the smallest's")
+    axes.legend(fontsize=6, loc="upper left")

@@ -1,0 +1,105 @@
+"""What several runs come to, what is asked of it, and how two commits compare."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.bench import report
+from tests.bench.difference import difference, verdict
+from tests.bench.report import Limit, digits, limits, page
+from tests.bench.results import Row, Spread, combine, read, save, write
+
+
+def one_run(folder: Path, number: int, seconds: list[float], size: float = 2.0) -> dict:
+    echo = Row("echo", "s", "lower", [1.0, 1.0, 4.0])
+    ours = Row("ours", "s", "lower", seconds, ratio_to="echo").beside([echo])
+    grown = Row("store", "s", "lower", [1.0], sizes=[1, 10, 100], values=[1, size, size**2], exponent=0.3)
+    file = folder / f"{number}.json"
+    save([echo, ours, grown], file, device="cpu")
+    return json.loads(file.read_text())
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[dict]:
+    return [one_run(tmp_path, n, [second, second]) for n, second in enumerate([3.0, 2.0, 2.5])]
+
+
+def test_runs_come_to_the_median_of_their_medians_and_its_spread(runs, tmp_path):
+    echo, ours, grown = combine(runs)
+    assert (echo.median, echo.ratio) == (Spread(1.0, 1.0, 1.0), None)
+    assert (ours.median, ours.ratio) == (Spread(2.5, 2.0, 3.0), Spread(2.5, 2.0, 3.0))
+    assert (grown.exponent, grown.sizes) == (Spread(0.3, 0.3, 0.3), [1, 10, 100])
+    write({"runs": 3}, [echo, ours, grown], tmp_path / "bench/x.json")
+    assert read((tmp_path / "bench/x.json").read_text()) == ({"runs": 3}, [echo, ours, grown])
+
+
+def test_runs_with_other_rows_are_refused(runs):
+    runs[1]["rows"].pop()
+    with pytest.raises(ValueError, match="different rows"):
+        combine(runs)
+
+
+@pytest.mark.parametrize(("bound", "words"), [(3.0, "≤ 3: held"), (2.4, r"≤ 2.4: \*\*missed\*\*")])
+def test_the_page_says_what_is_asked_and_whether_it_holds(runs, tmp_path, monkeypatch, bound, words):
+    monkeypatch.setattr(report, "LIMITS", tmp_path / "limits.yaml")
+    report.LIMITS.write_text(yaml.safe_dump({"serving": {"ours": {"ratio": {"at_most": bound}}}}))
+    rows = combine(runs)
+    write({"runs": 3}, rows, tmp_path / "serving.json")
+    report.draw("serving", rows, tmp_path / "serving.png")
+    assert (tmp_path / "serving.png").stat().st_size > 5000
+    text = page(tmp_path)
+    assert "| ours | 2.5 (2 to 3) s | echo | 2.5 (2 to 3) |" in text
+    assert words.replace("\\", "") in text
+    report.LIMITS.write_text(yaml.safe_dump({"serving": {"theirs": {"ratio": {"at_most": 1}}}}))
+    with pytest.raises(ValueError, match="serving has no row 'theirs'"):
+        page(tmp_path)
+
+
+def test_the_limits_that_are_asked_can_be_read():
+    assert all(limits(suite) for suite in yaml.safe_load(report.LIMITS.read_text()))
+    with pytest.raises(ValueError, match="a limit is"):
+        Limit.parse({"ratio": {"below": 2}})
+
+
+def test_a_change_is_one_where_the_spreads_do_not_overlap(tmp_path):
+    was = combine([one_run(tmp_path, n, [second]) for n, second in enumerate([3.0, 3.2])])
+    now = combine([one_run(tmp_path, n, [second], 3.0) for n, second in enumerate([2.0, 2.2])])
+    header = {"cores": 2, "processor": "x"}
+    said = "\n".join(difference((header, was), (header, now)))
+    assert "ours, s: 3.1 (3 to 3.2) → 2.1 (2 to 2.2), 0.68 ×, better" in said
+    assert "echo, s: 1 → 1, within the spread" in said
+    assert "ours, ratio" in said
+    elsewhere = "\n".join(difference((header | {"cores": 64}, was), (header, now[1:])))
+    assert "only ratios" in elsewhere and "ours, s" not in elsewhere and "ours, ratio" in elsewhere
+    assert "echo: gone" in elsewhere
+
+
+@pytest.mark.parametrize(
+    ("new", "way", "words"),
+    [
+        (Spread(2, 2, 2), "higher", "2.00 ×, better"),
+        (Spread(2, 2, 2), "lower", "2.00 ×, WORSE"),
+        (Spread(1.05, 0.9, 2), "lower", "within the spread"),
+    ],
+)
+def test_verdicts(new, way, words):
+    assert verdict(Spread(1, 0.9, 1.1), new, way) == words
+
+
+@pytest.mark.parametrize(("value", "text"), [(1234.5, "1,234"), (0.012345, "0.0123"), (99.96, "100"), (0, "0")])
+def test_three_digits_count(value, text):
+    assert digits(value) == text
+
+
+def test_a_commit_that_git_does_not_know_is_said():
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.bench.difference", "no-such-commit"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert "git knows no commit 'no-such-commit'" in ended.stderr
