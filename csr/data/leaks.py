@@ -3,6 +3,10 @@
 Three kinds, of studies in different splits: the same patient, the same pixels, and nearly the same picture, by a
 perceptual hash (the signs of the lowest 16×16 frequencies of a discrete cosine transform; Zauner 2010). A picture that
 was scaled, re-encoded or brightened keeps its hash but for a few bits.
+
+Near hashes are not looked for among all pairs, whose number grows with the square of the studies': two hashes of 256
+bits that differ in at most d of them are equal in at least one of d + 1 parts (Manber 1994; Norouzi et al. 2012), so
+only hashes that share a part are compared.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ SIDE = 64  # pixels that a picture is hashed at
 FREQUENCIES = 16
 WAVES = dct(np.eye(SIDE), norm="ortho", axis=0)[:FREQUENCIES]
 NEAR = 12  # of 256 bits; unrelated pictures differ in about 128
-BLOCK = 1024  # hashes compared at a time
+BITS = FREQUENCIES**2
+PAIRS = 1 << 20  # compared at a time
 
 
 def perceptual_hash(canvas: np.ndarray) -> np.ndarray:
@@ -56,25 +61,69 @@ def find_leaks(collection: Collection, prints: Fingerprints, near: int = NEAR) -
     named = (studies["study_id"] + " (" + studies["split"] + ")").to_numpy()
     for patient, rows in _in_several_splits(studies, studies["patient_id"]):
         yield f"a patient is in several splits: {patient!r} with {_some(named[rows])}"
-    same: set[tuple[int, int]] = set()
     for _, rows in _in_several_splits(studies, pd.Series(prints.digests, dtype=object)):
-        same |= set(combinations(rows, 2))
         yield f"the same pixels are in several splits: {_some(named[rows])}"
     if near < 0:
         return
-    hashes = np.array(prints.hashes, np.uint64).reshape(-1, FREQUENCIES**2 // 64)
+    hashes = np.array(prints.hashes, np.uint64).reshape(-1, BITS // 64)
     for first, second in combinations(SPLITS, 2):
         ours, theirs = collection.rows(first), collection.rows(second)
-        for start in range(0, len(ours), BLOCK):
-            block = ours[start : start + BLOCK]
-            distance = np.zeros((len(block), len(theirs)), np.uint16)
-            for word in range(hashes.shape[1]):
-                distance += np.bitwise_count(hashes[block, word, None] ^ hashes[None, theirs, word])
-            for i, j in np.argwhere(distance <= near):
-                pair = block[i], theirs[j]
-                if tuple(sorted(pair)) not in same:
-                    apart = f"{distance[i, j]} of 256 bits differ"
-                    yield f"nearly the same picture is in two splits: {_some(named[list(pair)])}; {apart}"
+        for i, j, differing in near_pairs(hashes[ours], hashes[theirs], near):
+            pair = [ours[i], theirs[j]]
+            if prints.digests[pair[0]] != prints.digests[pair[1]]:  # else it was told above
+                apart = f"{differing} of {BITS} bits differ"
+                yield f"nearly the same picture is in two splits: {_some(named[pair])}; {apart}"
+
+
+def near_pairs(ours: np.ndarray, theirs: np.ndarray, near: int) -> np.ndarray:
+    """Pairs of hashes that differ in few bits.
+
+    Time goes with the pairs that share a part of their bits, memory with those that are found.
+
+    Args:
+        ours, theirs: n×4 and m×4 uint64.
+        near: largest distance in bits.
+
+    Returns:
+        One row a pair, ``i, j, distance``, ascending.
+    """
+    groups = max(near + 1, BITS // 64)  # so that a part fits into 64 bits
+    keys = list(zip(_parts(ours, groups), _parts(theirs, groups), strict=True))
+    orders = [np.argsort(own, kind="stable") for _, own in keys]
+    spans = [
+        (np.searchsorted(own[order], key, "left"), np.searchsorted(own[order], key, "right"))
+        for (key, own), order in zip(keys, orders, strict=True)
+    ]
+    if sum(int((end - start).sum()) for start, end in spans) >= len(ours) * len(theirs):
+        everything = np.zeros(len(ours), np.intp), np.full(len(ours), len(theirs))
+        orders, spans = [np.arange(len(theirs))], [everything]
+    found = [np.zeros((0, 3), np.int64)]
+    for order, (start, end) in zip(orders, spans, strict=True):
+        found += _compared(ours, theirs, near, order, start, end)
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _parts(hashes: np.ndarray, groups: int) -> Iterator[np.ndarray]:
+    """The parts of n×4 hashes, n uint64 each. A part has bits of low and of high frequencies: those of neighbouring
+    ones are alike in many pictures."""
+    bits = np.unpackbits(np.ascontiguousarray(hashes).view(np.uint8), axis=1)
+    for group in range(groups):
+        packed = np.packbits(bits[:, group::groups], axis=1)
+        yield np.pad(packed, ((0, 0), (0, 8 - packed.shape[1]))).view(np.uint64).reshape(-1)
+
+
+def _compared(
+    ours: np.ndarray, theirs: np.ndarray, near: int, order: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> Iterator[np.ndarray]:
+    """``i, j, distance`` of the near ones among the pairs of each ours[i] with theirs[order[start[i] : end[i]]]."""
+    ends = np.cumsum(end - start)  # of each i's pairs, in a list of all
+    for first in range(0, int(ends[-1]) if len(ends) else 0, PAIRS):
+        pairs = np.arange(first, min(first + PAIRS, int(ends[-1])))
+        i = np.searchsorted(ends, pairs, "right")
+        j = order[end[i] - (ends[i] - pairs)]
+        distance = np.bitwise_count(ours[i] ^ theirs[j]).sum(1, dtype=np.int64)
+        close = distance <= near
+        yield np.stack([i[close], j[close], distance[close]], 1)
 
 
 def _in_several_splits(studies: pd.DataFrame, key: pd.Series) -> Iterator[tuple[str | bytes, list[int]]]:
