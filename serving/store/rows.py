@@ -44,13 +44,14 @@ class Sealed:
     says: Callable[[Any], str]
     before: Mapping[str, Any]
 
-    def key(self, values: Mapping[str, Any] | sa.RowMapping) -> tuple[Any, ...]:
-        """A row's primary key."""
-        return tuple(values[column.name] for column in self.table.primary_key)
-
     def named(self, values: Sequence[Any]) -> dict[str, Any]:
         """The sealed values of a row by their columns."""
         return {column.name: value for column, value in zip(self.columns, values, strict=True)}
+
+    @cached_property
+    def key_places(self) -> tuple[int, ...]:
+        """Where the primary key is among the columns."""
+        return tuple(place for place, column in enumerate(self.columns) if column.primary_key)
 
     @cached_property
     def query(self) -> Any:
@@ -124,23 +125,24 @@ class Replay:
         """How the tables differ from what was taken note of."""
         for name, sealed in SEALED.items():
             query = sealed.query.execution_options(yield_per=_CHUNK)
-            for row in connection.execute(query).mappings():
-                what, known = sealed.says(row), self._taken_out(name, sealed.key(row))
+            for row in connection.execute(query):
+                known = self._taken_out(name, tuple(row[place] for place in sealed.key_places))
                 if known is None:
-                    yield f"{what}: was put there, the ledger does not know it"
+                    yield f"{sealed.says(sealed.named(row))}: was put there, the ledger does not know it"
                     continue
-                for column, said in zip(sealed.columns, known, strict=True):
-                    if not same_value(row[column.name], said):
-                        yield f"{what}: {column.name} was changed"
+                for column, found, said in zip(sealed.columns, row, known, strict=True):
+                    if not same_value(found, said):
+                        yield f"{sealed.says(sealed.named(row))}: {column.name} was changed"
             for (said,) in self._rows.execute("SELECT said FROM expected WHERE name = ? ORDER BY key", (name,)):
                 yield f"{sealed.says(sealed.named(json.loads(said)))}: is gone, though the ledger knows it"
 
     def _note(self, sealed: Sealed, values: dict[str, Any]) -> None:
-        key = (sealed.table.name, _text(sealed.key(values)))
-        found = self._rows.execute("SELECT said FROM expected WHERE name = ? AND key = ?", key).fetchone()
-        values = {**(sealed.before if found is None else sealed.named(json.loads(found[0]))), **values}
-        if found is None and any(each.name not in values for each in sealed.columns):
-            return  # a change to a row that nobody added: it stays unknown
+        key = (sealed.table.name, _text(tuple(values[sealed.columns[place].name] for place in sealed.key_places)))
+        if any(each.name not in values for each in sealed.columns):
+            found = self._rows.execute("SELECT said FROM expected WHERE name = ? AND key = ?", key).fetchone()
+            values = {**(sealed.before if found is None else sealed.named(json.loads(found[0]))), **values}
+            if found is None and any(each.name not in values for each in sealed.columns):
+                return  # a change to a row that nobody added: it stays unknown
         said = json.dumps([values[each.name] for each in sealed.columns])
         self._rows.execute("INSERT OR REPLACE INTO expected VALUES (?, ?, ?)", (*key, said))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -44,13 +44,16 @@ class _Sorted:
     study: sa.ColumnElement[str]
     falls: bool
 
-    def by(self, indexed: bool) -> list[sa.ColumnElement[Any]]:
-        """For ORDER BY. ``indexed``: the database may walk along the index, and not sort what it has found otherwise.
-        SQLite would always walk: it does not know how few rows there are to be sorted."""
-        value = self.value
-        if not indexed:
-            value = value + ("" if isinstance(value.type, sa.String) else 0)
-        return [value.desc(), self.study.desc()] if self.falls else [value.asc(), self.study.asc()]
+    def sorting(self) -> _Sorted:
+        """The same, but not along the index: what was found otherwise is sorted.
+
+        SQLite would rather walk: it does not know how few rows are to be sorted.
+        """
+        return replace(self, value=self.value + ("" if isinstance(self.value.type, sa.String) else 0))
+
+    def by(self) -> list[sa.ColumnElement[Any]]:
+        """For ORDER BY."""
+        return [each.desc() if self.falls else each.asc() for each in (self.value, self.study)]
 
     def behind(self, value: Any, digest: str) -> sa.ColumnElement[bool]:
         """Whether a study comes after another."""
@@ -131,20 +134,27 @@ def worklist(database: Database, query: WorklistQuery, reader: str) -> WorklistP
     start = None if query.after is None else _start(query.order, query.after)
     own = _done_by(reader) if query.progress in ("read", "signed", "skipped") else None
     known, mine = _known(own), _mine(reader) if own is None else _mine_in(own)
-    wanted = []
-    if query.progress != "all":
-        wanted.append(mine == query.progress)
-    if query.help is not None:
-        wanted.append(assessment.c.asks_for_help == sa.literal(query.help))
-    some = sa.select(sa.literal(1)).select_from(known).where(*wanted).limit(COUNTED + 1).subquery()
     with database.snapshot() as connection:
+        wanted = _wanted(query, mine, by_help=own is None)
+        some = sa.select(sa.literal(1)).select_from(known).where(*wanted).limit(COUNTED + 1).subquery()
         total = connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()
         # Few are found by their filter and sorted; many are walked through as they are sorted.
-        few = own is not None or (query.order == "newest" and bool(wanted) and total <= COUNTED)
-        page = _page(query, known, mine, wanted, indexed=not few)
+        order, by_newest = _ORDERS[query.order], query.order == "newest"
+        if own is not None or (by_newest and query.help is not None and total <= COUNTED):
+            order = order.sorting()
+        elif by_newest:
+            wanted = _wanted(query, mine, by_help=False)
         if start is not None:
-            page = page.where(_ORDERS[query.order].behind(*start))
-        found = connection.execute(page.limit(query.limit + 1)).mappings().all()
+            wanted = [*wanted, order.behind(*start)]
+        page = (
+            sa.select(assessment, study.c.added_at, mine.label("mine"))
+            .select_from(known.join(study, study.c.digest == assessment.c.study))
+            .where(*wanted)
+            .order_by(*order.by())
+            .limit(query.limit + 1)
+            .offset(query.offset)
+        )
+        found = connection.execute(page).mappings().all()
         rows = found[: query.limit]
         counts = connection.execute(_corrections([row["study"] for row in rows])).all()
     corrected = {each.study: (each.corrections, each.last_at) for each in counts}
@@ -156,21 +166,15 @@ def worklist(database: Database, query: WorklistQuery, reader: str) -> WorklistP
     )
 
 
-def _page(
-    query: WorklistQuery,
-    known: sa.FromClause,
-    mine: sa.ColumnElement[str],
-    wanted: Sequence[sa.ColumnElement[bool]],
-    indexed: bool,
-) -> sa.Select[Any]:
-    """Its rows, from the first study on."""
-    return (
-        sa.select(assessment, study.c.added_at, mine.label("mine"))
-        .select_from(known.join(study, study.c.digest == assessment.c.study))
-        .where(*wanted)
-        .order_by(*_ORDERS[query.order].by(indexed))
-        .offset(query.offset)
-    )
+def _wanted(query: WorklistQuery, mine: sa.ColumnElement[str], by_help: bool) -> list[sa.ColumnElement[bool]]:
+    """The filters. ``by_help``: studies are found by whether the model asks for help, if that is asked, and not looked
+    at for it as they come."""
+    wanted: list[sa.ColumnElement[bool]] = [] if query.progress == "all" else [mine == query.progress]
+    if query.help is not None:
+        asks: sa.ColumnElement[bool] = assessment.c.asks_for_help
+        asks = asks if by_help else sa.case((asks, sa.literal(True)), else_=sa.literal(False))
+        wanted.append(asks == sa.literal(query.help))
+    return wanted
 
 
 def _cursor(order: Order, row: Any) -> str:
