@@ -162,7 +162,6 @@ def _features(studies: int, concepts: int, cells: int = 12, width: int = 64) -> 
     """f B×D×h×w, cam B×K×h×w, labels B×K in which a study shows two concepts, however many there are."""
     import torch
 
-    torch.set_num_threads(1)
     rng = torch.Generator().manual_seed(0)
     features = torch.randn(studies, width, cells, cells, generator=rng)
     labels = torch.zeros(studies, concepts)
@@ -205,7 +204,6 @@ def _usage(folder: Path, prototypes: int) -> Work:
 
     from csr.training.prototypes import PrototypeConfig, build_prototype_model, diagnose, usage
 
-    torch.set_num_threads(1)
     model = build_prototype_model(PrototypeConfig(per_concept=prototypes // 10), 64, 10)
     rng = torch.Generator().manual_seed(0)
     vectors, concept = torch.randn(2000, 64, generator=rng), torch.randint(10, (2000,), generator=rng)
@@ -218,7 +216,6 @@ def _reason(concepts: int, per_concept: int, studies: int = 4, times: int = 20) 
 
     from csr.network.reasoner import Reasoner
 
-    torch.set_num_threads(1)
     reasoner = Reasoner(concepts, per_concept, 128, 4, clip=True, floor="absent").eval()
     patches = torch.nn.functional.normalize(torch.randn(studies, 128, 24, 24), dim=1)
     importance, answers = torch.ones(studies, 24, 24), torch.zeros(studies, concepts)
