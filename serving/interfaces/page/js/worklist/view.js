@@ -66,14 +66,17 @@ export function mount(root, _parameters, app) {
     try {
       /** @type {WorklistItem[]} */
       const items = [];
-      /** @type {import("./types.js").WorklistAnswer | undefined} */
+      /** @type {import("./types.js").WorklistAnswer} */
       let answer;
+      /** @type {string | null} */
+      let after = null;
       do {
-        const page = { limit: Math.min(limit - items.length, AT_ONCE), after: answer?.next_after ?? undefined };
+        const page = { limit: Math.min(limit - items.length, AT_ONCE), after: after ?? undefined };
         answer = await app.api.worklist({ ...filter, help: filter.help || undefined, ...page });
         if (mine !== turn) return;
         items.push(...answer.items);
-      } while (items.length < limit && answer.next_after !== null);
+        after = answer.next_after;
+      } while (items.length < limit && after !== null);
       draw(items, answer);
     } catch (error) {
       if (mine === turn) app.notices.explainError(error);
