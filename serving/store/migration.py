@@ -27,7 +27,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from serving.errors import StoreError
-from serving.store.database import Database
+from serving.store.database import Database, take_time
 from serving.store.entries import SYSTEM, Chain, Entry, Receipt, canonical
 from serving.store.rows import SEALED, Sealed
 from serving.store.schema import (
@@ -114,7 +114,7 @@ def _migrate(connection: sa.Connection, chain: Chain, name: str, found: int) -> 
             f"{name}: is of version {found}, and the head of its ledger is not what that version left; the "
             "`csr audit verify` of that version says more"
         )
-    _take_time(connection)
+    take_time(connection)
     for version in range(found + 1, VERSION + 1):
         for column in _ADDED.get(version, ()):
             connection.execute(sa.text(f"ALTER TABLE {column}"))
@@ -133,17 +133,11 @@ def _make_indexes(connection: sa.Connection) -> None:
     there = {index["name"] for table in metadata.sorted_tables for index in inspector.get_indexes(table.name)}
     missing = [each for table in metadata.sorted_tables for each in table.indexes if each.name not in there]
     if missing:
-        _take_time(connection)
+        take_time(connection)
     for each in missing:
         each.create(connection)
     for name in _REPLACED & there:
         connection.execute(sa.text(f"DROP INDEX {name}"))
-
-
-def _take_time(connection: sa.Connection) -> None:
-    """What is done once to a large store takes longer than a statement may otherwise."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
 
 
 def _seal_rows(connection: sa.Connection, chain: Chain) -> None:

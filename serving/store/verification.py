@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from serving.errors import AlteredStudyError, UnknownStudyError
-from serving.store.database import Database
+from serving.store.database import Database, take_time
 from serving.store.rows import short
 from serving.store.schema import ledger, study
 from serving.store.studies import load_study
@@ -51,6 +51,7 @@ def verify_studies(database: Database, most: int | None = None) -> StudyVerifica
         StoreError: the database does not answer.
     """
     with database.read() as connection:
+        take_time(connection)
         stored = connection.execute(sa.select(sa.func.count()).select_from(study)).scalar_one()
     looked_at = stored if most is None else min(most, stored)
     chosen = _named(database) if looked_at == stored else iter(_drawn(_named(database), looked_at))
@@ -69,6 +70,7 @@ def _addresses(database: Database) -> Iterator[str]:
     gone = sa.select(ledger.c.study).where(ledger.c.study != "", ~there).distinct().order_by(ledger.c.study)
     added = sa.select(study.c.digest).where(~_is_named()).order_by(study.c.digest)
     with database.snapshot() as connection:
+        take_time(connection)
         missing, unknown = (
             connection.execute(query.limit(_MOST_FAULTS + 1)).scalars().all() for query in (gone, added)
         )
