@@ -110,7 +110,7 @@ def _shared(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _sorted(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """n uint32 in their order, and where each was. Part and place are sorted as one number: several times as quick as
-    `numpy.argsort`."""
+    an argsort."""
     both = np.sort(parts.astype(np.uint64) << np.uint64(32) | np.arange(len(parts), dtype=np.uint64))
     return both >> np.uint64(32), (both & np.uint64(0xFFFFFFFF)).astype(np.intp)
 
