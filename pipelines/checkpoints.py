@@ -22,7 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csr.data.digests import file_digest, folder_digest
+from csr.data.digests import file_digest
+from pipelines.digests import path_digest
 from pipelines.flatten import flatten
 from pipelines.imports import ROOT, needed_files
 from pipelines.tracking import STATE
@@ -54,7 +55,7 @@ class MadeOf:
         """
         parameters = {name: str(value) for name, value in flatten(config, stage).items()}
         libraries = {name: version(name) for name in LIBRARIES}
-        read = {str(path): folder_digest(path) if path.is_dir() else file_digest(path) for path in inputs}
+        read = {str(path): path_digest(path) for path in inputs}
         sources = {name: file_digest(ROOT / name) for name in sorted(needed_files([code]))}
         return cls(parameters | libraries | {"train.workers": str(workers)}, read | sources)
 

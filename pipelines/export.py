@@ -12,6 +12,7 @@ from csr.bundle.writing import Provenance, write_bundle
 from csr.data.prepared import PreparedSet
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
+from pipelines.digests import path_digest
 from pipelines.params import Params
 from pipelines.revision import revision
 from pipelines.stage import ATLAS, BUNDLE, FEATURES, HEAD, PREPARED, REPORTS, run_stage
@@ -30,7 +31,10 @@ def export(params: Params) -> None:
         Atlas(read_atlas(ATLAS), np.load(ATLAS / "crops.npy")),
         params.export,
         Provenance(
-            params.preset, data.digest(), revision(), {part: metrics[part] for part in data.collection.test_parts()}
+            params.preset,
+            path_digest(PREPARED),
+            revision(),
+            {part: metrics[part] for part in data.collection.test_parts()},
         ),
     )
     log_metrics("export", {"parity": gap})

@@ -22,6 +22,7 @@ from csr.data.records import SPLITS, Collection, all_for_test
 from csr.data.shards import Images
 from csr.data.sources.read import SourceOptions, read_source
 from csr.data.text_concepts import TextConceptConfig, concept_directions, concept_scores, fill_labels, load_encoder
+from pipelines.digests import path_digest
 from pipelines.feedback_set import learned_from
 from pipelines.params import DataParams, Params
 from pipelines.stage import PREPARED, cores, run_stage
@@ -43,7 +44,7 @@ def prepare(params: Params) -> None:
     if feedback is not None:
         collection = _corrected(data, path, feedback)
     log_tag("data.name", collection.name)
-    log_tag("data.digest", PreparedSet.open(PREPARED).digest())
+    log_tag("data.digest", path_digest(PREPARED))
     counts = collection.studies["split"].value_counts()
     log_metrics("prepare", {"boxes": len(collection.boxes)} | {f"{split}_studies": n for split, n in counts.items()})
 

@@ -31,8 +31,8 @@ from filelock import FileLock
 from pyarrow import fs as filesystems
 
 from csr.data.atomic_folder import atomic_folder
-from csr.data.digests import file_digest
 from csr.errors import ConfigError, TrainingError, cause_of
+from pipelines.digests import digests_below, path_digest
 
 CACHE_VARIABLE = "CSR_NODE_CACHE"
 CHECKPOINT_FOLDER = "checkpoints"
@@ -59,11 +59,10 @@ class Listing:
 
     @classmethod
     def of(cls, path: Path) -> Listing:
-        """Reads all that is there."""
+        """Reads all that is there, but for files that were read before and are untouched."""
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file())
-            return cls(path.name, {file.relative_to(path).as_posix(): file_digest(file) for file in found}, True)
-        return cls(path.name, {path.name: file_digest(path)}, False)
+            return cls(path.name, digests_below(path), True)
+        return cls(path.name, {path.name: path_digest(path)}, False)
 
     @property
     def digest(self) -> str:

@@ -20,6 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 from csr.data.prepared import PreparedSet, copy_without
 from csr.errors import TrainingError
 from pipelines.checkpoints import CHECKPOINTS
+from pipelines.digests import path_digest
 
 TRIALS_DATA = Path("build/trials_data")
 
@@ -96,7 +97,7 @@ def run_trials(
 def without_test(prepared: Path) -> Path:
     """The prepared set without its test split, copied once, by whoever comes first."""
     data = PreparedSet.open(prepared)
-    folder = TRIALS_DATA / data.digest()[:16]
+    folder = TRIALS_DATA / path_digest(prepared)[:16]
     with copied_once():
         if not folder.is_dir():
             copy_without(data, "test", folder)

@@ -32,6 +32,12 @@ class UnknownConceptError(ServingError):
     code, status = "unknown_concept", 404
 
 
+class InvalidCursorError(ServingError):
+    """A page that starts where none ended."""
+
+    code, status = "invalid_cursor", 422
+
+
 class UnknownItemError(ServingError):
     """No such atlas entry or sample."""
 

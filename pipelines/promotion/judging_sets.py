@@ -29,11 +29,12 @@ import numpy as np
 import torch
 
 from csr.data.images import pixel_digest
-from csr.data.leaks import perceptual_hash
+from csr.data.leaks import near_pairs, perceptual_hash
 from csr.data.phantom import generate
 from csr.data.phantom.plan import CLASSES
 from csr.data.prepared import PreparedSet, copy_rows
 from csr.errors import CSRError, DataError
+from pipelines.digests import path_digest
 from pipelines.params import Params, load_params
 from pipelines.prepare import prepare_real
 from pipelines.promotion.gates import JudgingRule, load_gates
@@ -59,7 +60,7 @@ class JudgingSet:
         DataError: the folder is none.
         """
         data = PreparedSet.open(path)
-        return cls(path.name, data, data.digest())
+        return cls(path.name, data, path_digest(path))
 
 
 def next_set(params: Params, rule: JudgingRule, uses: Mapping[str, int]) -> JudgingSet:
@@ -147,11 +148,10 @@ def check_unseen(judging: JudgingSet, learned: PreparedSet, near_bits: int = -1)
         if (row := known.get(pixel_digest(image))) is not None:
             raise _seen(judging, str(name), "is", learned, row)
     if near_bits >= 0:
-        hashes = np.array([perceptual_hash(image) for image in theirs.images])
-        for name, image in zip(names, own.images, strict=True):
-            distance = np.bitwise_count(hashes ^ perceptual_hash(image)).sum(1)
-            if distance.min() <= near_bits:
-                raise _seen(judging, str(name), "is nearly", learned, int(distance.argmin()))
+        ours, hashes = (np.array([perceptual_hash(image) for image in each.images]) for each in (own, theirs))
+        if len(near := near_pairs(ours, hashes, near_bits)):
+            first, row, _ = min(near.tolist(), key=lambda pair: (pair[0], pair[2], pair[1]))
+            raise _seen(judging, str(names.iat[first]), "is nearly", learned, row)
     if own.collection.name == "phantom":
         return  # whose patients are numbered anew in each drawing
     patients = {str(name): row for row, name in reversed(list(enumerate(theirs.collection.patients())))}

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from csr.data.digests import file_digest, folder_digest
+from pipelines.digests import path_digest
 
 STAGE = "csr.stage"  # tag: of a stage's run its name, of a pass the last stage that ran
 OUTPUT = "csr.output"  # tag of a stage's run: digest of what it wrote
@@ -26,9 +26,7 @@ _OF_DATA = ("data.name", "data.digest", "data.feedback")  # tags that stage `pre
 
 def output_digest(output: Path) -> str | None:
     """SHA-256 of a stage's file or folder, if it is there."""
-    if output.is_dir():
-        return folder_digest(output)
-    return file_digest(output) if output.is_file() else None
+    return path_digest(output) if output.exists() else None
 
 
 def inherit(client: MlflowClient, pass_run: Run, ran: Iterable[str], earlier: Mapping[str, Path]) -> None:

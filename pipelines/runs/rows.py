@@ -16,6 +16,7 @@ from mlflow.utils import mlflow_tags
 
 from csr.data.prepared import PreparedSet
 from csr.errors import ConfigError
+from pipelines.digests import path_digest
 from pipelines.flatten import flatten
 from pipelines.imports import ROOT
 from pipelines.revision import revision
@@ -134,7 +135,7 @@ def run_name(params: Params) -> str:
 def data_inputs(params: DataParams, prepared: Path, splits: tuple[str, ...]) -> list[DatasetInput]:
     """The prepared set as inputs of a run, one a split: its name, its digest and where it came from."""
     data = PreparedSet.open(prepared)
-    digest, collection = data.digest()[:_DIGEST], data.collection
+    digest, collection = path_digest(prepared)[:_DIGEST], data.collection
     kind: str
     source: dict[str, Any]
     if params.source == "phantom":

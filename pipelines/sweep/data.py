@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from csr.data.atomic_folder import atomic_folder
-from csr.data.digests import file_digest
 from csr.data.prepared import PreparedSet
 from csr.training.features import FeatureCache
+from pipelines.digests import path_digest
 from pipelines.tuning import TRIALS_DATA, copied_once
 
 _ROWS = 256  # copied at a time
@@ -20,7 +20,7 @@ def features_without_test(prepared: Path, model: Path, features: Path) -> Path:
     set and the concept model whose features they are."""
     data, cache = PreparedSet.open(prepared), FeatureCache.open(features)
     kept = np.flatnonzero((data.collection.studies["split"] != "test").to_numpy())
-    folder = TRIALS_DATA / f"{data.digest()[:16]}-features-{file_digest(model)[:16]}"
+    folder = TRIALS_DATA / f"{path_digest(prepared)[:16]}-features-{path_digest(model)[:16]}"
     with copied_once():
         if not folder.is_dir():
             with atomic_folder(folder) as draft:

@@ -181,9 +181,13 @@ class AsyncClient:
         limit: int = 50,
         offset: int = 0,
         asks_for_help: bool | None = None,
+        after: str | None = None,
     ) -> WorklistAnswer:
-        """Studies that wait for a reader; only those where the model asks for help, or only the others, if so asked."""
-        return await self._send(calls.worklist(order, progress, asks_for_help, limit, offset))
+        """Studies that wait for a reader; only those where the model asks for help, or only the others, if so asked.
+
+        ``after``: ``next_after`` of the page before; ``offset`` is for the first 10,000.
+        """
+        return await self._send(calls.worklist(order, progress, asks_for_help, limit, offset, after))
 
     async def thumbnail(self, digest: str) -> bytes:
         """A study's image, small, as PNG."""

@@ -251,11 +251,15 @@ def skip(digest: str, request: SkipRequest) -> Call[SkipAnswer]:
     return Call(SkipAnswer, "POST", path, json=request.model_dump(), headers=_once())
 
 
-def worklist(order: str, progress: str, asks_for_help: bool | None, limit: int, offset: int) -> Call[WorklistAnswer]:
+def worklist(
+    order: str, progress: str, asks_for_help: bool | None, limit: int, offset: int, after: str | None
+) -> Call[WorklistAnswer]:
     """``GET /v1/worklist``."""
     query: dict[str, Any] = {"order": order, "progress": progress, "limit": limit, "offset": offset}
     if asks_for_help is not None:
         query["help"] = asks_for_help
+    if after is not None:
+        query["after"] = after
     return Call(WorklistAnswer, "GET", "/v1/worklist", query=query)
 
 

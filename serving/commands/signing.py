@@ -30,17 +30,20 @@ def worklist(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--limit", type=int, default=50, help="so many, at most 200 (%(default)s)")
     parser.add_argument("--offset", type=int, default=0, help="from this one on (%(default)s)")
+    parser.add_argument("--after", help="from where a page ended: its next_after (--json), for pages beyond 10,000")
     parser.add_argument("--json", action="store_true", help="print the whole answer")
     add_server(parser)
     given = parser.parse_args(arguments)
     with connect(given) as client:
-        answer = client.worklist(given.order, given.progress, given.limit, given.offset, given.asks_for_help)
+        answer = client.worklist(
+            given.order, given.progress, given.limit, given.offset, given.asks_for_help, given.after
+        )
     if given.json:
         print(answer.model_dump_json())
         return
     for item in answer.items:
         print(_listed(item))
-    print(f"{len(answer.items)} of {answer.total} studies")
+    print(f"{len(answer.items)} of {'' if answer.total_exact else 'more than '}{answer.total} studies")
 
 
 def sign(arguments: Sequence[str]) -> None:

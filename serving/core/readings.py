@@ -16,6 +16,7 @@ from serving.core.reviews import named_reviews
 from serving.core.timing import Timing
 from serving.errors import AlreadySignedError, ModelChangedError, UnknownReadingError
 from serving.interfaces.schemas import (
+    MOST_SKIPPED,
     Agreement,
     AgreementVerdict,
     ConceptAgreement,
@@ -153,20 +154,23 @@ class Readings:
         """A page of the studies.
 
         Raises:
+            InvalidCursorError: ``after`` is not where a page of this order ended.
             StoreError: the store does not answer.
         """
         timing = Timing(self._telemetry)
-        rows, total = worklist(self._store.database, query, reader)
+        page = worklist(self._store.database, query, reader)
         of_study: dict[str, list[ReadingAnswer]] = defaultdict(list)
-        for each in readings(self._store.ledger, [row.assessment.study for row in rows]):
+        for each in readings(self._store.ledger, [row.assessment.study for row in page.rows]):
             of_study[each.digest].append(each)
-        items = [_item(row, list(_last_of_each(of_study[row.assessment.study])), reader, sees_all) for row in rows]
+        items = [_item(row, list(_last_of_each(of_study[row.assessment.study])), reader, sees_all) for row in page.rows]
         timing.lap("read")
-        after = query.offset + len(items)
+        end = query.offset + len(items)
         return WorklistAnswer(
             items=items,
-            next_offset=after if items and after < total else None,
-            total=total,
+            next_after=page.after,
+            next_offset=end if page.after is not None and query.after is None and end <= MOST_SKIPPED else None,
+            total=page.total,
+            total_exact=page.exact,
             timings_ms=timing.milliseconds,
         )
 

@@ -110,6 +110,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
+def take_time(connection: sa.Connection) -> None:
+    """Lifts the bound on statements for the rest of a transaction: of what nobody waits for, such as a migration."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+
+
 def _sqlite(url: sa.URL) -> sa.Engine:
     if not url.database or url.database == ":memory:":
         raise StoreError("store.url: name a file; a database in memory would be another one for each connection")

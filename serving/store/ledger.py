@@ -100,7 +100,8 @@ class Ledger:
         return ticket.receipts
 
     def verify(self, anchor: Receipt | None = None) -> Verification:
-        """Walks the whole chain, and compares what it says of other tables with them; all as of one moment.
+        """Walks the whole chain, and compares what it says of other tables with them; all as of one moment, and in the
+        same memory however long the chain is.
 
         Args:
             anchor: a head that was noted elsewhere; the chain must still contain it.
@@ -108,9 +109,9 @@ class Ledger:
         Raises:
             StoreError: the database does not answer.
         """
-        with self._database.snapshot() as connection:
+        with self._database.snapshot() as connection, Replay() as replay:
             heads = connection.execute(HEADS).mappings().all()
-            head, replay = head_of(heads), Replay()
+            head = head_of(heads)
             faults: list[str] = []
             for fault in chain(
                 head_faults(heads, self._chain),

@@ -5,8 +5,11 @@
   put on record as they are found, once, and a head that was never sealed, as that of an empty ledger in version 1, is.
 - Version 4 added ``study.turn``. Images were not turned before, and an entry that does not name the column means that
   (`serving.store.rows`), so nothing is put on record.
-- Version 5 added the index ``ledger_actor``, and ``assessment.confidence``, ``found`` and ``fits``. These stay empty,
-  which is what an entry means that does not name them, until a study is encoded anew; nothing is put on record.
+- Version 5 added ``assessment.confidence``, ``found`` and ``fits``. These stay empty, which is what an entry means that
+  does not name them, until a study is encoded anew; nothing is put on record.
+
+Indexes have no version: those that are missing are made at any start, which at 1,000,000 studies takes a minute once,
+and a server that does not know them goes on beside one that does.
 
 Whatever was altered before version 3 is sealed as it was found: verify the store with its own version first. Nobody can
 have rows sealed a second time by calling a store older than it is, since its head is sealed with its version. A store
@@ -24,7 +27,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from serving.errors import StoreError
-from serving.store.database import Database
+from serving.store.database import Database, take_time
 from serving.store.entries import SYSTEM, Chain, Entry, Receipt, canonical
 from serving.store.rows import SEALED, Sealed
 from serving.store.schema import (
@@ -33,7 +36,6 @@ from serving.store.schema import (
     VERSION,
     assessment,
     ledger,
-    ledger_actor,
     ledger_head,
     metadata,
     schema_version,
@@ -53,6 +55,7 @@ _ADDED = {  # columns, by the version that added them
         "assessment ADD COLUMN fits BOOLEAN",
     ),
 }
+_REPLACED = {"assessment_margin", "assessment_effect"}  # indexes
 _RENAME = "ALTER TABLE study RENAME COLUMN source TO source_before_3"  # older servers must not find it
 _COPY = study_source.insert().from_select(
     ["study", "number", "added_at", "source"],
@@ -87,9 +90,10 @@ def prepare(database: Database, chain: Chain, migrate: bool = True) -> None:
         elif found != VERSION:
             more = "; any `csr keys` or the server's start brings it there" if found in range(1, VERSION) else ""
             raise StoreError(f"{database.name}: has tables of version {found}, this server needs {VERSION}{more}")
-        else:
-            return
-        connection.execute(schema_version.insert().values(version=VERSION))
+        if migrate:
+            _make_indexes(connection)
+        if found != VERSION:
+            connection.execute(schema_version.insert().values(version=VERSION))
 
 
 def _version(connection: sa.Connection, name: str) -> Any:
@@ -110,12 +114,10 @@ def _migrate(connection: sa.Connection, chain: Chain, name: str, found: int) -> 
             f"{name}: is of version {found}, and the head of its ledger is not what that version left; the "
             "`csr audit verify` of that version says more"
         )
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))  # an index of a long ledger takes its time
+    take_time(connection)
     for version in range(found + 1, VERSION + 1):
         for column in _ADDED.get(version, ()):
             connection.execute(sa.text(f"ALTER TABLE {column}"))
-    ledger_actor.create(connection)
     length, last = connection.execute(sa.select(ledger_head.c.length, ledger_head.c.hash)).one()
     seal = chain.seal(Receipt(length, last))
     connection.execute(sa.update(ledger_head).values(id=HEAD, seal=seal))
@@ -123,6 +125,19 @@ def _migrate(connection: sa.Connection, chain: Chain, name: str, found: int) -> 
         connection.execute(sa.text(_RENAME))
         connection.execute(_COPY)
         _seal_rows(connection, chain)
+
+
+def _make_indexes(connection: sa.Connection) -> None:
+    """Those that are missing, and takes away those that others took the place of."""
+    inspector = sa.inspect(connection)
+    there = {index["name"] for table in metadata.sorted_tables for index in inspector.get_indexes(table.name)}
+    missing = [each for table in metadata.sorted_tables for each in table.indexes if each.name not in there]
+    if missing:
+        take_time(connection)
+    for each in missing:
+        each.create(connection)
+    for name in _REPLACED & there:
+        connection.execute(sa.text(f"DROP INDEX {name}"))
 
 
 def _seal_rows(connection: sa.Connection, chain: Chain) -> None:

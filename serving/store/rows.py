@@ -10,6 +10,7 @@ Not covered: ``session`` and ``write_probe``, whose rows come and go by themselv
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from serving.store.schema import api_key, assessment, study, study_source
 KINDS: tuple[Kind, ...] = ("study", "key", "migration")  # of the entries that write into tables
 Rows = dict[str, list[dict[str, Any]]]
 _CHUNK = 1000
+_CACHE_KB = 64 << 10  # that a verification keeps in memory of what the ledger says of tables
 _NAME = 64  # characters of a key's
 
 
@@ -42,13 +44,14 @@ class Sealed:
     says: Callable[[Any], str]
     before: Mapping[str, Any]
 
-    def key(self, values: Mapping[str, Any] | sa.RowMapping) -> tuple[Any, ...]:
-        """A row's primary key."""
-        return tuple(values[column.name] for column in self.table.primary_key)
-
     def named(self, values: Sequence[Any]) -> dict[str, Any]:
         """The sealed values of a row by their columns."""
         return {column.name: value for column, value in zip(self.columns, values, strict=True)}
+
+    @cached_property
+    def key_places(self) -> tuple[int, ...]:
+        """Where the primary key is among the columns."""
+        return tuple(place for place, column in enumerate(self.columns) if column.primary_key)
 
     @cached_property
     def query(self) -> Any:
@@ -83,10 +86,28 @@ SEALED = {
 
 
 class Replay:
-    """Entries, oldest first → what the tables must hold. About 500 bytes a row."""
+    """Entries, oldest first → what the tables must hold.
+
+    Kept in a file of SQLite's that is gone with the process, so memory stays the same however many rows there are;
+    about 400 bytes of disk a row, in ``SQLITE_TMPDIR``. To be used as a context manager.
+    """
 
     def __init__(self) -> None:
-        self._expected: dict[str, dict[tuple[Any, ...], tuple[Any, ...]]] = {name: {} for name in SEALED}
+        self._rows = sqlite3.connect("", isolation_level=None)  # "": a file of its own, without a name
+        for statement in (
+            f"PRAGMA cache_size = -{_CACHE_KB}",
+            "PRAGMA journal_mode = OFF",
+            "PRAGMA synchronous = OFF",
+            "CREATE TABLE expected (name TEXT, key TEXT, said TEXT, PRIMARY KEY (name, key)) WITHOUT ROWID",
+            "BEGIN",
+        ):
+            self._rows.execute(statement)
+
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._rows.close()
 
     def take(self, entry: sa.RowMapping) -> bool:
         """Takes note of an entry; False if it cannot be read."""
@@ -95,7 +116,7 @@ class Replay:
         try:
             for name, rows in json.loads(entry["body"])["rows"].items():
                 for values in rows:
-                    self._note(SEALED[name], self._expected[name], values)
+                    self._note(SEALED[name], values)
         except (ValueError, TypeError, KeyError, AttributeError):
             return False
         return True
@@ -103,26 +124,40 @@ class Replay:
     def faults(self, connection: sa.Connection) -> Iterator[str]:
         """How the tables differ from what was taken note of."""
         for name, sealed in SEALED.items():
-            expected = self._expected[name]
             query = sealed.query.execution_options(yield_per=_CHUNK)
-            for row in connection.execute(query).mappings():
-                what, known = sealed.says(row), expected.pop(sealed.key(row), None)
+            for row in connection.execute(query):
+                known = self._taken_out(name, tuple(row[place] for place in sealed.key_places))
                 if known is None:
-                    yield f"{what}: was put there, the ledger does not know it"
+                    yield f"{sealed.says(sealed.named(row))}: was put there, the ledger does not know it"
                     continue
-                for column, said in zip(sealed.columns, known, strict=True):
-                    if not same_value(row[column.name], said):
-                        yield f"{what}: {column.name} was changed"
-            for key in sorted(expected, key=str):
-                yield f"{sealed.says(sealed.named(expected[key]))}: is gone, though the ledger knows it"
+                for column, found, said in zip(sealed.columns, row, known, strict=True):
+                    if not same_value(found, said):
+                        yield f"{sealed.says(sealed.named(row))}: {column.name} was changed"
+            for (said,) in self._rows.execute("SELECT said FROM expected WHERE name = ? ORDER BY key", (name,)):
+                yield f"{sealed.says(sealed.named(json.loads(said)))}: is gone, though the ledger knows it"
 
-    @staticmethod
-    def _note(sealed: Sealed, known: dict[tuple[Any, ...], tuple[Any, ...]], values: dict[str, Any]) -> None:
-        before = known.get(sealed.key(values))
-        values = {**(sealed.before if before is None else sealed.named(before)), **values}
-        if before is None and any(each.name not in values for each in sealed.columns):
-            return  # a change to a row that nobody added: it stays unknown
-        known[sealed.key(values)] = tuple(values[each.name] for each in sealed.columns)
+    def _note(self, sealed: Sealed, values: dict[str, Any]) -> None:
+        key = (sealed.table.name, _text(tuple(values[sealed.columns[place].name] for place in sealed.key_places)))
+        if any(each.name not in values for each in sealed.columns):
+            found = self._rows.execute("SELECT said FROM expected WHERE name = ? AND key = ?", key).fetchone()
+            values = {**(sealed.before if found is None else sealed.named(json.loads(found[0]))), **values}
+            if found is None and any(each.name not in values for each in sealed.columns):
+                return  # a change to a row that nobody added: it stays unknown
+        said = json.dumps([values[each.name] for each in sealed.columns])
+        self._rows.execute("INSERT OR REPLACE INTO expected VALUES (?, ?, ?)", (*key, said))
+
+    def _taken_out(self, name: str, key: tuple[Any, ...]) -> list[Any] | None:
+        query = "DELETE FROM expected WHERE name = ? AND key = ? RETURNING said"
+        found = self._rows.execute(query, (name, _text(key))).fetchall()
+        return json.loads(found[0][0]) if found else None
+
+
+def _text(key: tuple[Any, ...]) -> str:
+    """A primary key as text: JSON, or, of what no server wrote, as Python shows it."""
+    try:
+        return json.dumps(key)
+    except TypeError:
+        return repr(key)
 
 
 def same_value(found: Any, expected: Any) -> bool:

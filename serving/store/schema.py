@@ -77,8 +77,12 @@ assessment = Table(
     Column("found", Text),  # names of classes, as JSON
     Column("fits", Boolean),
 )
-Index("assessment_margin", assessment.c.margin)
-Index("assessment_effect", assessment.c.expected_effect)
+# The orders of the worklist. `serving.store.migration` makes indexes that are missing; they are no part of the version.
+Index("worklist_newest", study.c.added_at, study.c.digest)
+Index("worklist_margin", assessment.c.margin, assessment.c.study)
+Index("worklist_effect", assessment.c.expected_effect, assessment.c.study)
+Index("worklist_help_margin", assessment.c.asks_for_help, assessment.c.margin, assessment.c.study)
+Index("worklist_help_effect", assessment.c.asks_for_help, assessment.c.expected_effect, assessment.c.study)
 
 ledger = Table(
     "ledger",
@@ -98,9 +102,7 @@ ledger = Table(
 Index("ledger_study", ledger.c.study, ledger.c.kind)
 Index("ledger_kind", ledger.c.kind, ledger.c.number)
 # All that the worklist asks of one reader's entries, so that it need not read their bodies.
-ledger_actor = Index(
-    "ledger_actor", ledger.c.actor, ledger.c.kind, ledger.c.study, ledger.c.request_id, ledger.c.number
-)
+Index("ledger_actor", ledger.c.actor, ledger.c.kind, ledger.c.study, ledger.c.request_id, ledger.c.number)
 
 ledger_head = Table(
     "ledger_head",

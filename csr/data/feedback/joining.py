@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from csr.data.feedback.consensus import agreed_boxes
 from csr.data.feedback.folder import FeedbackSet
 from csr.data.feedback.rows import FeedbackBox, Label
 from csr.data.images import pixel_digest
-from csr.data.leaks import NEAR, perceptual_hash
+from csr.data.leaks import NEAR, Fingerprints, perceptual_hash
 from csr.data.prepared import READER_BOX_COLUMNS, PreparedSet, PreparedWriter
 from csr.data.records import (
     BOX_COLUMNS,
@@ -107,7 +108,7 @@ def join_feedback(
     check_collection(collection, f"{data.collection.name} with {feedback.path}")
     check_schema(collection, data.side)
     with PreparedWriter(path, len(collection.studies), data.channels, data.side) as writer:
-        for row, canvas in enumerate((*data.images, *joining.canvases)):
+        for row, canvas in enumerate(chain(data.images, joining.canvases)):
             writer.write_image(row, canvas)
         if (data.path / "masks.npy").exists():
             writer.write_masks(np.load(data.path / "masks.npy"))
@@ -126,10 +127,12 @@ class _Joining:
         self.canvases: list[np.ndarray] = []
         self._base = data.collection
         self._shape, self._classes, self._near = data.images.shape[1:], classes, near_bits
-        judged = [data.images[row] for split in ("val", "test") for row in self._base.rows(split).tolist()]
+        prints = Fingerprints()
+        for row in chain(self._base.rows("val").tolist(), self._base.rows("test").tolist()):
+            prints.add(data.images[row])
         self._row = {pixel_digest(data.images[row]): row for row in self._base.rows("train").tolist()}
-        self._judged = {pixel_digest(canvas) for canvas in judged}
-        self._hashes = np.array([perceptual_hash(canvas) for canvas in judged]) if near_bits >= 0 else None
+        self._judged = {digest.hex() for digest in prints.digests}
+        self._hashes = np.array(prints.hashes) if near_bits >= 0 else None
         self._said: list[tuple[str, list[str]]] = []  # study and the columns that readers filled
         self._studies = self._base.studies.copy()
         self._new: list[dict[str, Any]] = []

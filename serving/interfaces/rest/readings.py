@@ -11,6 +11,7 @@ from serving.interfaces.rest.context import ActorOf, CallerOf, answered, sees_al
 from serving.interfaces.rest.routing import strict_router
 from serving.interfaces.rest.studies import Digest
 from serving.interfaces.schemas import (
+    MOST_SKIPPED,
     FeedbackCount,
     MeAnswer,
     Order,
@@ -47,10 +48,12 @@ def routes(service: Service) -> APIRouter:
         progress: Progress = "all",
         asks_for_help: Annotated[bool | None, Query(alias="help")] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+        offset: Annotated[int, Query(ge=0, le=MOST_SKIPPED)] = 0,
+        after: Annotated[str | None, Query(max_length=200)] = None,
     ) -> WorklistAnswer:
-        """Studies that wait for a reader, the least sure, the most changeable or the newest first."""
-        query = WorklistQuery(order, progress, asks_for_help, limit, offset)
+        """Studies that wait for a reader, the least sure, the most changeable or the newest first; from ``after`` on,
+        which is ``next_after`` of the page before, or from the study with the number ``offset``."""
+        query = WorklistQuery(order, progress, asks_for_help, limit, offset, after)
         return await to_thread(readings.worklist, query, actor.name, sees_all(actor))
 
     @router.post("/studies/{digest}/readings", status_code=201, response_model=ReadingAnswer)

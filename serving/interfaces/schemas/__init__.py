@@ -87,6 +87,7 @@ from serving.interfaces.schemas.readings import (
 from serving.interfaces.schemas.requests import (
     MAX_ANSWERS,
     MAX_BOXES,
+    MOST_SKIPPED,
     Box,
     ImageSize,
     InteractionRequest,
@@ -101,6 +102,7 @@ __all__ = [
     "MAX_ANSWERS",
     "MAX_BOXES",
     "MAX_REVIEWS",
+    "MOST_SKIPPED",
     "Agreement",
     "AgreementVerdict",
     "AtlasAnswer",

@@ -160,9 +160,16 @@ class WorklistItem(Answer):
 
 
 class WorklistAnswer(Answer):
-    """A page of the worklist; ``next_offset`` is null on the last one, ``total`` counts the studies of all pages."""
+    """A page of the worklist.
+
+    ``next_after`` is what the next page is asked for with, null on the last one. ``next_offset`` is its number, null
+    beyond study 10,000 too. ``total`` counts the studies of all pages up to 1,000; if there are more, ``total_exact``
+    is false.
+    """
 
     items: list[WorklistItem]
+    next_after: str | None
     next_offset: int | None
     total: int
+    total_exact: bool
     timings_ms: Timings

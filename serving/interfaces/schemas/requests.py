@@ -14,6 +14,7 @@ from serving.interfaces.schemas.base import Request
 MAX_BOXES = 200
 MAX_ANSWERS = 500  # confirmed, and as many rejected
 Order = Literal["margin", "effect", "newest"]  # of a worklist
+MOST_SKIPPED = 10_000  # studies that a page of the worklist may start behind by their number
 Mine = Literal["unread", "read", "signed", "skipped"]  # how far a reader is with a study
 Progress = Literal["all", "unread", "read", "signed", "skipped"]
 ConceptName = Annotated[str, Field(max_length=200)]

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from csr.data.leaks import BLOCK, Fingerprints, find_leaks, perceptual_hash
+from csr.data import leaks
+from csr.data.leaks import Fingerprints, find_leaks, near_pairs, perceptual_hash
 from csr.data.problems import Problems
 from csr.data.raw import prepare_raw
 from csr.data.records import Collection
@@ -104,17 +105,52 @@ def test_copies_within_a_split_are_no_leak(collection: Collection) -> None:
     assert list(find_leaks(collection, prints_of(pictures))) == []
 
 
-def test_hashes_beyond_one_block_are_compared_too() -> None:
-    count = BLOCK + 10
-    made = make_collection(count, 3, 3)
-    made.studies["patient_id"] = made.studies["study_id"]
-    prints = prints_of([picture(0)])
-    rng = np.random.default_rng(0)
-    prints.hashes = list(rng.integers(0, 2**63, (count + 6, 4)).astype(np.uint64))
-    prints.digests = [bytes([*index.to_bytes(4), 0]) for index in range(count + 6)]
-    prints.hashes[count + 5] = prints.hashes[count - 1] ^ np.uint64(1)
-    (leak,) = find_leaks(made, prints)
-    assert "; 4 of 256 bits differ" in leak
+def compared_one_by_one(ours: np.ndarray, theirs: np.ndarray, near: int) -> list[list[int]]:
+    found = []
+    for i, one in enumerate(ours):
+        for j, other in enumerate(theirs):
+            differing = sum((int(a) ^ int(b)).bit_count() for a, b in zip(one, other, strict=True))
+            if differing <= near:
+                found.append([i, j, differing])
+    return found
+
+
+@pytest.mark.parametrize("near", [0, 1, 5, 12, 40, 120])
+@pytest.mark.parametrize("at_once", [7, 1 << 20])
+def test_near_hashes_are_those_that_a_look_at_every_pair_finds(
+    near: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "PAIRS", at_once)
+    rng = np.random.default_rng(near)
+    ours = rng.integers(0, 2**64, (40, 4), np.uint64)
+    theirs = rng.integers(0, 2**64, (30, 4), np.uint64)
+    for j in range(20):  # copies with a few bits turned over, some just near enough and some just too far
+        bits = np.unpackbits(ours[rng.integers(40)].view(np.uint8))
+        bits[rng.choice(256, near + rng.integers(-1, 2) if near else rng.integers(2), replace=False)] ^= 1
+        theirs[j] = np.packbits(bits).view(np.uint64)
+    expected = compared_one_by_one(ours, theirs, near)
+    assert expected and near_pairs(ours, theirs, near).tolist() == expected
+
+
+def test_hashes_that_all_share_a_part_are_compared_too() -> None:
+    hashes = np.tile(np.arange(4, dtype=np.uint64), (9, 1))
+    assert len(near_pairs(hashes, hashes[:5], 12)) == 45
+    assert near_pairs(hashes[:0], hashes, 12).shape == near_pairs(hashes, hashes[:0], 12).shape == (0, 3)
+
+
+def test_few_of_all_pairs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of unlike pictures: 13 parts of 19 or 20 bits, so about one in 40 000 pairs shares one."""
+    looked_at, plain = 0, np.bitwise_count
+
+    def counted(words: np.ndarray) -> np.ndarray:
+        nonlocal looked_at
+        looked_at += len(words)
+        return plain(words)
+
+    monkeypatch.setattr(np, "bitwise_count", counted)
+    hashes = np.random.default_rng(0).integers(0, 2**64, (20_000, 4), np.uint64)
+    assert len(near_pairs(hashes[:15_000], hashes[15_000:], 12)) == 0
+    assert looked_at < 15_000 * 5_000 / 10_000
 
 
 def test_preparing_refuses_a_leak_and_writes_nothing(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_a_reader_s_round(run: Run, sample: bytes, tmp_path: Path) -> None:
         assert [each.digest for each in run("worklist", "newest", progress, 9, 0).items] == expected
     helped = [run("worklist", "margin", "all", 9, 0, wanted).total for wanted in (None, True, False)]
     assert helped[0] == helped[1] + helped[2] == 1
+    assert run("worklist", "newest", "all", 9, 0, None, f"newest:9999-01-01:{study.digest}").items[0].mine == "signed"
     assert run("models").models[0].digest == study.model.digest
     assert len(run("add_studies", [("a.png", sample), ("b.png", sample)]).studies) == 2
 

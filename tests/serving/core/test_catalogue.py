@@ -65,6 +65,24 @@ def test_the_worklist_is_in_the_order_that_was_asked_for(client: TestClient, fil
     ]
 
 
+def test_the_worklist_goes_on_where_a_page_ended(client: TestClient, files: list[bytes]) -> None:
+    batch(client, files)
+    for order in ("margin", "effect", "newest"):
+        whole = client.get(f"/v1/worklist?order={order}").json()
+        assert (whole["total"], whole["total_exact"], whole["next_after"]) == (4, True, None)
+        first = client.get(f"/v1/worklist?order={order}&limit=3").json()
+        query = {"order": order, "limit": 3, "after": first["next_after"]}
+        rest = client.get("/v1/worklist", params=query).json()
+        assert first["items"] + rest["items"] == whole["items"] and rest["next_after"] is None
+
+
+@pytest.mark.parametrize("query", ["after=x", "order=newest&after=margin:0.5:a", "after=margin:0.5:%00"])
+def test_a_page_that_starts_nowhere_is_refused(client: TestClient, query: str) -> None:
+    answer = client.get(f"/v1/worklist?{query}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_cursor")
+    assert client.get("/v1/worklist?offset=10001").status_code == 422
+
+
 def test_the_worklist_knows_what_was_read(client: TestClient, files: list[bytes]) -> None:
     digests = [each["digest"] for each in batch(client, files).json()["studies"]]
     for _ in range(2):

@@ -109,7 +109,7 @@ def contents(store: Store) -> dict[str, list[tuple[object, ...]]]:
 
 
 def assessment_of(store: Store, digest: str) -> Assessment:
-    rows, _ = worklist(store.database, WorklistQuery(), "key:a")
+    rows = worklist(store.database, WorklistQuery(), "key:a").rows
     return next(each.assessment for each in rows if each.assessment.study == digest)
 
 

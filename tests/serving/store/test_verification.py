@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from serving.store.entries import Caller, Entry
 from serving.store.schema import study
 from serving.store.studies import StoredStudy, keep_study, load_study, study_row
 from serving.store.verification import verify_studies
+from tests.bench.large_store import KEY as LARGE_KEY
+from tests.bench.large_store import address, build_store
 from tests.serving.store.test_ledger import change, server, store
 
 __all__ = ["server", "store"]
@@ -155,3 +159,23 @@ def test_many_faults_are_cut_short(store: Store) -> None:
 def test_a_study_that_was_never_added(store: Store, digest: str) -> None:
     with pytest.raises(UnknownStudyError):
         load_study(store.database, digest)
+
+
+def peak(folder: Path, studies: int) -> tuple[int, int]:
+    """Bytes that verifying the ledger and the studies of a large store takes in Python's memory."""
+    folder.mkdir()
+    build_store(folder, studies)
+    opened = Store.open(address(folder), LARGE_KEY)
+    found = []
+    for verified in (opened.ledger.verify, lambda: verify_studies(opened.database, 0)):
+        tracemalloc.start()
+        assert verified().faults == ()
+        found.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    opened.database.close()
+    return found[0], found[1]
+
+
+def test_verifying_takes_the_same_memory_however_much_there_is(tmp_path: Path) -> None:
+    few, many = peak(tmp_path / "few", 1500), peak(tmp_path / "many", 6000)
+    assert many[0] < 1.2 * few[0] and many[1] < 1.2 * few[1]

@@ -83,7 +83,7 @@ export const sampleUrl = (index) => v1(`samples/${index}.png`);
 /** @param {number} index */
 export const sampleFile = (index) => blob(sampleUrl(index));
 
-/** @param {{ order?: string, progress?: string, help?: boolean, limit?: number, offset?: number }} parameters */
+/** @param {{ order?: string, progress?: string, help?: boolean, limit?: number, after?: string }} parameters */
 export const worklist = (parameters) => json(v1(`worklist${query(parameters)}`));
 /** @param {string} digest */
 export const thumbnailUrl = (digest) => v1(`studies/${digest}/thumbnail.png`);

@@ -256,8 +256,10 @@ export const strings = {
     title: "Worklist",
     caption: "Studies, what the model says of each, and what has been done",
     columns: ["Picture", "Study", "The model says", "Asks for help", "Reading"],
-    count: (/** @type {number} */ shown, /** @type {number} */ total) =>
-      shown === total ? `${total} ${total === 1 ? "study" : "studies"}` : `${shown} of ${total} studies`,
+    count: (/** @type {number} */ shown, /** @type {number} */ total, /** @type {boolean} */ exact) => {
+      if (!exact) return `${shown} of more than ${Math.max(shown, total)} studies`;
+      return shown === total ? `${total} ${total === 1 ? "study" : "studies"}` : `${shown} of ${total} studies`;
+    },
     study: (/** @type {string} */ digest) => `Study ${digest}`,
     added: (/** @type {string} */ time) => `added ${time}`,
     readNext: "Read the next one",

@@ -6,7 +6,8 @@
  * @typedef {{ digest: string, top: string, found: string[] | null, confidence: number | null, margin: number,
  *   expected_effect: number, asks_for_help: boolean, abstains: boolean, fits: boolean | null, added_at: string,
  *   mine: Mine, readers: number, agreement: Agreement }} WorklistItem
- * @typedef {{ items: WorklistItem[], total: number, next_offset: number | null }} WorklistAnswer
+ * @typedef {{ items: WorklistItem[], total: number, total_exact: boolean, next_after: string | null }}
+ *   WorklistAnswer
  * @typedef {{ study_uid: string, series_uid: string, instance_uid: string, modality: string, study_date: string }}
  *   FoundInstance
  * @typedef {{ order: "margin" | "effect" | "newest", progress: "all" | Mine, help: boolean }} Filter

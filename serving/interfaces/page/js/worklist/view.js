@@ -68,28 +68,31 @@ export function mount(root, _parameters, app) {
       const items = [];
       /** @type {import("./types.js").WorklistAnswer} */
       let answer;
+      /** @type {string | null} */
+      let after = null;
       do {
-        const page = { limit: Math.min(limit - items.length, AT_ONCE), offset: items.length };
+        const page = { limit: Math.min(limit - items.length, AT_ONCE), after: after ?? undefined };
         answer = await app.api.worklist({ ...filter, help: filter.help || undefined, ...page });
         if (mine !== turn) return;
         items.push(...answer.items);
-      } while (items.length < limit && answer.next_offset !== null);
-      draw(items, answer.total, answer.next_offset !== null);
+        after = answer.next_after;
+      } while (items.length < limit && after !== null);
+      draw(items, answer);
     } catch (error) {
       if (mine === turn) app.notices.explainError(error);
     }
     if (mine === turn) list.setAttribute("aria-busy", "false");
   }
 
-  /** @param {WorklistItem[]} items @param {number} total @param {boolean} goesOn */
-  function draw(items, total, goesOn) {
+  /** @param {WorklistItem[]} items @param {import("./types.js").WorklistAnswer} last the last of their pages */
+  function draw(items, last) {
     const narrowed = filter.progress !== "all" || filter.help;
     refill(
       body,
       ...items.map((item) => row(item, app.api.thumbnailUrl(item.digest), app.opened(item.digest)?.name ?? "")),
     );
-    count.textContent = text.count(items.length, total);
-    more.hidden = !goesOn;
+    count.textContent = text.count(items.length, last.total, last.total_exact);
+    more.hidden = last.next_after === null;
     table.hidden = items.length === 0;
     filters.node.hidden = items.length === 0 && !narrowed;
     next.hidden = items.length === 0;
