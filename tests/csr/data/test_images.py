@@ -34,6 +34,7 @@ from pydicom.uid import (
 from csr.data import images
 from csr.data.images import (
     Placement,
+    _spread,
     check_content,
     fit,
     pixel_digest,
@@ -712,6 +713,14 @@ def shown(pixels: np.ndarray) -> None:
 def test_what_shows_nothing_is_refused(pixels, reason):
     with pytest.raises(ImageError, match=rf"x\.png: .*{reason}"):
         shown(pixels)
+
+
+@CASES
+@given(st.integers(0, 1000), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 256]))
+def test_the_range_of_a_picture_is_that_between_two_percentiles(seed, height, width, shades):
+    plane = np.random.default_rng(seed).integers(0, shades, (height, width)).astype(np.uint8)
+    low, high = np.percentile(plane, (0.5, 99.5))
+    assert _spread(plane) == pytest.approx(high - low, abs=1e-9)
 
 
 def test_a_faint_picture_is_one():
