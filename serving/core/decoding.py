@@ -122,6 +122,11 @@ class DecodingPool:
         finally:
             self._slots.give(slot)
 
+    def processes(self) -> list[int]:
+        """The ids of those that run."""
+        with self._guard:
+            return [worker.pid for worker in self._workers.values()]
+
     def close(self) -> None:
         """Ends the workers; what they are at is refused."""
         with self._guard:
@@ -158,6 +163,7 @@ class _Worker:
                 stdout=subprocess.DEVNULL,
                 env=_environment(),
             )
+        self.pid = self._process.pid
         self._line = Connection(ours.detach())
         self._started = False
 
