@@ -319,7 +319,7 @@ class DataPlane:
     def _all_encoded(
         self, stored: Sequence[StoredStudy], timing: Timing
     ) -> list[tuple[Model, EncodedStudy, Assessment | None]]:
-        """Several at once, so that they are encoded as a batch; the same pixels twice in turn, since the last counts."""
+        """Several at once, so that they are encoded as a batch; the same pixels twice in turn, as the last counts."""
 
         def encode(each: StoredStudy, own: Timing) -> tuple[Model, EncodedStudy, Assessment | None]:
             model = self.models.for_study(each.digest)

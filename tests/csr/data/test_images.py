@@ -497,6 +497,14 @@ def test_a_large_picture_is_averaged_and_not_sampled(side, kind):
     assert np.abs(canvas[0] - expected).max() < 4
 
 
+def test_a_picture_of_the_canvas_s_size_lies_on_it_as_it_is():
+    """Every grey level, and as it would if it had been floats."""
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    canvas, _ = fit(levels, 16, 1)
+    np.testing.assert_array_equal(canvas[0], levels[..., 0])
+    np.testing.assert_array_equal(canvas, fit(levels / np.float32(255), 16, 1)[0])
+
+
 def test_8_bits_fit_like_the_same_picture_in_floats():
     image = np.random.default_rng(0).integers(0, 256, (301, 257, 3), dtype=np.uint8)
     for side in (20, 100, 301, 500):
