@@ -181,7 +181,7 @@ def _keep(
     """
     find, insert = _statements(table, connection.dialect.name)
     said = {column.name: row[column.name] for column in SEALED[table.name].columns}
-    if connection.execute(insert, row).rowcount == 1:  # first, since it is mostly new
+    if connection.execute(insert, row).one_or_none() is not None:  # first, since it is mostly new
         return {table.name: [said]}
     (key,) = (column.name for column in table.primary_key)
     found = connection.execute(find, {"key": row[key]}).mappings().one()
@@ -195,9 +195,12 @@ def _keep(
 
 @cache
 def _statements(table: sa.Table, dialect: str) -> tuple[Any, sa.Insert]:
-    """Finds a row by its key, and inserts one unless there is one. Made once: it costs more than to run them."""
+    """Finds a row by its key, and inserts one unless there is one; that returns nothing then.
+
+    Made once: it costs more than to run them.
+    """
     (key,) = table.primary_key
-    insert = _INSERT[dialect](table).on_conflict_do_nothing(index_elements=[key])
+    insert = _INSERT[dialect](table).on_conflict_do_nothing(index_elements=[key]).returning(key)
     return SEALED[table.name].query.where(key == sa.bindparam("key")), insert
 
 
@@ -284,7 +287,7 @@ def _png(canvas: np.ndarray) -> bytes:
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", packer.compress(filtered) + packer.flush()), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", packer.compress(filtered.tobytes()) + packer.flush()), (b"IEND", b""))
     return _PNG + b"".join(
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks

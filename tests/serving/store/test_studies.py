@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,19 +13,14 @@ from PIL import Image
 
 from csr.data.images import Placement, pixel_digest, to_png
 from serving.store import Store
-from serving.store.entries import Caller
+from serving.store.entries import Caller, Entry
 from serving.store.schema import study
 from serving.store.studies import StoredStudy, keep_study, load_study, study_row
+from tests.serving.store.test_ledger import server, store
 
+__all__ = ["server", "store"]
 CALLER = Caller("tester", "test")
 BY_HAND = settings(deadline=None, max_examples=60)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(f"sqlite:///{tmp_path}/store.db", None)
-    yield opened
-    opened.database.close()
 
 
 def stored(canvas: np.ndarray, width: int = 100, height: int = 50) -> StoredStudy:
@@ -38,7 +31,7 @@ def add(store: Store, given: StoredStudy) -> list[str]:
     """The kinds of the entries that it was put on record by."""
     kept: list[str] = []
 
-    def keep(connection: sa.Connection) -> list:
+    def keep(connection: sa.Connection) -> list[Entry]:
         entries = keep_study(connection, CALLER, study_row(given))
         kept.extend(each.kind for each in entries)
         return entries
