@@ -1,7 +1,9 @@
 """PNG, JPEG, TIFF, BMP, WebP and DICOM bytes → one image → the network's input. Torch-free: training and serving share
 it.
 
-Of a file of several pages or frames one is read, by its number. Not covered here: colour management beyond sRGB, and
+Of a file of several pages or frames one is read, by its number. A JPEG is decoded whole, however small the canvas:
+libjpeg's decoding at a half or less is three times as fast, but gives other pixels, and so another study than the same
+file gave before. Not covered here: colour management beyond sRGB, and
 volumes.
 """
 
@@ -237,8 +239,11 @@ def fit(image: np.ndarray, side: int, channels: int, turn: int = AS_STORED) -> t
     canvas = np.zeros((channels, side, side), np.uint8)
     inner = canvas[:, top : top + inner_h, left : left + inner_w]
     for channel in range(image.shape[2]):
-        values = np.clip(_resampled(image[..., channel], inner_w, inner_h), 0, 1)
-        inner[channel] = (values * 255 + 0.5).astype(np.uint8)
+        plane = image[..., channel]
+        if plane.dtype == np.uint8 and plane.shape == (inner_h, inner_w):
+            inner[channel] = plane
+        else:
+            inner[channel] = (np.clip(_resampled(plane, inner_w, inner_h), 0, 1) * 255 + 0.5).astype(np.uint8)
     inner[image.shape[2] :] = inner[0]  # grey, where colour is asked for
     return canvas, place
 
@@ -287,11 +292,20 @@ def check_content(canvas: np.ndarray, placement: Placement, name: str) -> None:
         raise ImageError(f"{name}: {size} pixels are too few; at least {LEAST_SIDE} a side are needed")
     if long > MOST_ASPECT * short:
         raise ImageError(f"{name}: is more than {MOST_ASPECT} times as long as wide, which is no picture of a study")
-    left, top, right, bottom = placement.to_canvas(np.array([[0, 0, placement.width, placement.height]]))[0]
-    inner = canvas[:, round(top) : round(bottom), round(left) : round(right)]
-    low, high = np.percentile(inner, (0.5, 99.5), axis=(1, 2))
-    if (high - low).max() < LEAST_RANGE:
+    left, top = int(placement.left), int(placement.top)
+    inner_w, inner_h = _inner(placement.width, placement.height, placement.scale, placement.turn)
+    inner = canvas[:, top : top + inner_h, left : left + inner_w]
+    if max(_spread(plane) for plane in inner) < LEAST_RANGE:
         raise ImageError(f"{name}: shows nothing, nearly all of its pixels have the same value")
+
+
+def _spread(plane: np.ndarray) -> float:
+    """Grey levels between the percentiles 0.5 and 99.5 of H×W uint8, as `np.percentile` finds them, by counting."""
+    below = np.cumsum(Image.fromarray(plane).histogram())
+    places = np.array([0.005, 0.995]) * (plane.size - 1)
+    lower, upper = (np.searchsorted(below, rounded(places), "right") for rounded in (np.floor, np.ceil))
+    low, high = lower + (upper - lower) * (places % 1)
+    return float(high - low)
 
 
 def to_png(canvas: np.ndarray) -> bytes:

@@ -25,6 +25,7 @@ import numpy as np
 
 from csr.data.images import Placement, pixel_digest
 from serving.core.fair_slots import FairSlots
+from serving.core.messages import packed, unpacked
 from serving.errors import (
     BurnedInAnnotationError,
     DecoderError,
@@ -109,7 +110,7 @@ class DecodingPool:
         try:
             worker = self._worker(slot)
             try:
-                return study_of(*worker.ask(task, data, PATIENCE * self.limits.seconds))
+                return study_of(*worker.ask(task, data, PATIENCE * self.limits.seconds, channels * side * side))
             except TimeoutError:
                 reason = f"takes longer than {self.limits.seconds:g} seconds to decode, the limit"
             except MemoryError:
@@ -120,6 +121,11 @@ class DecodingPool:
             raise UnreadableImageError(f"{name}: {reason}")
         finally:
             self._slots.give(slot)
+
+    def processes(self) -> list[int]:
+        """The ids of those that run."""
+        with self._guard:
+            return [worker.pid for worker in self._workers.values()]
 
     def close(self) -> None:
         """Ends the workers; what they are at is refused."""
@@ -157,11 +163,12 @@ class _Worker:
                 stdout=subprocess.DEVNULL,
                 env=_environment(),
             )
+        self.pid = self._process.pid
         self._line = Connection(ours.detach())
         self._started = False
 
-    def ask(self, task: bytes, data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """The answer's JSON and its pixels.
+    def ask(self, task: bytes, data: bytes, seconds: float, most: int) -> tuple[dict[str, Any], bytes]:
+        """The answer's JSON and its pixels, ``most`` bytes of them at the most.
 
         Raises:
             TimeoutError: none within so many seconds, or within the processor's time that a file may take.
@@ -171,19 +178,19 @@ class _Worker:
         """
         if not self._started:
             self._start()
-        self._line.send_bytes(task)
-        self._line.send_bytes(data)
+        self._line.send_bytes(packed(task, data))
         if not self._line.poll(seconds):
             raise TimeoutError
         try:
-            answer = json.loads(self._line.recv_bytes(_ANSWER_BYTES))
+            about, pixels = unpacked(self._line.recv_bytes(_ANSWER_BYTES + most))
         except EOFError:
             if self._process.wait() == -signal.SIGPROF:
                 raise TimeoutError from None
             raise
+        answer = json.loads(about)
         if answer.get("error") == "MemoryError":
             raise MemoryError
-        return answer, self._line.recv_bytes() if "shape" in answer else b""
+        return answer, pixels
 
     def kill(self) -> None:
         self._process.kill()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from csr.data.images import KINDS
 from serving.core.decoding import DecodingPool
+from serving.core.together import together
 from serving.errors import BatchError, ServingError, UnreadableImageError, UnsupportedImageError
 from serving.store.studies import StoredStudy
 
@@ -44,7 +45,7 @@ class Intake:
     def read(
         self, uploads: Sequence[Upload], channels: int, side: int, caller: str, display: str | None = None
     ) -> list[StoredStudy]:
-        """Every file, or none.
+        """Every file, or none; several are decoded at once.
 
         Args:
             channels, side, display: see `csr.bundle.format.Manifest`.
@@ -56,13 +57,16 @@ class Intake:
             BurnedInAnnotationError, IncompleteDicomError: a DICOM file that is not taken.
             BatchError: several files are refused.
         """
-        studies: list[StoredStudy] = []
-        problems: list[ServingError] = []
-        for upload in uploads:
+
+        def read_one(upload: Upload) -> StoredStudy | ServingError:
             try:
-                studies.append(self._read_one(upload, channels, side, caller, display))
+                return self._read_one(upload, channels, side, caller, display)
             except ServingError as error:
-                problems.append(error)
+                return error
+
+        read = together(read_one, uploads)
+        studies = [each for each in read if isinstance(each, StoredStudy)]
+        problems = [each for each in read if isinstance(each, ServingError)]
         if len(problems) == 1:
             raise problems[0]
         if problems:

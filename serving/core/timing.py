@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from time import perf_counter
 
 from serving.telemetry import Telemetry
@@ -29,6 +30,13 @@ class Timing:
         self._telemetry.metrics.step(step, seconds)
         self._telemetry.tracing.step_ended(step, seconds)
         return seconds
+
+    def include(self, parts: Iterable[Timing]) -> None:
+        """What went by since the last lap were these, which have told telemetry; of several at once, their sums."""
+        for part in parts:
+            for step, milliseconds in part.milliseconds.items():
+                self.milliseconds[step] = round(self.milliseconds.get(step, 0.0) + milliseconds, 3)
+        self._last = perf_counter()
 
     @property
     def total(self) -> float:

@@ -12,13 +12,13 @@ import resource
 import signal
 import sys
 import warnings
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
 from csr.bundle.profile import is_coloured
 from csr.data.images import check_content, fit, read_image
 from csr.errors import ImageError
+from serving.core.messages import packed, unpacked
 from serving.dicom.deidentify import deidentify, read_as
 from serving.errors import ServingError, UnreadableImageError
 
@@ -32,19 +32,19 @@ def main(descriptor: int, memory_mb: int, seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
         line.send_bytes(b"ready")
         while True:
-            task, data = json.loads(line.recv_bytes()), line.recv_bytes()
+            about, data = unpacked(line.recv_bytes())
+            task = json.loads(about)
             task["salt"] = bytes.fromhex(task["salt"])
             signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends this process
-            parts = answer(data, **task)
+            answered = answer(data, **task)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            for part in parts:
-                line.send_bytes(part)
+            line.send_bytes(packed(*answered))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the server is gone, or has given this worker up
 
 
 def answer(data: bytes, name: str, **task: Any) -> tuple[bytes, ...]:
-    """The messages that answer a task: a study and its pixels, or why there is none."""
+    """What answers a task: a study in JSON and its pixels, or why there is none."""
     try:
         return read(data, name, **task)
     except MemoryError:
@@ -80,7 +80,7 @@ def read(
         raise UnreadableImageError(str(error)) from None
     kept = None if source is None else read_as(source, placement.turn, frame).to_json()
     coloured = is_coloured(image.pixels)
-    about = {"shape": canvas.shape, "placement": asdict(placement), "source": kept, "coloured": coloured}
+    about = {"shape": canvas.shape, "placement": vars(placement), "source": kept, "coloured": coloured}
     return json.dumps(about).encode(), canvas.tobytes()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from PIL import Image
+from sqlalchemy.dialects import postgresql, sqlite
 
 from csr.data.images import Placement, pixel_digest
 from serving.errors import AlteredStudyError, UnknownStudyError
@@ -22,7 +25,14 @@ from serving.store.schema import assessment, study, study_source
 
 _SOURCES = sa.select(study_source.c.number, study_source.c.source).where(study_source.c.study == sa.bindparam("digest"))
 _ADD_SOURCE = study_source.insert()
+_ALL_SOURCES = (
+    sa.select(study_source.c.number, study_source.c.added_at, study_source.c.source)
+    .where(study_source.c.study == sa.bindparam("digest"))
+    .order_by(study_source.c.number)
+)
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}  # they alone know conflicts
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PNG, _UP = b"\x89PNG\r\n\x1a\n", 2
 
 
 @dataclass(frozen=True)
@@ -169,13 +179,12 @@ def _keep(
     Returns:
         What the ledger must know of it.
     """
-    sealed, (find, insert) = SEALED[table.name], _statements(table)
-    (key,) = (column.name for column in table.primary_key)
-    found = connection.execute(find, {"key": row[key]}).mappings().one_or_none()
-    said = {column.name: row[column.name] for column in sealed.columns}
-    if found is None:
-        connection.execute(insert, row)
+    find, insert = _statements(table, connection.dialect.name)
+    said = {column.name: row[column.name] for column in SEALED[table.name].columns}
+    if connection.execute(insert, row).one_or_none() is not None:  # first, since it is mostly new
         return {table.name: [said]}
+    (key,) = (column.name for column in table.primary_key)
+    found = connection.execute(find, {"key": row[key]}).mappings().one()
     changed = [name for name in said if name not in (*lasting, *still) and not same_value(found[name], said[name])]
     apart = [name for name in row if name not in said]  # a study's pixels, which may have been altered
     names = [*changed, *apart, *(still if changed else ())]
@@ -185,10 +194,14 @@ def _keep(
 
 
 @cache
-def _statements(table: sa.Table) -> tuple[Any, sa.Insert]:
-    """Finds a row by its key, and inserts one. Made once: it costs more than to run them."""
+def _statements(table: sa.Table, dialect: str) -> tuple[Any, sa.Insert]:
+    """Finds a row by its key, and inserts one unless there is one; that returns nothing then.
+
+    Made once: it costs more than to run them.
+    """
     (key,) = table.primary_key
-    return SEALED[table.name].query.where(key == sa.bindparam("key")), table.insert()
+    insert = _INSERT[dialect](table).on_conflict_do_nothing(index_elements=[key]).returning(key)
+    return SEALED[table.name].query.where(key == sa.bindparam("key")), insert
 
 
 @cache
@@ -204,9 +217,8 @@ def load_sources(database: Database, digest: str) -> list[StoredSource]:
     Raises:
         StoreError: the database does not answer.
     """
-    query = sa.select(study_source).where(study_source.c.study == digest).order_by(study_source.c.number)
     with database.read() as connection:
-        return [StoredSource(row.number, row.added_at, row.source) for row in connection.execute(query)]
+        return [StoredSource(*row) for row in connection.execute(_ALL_SOURCES, {"digest": digest})]
 
 
 def load_study(database: Database, digest: str) -> StoredStudy:
@@ -261,8 +273,22 @@ def _altered(digest: str, how: str) -> AlteredStudyError:
 
 
 def _png(canvas: np.ndarray) -> bytes:
-    """Quickly rather than small: an upload waits for it."""
-    pixels = canvas[0] if canvas.shape[0] == 1 else np.moveaxis(canvas, 0, -1)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    """Never the upload's own bytes, even where they are a PNG of these pixels: they may say more than that, and whoever
+    reads the store would parse a stranger's file outside of the decoder's process.
+
+    Quickly rather than small, since an upload waits for it: every row is stored as its difference from the row above
+    (filter 2 of ISO/IEC 15948, 9.2), and of what that leaves zlib looks for runs alone. A fifth of the time of Pillow's
+    fastest, and smaller."""
+    pixels = np.moveaxis(canvas, 0, -1)
+    height, width, channels = pixels.shape
+    rows = pixels.reshape(height, width * channels)
+    filtered = np.full((height, 1 + width * channels), _UP, np.uint8)
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", packer.compress(filtered.tobytes()) + packer.flush()), (b"IEND", b""))
+    return _PNG + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )

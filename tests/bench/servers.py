@@ -18,6 +18,14 @@ import yaml
 from serving.deploy.cluster import free_port
 
 START_S = 120.0
+_KINDS = (
+    (b"serving.deploy.decoder", "decoders"),
+    (b"ray::ServeReplica", "the replica"),
+    (b"ray::ServeController", "Ray Serve's controller"),
+    (b"ray::HAProxy", "Ray Serve's proxies"),
+    (b"ray::ProxyActor", "Ray Serve's proxies"),
+    (b"haproxy", "HAProxy"),
+)
 ECHO = """
 import sys, uvicorn
 size = int(sys.argv[2])
@@ -130,6 +138,11 @@ def family(ancestor: int) -> list[tuple[int, bytes]]:
         if _descends(int(folder.name), ancestor):
             found.append((int(folder.name), title))
     return found
+
+
+def kind_of(title: bytes) -> str:
+    """What a process of a server is, by its command line."""
+    return next((name for part, name in _KINDS if part in title), "the rest of Ray")
 
 
 def processor_s(pids: Iterable[int]) -> float:

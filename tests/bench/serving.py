@@ -35,7 +35,8 @@ from serving.deploy import decoder
 from serving.engines import OrtEngine, TritonEngine
 from serving.engines.triton import ENCODER, REASONER, build_repository
 from serving.store.studies import StoredStudy
-from tests.bench.servers import Serving, echo, family, processor_s, ray_serve, resident_mb
+from tests.bench.servers import Serving, echo, family, kind_of, processor_s, ray_serve, resident_mb
+from tests.bench.uploads import Files, altered, upload_steps, uploader
 from tests.serving.conftest import add, make_service
 from tests.serving.engines.triton.server import triton_server
 from tests.serving.interfaces.oip.test_protocol import Key, tensors
@@ -46,6 +47,8 @@ CLIENTS_A_CORE = 4  # so that none of them waits for another's client
 CLIENTS, MANY = 32, 3200
 LONG = 10_000
 DECODED = 200
+BARE = "bare ONNX Runtime loop"
+UPLOADS = "Ray Serve, /v1/studies (PNG in, prediction out, recorded)"
 
 
 def main() -> None:
@@ -72,7 +75,8 @@ def main() -> None:
         lines += engines(bundle, folder)
         lines += throughput(bundle, server, folder)
     with tempfile.TemporaryDirectory() as scratch:
-        lines += decoding(bundle, Path(scratch))
+        lines += decoding(bundle, Path(scratch) / "decoding")
+        lines += upload_steps(bundle, Path(scratch) / "steps")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -198,11 +202,12 @@ class Rival:
 
 @dataclass(frozen=True)
 class Round:
-    """Images a second, and processor seconds an image of the rival and of its clients."""
+    """Images a second, and processor seconds an image: of the rival, by kind of its processes, and of its clients."""
 
     rate: float
     rival: float
     clients: float
+    parts: dict[str, float]
 
 
 def throughput(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
@@ -212,7 +217,7 @@ def throughput(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
     images = np.repeat(bundle.golden()["image"][:1], BATCH, axis=0)
     png = (bundle.path / "samples" / bundle.samples()[0]["file"]).read_bytes()
     bare = OrtEngine(bundle)
-    uploads = itertools.count()
+    files = Files(png)
     clients = cores * CLIENTS_A_CORE
     rounds: dict[str, list[Round]] = {}
     with triton_server(repository, [ENCODER, REASONER], folder / "throughput.log") as triton:
@@ -220,40 +225,47 @@ def throughput(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
         address = server.url.removeprefix("http://")
         ours = server.process.pid
         rivals = {
-            "bare ONNX Runtime loop": Rival(lambda: lambda: len(bare.encode(images)), os.getpid()),
+            BARE: Rival(lambda: lambda: len(bare.encode(images)), os.getpid()),
             "Ray Serve, /v2 by HTTP": Rival(lambda: _infer(triton_http, address, images, server.key), ours),
             "Ray Serve, /v2 by gRPC": Rival(lambda: _infer(triton_grpc, server.grpc, images, server.key), ours),
-            "Ray Serve, /v1/studies (PNG in, prediction out, recorded)": Rival(
-                lambda: _upload(server, png, uploads), ours
-            ),
+            UPLOADS: Rival(lambda: uploader(server, files), ours),
             "Triton by gRPC": Rival(lambda: _infer(triton_grpc, triton.grpc, images, None), triton.pid),
             "Triton by gRPC and shared memory": Rival(lambda: lambda: len(shared.encode(images)), triton.pid),
         }
         for _ in range(ENCODE_ROUNDS):
             for name, rival in rivals.items():
+                if name == UPLOADS:  # none uploads more than the bare loop encodes, not even twice as many
+                    files.make(round(2 * ENCODE_S * rounds[BARE][-1].rate) + clients)
                 rounds.setdefault(name, []).append(_round(rival, clients))
         shared.close()
-    first = statistics.median(each.rate for each in rounds["bare ONNX Runtime loop"])
+    bare = rounds[BARE]
     lines = [
         f"## Encoding, {clients} clients",
         "",
-        f"Batches of {BATCH} (uploads: one image each, each another), one intra-op thread a call; Triton has its "
-        f"Python backend with {cores} instances. Clients take their processor time from the same cores; the last two "
-        "columns say how much.",
+        f"Batches of {BATCH} (uploads: one image each, each another, in files made beforehand), one intra-op thread a "
+        f"call; Triton has its Python backend with {cores} instances. Clients take their processor time from the same "
+        "cores; the last column says how much. Ratios to the bare loop are medians of the rounds'.",
         "",
-        "| | images a second | of the bare loop | processor time an image | its clients' |",
-        "|---|---|---|---|---|",
+        "| | images a second | of the bare loop | processor time an image | of the bare loop | its clients' |",
+        "|---|---|---|---|---|---|",
     ]
     for name, found in rounds.items():
         rates = [each.rate for each in found]
-        rate = statistics.median(rates)
+        faster = statistics.median(each.rate / base.rate for each, base in zip(found, bare, strict=True))
+        dearer = statistics.median(each.rival / base.rival for each, base in zip(found, bare, strict=True))
         spent, asked = (
             statistics.median(each) * 1e3 for each in zip(*((r.rival, r.clients) for r in found), strict=True)
         )
         lines.append(
-            f"| {name} | {rate:.0f} ({min(rates):.0f} to {max(rates):.0f}) | {rate / first:.0%} "
-            f"| {spent:.1f} ms | {f'{asked:.1f} ms' if asked else 'none'} |"
+            f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f}) | {faster:.0%} "
+            f"| {spent:.1f} ms | {dearer:.2f} × | {f'{asked:.1f} ms' if asked else 'none'} |"
         )
+    lines += ["", "| an upload's processor time on the server, by process | an image |", "|---|---|"]
+    by_process = {
+        name: statistics.median(each.parts.get(name, 0.0) for each in rounds[UPLOADS]) * 1e3
+        for name in rounds[UPLOADS][0].parts
+    }
+    lines += [f"| {name} | {each:.2f} ms |" for name, each in sorted(by_process.items(), key=lambda item: -item[1])]
     return [*lines, ""]
 
 
@@ -288,7 +300,7 @@ def decoding(bundle: Bundle, folder: Path) -> list[str]:
     with ThreadPoolExecutor(clients) as threads:
         for _ in range(ENCODE_ROUNDS + 1):
             for name, service in services.items():
-                files = [_altered(png, next(count)) for _ in range(DECODED)]
+                files = [altered(png, next(count)) for _ in range(DECODED)]
                 started = time.perf_counter()
                 list(threads.map(lambda file, plane=service.plane: add(plane, file), files))
                 rates[name].append(DECODED / (time.perf_counter() - started))
@@ -344,31 +356,6 @@ def _infer(protocol: Any, url: str, images: np.ndarray, key: str | None) -> Call
     return lambda: len(client.infer(ENCODER, given).as_numpy("patches"))
 
 
-def _upload(server: Serving, png: bytes, count: Any) -> Callable[[], int]:
-    client = _client(server)
-
-    def ask() -> int:
-        # Other pixels each time, or the cache would answer: the last bytes of the picture are its end marker.
-        data = _altered(png, next(count))
-        client.post("/v1/studies", files={"file": ("a.png", data)}).raise_for_status()
-        return 1
-
-    return ask
-
-
-def _altered(png: bytes, number: int) -> bytes:
-    import io
-
-    from PIL import Image
-
-    pixels = np.array(Image.open(io.BytesIO(png)))
-    flat = pixels.reshape(-1)
-    flat[:4] = np.frombuffer(np.uint32(number).tobytes(), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
 def _round(rival: Rival, clients: int) -> Round:
     """Several clients, each with a connection of its own, ask for a while as fast as they are answered."""
 
@@ -380,20 +367,29 @@ def _round(rival: Rival, clients: int) -> Round:
             done += ask()
         return done
 
+    def spent() -> dict[str, float]:
+        seconds: dict[str, float] = {}
+        for pid, title in processes:
+            kind = kind_of(title)
+            seconds[kind] = seconds.get(kind, 0.0) + processor_s([pid])
+        return seconds
+
     def start() -> None:
-        began.append(time.perf_counter())
-        used.extend((processor_s(pids), time.process_time()))
+        processes.extend([(rival.pid, b"")] if own else family(rival.pid))  # with those that the first request started
+        used.update(spent())
+        began.extend((time.perf_counter(), time.process_time()))
 
     own = rival.pid == os.getpid()
-    pids = [rival.pid] if own else [pid for pid, _ in family(rival.pid)]
-    began: list[float] = []
-    used: list[float] = []
+    processes: list[tuple[int, bytes]] = []
+    began: list[float] = []  # the clock, and this process's time
+    used: dict[str, float] = {}
     barrier = threading.Barrier(clients, start)
     with ThreadPoolExecutor(clients) as pool:
         images = sum(pool.map(run, [rival.make() for _ in range(clients)]))
     seconds = time.perf_counter() - began[0]
-    spent, asked = processor_s(pids) - used[0], time.process_time() - used[1]
-    return Round(images / seconds, spent / images, 0.0 if own else asked / images)
+    parts = {kind: (total - used[kind]) / images for kind, total in spent().items()}
+    asked = time.process_time() - began[1]
+    return Round(images / seconds, sum(parts.values()), 0.0 if own else asked / images, parts)
 
 
 def _p50(ask: Callable[[], Any], requests: int = REQUESTS, rest_s: float = 0.0) -> float:

@@ -34,6 +34,7 @@ from pydicom.uid import (
 from csr.data import images
 from csr.data.images import (
     Placement,
+    _spread,
     check_content,
     fit,
     pixel_digest,
@@ -496,6 +497,14 @@ def test_a_large_picture_is_averaged_and_not_sampled(side, kind):
     assert np.abs(canvas[0] - expected).max() < 4
 
 
+def test_a_picture_of_the_canvas_s_size_lies_on_it_as_it_is():
+    """Every grey level, and as it would if it had been floats."""
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    canvas, _ = fit(levels, 16, 1)
+    np.testing.assert_array_equal(canvas[0], levels[..., 0])
+    np.testing.assert_array_equal(canvas, fit(levels / np.float32(255), 16, 1)[0])
+
+
 def test_8_bits_fit_like_the_same_picture_in_floats():
     image = np.random.default_rng(0).integers(0, 256, (301, 257, 3), dtype=np.uint8)
     for side in (20, 100, 301, 500):
@@ -712,6 +721,14 @@ def shown(pixels: np.ndarray) -> None:
 def test_what_shows_nothing_is_refused(pixels, reason):
     with pytest.raises(ImageError, match=rf"x\.png: .*{reason}"):
         shown(pixels)
+
+
+@CASES
+@given(st.integers(0, 1000), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 256]))
+def test_the_range_of_a_picture_is_that_between_two_percentiles(seed, height, width, shades):
+    plane = np.random.default_rng(seed).integers(0, shades, (height, width)).astype(np.uint8)
+    low, high = np.percentile(plane, (0.5, 99.5))
+    assert _spread(plane) == pytest.approx(high - low, abs=1e-9)
 
 
 def test_a_faint_picture_is_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import signal
@@ -12,10 +13,12 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from csr.data.images import decode, fit, pixel_digest
 from serving.core.decoding import DecodingLimits, DecodingPool
@@ -26,6 +29,42 @@ from tests.serving.conftest import DECODING, png
 from tests.serving.dicom.files import SALT, dataset, written
 
 PICTURE = png(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))
+
+
+def saved(picture: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def kinds() -> dict[str, tuple[bytes, np.ndarray]]:
+    """Files of 64×64 pixels, and the pixels that are in them."""
+    grey, colour = (np.random.default_rng(0).integers(0, 256, (64, 64, n), dtype=np.uint8) for n in (1, 3))
+    grey, opacity = grey[..., 0], np.where(grey[..., 0] < 128, 0, 255).astype(np.uint8)
+    said = PngInfo()
+    said.add_text("Comment", "what is said beside the pixels")
+    indexed = Image.fromarray(255 - grey, "P")
+    indexed.putpalette(np.repeat(np.arange(255, -1, -1, dtype=np.uint8), 3).tobytes())
+    lossy = saved(colour, "JPEG", quality=80)
+    header = {"Rows": 64, "Columns": 64, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    return {
+        "PNG, grey": (saved(grey), grey),
+        "PNG, grey, as small as it goes": (saved(grey, optimize=True), grey),
+        "PNG, grey, with a comment": (saved(grey, pnginfo=said), grey),
+        "PNG, grey of 16 bits": (saved(grey.astype(np.uint16) * 257), grey),
+        "PNG, grey with opacity": (saved(np.dstack([grey, opacity])), np.where(opacity > 0, grey, 0)),
+        "PNG, palette": (saved(indexed), grey),
+        "PNG, colour": (saved(colour), colour),
+        "PNG, colour with opacity": (saved(np.dstack([colour, opacity])), np.where(opacity[..., None] > 0, colour, 0)),
+        "JPEG": (lossy, np.asarray(Image.open(io.BytesIO(lossy)))),
+        "TIFF": (saved(colour, "TIFF"), colour),
+        "BMP": (saved(grey, "BMP"), grey),
+        "WebP": (saved(colour, "WEBP", lossless=True), colour),
+        "DICOM": (written(dataset(**header, PixelData=grey.tobytes())), grey),
+    }
+
+
+KINDS = kinds()
 
 
 @cache
@@ -52,6 +91,16 @@ def pool() -> Iterator[DecodingPool]:
     pool = DecodingPool(DecodingLimits(workers=1))
     yield pool
     pool.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_study_s_address_is_that_of_its_pixels_whatever_the_file(kind):
+    """By hand, so that the studies of today are found tomorrow."""
+    data, pixels = KINDS[kind]
+    canvas = np.stack([pixels] * 3) if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+    study = DECODING.decode(data, "image", 3, 64, SALT, "a")
+    np.testing.assert_array_equal(study.canvas, canvas)
+    assert study.digest == hashlib.sha256(b"(3, 64, 64)" + canvas.tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("data", [PICTURE, written(dataset())])
