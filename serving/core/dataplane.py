@@ -155,7 +155,8 @@ class DataPlane:
     def interact(self, digest: str, request: InteractionRequest, caller: Caller) -> InteractionAnswer:
         """Applies an interaction to a study, and says what changed, what is doubted and what to ask next.
 
-        Reasons once for the answer, and where there is something left to know twice more for all questions that are open.
+        Reasons once for the answer, and where there is something left to know twice more, for all questions that are
+        open.
 
         Args:
             digest: the study's address.

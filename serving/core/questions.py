@@ -20,6 +20,7 @@ from serving.core.study_cache import EncodedStudy
 from serving.interfaces.schemas import ClassScore, Doubt, NamedConcept, NextQuestion, Prediction
 from serving.models.in_service import Model
 
+_STILL = 1e-5  # below it a probability did not move
 SHOWN = 3  # questions, and concepts that a doubted box may be about
 
 
@@ -106,8 +107,9 @@ def _probabilities(said: Prediction) -> np.ndarray:
 def _reason(question: Question, classes: Sequence[ClassScore]) -> str:
     """What either answer does to the class that it moves most."""
     before = np.array([each.probability for each in classes])
-    yes = int(np.abs(question.if_confirmed - before).argmax())
-    no = int(np.abs(question.if_rejected - before).argmax())
+    shift, back = np.abs(question.if_confirmed - before), np.abs(question.if_rejected - before)
+    yes = int(shift.argmax())
+    no = int(back.argmax()) if back.max() > _STILL else yes
     moves = _moves(classes[yes], question.if_confirmed[yes], " from ")
     if_there = f"If {question.concept} is there, {classes[yes].name} {moves}"
     if no == yes:

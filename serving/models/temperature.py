@@ -44,6 +44,6 @@ def class_probabilities(logits: np.ndarray, temperature: float, multilabel: bool
     """…×T logits → …×T probabilities."""
     scaled = logits / temperature
     if multilabel:
-        return np.asarray(1 / (1 + np.exp(-scaled)))
+        return np.asarray(np.exp(-np.logaddexp(0, -scaled)))
     powers = np.exp(scaled - scaled.max(-1, keepdims=True))
     return np.asarray(powers / powers.sum(-1, keepdims=True))

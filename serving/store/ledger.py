@@ -10,9 +10,9 @@ behind a head whose seal is broken. Entries say what other tables hold, too (`se
 compared with them. A database that was put back whole to an earlier state is sound in itself: compare with a head that
 was noted elsewhere.
 
-Concurrency: `Ledger.append` returns when its entry is durable. One transaction at a time writes; whoever comes meanwhile
-rides in the next, which the first of them writes for all, so under load many entries share one sync of the disk, and
-each thread is woken once. Replicas take turns at the head.
+Concurrency: `Ledger.append` returns when its entry is durable. One transaction at a time writes; whoever comes
+meanwhile rides in the next, which the first of them writes for all, so under load many entries share one sync of the
+disk, and each thread is woken once. Replicas take turns at the head.
 """
 
 from __future__ import annotations
