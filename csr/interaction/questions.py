@@ -13,13 +13,26 @@ whose effect is below the bundle's ``least_effect``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from csr.interaction.corrections import Interaction
+Ask = Callable[[np.ndarray], np.ndarray]
+Probabilities = Callable[[np.ndarray], np.ndarray]
 
-Ask = Callable[[Sequence[Interaction]], np.ndarray]
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says of one study.
+
+    Args:
+        contributions: K×T, of each concept to each class's logit.
+        logits, probabilities: T.
+    """
+
+    contributions: np.ndarray
+    logits: np.ndarray
+    probabilities: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,28 +76,35 @@ def expected_effects(
 
 
 def questions(
-    interaction: Interaction,
-    before: np.ndarray,
+    answers: np.ndarray,
+    said: Said,
     likely: np.ndarray,
     concepts: Sequence[str],
     ask: Ask,
+    probabilities: Probabilities,
     multilabel: bool = False,
 ) -> list[Question]:
     """Every question that is open, that with the largest effect first.
 
+    An answer about one concept moves that concept's contributions alone (`csr.network.reasoner`). So two reasonings
+    tell what any of the answers would do: one with every open concept confirmed, one with all of them rejected.
+
     Args:
-        interaction: what has been said so far.
-        before: T class probabilities under it.
+        answers: K, what has been said so far, see `csr.interaction.corrections.answer_vector`.
+        said: what the model says under it.
         likely: K probabilities of the concepts without any interaction.
-        ask: n interactions → n×T class probabilities.
+        concepts: K names.
+        ask: 2×K answers → 2×K×T contributions to the logits.
+        probabilities: …×T logits → …×T class probabilities.
     """
-    known = {*interaction.present, *interaction.rejected}
-    still = [k for k, name in enumerate(concepts) if name not in known]
-    if not still:
+    still = np.flatnonzero(answers == 0)
+    if not len(still):
         return []
-    asked = [replace(interaction, confirmed=(*interaction.confirmed, concepts[k])) for k in still]
-    asked += [replace(interaction, rejected=(*interaction.rejected, concepts[k])) for k in still]
-    present, absent = np.split(ask(asked), 2)
-    effects = expected_effects(before, present, absent, likely[still], multilabel)
-    found = [Question(concepts[k], float(e), p, a) for k, e, p, a in zip(still, effects, present, absent, strict=True)]
+    told = np.stack([np.where(answers == 0, np.float32(one), answers) for one in (1, -1)])
+    present, absent = probabilities(said.logits + (ask(told) - said.contributions)[:, still])
+    effects = expected_effects(said.probabilities, present, absent, likely[still], multilabel)
+    found = [
+        Question(concepts[k], e, p, a)
+        for k, e, p, a in zip(still.tolist(), effects.tolist(), present, absent, strict=True)
+    ]
     return sorted(found, key=lambda each: -each.effect)

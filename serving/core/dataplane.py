@@ -28,7 +28,7 @@ from serving.core.frames import image_part, on_canvas
 from serving.core.intake import Intake, Upload
 from serving.core.overlays import overlay_png, thumbnail_png
 from serving.core.questions import asking, doubts, may_be_worth_asking, open_questions
-from serving.core.reasoning import encoded_study, explain, reason
+from serving.core.reasoning import Reasoned, encoded_study, explain, reason
 from serving.core.recording import interaction_entry, prediction_entry, record
 from serving.core.shadow import Shadow
 from serving.core.study_cache import EncodedStudy, StudyCache
@@ -154,7 +154,8 @@ class DataPlane:
     def interact(self, digest: str, request: InteractionRequest, caller: Caller) -> InteractionAnswer:
         """Applies an interaction to a study, and says what changed, what is doubted and what to ask next.
 
-        Reasons once for the answer, and where there is something left to know twice for each question that is open.
+        Reasons once for the answer, and where there is something left to know twice more, for all questions that are
+        open.
 
         Args:
             digest: the study's address.
@@ -169,11 +170,11 @@ class DataPlane:
         timing = Timing(self._telemetry)
         model, study = self._study(digest, timing, request.image)
         before = study.prediction
-        interaction, after = explain(model, study, request, timing)
-        changes, doubted = compare(before, after), doubts(model, study, interaction)
+        reasoned, after = explain(model, study, request, timing)
+        changes, doubted = compare(before, after), doubts(model, study, reasoned.interaction)
         timing.lap("explain")
         if may_be_worth_asking(model, after):
-            after = asking(model, after, open_questions(model, study, interaction, after))
+            after = asking(model, after, open_questions(model, study, reasoned, after))
             timing.lap("assess")
         entry = interaction_entry(caller, model, digest, request, before, after, doubted, timing)
         receipt = self.put_on_record([entry], timing)[0]
@@ -255,7 +256,7 @@ class DataPlane:
         """
         timing = Timing(self._telemetry)
         model, study = self._study(digest, timing, request.image if request else None)
-        maps = study.maps if request is None else reason(model, study, request)[1]["concept_maps"][0]
+        maps = study.maps if request is None else reason(model, study, request).outputs["concept_maps"][0]
         timing.lap("reason")
         place = study.placement
         return MapsAnswer(
@@ -278,7 +279,7 @@ class DataPlane:
         """
         model, study = self._study(digest, timing, request.image if request else None)
         model.atlas.check_concept(concept)
-        maps = study.maps if request is None else reason(model, study, request)[1]["concept_maps"][0]
+        maps = study.maps if request is None else reason(model, study, request).outputs["concept_maps"][0]
         timing.lap("reason")
         enlarged = model.explainer.upsampler.enlarge(maps[model.manifest.concepts.index(concept)])
         png = overlay_png(image_part(enlarged, study.placement), study.prediction.map_limit)
@@ -342,11 +343,10 @@ class DataPlane:
             facts = tuple(dict.fromkeys([*known, *file_facts([(stored.source, stored.coloured)])]))
             if held is not None and held.placement == stored.placement and facts == known:
                 return held, None
-            study, outputs = encoded_study(
+            study, reasoned = encoded_study(
                 model, stored.digest, stored.canvas, stored.placement, facts, self.action, timing, held
             )
-            plain = InteractionRequest().interaction(model.manifest)
-            found = open_questions(model, study, plain, study.prediction)
+            found = open_questions(model, study, reasoned, study.prediction)
             study = replace(study, prediction=asking(model, study.prediction, found))
             timing.lap("assess")
             self._studies.put(study)
@@ -354,7 +354,7 @@ class DataPlane:
         if held is not None and held.prediction.abstains == study.prediction.abstains:
             return study, None
         if held is None:
-            self._note_drift(model, study, outputs)
+            self._note_drift(model, study, reasoned)
         return study, _assessment(model, study, found)
 
     def _answer(
@@ -403,8 +403,8 @@ class DataPlane:
     def _keep_assessment(self, assessment: Assessment) -> None:
         self.store.ledger.append((), lambda connection: keep_assessment(connection, assessment))
 
-    def _note_drift(self, model: Model, study: EncodedStudy, outputs: dict[str, np.ndarray]) -> None:
-        model.drift.add(outputs["concept_probabilities"][0])
+    def _note_drift(self, model: Model, study: EncodedStudy, reasoned: Reasoned) -> None:
+        model.drift.add(reasoned.outputs["concept_probabilities"][0])
         model.fit_drift.add(np.array([study.prediction.fits.score]))
         if model.drift.studies % _DRIFT_EVERY == 0:
             self._telemetry.metrics.concept_drift(model.drift.values())

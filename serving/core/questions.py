@@ -13,35 +13,36 @@ from collections.abc import Sequence
 import numpy as np
 
 from csr.interaction.corrections import Interaction
-from csr.interaction.questions import Question, entropy, questions
+from csr.interaction.questions import Question, Said, entropy, questions
 from serving.core.percent import percent
+from serving.core.reasoning import Reasoned
 from serving.core.study_cache import EncodedStudy
 from serving.interfaces.schemas import ClassScore, Doubt, NamedConcept, NextQuestion, Prediction
 from serving.models.in_service import Model
 
+_STILL = 1e-5  # below it a probability did not move
 SHOWN = 3  # questions, and concepts that a doubted box may be about
-_BATCH = 32
-_OUTPUTS = ("probabilities",)
 
 
-def open_questions(model: Model, study: EncodedStudy, interaction: Interaction, said: Prediction) -> list[Question]:
+def open_questions(model: Model, study: EncodedStudy, reasoned: Reasoned, said: Prediction) -> list[Question]:
     """Every question that is open, that with the largest effect first.
 
     Args:
         model, study: who is asked, and about what.
-        interaction: what has been said so far, boxes in pixels of the canvas.
+        reasoned: what has been said so far.
         said: the prediction under it.
     """
     likely = np.array([each.probability for each in study.prediction.concepts])
 
-    def ask(asked: Sequence[Interaction]) -> np.ndarray:
-        batches = [asked[start : start + _BATCH] for start in range(0, len(asked), _BATCH)]
-        outputs = [model.engine.reason(np.repeat(study.patches, len(each), 0), each, _OUTPUTS) for each in batches]
-        return np.concatenate([each["probabilities"] for each in outputs])
+    def ask(answers: np.ndarray) -> np.ndarray:
+        others = {name: np.repeat(value, len(answers), 0) for name, value in reasoned.tensors.items()}
+        patches = np.repeat(study.patches, len(answers), 0)
+        return model.engine.run_reasoner(patches, ("contributions",), **others | {"answers": answers})["contributions"]
 
-    about = model.manifest
-    before = _probabilities(said)
-    return questions(interaction, before, likely, about.concepts, ask, about.task == "multilabel")
+    about, outputs = model.manifest, reasoned.outputs
+    known = Said(outputs["contributions"][0], outputs["logits"][0], outputs["probabilities"][0])
+    answers = reasoned.tensors["answers"][0]
+    return questions(answers, known, likely, about.concepts, ask, model.probabilities, about.task == "multilabel")
 
 
 def may_be_worth_asking(model: Model, said: Prediction) -> bool:
@@ -106,8 +107,9 @@ def _probabilities(said: Prediction) -> np.ndarray:
 def _reason(question: Question, classes: Sequence[ClassScore]) -> str:
     """What either answer does to the class that it moves most."""
     before = np.array([each.probability for each in classes])
-    yes = int(np.abs(question.if_confirmed - before).argmax())
-    no = int(np.abs(question.if_rejected - before).argmax())
+    shift, back = np.abs(question.if_confirmed - before), np.abs(question.if_rejected - before)
+    yes = int(shift.argmax())
+    no = int(back.argmax()) if back.max() > _STILL else yes
     moves = _moves(classes[yes], question.if_confirmed[yes], " from ")
     if_there = f"If {question.concept} is there, {classes[yes].name} {moves}"
     if no == yes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from csr.bundle.profile import FileFacts
 from csr.data.images import Placement
-from csr.interaction.corrections import Interaction, InteractionError
+from csr.interaction.corrections import Interaction, InteractionError, interaction_tensors
 from serving.core.fit import MisfitAction, judge
 from serving.core.frames import on_canvas
 from serving.core.study_cache import EncodedStudy
@@ -24,7 +26,22 @@ _WITHOUT_PROTOTYPE_MAPS = (
     "logits",
     "probabilities",
 )
-Outputs = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Reasoned:
+    """What the reasoner says of one study.
+
+    Args:
+        interaction: under which, boxes in pixels of the canvas.
+        tensors: the same as the reasoner takes it, `csr.interaction.corrections.interaction_tensors`.
+        outputs: of the reasoner, but for the prototypes' maps.
+    """
+
+    interaction: Interaction
+    tensors: Arrays
+    outputs: Arrays
 
 
 def encoded_study(
@@ -36,8 +53,8 @@ def encoded_study(
     action: MisfitAction,
     timing: Timing,
     held: EncodedStudy | None = None,
-) -> tuple[EncodedStudy, Outputs]:
-    """A study as a model sees it, and the reasoner's outputs without interaction.
+) -> tuple[EncodedStudy, Reasoned]:
+    """A study as a model sees it, and what the reasoner says of it without interaction.
 
     Args:
         model: that looks at it.
@@ -53,31 +70,30 @@ def encoded_study(
     else:
         patches, scores = held.patches, held.fit_scores
     plain = InteractionRequest().interaction(model.manifest)  # so that an empty interaction changes nothing
-    outputs = model.engine.reason(patches, [plain], _WITHOUT_PROTOTYPE_MAPS)
+    reasoned = _reasoned(model, patches, plain)
     timing.lap("reason")
-    prediction = model.explainer.predict(outputs, placement, judge(model, scores, facts, placement, action))
+    prediction = model.explainer.predict(reasoned.outputs, placement, judge(model, scores, facts, placement, action))
     timing.lap("explain")
-    maps = outputs["concept_maps"][0]
-    return EncodedStudy(digest, model.digest, canvas, placement, facts, patches, scores, maps, prediction), outputs
+    maps = reasoned.outputs["concept_maps"][0]
+    return EncodedStudy(digest, model.digest, canvas, placement, facts, patches, scores, maps, prediction), reasoned
 
 
-def reason(model: Model, study: EncodedStudy, request: InteractionRequest) -> tuple[Interaction, Outputs]:
-    """An interaction with its boxes in pixels of the canvas, and the reasoner's outputs on a study under it.
+def reason(model: Model, study: EncodedStudy, request: InteractionRequest) -> Reasoned:
+    """Reasons on a study under an interaction.
 
     Raises:
         InvalidInteractionError: a box outside the image, an unknown concept, or what contradicts itself.
     """
     try:
-        interaction = on_canvas(request.interaction(model.manifest), study.placement)
-        return interaction, model.engine.reason(study.patches, [interaction], _WITHOUT_PROTOTYPE_MAPS)
+        return _reasoned(model, study.patches, on_canvas(request.interaction(model.manifest), study.placement))
     except InteractionError as error:
         raise InvalidInteractionError(str(error)) from None
 
 
 def explain(
     model: Model, study: EncodedStudy, request: InteractionRequest, timing: Timing
-) -> tuple[Interaction, Prediction]:
-    """The prediction under an interaction, without questions, and the interaction on the canvas.
+) -> tuple[Reasoned, Prediction]:
+    """What a model says of a study under an interaction, and the prediction, without questions.
 
     Args:
         timing: gets the laps ``reason`` and ``explain``.
@@ -85,9 +101,15 @@ def explain(
     Raises:
         InvalidInteractionError: see `reason`.
     """
-    interaction, outputs = reason(model, study, request)
+    reasoned = reason(model, study, request)
     timing.lap("reason")
-    corrected = Corrected(interaction, study.prediction, study.maps)
-    after = model.explainer.predict(outputs, study.placement, study.prediction.fits, corrected)
+    corrected = Corrected(reasoned.interaction, study.prediction, study.maps)
+    after = model.explainer.predict(reasoned.outputs, study.placement, study.prediction.fits, corrected)
     timing.lap("explain")
-    return interaction, after
+    return reasoned, after
+
+
+def _reasoned(model: Model, patches: np.ndarray, interaction: Interaction) -> Reasoned:
+    about = model.manifest
+    tensors = interaction_tensors([interaction], about.concepts, about.side, about.height, about.width)
+    return Reasoned(interaction, tensors, model.engine.run_reasoner(patches, _WITHOUT_PROTOTYPE_MAPS, **tensors))

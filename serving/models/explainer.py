@@ -56,6 +56,11 @@ class Explainer:
         per_concept = manifest.per_concept
         self._entries = [atlas[k * per_concept : (k + 1) * per_concept] for k in range(len(manifest.concepts))]
         self.alive = np.array([[entry.alive for entry in own] for own in self._entries])
+        self._live = [np.flatnonzero(own).tolist() for own in self.alive]
+        self._crops = [
+            [[crop_path(each.concept, each.index, rank) for rank in range(len(each.sources))] for each in own]
+            for own in self._entries
+        ]
 
     def predict(
         self,
@@ -79,10 +84,7 @@ class Explainer:
         thresholds = np.full(len(classes), HALF) if given is None else np.array(given)
         unsure = below is not None and bool(study_confidence(probabilities, multilabel, thresholds) < below)
         bias = one["logits"] - one["contributions"].sum(0)
-        peaks = [
-            _on_image(place, float(own.max()), placement)
-            for place, own in zip(self.upsampler.peaks(one["concept_maps"]), one["concept_maps"], strict=True)
-        ]
+        findings = self._findings(one, self._peaks(one["concept_maps"], placement, corrected), placement, corrected)
         return Prediction(
             task=self.manifest.task,
             found=[classes[t] for t in _found(probabilities, multilabel, thresholds)],
@@ -101,9 +103,7 @@ class Explainer:
                     strict=True,
                 )
             ],
-            concepts=[
-                self._finding(k, one, peaks[k], placement, corrected) for k in range(len(self.manifest.concepts))
-            ],
+            concepts=findings,
             map_limit=float(max(one["concept_maps"].max(), 0.0)) if corrected is None else corrected.before.map_limit,
             questions=[],
             fits=fits,
@@ -133,26 +133,63 @@ class Explainer:
             for k in np.argsort(-likely, kind="stable").tolist()
         ]
 
-    def _finding(
-        self, k: int, one: dict[str, np.ndarray], peak: Peak, placement: Placement, corrected: Corrected | None
-    ) -> ConceptFinding:
-        name = self.manifest.concepts[k]
-        answer: ReaderAnswer = "none"
-        exemplars = self._closest(k, one["scores"][k])
-        if corrected is not None and name in corrected.interaction.rejected:
-            answer, exemplars = "rejected", []
-        if corrected is not None and name in corrected.interaction.present:
-            answer, exemplars = "confirmed", corrected.before.concepts[k].exemplars
-            if boxes := [box for box in corrected.interaction.boxes if box.concept == name]:
-                peak = self._peak_inside(corrected.maps[k], boxes, placement)
-        return ConceptFinding(
-            name=name,
-            probability=float(one["concept_probabilities"][k]),
-            answer=answer,
-            contributions=dict(zip(self.manifest.classes, one["contributions"][k].tolist(), strict=True)),
-            peak=peak if answer != "rejected" and self.alive[k].any() else None,
-            exemplars=exemplars,
-        )
+    def _peaks(self, maps: np.ndarray, placement: Placement, corrected: Corrected | None) -> list[Peak | None]:
+        """Where each concept's map is largest; None of a concept without a live prototype.
+
+        Where a correction left a map as it was, its peak is what it was: to enlarge maps is most of what this costs.
+        """
+        still = np.zeros(len(maps), bool)
+        if corrected is not None:
+            known = [each.peak is not None for each in corrected.before.concepts]
+            still = known & (maps == corrected.maps).all((1, 2))
+        found: list[Peak | None] = [None] * len(maps)
+        moved = [k for k, live in enumerate(self._live) if live and not still[k]]
+        if moved:
+            own = maps[moved]
+            for k, peak in zip(
+                moved, _on_image(self.upsampler.peaks(own), own.max((1, 2)).tolist(), placement), strict=True
+            ):
+                found[k] = peak
+        if corrected is not None:
+            for k in np.flatnonzero(still).tolist():
+                found[k] = corrected.before.concepts[k].peak
+        return found
+
+    def _findings(
+        self,
+        one: dict[str, np.ndarray],
+        peaks: Sequence[Peak | None],
+        placement: Placement,
+        corrected: Corrected | None,
+    ) -> list[ConceptFinding]:
+        """Each concept's, and what the reader said of it."""
+        classes, findings = self.manifest.classes, []
+        contributions, likely = one["contributions"].tolist(), one["concept_probabilities"].tolist()
+        rejected = corrected.interaction.rejected if corrected else ()
+        present = corrected.interaction.present if corrected else ()
+        for k, name in enumerate(self.manifest.concepts):
+            answer: ReaderAnswer = "none"
+            peak = peaks[k]
+            if name in rejected:
+                answer, peak, exemplars = "rejected", None, []
+            elif corrected is not None and name in present:
+                answer, exemplars = "confirmed", corrected.before.concepts[k].exemplars
+                boxes = [box for box in corrected.interaction.boxes if box.concept == name]
+                if boxes and self._live[k]:
+                    peak = self._peak_inside(corrected.maps[k], boxes, placement)
+            else:
+                exemplars = self._closest(k, one["scores"][k])
+            findings.append(
+                ConceptFinding(
+                    name=name,
+                    probability=likely[k],
+                    answer=answer,
+                    contributions=dict(zip(classes, contributions[k], strict=True)),
+                    peak=peak,
+                    exemplars=exemplars,
+                )
+            )
+        return findings
 
     def _peak_inside(self, own: np.ndarray, boxes: Sequence[RegionBox], placement: Placement) -> Peak:
         """Where an h×w map is largest inside any of some boxes on the canvas."""
@@ -162,22 +199,21 @@ class Explainer:
             left, top = int(min(box.x_min, side - 1)), int(min(box.y_min, side - 1))
             inside[top : int(np.ceil(box.y_max)), left : int(np.ceil(box.x_max))] = True
         row, column = divmod(int(np.where(inside, enlarged, -np.inf).argmax()), side)
-        return _on_image(np.array([column, row]) + 0.5, float(enlarged[row, column]), placement)
+        (peak,) = _on_image(np.array([[column, row]]) + 0.5, [float(enlarged[row, column])], placement)
+        return peak
 
-    def _closest(self, k: int, scores: np.ndarray) -> list[Exemplar]:
-        """The exemplars of the prototypes with the largest of M scores, none if all are pruned."""
-        alive = np.flatnonzero(self.alive[k])
-        winners = alive[np.argsort(-scores[alive], kind="stable")][:EXEMPLARS].tolist()
-        return self._exemplars(k, winners, scores.tolist()) if winners else []
-
-    def _exemplars(self, k: int, winners: list[int], scores: list[float]) -> list[Exemplar]:
-        """Studies, each once: the nearest of each prototype before the second of any, the most similar one first."""
-        entries = [self._entries[k][m] for m in winners]
+    def _closest(self, k: int, own: np.ndarray) -> list[Exemplar]:
+        """Of the prototypes with the largest of M scores, none if all are pruned: studies, each once, the nearest of
+        each prototype before the second of any, the most similar one first."""
+        scores: list[float] = own.tolist()
+        entries = [self._entries[k][m] for m in sorted(self._live[k], key=lambda m: -scores[m])[:EXEMPLARS]]
         shown: dict[str, tuple[AtlasEntry, int]] = {}
-        for rank in range(max(len(entry.sources) for entry in entries)):
+        for rank in range(max((len(entry.sources) for entry in entries), default=0)):
             for entry in entries:
                 if rank < len(entry.sources):
                     shown.setdefault(entry.sources[rank].study_id, (entry, rank))
+            if len(shown) >= EXEMPLARS:
+                break
         return [
             Exemplar(
                 index=entry.index,
@@ -186,16 +222,16 @@ class Explainer:
                 study_id=study_id,
                 usage=entry.usage,
                 reliance=entry.reliance,
-                crop=crop_path(entry.concept, entry.index, rank),
+                crop=self._crops[k][entry.index][rank],
             )
             for study_id, (entry, rank) in list(shown.items())[:EXEMPLARS]
         ]
 
 
-def _on_image(place: np.ndarray, similarity: float, placement: Placement) -> Peak:
-    """Of a canvas (x, y); a margin's is shown at the border."""
-    x, y = np.clip(placement.to_image(np.tile(place, 2)[None])[0, :2], 0, [placement.width, placement.height])
-    return Peak(x=float(x), y=float(y), similarity=similarity)
+def _on_image(places: np.ndarray, similarities: Sequence[float], placement: Placement) -> list[Peak]:
+    """Of n canvas points (x, y); a margin's is shown at the border."""
+    points = np.clip(placement.to_image(np.tile(places, 2))[:, :2], 0, [placement.width, placement.height]).tolist()
+    return [Peak(x=x, y=y, similarity=value) for (x, y), value in zip(points, similarities, strict=True)]
 
 
 def _found(probabilities: np.ndarray, multilabel: bool, thresholds: np.ndarray) -> list[int]:

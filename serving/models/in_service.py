@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
+
 from csr.bundle.format import Bundle, ConceptReference
 from csr.bundle.profile import InputProfile
 from csr.bundle.pruning import Pruning
@@ -22,6 +24,7 @@ from serving.interfaces.schemas import ModelRef
 from serving.models.absence import absent_levels
 from serving.models.atlas import BundleAtlas
 from serving.models.explainer import Explainer
+from serving.models.temperature import class_probabilities, temperature
 from serving.telemetry.drift import ConceptDrift
 
 Role = Literal["champion", "challenger"]
@@ -63,6 +66,14 @@ class Model:
     def absent(self) -> list[float]:
         """What each concept scores in images that lack it (`serving.models.absence`)."""
         return absent_levels(self.engine, self.manifest, self.explainer.alive)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """…×T logits → …×T probabilities, as the reasoner makes them (`serving.models.temperature`)."""
+        return class_probabilities(logits, self._temperature, self.manifest.task == "multilabel")
+
+    @cached_property
+    def _temperature(self) -> float:
+        return temperature(self.engine, self.manifest)
 
 
 def _score_reference(profile: InputProfile) -> ConceptReference:

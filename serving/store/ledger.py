@@ -10,8 +10,9 @@ behind a head whose seal is broken. Entries say what other tables hold, too (`se
 compared with them. A database that was put back whole to an earlier state is sound in itself: compare with a head that
 was noted elsewhere.
 
-Concurrency: `Ledger.append` returns when its entry is durable. One transaction at a time writes; whoever waits
-meanwhile rides in the next, so under load many entries share one sync of the disk. Replicas take turns at the head.
+Concurrency: `Ledger.append` returns when its entry is durable. One transaction at a time writes; whoever comes
+meanwhile rides in the next, which the first of them writes for all, so under load many entries share one sync of the
+disk, and each thread is woken once. Replicas take turns at the head.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from serving.errors import IdempotencyError, StoreError
 from serving.store.database import Database
@@ -48,15 +50,28 @@ class Verification:
     faults: tuple[str, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Ticket:
-    """What one caller wants written, and what became of it."""
+    """What one caller wants written, and what became of it.
+
+    ``turn`` is held until it is done, or until its caller is the one who writes.
+    """
 
     entries: Sequence[Entry]
     also: Also | None
     receipts: list[Receipt] = field(default_factory=list)
     error: BaseException | None = None
     done: bool = False
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _Refused(Exception):
+    """One caller's mistake, which is not the others'."""
+
+    def __init__(self, ticket: _Ticket, error: Exception) -> None:
+        super().__init__(str(error))
+        self.ticket = ticket
+        self.error = error
 
 
 class Ledger:
@@ -70,7 +85,7 @@ class Ledger:
         self._chain = Chain(key)
         self._pending: list[_Ticket] = []
         self._guard = threading.Lock()
-        self._turn = threading.Lock()
+        self._writing = False  # somebody writes, or was told to
 
     def append(self, entries: Sequence[Entry], also: Also | None = None) -> list[Receipt]:
         """Appends entries, all or none, and returns once they are durable.
@@ -88,13 +103,14 @@ class Ledger:
             StoreError: nothing was written, or it is not known because the connection broke while it committed.
         """
         ticket = _Ticket(entries, also)
+        ticket.turn.acquire()
         with self._guard:
             self._pending.append(ticket)
-        with self._turn:
-            if not ticket.done:
-                with self._guard:
-                    batch, self._pending = self._pending, []
-                self._write(batch)
+            waits, self._writing = self._writing, True
+        if waits:
+            ticket.turn.acquire()
+        if not ticket.done:
+            self._write_all()
         if ticket.error is not None:
             raise ticket.error
         return ticket.receipts
@@ -190,20 +206,37 @@ class Ledger:
             for row in connection.execute(query.execution_options(yield_per=_CHUNK)):
                 yield dict(row._mapping) | {"body": _parsed(row)}
 
-    def _write(self, batch: list[_Ticket]) -> None:
+    def _write_all(self) -> None:
+        """Writes what waits, wakes whose it was, and lets the first of those who came meanwhile write theirs."""
+        with self._guard:
+            batch, self._pending = self._pending, []
         try:
-            self._commit(batch)
-        except BaseException as error:
-            own = isinstance(error, Exception) and not isinstance(error, StoreError)
-            if own and len(batch) > 1:  # one caller's mistake is not the others'
-                for ticket in batch:
-                    self._write([ticket])
-            else:
-                for ticket in batch:
-                    ticket.error = error
+            self._write(list(batch))
         finally:
+            with self._guard:
+                following = self._pending[:1]
+                self._writing = bool(following)
             for ticket in batch:
                 ticket.done = True
+            for ticket in (*following, *batch):
+                ticket.turn.release()
+
+    def _write(self, batch: list[_Ticket]) -> None:
+        while batch:
+            try:
+                self._commit(batch)
+            except _Refused as refused:
+                refused.ticket.error = refused.error
+                batch.remove(refused.ticket)
+                continue
+            except BaseException as error:
+                if len(batch) > 1 and _is_of_one(error):
+                    for ticket in batch:
+                        self._write([ticket])
+                else:
+                    for ticket in batch:
+                        ticket.error = error
+            return
 
     def _commit(self, batch: list[_Ticket]) -> None:
         given = [[(entry.once(), entry) for entry in ticket.entries] for ticket in batch]
@@ -212,20 +245,40 @@ class Ledger:
             known = _known(
                 connection, [once for pairs in given for once, entry in pairs if entry.caller.idempotency_key]
             )
-            receipts: list[list[Receipt]] = []
-            for ticket, pairs in zip(batch, given, strict=True):
-                for entry in ticket.also(connection) if ticket.also is not None else ():
-                    tail.add(entry, entry.once())
-                receipts.append([])
-                for once, entry in pairs:
-                    if once in known:
-                        receipts[-1].append(_repeated(known[once], entry))
-                        continue
-                    known[once] = added = tail.add(entry, once)
-                    receipts[-1].append(Receipt(added["number"], added["hash"]))
+            receipts = [self._add(connection, tail, known, *each) for each in zip(batch, given, strict=True)]
             tail.write()
         for ticket, own in zip(batch, receipts, strict=True):
             ticket.receipts = own
+
+    def _add(
+        self,
+        connection: sa.Connection,
+        tail: Tail,
+        known: dict[str, Any],
+        ticket: _Ticket,
+        pairs: list[tuple[str, Entry]],
+    ) -> list[Receipt]:
+        """Adds one caller's entries to the tail; ``known`` are those with an idempotency key that are there already.
+
+        Raises:
+            _Refused: they are at fault.
+            StoreError, SQLAlchemyError: the database does not answer.
+        """
+        receipts = []
+        try:
+            for entry in ticket.also(connection) if ticket.also is not None else ():
+                tail.add(entry, entry.once())
+            for once, entry in pairs:
+                if once in known:
+                    receipts.append(_repeated(known[once], entry))
+                    continue
+                known[once] = added = tail.add(entry, once)
+                receipts.append(Receipt(added["number"], added["hash"]))
+        except (StoreError, SQLAlchemyError):
+            raise
+        except Exception as error:
+            raise _Refused(ticket, error) from None
+        return receipts
 
     def _faults(
         self, connection: sa.Connection, head: Receipt, anchor: Receipt | None, replay: Replay
@@ -264,6 +317,13 @@ class Ledger:
             return self._chain.hash(dict(row))
         except (TypeError, ValueError):
             return None
+
+
+def _is_of_one(error: BaseException) -> bool:
+    """Whether a failure may be of one entry, which the database or its driver does not take, and not of all."""
+    if isinstance(error, StoreError):
+        return isinstance(error.__cause__, DataError | IntegrityError)
+    return isinstance(error, Exception)
 
 
 def _parsed(row: Any) -> Any:

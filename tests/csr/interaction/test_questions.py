@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csr.interaction.corrections import Interaction, RegionBox
-from csr.interaction.questions import entropy, expected_effects, questions
+from csr.interaction.questions import Question, Said, entropy, expected_effects, questions
 
 CASES = settings(deadline=None, max_examples=60)
 CONCEPTS = ("a", "b", "c", "d")
-FINDING = RegionBox(0, 0, 5, 5, "finding", "b")
 BOTH = pytest.mark.parametrize("multilabel", [False, True])
 
 
@@ -34,18 +30,35 @@ def drawn(rng: np.random.Generator, *shape: int, multilabel: bool) -> np.ndarray
 
 
 class Model:
-    """Answers by a table: class probabilities of every set of answers, drawn at random; remembers what it was asked."""
+    """K concepts that each add to T logits what their own answer says, by a table that is drawn at random; remembers
+    what it was asked."""
 
     def __init__(self, seed: int, multilabel: bool) -> None:
-        self.seed, self.multilabel, self.asked = seed, multilabel, []
+        rng = np.random.default_rng(seed)
+        self.table = rng.normal(0, 2, (3, len(CONCEPTS), 3))
+        self.bias, self.multilabel = rng.normal(size=3), multilabel
+        self.asked: list[list[float]] = []
 
-    def __call__(self, interactions: Sequence[Interaction]) -> np.ndarray:
-        self.asked += interactions
-        return np.stack([self.answer(each) for each in interactions])
+    def __call__(self, answers: np.ndarray) -> np.ndarray:
+        self.asked += answers.tolist()
+        return np.stack([self.contributions(each) for each in answers])
 
-    def answer(self, interaction: Interaction) -> np.ndarray:
-        said = [1 if name in interaction.present else 2 if name in interaction.rejected else 0 for name in CONCEPTS]
-        return drawn(np.random.default_rng([self.seed, *said]), 3, multilabel=self.multilabel)
+    def contributions(self, answers: np.ndarray) -> np.ndarray:
+        return self.table[answers.astype(int), np.arange(len(CONCEPTS))]
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        if self.multilabel:
+            return 1 / (1 + np.exp(-logits))
+        return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+    def said(self, answers: np.ndarray) -> Said:
+        contributions = self.contributions(answers)
+        logits = contributions.sum(0) + self.bias
+        return Said(contributions, logits, self.probabilities(logits))
+
+
+def found_by(model: Model, answers: np.ndarray, likely: np.ndarray) -> list[Question]:
+    return questions(answers, model.said(answers), likely, CONCEPTS, model, model.probabilities, model.multilabel)
 
 
 @BOTH
@@ -80,42 +93,38 @@ def test_an_answer_that_settles_everything_is_worth_all_that_is_open_and_one_tha
 
 @BOTH
 @CASES
-@given(st.integers(0, 10_000), st.sets(st.sampled_from(CONCEPTS)), st.data())
-def test_every_open_concept_is_a_question_and_the_most_telling_comes_first(multilabel, seed, known, data):
-    yes = data.draw(st.sets(st.sampled_from(sorted(known)))) if known else set()
-    boxes = (FINDING,) if "b" in yes and data.draw(st.booleans()) else ()
-    said = Interaction(boxes, tuple(yes - {"b"} if boxes else yes), tuple(known - yes), alpha=0.3, rejection="zero")
-    model = Model(seed, multilabel)
-    before, likely = model.answer(said), np.random.default_rng(seed).random(4)
-    found = questions(said, before, likely, CONCEPTS, model, multilabel)
-    assert {each.concept for each in found} == set(CONCEPTS) - known
+@given(st.integers(0, 10_000), st.lists(st.sampled_from([-1, 0, 1]), min_size=4, max_size=4))
+def test_every_open_concept_is_a_question_and_the_most_telling_comes_first(
+    multilabel: bool, seed: int, given_answers: list[int]
+) -> None:
+    """Against reasoning once for each answer."""
+    answers = np.array(given_answers, np.float32)
+    model, likely = Model(seed, multilabel), np.random.default_rng(seed).random(4)
+    found = found_by(model, answers, likely)
+    assert {each.concept for each in found} == {name for name, one in zip(CONCEPTS, answers, strict=True) if not one}
     assert [each.effect for each in found] == sorted((each.effect for each in found), reverse=True)
+    before = model.said(answers).probabilities
     for each in found:
         k = CONCEPTS.index(each.concept)
-        after = [
-            model.answer(Interaction(boxes, (*said.confirmed, *more), (*said.rejected, *less)))
-            for more, less in (((each.concept,), ()), ((), (each.concept,)))
-        ]
-        np.testing.assert_array_equal([each.if_confirmed, each.if_rejected], after)
-        told = likely[k] * entropy_by_hand(after[0], multilabel)
-        told += (1 - likely[k]) * entropy_by_hand(after[1], multilabel)
-        assert each.effect == pytest.approx(entropy_by_hand(before, multilabel) - told, abs=1e-6)
+        after = []
+        for answer in (1, -1):
+            told = answers.copy()
+            told[k] = answer
+            after.append(model.said(told).probabilities)
+        np.testing.assert_allclose([each.if_confirmed, each.if_rejected], after, atol=1e-12)
+        told_bits = likely[k] * entropy_by_hand(after[0], multilabel)
+        told_bits += (1 - likely[k]) * entropy_by_hand(after[1], multilabel)
+        assert each.effect == pytest.approx(entropy_by_hand(before, multilabel) - told_bits, abs=1e-6)
 
 
-def test_what_was_said_before_is_kept_in_every_question_and_nothing_contradictory_is_asked():
-    """An interaction that contradicted itself would be refused where it is made."""
-    said = Interaction((RegionBox(0, 0, 9, 9, "ignore"), FINDING), rejected=("d",), alpha=0.5, background="alpha")
+def test_what_was_said_before_is_kept_and_two_reasonings_tell_everything() -> None:
     model = Model(0, False)
-    found = questions(said, model.answer(said), np.full(4, 0.5), CONCEPTS, model)
+    found = found_by(model, np.array([0, 1, 0, -1], np.float32), np.full(4, 0.5))
     assert sorted(each.concept for each in found) == ["a", "c"]
-    assert len(model.asked) == 4
-    for each in model.asked:
-        assert (each.boxes, each.alpha, each.background) == (said.boxes, 0.5, "alpha")
-        assert "d" in each.rejected and "b" in each.present
-        assert len({*each.present, *each.rejected}) == 3
+    assert model.asked == [[1, 1, 1, -1], [-1, 1, -1, -1]]
 
 
-def test_where_everything_was_answered_nothing_is_asked():
-    said, model = Interaction((FINDING,), confirmed=("a",), rejected=("c", "d")), Model(0, False)
-    assert questions(said, model.answer(said), np.full(4, 0.5), CONCEPTS, model) == []
+def test_where_everything_was_answered_nothing_is_asked() -> None:
+    model = Model(0, False)
+    assert found_by(model, np.array([1, 1, -1, -1], np.float32), np.full(4, 0.5)) == []
     assert model.asked == []

@@ -17,10 +17,12 @@ from csr.interaction.corrections import Interaction, RegionBox, cells_inside
 from csr.interaction.naming import BoxNaming
 from csr.interaction.questions import Question
 from serving.core.dataplane import DataPlane
-from serving.core.questions import _reason
+from serving.core.questions import _reason, open_questions
+from serving.core.reasoning import reason
+from serving.core.timing import Timing
 from serving.deploy.service import Service
 from serving.errors import CannotNameError, FrameError, InvalidInteractionError, NotReadyError
-from serving.interfaces.schemas import Box, ClassScore, ImageSize, ProbeRequest, Region
+from serving.interfaces.schemas import Box, ClassScore, ImageSize, InteractionRequest, ProbeRequest, Region
 from serving.store.worklist import WorklistQuery
 from tests.serving.conftest import CALLER, CountingEngine, add, interact, make_service, stripes
 
@@ -79,6 +81,24 @@ def test_what_was_answered_is_not_asked_again_and_boxes_count(eager: DataPlane, 
         assert {each.name: each.probability for each in told.classes} == pytest.approx(question.if_confirmed, abs=1e-5)
 
 
+def test_questions_are_what_asking_the_model_each_of_them_would_say(
+    eager: DataPlane, bundle: Bundle, sample: bytes
+) -> None:
+    """Against the reasoner with one answer more, for every concept."""
+    digest, concepts = add(eager, sample).digest, bundle.manifest.concepts
+    state: dict[str, Any] = {"boxes": [Box(**BOX.model_dump())], "rejection": "zero"}
+    model, study = eager._study(digest, Timing(eager._telemetry))
+    reasoned = reason(model, study, InteractionRequest(**state, rejected=[concepts[0]]))
+    said = interact(eager, digest, **state, rejected=[concepts[0]]).after
+    found = open_questions(model, study, reasoned, said)
+    assert {each.concept for each in found} == set(concepts[1:])
+    for each in found:
+        yes = interact(eager, digest, **state, rejected=[concepts[0]], confirmed=[each.concept]).after
+        no = interact(eager, digest, **state, rejected=[concepts[0], each.concept]).after
+        for told, expected in ((each.if_confirmed, yes), (each.if_rejected, no)):
+            assert told.tolist() == pytest.approx([one.probability for one in expected.classes], abs=2e-6)
+
+
 def test_no_question_below_the_bundles_least_effect(service: Service, eager: DataPlane, sample: bytes) -> None:
     digest = add(eager, sample).digest
     effects = [each.effect for each in interact(eager, digest).after.questions]
@@ -93,15 +113,16 @@ def test_where_nothing_is_left_to_know_the_model_is_not_asked(
 ) -> None:
     digest = add(service.plane, sample).digest
     calls: list[int] = []
-    reason = engine.reason
+    run = engine.run_reasoner
 
-    def counted(patches: np.ndarray, *rest: Any) -> dict[str, np.ndarray]:
+    def counted(patches: np.ndarray, *rest: Any, **tensors: np.ndarray) -> dict[str, np.ndarray]:
         calls.append(len(patches))
-        return reason(patches, *rest)
+        return run(patches, *rest, **tensors)
 
-    monkeypatch.setattr(engine, "reason", counted)
+    service.models.champion.probabilities(np.zeros(2))  # asks the model what its temperature is, once
+    monkeypatch.setattr(engine, "run_reasoner", counted)
     interact(service.plane, digest, rejected=["mass"])
-    assert calls == [1, 2 * (len(bundle.manifest.concepts) - 1)]  # the answer, and two a question in one batch
+    assert calls == [1, 2]  # the answer, and every question with every answer
     calls.clear()
     ask_from(service, 10.0)  # beyond any entropy of a few classes
     assert interact(service.plane, digest, rejected=["mass"]).after.questions == []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -106,6 +108,83 @@ def test_one_caller_s_mistake_is_not_the_others(store: Store) -> None:
         outcomes = list(pool.map(write, range(8)))
     assert [isinstance(outcome, IdempotencyError) for outcome in outcomes] == [n == 3 for n in range(8)]
     assert store.ledger.verify().head.number == 8
+
+
+def test_writers_at_once_share_transactions_and_a_bad_entry_costs_the_others_none(store: Store) -> None:
+    """All wait for the first, whose transaction is held open; then they ride in one, and in one more for who erred."""
+    first, held = threading.Event(), threading.Event()
+    commits = []
+    write = store.database.write
+
+    @contextmanager
+    def counted() -> Iterator[sa.Connection]:
+        with write() as connection:
+            yield connection
+        commits.append(1)
+
+    def hold(_: sa.Connection) -> list[Entry]:
+        first.set()
+        assert held.wait(10)
+        return []
+
+    def append(n: int) -> Any:
+        also = None
+        if n == 5:
+
+            def also(connection: sa.Connection) -> list[Entry]:
+                connection.execute(ledger_head.update().values(length=10_000))  # must not stay
+                raise KeyError("mine")
+
+        try:
+            return store.ledger.append([entry(str(n)), entry(f"{n}b")], also)[0].number
+        except (KeyError, ValueError) as error:
+            return type(error)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(17) as pool:
+        patch.setattr(store.database, "write", counted)
+        opening = pool.submit(store.ledger.append, [entry("first")], hold)
+        assert first.wait(10)
+        jobs = [pool.submit(append, n) for n in range(16)]
+        while len(store.ledger._pending) < 16:
+            sleep(0.001)
+        held.set()
+        outcomes = [job.result(30) for job in jobs]
+        assert opening.result()[0].number == 1
+    assert outcomes[5] is KeyError
+    assert sorted(each for n, each in enumerate(outcomes) if n != 5) == list(range(2, 32, 2))
+    assert len(commits) == 2
+    assert store.ledger.verify().faults == () and store.ledger.head().number == 31
+    assert store.ledger.append([entry("afterwards")])[0].number == 32
+
+
+def test_an_entry_that_the_database_does_not_take_is_refused_alone() -> None:
+    with postgres() as server:
+        store = Store.open(server.url, KEY)
+        first, held = threading.Event(), threading.Event()
+
+        def hold(_: sa.Connection) -> list[Entry]:
+            first.set()
+            assert held.wait(10)
+            return []
+
+        def append(n: int) -> Any:
+            try:
+                return store.ledger.append([entry(str(n), study="s" * (200 if n == 2 else 2))])[0].number
+            except StoreError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(5) as pool:
+            pool.submit(store.ledger.append, [entry("first")], hold)
+            assert first.wait(10)
+            jobs = [pool.submit(append, n) for n in range(4)]
+            while len(store.ledger._pending) < 4:
+                sleep(0.001)
+            held.set()
+            outcomes = [job.result(30) for job in jobs]
+        assert "too long" in outcomes[2]
+        assert sorted(each for n, each in enumerate(outcomes) if n != 2) == [2, 3, 4]
+        assert store.ledger.verify().faults == ()
+        store.database.close()
 
 
 def change(store: Store, statement: sa.Executable) -> None:
