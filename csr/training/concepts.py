@@ -24,7 +24,7 @@ from csr.training.callbacks import Callbacks
 from csr.training.few_labels import FewLabels, FewLabelsConfig, known_share, lengthened
 from csr.training.fine_tuning import SCRATCH, fine_tuned
 from csr.training.frozen_body import remembered
-from csr.training.images import image_batches, load_images, set_normalisation
+from csr.training.images import image_batches, read_images, send_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce, positive_weights
 from csr.training.reader_boxes import ReaderBoxes, box_loss
@@ -39,6 +39,7 @@ from csr.training.runtime import (
     own_part,
     seed_everything,
     seeds,
+    send,
     share_of_mean,
     world_size,
 )
@@ -186,26 +187,29 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
         few = FewLabels(model, data, config.few_labels, config.precision, positive, counts, labels).to(place)
     engine, generator = distribute(model, partly=bool(config.freeze)), torch.Generator()
 
-    def terms(rows: np.ndarray) -> dict[str, Tensor]:
+    def read(rows: np.ndarray) -> Tensor:
+        return read_images(data, rows[own_part(len(rows))])
+
+    def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         if few is not None:
             few.follow()
         part = own_part(len(rows))
         own, draws = rows[part], Draws(len(rows), part, generator)
         moves = draw_moves(config.augment, findings, rows, draws)
-        images = window(moved(load_images(data, own, place), config.augment, moves), config.augment, draws)
+        images = window(moved(send_images(images, place), config.augment, moves), config.augment, draws)
         with autocast(config.precision), shared_batch_norm():
             maps, logits = engine(images)
         counted = ~labels[rows].isnan() * (1 if counts is None else counts[rows])
         if few is not None:
             found = few.terms(logits, rows, part)
         else:
-            times = None if counts is None else counts[own].to(place)
-            loss = masked_bce(logits, labels[own].to(place), positive, times)
+            times = None if counts is None else send(counts[own], place)
+            loss = masked_bce(logits, send(labels[own], place), positive, times)
             found = {"loss": loss * share_of_mean(counted, part)}
         if boxes:
             inside, outside = boxes.cells(own, labels[own] == 1, moves, *maps.shape[2:])
             factor = box_weight * world_size() / max(float(counted.sum()), 1.0)
-            found["box_loss"] = factor * box_loss(maps, inside.to(place), outside.to(place), config.model)
+            found["box_loss"] = factor * box_loss(maps, send(inside, place), send(outside, place), config.model)
         return found
 
     given, said = labels.clone(), data.collection.said_labels()
@@ -244,6 +248,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
         accumulate=config.accumulate,
         chances=class_chances(data.collection, drawn) if config.sampling == "balanced" else None,
         before_epoch=before_epoch,
+        read=read,
     )
     budget = replace(config, epochs=lengthened(config.epochs, known, config.few_labels))
     with remembered(task.model, config.freeze):
@@ -298,8 +303,8 @@ def class_chances(collection: Collection, rows: np.ndarray) -> np.ndarray:
 @torch.no_grad()
 def concept_logits(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> Tensor:
     """n×K of given rows' images as they are, of which each process looks at its part."""
-    own = [model(images)[1].cpu() for _, images in image_batches(data, rows[own_part(len(rows))], 64)]
-    return gather(torch.cat([torch.zeros(0, len(data.collection.concepts)), *own]))
+    own = [model(images)[1] for _, images in image_batches(data, rows[own_part(len(rows))], 64)]
+    return gather(torch.cat(own).cpu() if own else torch.zeros(0, len(data.collection.concepts)))
 
 
 def validate(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> dict[str, float]:

@@ -17,7 +17,7 @@ from csr.data.prepared import PreparedSet
 from csr.errors import DataError
 from csr.training.callbacks import Callbacks
 from csr.training.images import image_batches
-from csr.training.runtime import device
+from csr.training.runtime import device, pinned, send
 
 if TYPE_CHECKING:
     from csr.network.concept_model import ConceptModel
@@ -37,10 +37,19 @@ class FeatureCache:
         except FileNotFoundError as error:
             raise DataError(f"{error.filename}: missing; run the stage 'features' (dvc repro features) first") from None
 
+    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """f B×D×h×w and cam B×K×h×w of the given rows as they are on disk, on the CPU, ready for `sent`."""
+        features, cam = (torch.from_numpy(np.ascontiguousarray(part[rows])) for part in (self.features, self.cam))
+        return pinned(features), pinned(cam)
+
+    @staticmethod
+    def sent(cached: tuple[Tensor, Tensor], place: torch.device) -> tuple[Tensor, Tensor]:
+        """What `read` read, on ``place``: f B×D×h×w float32 and cam B×K×h×w."""
+        return send(cached[0], place).float(), send(cached[1], place)
+
     def batch(self, rows: np.ndarray, place: torch.device) -> tuple[Tensor, Tensor]:
         """f B×D×h×w float32 and cam B×K×h×w of the given rows."""
-        features = torch.from_numpy(np.ascontiguousarray(self.features[rows])).to(place).float()
-        return features, torch.from_numpy(np.ascontiguousarray(self.cam[rows])).to(place)
+        return self.sent(self.read(rows), place)
 
 
 @torch.no_grad()
@@ -58,7 +67,7 @@ def compute_features(
         if features is None or cam is None:
             features = _allocate(path / "features.npy", np.float16, len(rows), values)
             cam = _allocate(path / "cam.npy", np.float32, len(rows), maps)
-        features[chosen] = values.clamp(-65504, 65504).cpu().numpy()
+        features[chosen] = values.clamp(-65504, 65504).half().cpu().numpy()
         cam[chosen] = maps.cpu().numpy()
     for written in (features, cam):
         if written is not None:

@@ -48,6 +48,18 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def pinned(values: Tensor) -> Tensor:
+    """A CPU tensor in memory that a GPU fetches from by itself, if this process computes on one; else as it is."""
+    return values.pin_memory() if device().type == "cuda" else values
+
+
+def send(values: Tensor, place: torch.device) -> Tensor:
+    """A CPU tensor on ``place``. Other than after `torch.Tensor.to` as it is, nobody waits for the GPU to finish what
+    it was told before; CUDA copies what is not `pinned` aside first, so the tensor may change as soon as this
+    returns. One that is pinned must not, until the GPU is waited for or torch frees it."""
+    return values.to(place, non_blocking=True)
+
+
 def number_format(precision: Precision) -> torch.dtype:
     """What networks compute in while they train; weights and losses are float32 whatever it is.
 
