@@ -31,7 +31,7 @@ from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
 from csr.errors import DataError
 from csr.evaluation.metrics import macro_auroc
-from csr.evaluation.peaks import map_peaks
+from csr.evaluation.peaks import peak_pixels, pixel_centres
 from csr.evaluation.predictions import Predictions
 from csr.evaluation.thresholds import validation_f1
 from csr.network.backbone import Backbone
@@ -342,17 +342,17 @@ def predict(system: System, data: PreparedSet, rows: np.ndarray, batch_size: int
     system.train(training)
 
     def gathered(pieces: list[Tensor | None]) -> np.ndarray | None:
-        known = [piece.float().cpu().numpy() for piece in pieces if piece is not None]
-        return np.concatenate(known) if known else None
+        known = [piece.float() for piece in pieces if piece is not None]
+        return torch.cat(known).cpu().numpy() if known else None
 
     probabilities = gathered([answer.probabilities for answer in answers])
     explanations = gathered([answer.explanations for answer in answers])
     assert probabilities is not None and explanations is not None
-    peaks = [map_peaks(answer.maps.float().cpu().numpy(), data.side) for answer in answers if answer.maps is not None]
+    peaks = [peak_pixels(answer.maps, data.side) for answer in answers if answer.maps is not None]
     return Predictions(
         rows=rows,
         probabilities=probabilities,
         concepts=gathered([answer.concepts for answer in answers]),
-        peaks=np.concatenate(peaks) if peaks else None,
+        peaks=pixel_centres(torch.cat(peaks).cpu().numpy(), data.side) if peaks else None,
         explanations=explanations,
     )

@@ -54,7 +54,10 @@ class ConceptTrainingConfig:
     Args:
         batch_size: images a step, of all workers together: each takes an equal part.
         learning_rate: the peak of a one-cycle schedule that warms up during the first ``warmup`` share of steps.
-        precision: that the network computes in while it trains; see `csr.training.runtime.number_format`.
+        precision: that the network computes in while it trains, on validation images too, and where its features are
+            cached; see `csr.training.runtime.number_format`.
+        compile: let ``torch.compile`` make kernels for the training step first, which takes a minute; in one process,
+            and not with ``freeze: all``. docs/gpus_and_clusters.md says what it gains.
         decay_norms: whether weight decay also pulls norms and biases towards 0, and what timm spares in the backbone,
             such as position embeddings.
         backbone_rate: factor on the learning rate of the backbone's pretrained weights.
@@ -101,6 +104,7 @@ class ConceptTrainingConfig:
     doubt_readers: bool = True
     few_labels: FewLabelsConfig = field(default_factory=FewLabelsConfig)
     precision: Precision = "auto"
+    compile: bool = False
     patience: int | None = None
     least_rise: float = 0.001
     anneal: float = 0.25
@@ -147,6 +151,10 @@ class ConceptTrainingConfig:
             raise ValueError(f"concepts.least_rise: must be 0 or more, got {self.least_rise}")
         if not 0 < self.anneal <= 1:
             raise ValueError(f"concepts.anneal: must be above 0 and at most 1, got {self.anneal}")
+        if self.compile and self.freeze == "all":
+            raise ValueError(
+                "concepts.compile: what a frozen body says is looked up; set it to false, or concepts.freeze to 0"
+            )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"concepts.clip: must be above 0, or null, got {self.clip}")
 
@@ -161,11 +169,14 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     every batch and learn what one would.
 
     Raises:
-        ConfigError: a batch that the processes cannot share evenly, or a model to start from that does not fit.
+        ConfigError: a batch that the processes cannot share evenly, several processes for a compiled model, or a
+            model to start from that does not fit.
         DataError: the file to start from is no concept model.
         TrainingError: the loss became NaN or infinite, or ``val`` has no figure to stop by.
     """
     check_share(config.batch_size, world_size(), "concepts")
+    if config.compile and world_size() > 1:
+        raise ConfigError("concepts.compile: works in one process only; set it to false, or train.workers to 0 or 1")
     seed_everything(seeds(config.seed, "weights"))
     place = device()
     labels = torch.from_numpy(data.collection.concept_labels())
@@ -186,6 +197,8 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     if known < 1 and config.few_labels.weight:
         few = FewLabels(model, data, config.few_labels, config.precision, positive, counts, labels).to(place)
     engine, generator = distribute(model, partly=bool(config.freeze)), torch.Generator()
+    if config.compile:
+        engine = torch.compile(engine)
 
     def read(rows: np.ndarray) -> Tensor:
         return read_images(data, rows[own_part(len(rows))])
@@ -221,7 +234,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
             few.label(epoch)
         if weighed:
             model.eval()
-            evidence, judged = (concept_logits(model, data, rows) for rows in (spoken, val))
+            evidence, judged = (concept_logits(model, data, rows, config.precision) for rows in (spoken, val))
             model.train()
             doubted = np.zeros(said.shape, bool)
             doubted[spoken] = doubted_labels(
@@ -231,7 +244,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
 
     def after_epoch(epoch: int) -> dict[str, float]:
         doubts = {"doubted": float(labels.isnan()[said].double().mean())} if weighed else {}
-        return validate(model, data, val) | doubts
+        return validate(model, data, val, config.precision) | doubts
 
     task = Task(
         "concepts",
@@ -301,15 +314,22 @@ def class_chances(collection: Collection, rows: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def concept_logits(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> Tensor:
+def concept_logits(
+    model: ConceptModel, data: PreparedSet, rows: np.ndarray, precision: Precision = "float32"
+) -> Tensor:
     """n×K of given rows' images as they are, of which each process looks at its part."""
-    own = [model(images)[1] for _, images in image_batches(data, rows[own_part(len(rows))], 64)]
+    own = []
+    for _, images in image_batches(data, rows[own_part(len(rows))], 64):
+        with autocast(precision):
+            own.append(model(images)[1])
     return gather(torch.cat(own).cpu() if own else torch.zeros(0, len(data.collection.concepts)))
 
 
-def validate(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> dict[str, float]:
+def validate(
+    model: ConceptModel, data: PreparedSet, rows: np.ndarray, precision: Precision = "float32"
+) -> dict[str, float]:
     """Loss and mean AUROC of the concept logits on given rows."""
-    labels, logits = data.collection.concept_labels()[rows], concept_logits(model, data, rows)
+    labels, logits = data.collection.concept_labels()[rows], concept_logits(model, data, rows, precision)
     return {
         "val_loss": float(masked_bce(logits, torch.from_numpy(labels))),
         "val_auroc": mean_auroc(labels, logits.numpy()),

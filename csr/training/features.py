@@ -17,7 +17,7 @@ from csr.data.prepared import PreparedSet
 from csr.errors import DataError
 from csr.training.callbacks import Callbacks
 from csr.training.images import image_batches
-from csr.training.runtime import device, pinned, send
+from csr.training.runtime import Precision, autocast, device, pinned, send
 
 if TYPE_CHECKING:
     from csr.network.concept_model import ConceptModel
@@ -54,21 +54,31 @@ class FeatureCache:
 
 @torch.no_grad()
 def compute_features(
-    model: ConceptModel, data: PreparedSet, path: Path, callbacks: Callbacks, batch_size: int = 64
+    model: ConceptModel,
+    data: PreparedSet,
+    path: Path,
+    callbacks: Callbacks,
+    batch_size: int = 64,
+    precision: Precision = "float32",
 ) -> None:
-    """Runs the backbone over all images and writes the cache to ``path`` (an existing, empty folder)."""
+    """Runs the backbone over all images and writes the cache to ``path`` (an existing, empty folder).
+
+    Args:
+        precision: that the backbone computes in; see `csr.training.runtime.number_format`.
+    """
     model = model.eval().to(device()).to(memory_format=torch.channels_last)
     rows = np.arange(len(data.images))
     features = cam = None
     total = -(-len(rows) // batch_size)
     for chosen, images in callbacks.track(image_batches(data, rows, batch_size), total, "features"):
-        values = model.features(images)
-        maps = model.maps(values)
+        with autocast(precision):
+            values = model.features(images)
+            maps = model.maps(values)
         if features is None or cam is None:
             features = _allocate(path / "features.npy", np.float16, len(rows), values)
             cam = _allocate(path / "cam.npy", np.float32, len(rows), maps)
         features[chosen] = values.clamp(-65504, 65504).half().cpu().numpy()
-        cam[chosen] = maps.cpu().numpy()
+        cam[chosen] = maps.float().cpu().numpy()
     for written in (features, cam):
         if written is not None:
             written.flush()

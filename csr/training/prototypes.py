@@ -156,9 +156,7 @@ class PrototypeObjective(nn.Module):
                 patches = model.projector.project_maps(features).float()
             maps = model.prototypes.similarity_maps(patches)
             terms["absence"] = config.absence * absence(maps, labels, self.scale, self.shift, counts)
-            terms["agreement"] = config.agreement * agreement(
-                maps, cam, labels, config.temperature, counts, present
-            )
+            terms["agreement"] = config.agreement * agreement(maps, cam, labels, config.temperature, counts, present)
         return terms
 
 
