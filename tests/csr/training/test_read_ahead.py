@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csr.training.read_ahead import AHEAD, read_ahead
@@ -16,6 +16,7 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
 
 
+@settings(deadline=None)  # of a loaded machine
 @given(st.lists(st.integers(), max_size=20))
 def test_items_come_in_order_each_with_what_was_read_for_it(items):
     read = []
