@@ -17,12 +17,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from csr.baselines.protocol import BackboneTraining, Entry, ExperimentContext
+from csr.baselines.protocol import Entry, ExperimentContext
 from csr.bench.protocol import Row, in_turns, now, row
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
 from csr.comparison.systems import SHARED_BACKBONES, systems
@@ -185,12 +186,7 @@ class Bench:
             self._say(f"CSR, ProtoPNet and PIP-Net, round {number + 1} of {self._size.rounds}")
             measured("CSR stage 1", lambda own: train_concepts(own.data, own.config, own.callbacks), context)
             shared = self._fresh("classes")
-            black_box: BackboneTraining = SHARED_BACKBONES["classes"]
-            measured(
-                "their backbone",
-                lambda own, box=black_box, folder=shared: train_shared_backbone("classes", box, own, folder),
-                context,
-            )
+            measured("their backbone", partial(self._train_shared, shared), context)
             for name in PEERS:
                 entry: Entry = entries[name]
                 backbone, _ = open_shared_backbone(shared)
@@ -203,6 +199,9 @@ class Bench:
             fast,
             *(row(f"{name}, images/s", "images/s", "higher", each, fast) for name, each in rates.items()),
         ]
+
+    def _train_shared(self, folder: Path, context: ExperimentContext) -> None:
+        train_shared_backbone("classes", SHARED_BACKBONES["classes"], context, folder)
 
     def _loop(self) -> float:
         callbacks = _Timed(self._size.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -196,9 +197,10 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     known, few = known_share(data.collection), None
     if known < 1 and config.few_labels.weight:
         few = FewLabels(model, data, config.few_labels, config.precision, positive, counts, labels).to(place)
-    engine, generator = distribute(model, partly=bool(config.freeze)), torch.Generator()
+    engine: Callable[[Tensor], tuple[Tensor, Tensor]] = distribute(model, partly=bool(config.freeze))
     if config.compile:
         engine = torch.compile(engine)
+    generator = torch.Generator()
 
     def read(rows: np.ndarray) -> Tensor:
         return read_images(data, rows[own_part(len(rows))])

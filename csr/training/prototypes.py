@@ -214,8 +214,8 @@ def train_prototypes(
         present = send(present_pairs(whole[part]), place)  # while the labels are on the CPU: their number is known
         terms = engine(*cache.sent(cached, place), send(whole[part], place), own, present)
         counted = 1 if times is None else times
-        known, present = share_of_mean(~whole.isnan() * counted, part), share_of_mean((whole == 1) * counted, part)
-        return {name: value * (known if name == "absence" else present) for name, value in terms.items()}
+        known, shown = share_of_mean(~whole.isnan() * counted, part), share_of_mean((whole == 1) * counted, part)
+        return {name: value * (known if name == "absence" else shown) for name, value in terms.items()}
 
     def after_epoch(epoch: int) -> dict[str, float]:
         reseeded = _reseed(model, vectors, concept) if config.reseed and epoch < config.epochs - 2 else 0
