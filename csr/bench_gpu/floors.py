@@ -9,8 +9,10 @@ cannot reach.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +72,17 @@ def count_step(model: nn.Module, step: Callable[[], object]) -> tuple[float, flo
             kept[storage.data_ptr()] = storage.nbytes()
         return value
 
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _flops_back})
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         step()
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return float(counter.get_total_flops()), 2.0 * sum(kept.values()) + PASSES_OF_ADAMW * size
+
+
+def _flops_back(back: Sequence[int], images: Sequence[int], weight: Sequence[int], *others: Any, **more: Any) -> int:
+    """Of a convolution's backward pass, by shapes: for each gradient that is wanted as many as forward.
+
+    torch's own count takes a convolution of groups for one without: a depthwise one of C channels counts C times.
+    """
+    wanted = others[-1]  # of the images', the weights' and the bias's gradients
+    return 2 * math.prod(back) * math.prod(weight[1:]) * (wanted[0] + wanted[1])

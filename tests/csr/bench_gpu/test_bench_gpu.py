@@ -65,6 +65,14 @@ def test_a_step_is_counted_as_by_hand():
     assert count_step(model, step) == (2 * forward, 2 * 5 * 4 * 4 + PASSES_OF_ADAMW * 3 * 4 * 4)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_convolutions_of_groups_are_counted_as_by_hand(groups):
+    model, images = nn.Conv2d(6, 6, 3, padding=1, groups=groups, bias=False), torch.randn(2, 6, 8, 8)
+    flops, _ = count_step(model, lambda: model(images.requires_grad_()).sum().backward())
+    forward = 2 * (2 * 6 * 8 * 8) * (6 // groups * 3 * 3)
+    assert flops == 3 * forward  # the gradients of images and weights are as dear
+
+
 def test_the_floor_is_the_dearer_of_arithmetic_and_traffic():
     rates = Rates(flops=100.0, bytes=10.0)
     assert rates.seconds(200.0, 5.0) == 2.0 and rates.seconds(200.0, 50.0) == 5.0
