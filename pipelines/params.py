@@ -31,7 +31,7 @@ from csr.training.concepts import ConceptTrainingConfig
 from csr.training.fine_tuning import PRETRAINED, SCRATCH
 from csr.training.head import HeadConfig
 from csr.training.prototypes import PrototypeConfig
-from csr.training.runtime import DeviceChoice, check_share
+from csr.training.runtime import TF32, DeviceChoice, check_share
 
 PARAMS_FILE = Path("params.yaml")
 PRESETS = Path("params/presets")  # beside the parameters
@@ -138,6 +138,7 @@ class TrainParams:
             to ``workers``. null: always with ``workers``.
         gpu: ``auto`` gives this process, or each worker, a GPU when there is one; ``never`` keeps all stages off it.
         threads: torch threads a process on the CPU; 0 leaves torch's choice.
+        tf32, autotune: how a GPU computes while it trains and caches features; see `csr.training.runtime.tune_gpu`.
         max_failures: how often Ray restarts a failed worker group, from its last checkpoint.
         storage: where workers on other machines find what they read and leave their checkpoints, an address that
             `pipelines.storage` opens; null: all of them see this folder. Without workers nothing goes there.
@@ -147,6 +148,8 @@ class TrainParams:
     least_workers: int | None = None
     gpu: Literal["auto", "never"] = "auto"
     threads: int = 0
+    tf32: TF32 = "convolutions"
+    autotune: bool = True
     max_failures: int = 1
     storage: str | None = None
 

@@ -229,7 +229,8 @@ def _train_and_judge(run: Run, data: PreparedSet, seed: int) -> None:
         draft, start = run.folder / "features.draft", time.perf_counter()
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        compute_features(concept_model, data, draft, TimedCallbacks("features", draft))
+        precision = params.concepts.precision
+        compute_features(concept_model, data, draft, TimedCallbacks("features", draft), precision=precision)
         run.note("features", {"seconds": time.perf_counter() - start})
         draft.rename(features)
     stage2 = params.prototypes

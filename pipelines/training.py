@@ -30,7 +30,7 @@ from ray.train.torch import TorchTrainer
 
 from csr.errors import CSRError, TrainingError
 from csr.training.callbacks import State
-from csr.training.runtime import rank, use_device
+from csr.training.runtime import rank, tune_gpu, use_device
 from pipelines.checkpoints import CHECKPOINTS, MadeOf, claim, forget
 from pipelines.imports import PACKAGES, ROOT
 from pipelines.params import TrainParams
@@ -168,6 +168,7 @@ def train(
         "folder": None if params.workers else str(folder),
         "threads": params.threads,
         "device": params.device,
+        "gpu": (params.tf32, params.autotune),
     }
     use_device(params.device)  # of this process too: it looks at what was trained
     gpu = params.gpu == "auto" and torch.cuda.is_available()
@@ -206,6 +207,7 @@ def _train_worker(settings: dict[str, Any]) -> Any:
         From rank 0 the function's checkpoint and the history as bytes: Ray Train refuses to carry tensors.
     """
     use_device(settings["device"])
+    tune_gpu(*settings["gpu"])
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     stage, folder = settings["stage"], settings["folder"]

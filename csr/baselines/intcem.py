@@ -52,7 +52,7 @@ from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.callbacks import Callbacks
 from csr.training.class_losses import class_loss
 from csr.training.loop import Task, fit
-from csr.training.runtime import count_batches, device, seed_everything, seeds
+from csr.training.runtime import count_batches, device, seed_everything, seeds, send
 
 EMBEDDING = 16
 POLICY_LAYERS = (128, 128, 64, 64)
@@ -252,7 +252,7 @@ def train_bottleneck(
         nonlocal step
         length = int(torch.randint(1, horizon(step, concepts) + 1, (), generator=draws))
         step += 1
-        own = train[torch.from_numpy(rows).to(train.vectors.device)]
+        own = train[send(torch.from_numpy(rows), train.vectors.device)]
         class_loss, imitation = trajectory_losses(bottleneck, own, length)
         return {"class": class_loss, "imitation": config.imitation * imitation}
 

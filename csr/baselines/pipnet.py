@@ -54,7 +54,7 @@ from csr.network.rebuild import backbone_config, build_backbone
 from csr.training.augmentation import window
 from csr.training.images import image_batches
 from csr.training.loop import Task, fit
-from csr.training.runtime import count_batches, device, seed_everything, seeds
+from csr.training.runtime import count_batches, device, seed_everything, seeds, send
 
 PRETRAINING = 1 / 7  # of the epochs
 HEAD_EPOCHS = 3
@@ -186,7 +186,7 @@ def pipnet(context: ExperimentContext) -> PIPNet:
     scores = train_scores(system, context)
 
     def frozen_terms(chosen: np.ndarray) -> dict[str, Tensor]:
-        return head_terms(chosen, scores[np.searchsorted(train, chosen)])
+        return head_terms(chosen, scores[send(torch.from_numpy(np.searchsorted(train, chosen)), scores.device)])
 
     task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates, "concepts")
     fit(task, replace(config, epochs=HEAD_EPOCHS), context.callbacks)

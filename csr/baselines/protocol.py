@@ -18,6 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -30,7 +31,7 @@ from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
 from csr.errors import DataError
 from csr.evaluation.metrics import macro_auroc
-from csr.evaluation.peaks import map_peaks
+from csr.evaluation.peaks import peak_pixels, pixel_centres
 from csr.evaluation.predictions import Predictions
 from csr.evaluation.thresholds import validation_f1
 from csr.network.backbone import Backbone
@@ -42,10 +43,10 @@ from csr.training.concepts import ConceptTrainingConfig, class_chances
 from csr.training.features import FeatureCache
 from csr.training.fine_tuning import fine_tuned
 from csr.training.frozen_body import remembered
-from csr.training.images import image_batches, load_images, set_normalisation
+from csr.training.images import image_batches, read_images, send_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.losses import positive_weights
-from csr.training.runtime import autocast, count_batches, device
+from csr.training.runtime import autocast, count_batches, device, send
 
 SharedBackbone = Literal["concepts_lse", "concepts_average", "concepts_coarse", "classes"]
 
@@ -187,7 +188,7 @@ class ExperimentContext:
     def class_labels(self, rows: np.ndarray) -> Tensor:
         """What is true of rows: class indices, `csr.data.records.NO_CLASS` where the class is not known, or, where a
         study can have several, n×T of 1, 0 or NaN."""
-        return torch.from_numpy(self.data.collection.truth()[rows]).to(device())
+        return send(torch.from_numpy(self.data.collection.truth()[rows]), device())
 
     def class_loss(self, logits: Tensor, rows: np.ndarray) -> Tensor:
         """`csr.baselines.classes.known_class_loss` of the logits B×T of B rows."""
@@ -195,7 +196,7 @@ class ExperimentContext:
 
     def concept_labels(self, rows: np.ndarray) -> Tensor:
         """n×K of 1, 0 or NaN."""
-        return torch.from_numpy(self.data.collection.concept_labels()[rows]).to(device())
+        return send(torch.from_numpy(self.data.collection.concept_labels()[rows]), device())
 
     def positive_weights(self) -> Tensor | None:
         """K, how many times a present concept counts in the BCE; None: once."""
@@ -294,8 +295,8 @@ def train_on_images(
     phase = replace(context.config, epochs=context.config.epochs if epochs is None else epochs, **budget)
     system.to(device()).to(memory_format=torch.channels_last)
 
-    def batch_terms(rows: np.ndarray) -> Mapping[str, Tensor]:
-        images = augment(load_images(context.data, rows, device()), phase.augment, findings, rows)
+    def batch_terms(rows: np.ndarray, images: Tensor) -> Mapping[str, Tensor]:
+        images = augment(send_images(images, device()), phase.augment, findings, rows)
         with autocast(phase.precision):
             return terms(rows, images)
 
@@ -324,6 +325,7 @@ def train_on_images(
         clip=phase.clip,
         accumulate=phase.accumulate,
         chances=class_chances(collection, chosen) if phase.sampling == "balanced" else None,
+        read=partial(read_images, context.data),
     )
     if context.shared_backbone is not None:
         phase = replace(phase, backbone_rate=1.0, layer_decay=None, freeze="all" if phase.freeze == "all" else 0)
@@ -340,17 +342,17 @@ def predict(system: System, data: PreparedSet, rows: np.ndarray, batch_size: int
     system.train(training)
 
     def gathered(pieces: list[Tensor | None]) -> np.ndarray | None:
-        known = [piece.float().cpu().numpy() for piece in pieces if piece is not None]
-        return np.concatenate(known) if known else None
+        known = [piece.float() for piece in pieces if piece is not None]
+        return torch.cat(known).cpu().numpy() if known else None
 
     probabilities = gathered([answer.probabilities for answer in answers])
     explanations = gathered([answer.explanations for answer in answers])
     assert probabilities is not None and explanations is not None
-    peaks = [map_peaks(answer.maps.float().cpu().numpy(), data.side) for answer in answers if answer.maps is not None]
+    peaks = [peak_pixels(answer.maps, data.side) for answer in answers if answer.maps is not None]
     return Predictions(
         rows=rows,
         probabilities=probabilities,
         concepts=gathered([answer.concepts for answer in answers]),
-        peaks=np.concatenate(peaks) if peaks else None,
+        peaks=pixel_centres(torch.cat(peaks).cpu().numpy(), data.side) if peaks else None,
         explanations=explanations,
     )

@@ -53,7 +53,7 @@ from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.callbacks import Callbacks
 from csr.training.class_losses import class_loss
 from csr.training.loop import Task, fit
-from csr.training.runtime import device, seed_everything, seeds
+from csr.training.runtime import device, seed_everything, seeds, send
 
 Covariance = Literal["global", "amortised"]
 
@@ -285,7 +285,7 @@ def train_bottleneck(
         temperature = LAST_TEMPERATURE ** (epoch / config.epochs)
 
     def terms(rows: np.ndarray) -> dict[str, Tensor]:
-        own = train[torch.from_numpy(rows).to(train.logits.device)]
+        own = train[send(torch.from_numpy(rows), train.logits.device)]
         normal = bottleneck.normal(own.logits, own.features)
         draws = normal.draw(torch.randn(len(rows), SAMPLES, concepts, device=own.logits.device))
         return {

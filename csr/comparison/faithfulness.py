@@ -279,7 +279,7 @@ def pointed_effects(systems: Systems, data: PreparedSet, config: FaithfulnessCon
         off = np.array([_elsewhere(boxes[int(row), k][0], data.side, size, rng) for row in chosen])
         control = _looks(systems, wiped(images, plain, off, size))
         for name in NAMES:
-            peaks = map_peaks(looks[name].maps[:, k].cpu().numpy(), data.side)
+            peaks = map_peaks(looks[name].maps[:, k], data.side)
             after = _looks(systems, wiped(images, plain, square_around(peaks, data.side, size), size))
             for i, row in enumerate(chosen):
                 line: dict[str, Any] = {"part": part, "concept": concept, "system": name}

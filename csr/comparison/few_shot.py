@@ -192,7 +192,7 @@ class _Gathered:
         self.scores[:, own] = scores.T.cpu().numpy()
         for j, wanted in enumerate(self._wanted[:, own]):
             if wanted.any():
-                self.peaks[j, own][wanted] = map_peaks(maps[torch.from_numpy(wanted), j].cpu().numpy(), self._side)
+                self.peaks[j, own][wanted] = map_peaks(maps[torch.from_numpy(wanted), j], self._side)
         self._at += len(maps)
 
     def found(self) -> list[Found]:

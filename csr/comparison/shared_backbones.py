@@ -26,7 +26,7 @@ def train_shared_backbone(
     start = time.perf_counter()
     model = train(context)
     write_checkpoint(concept_model_checkpoint(model), folder / "model.pt")
-    compute_features(model, context.data, folder, context.callbacks)
+    compute_features(model, context.data, folder, context.callbacks, precision=context.config.precision)
     seconds = time.perf_counter() - start
     about = {"seconds": seconds, "parameters": sum(parameter.numel() for parameter in model.parameters())}
     (folder / "about.json").write_text(json.dumps(about) + "\n")

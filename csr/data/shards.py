@@ -42,7 +42,7 @@ class ImageShards:
         if missing := [name for name in map(shard_name, range(len(names) or 1)) if name not in names]:
             raise DataError(f"{folder / missing[0]}: missing; run the stage 'prepare' (dvc repro prepare) first")
         self._last = len(names) - 1
-        self._open: dict[int, memoryview] = {}
+        self._open: dict[int, np.ndarray] = {}
         first, last = self._read(0), self._read(self._last)
         self._per_shard, self._image_shape = len(first), first.shape[1:]
         self._count = self._last * self._per_shard + len(last)
@@ -78,26 +78,26 @@ class ImageShards:
         return self[:].astype(dtype or np.uint8, copy=False)
 
     def _gather(self, rows: Sequence[int]) -> np.ndarray:
-        """Copies images, as bytes: joining those costs less than joining arrays."""
-        count, pixels = self._count, math.prod(self._image_shape)
-        pieces = []
-        for row in rows:
+        """Copies images one by one: numpy lets other threads run meanwhile, also while it waits for the disk."""
+        count = self._count
+        images = np.empty((len(rows), *self._image_shape), np.uint8)
+        for image, row in zip(images, rows, strict=True):
             if not -count <= row < count:
                 raise IndexError(f"image {row} is none of the {count}")
             number, place = divmod(row if row >= 0 else row + count, self._per_shard)
-            shard = self._open.get(number) or self._shard(number)
-            pieces.append(shard[place * pixels : (place + 1) * pixels])
-        return np.frombuffer(bytearray().join(pieces), np.uint8).reshape(len(rows), *self._image_shape)
+            shard = self._open.get(number)
+            image[...] = (self._shard(number) if shard is None else shard)[place]
+        return images
 
-    def _shard(self, number: int) -> memoryview:
-        """Opens a shard's bytes, and lets go of the one that was opened first if there are too many."""
+    def _shard(self, number: int) -> np.ndarray:
+        """Opens a shard, and lets go of the one that was opened first if there are too many."""
         shard = self._read(number)
         count = self._per_shard if number < self._last else self._count - self._last * self._per_shard
         if shard.shape != (count, *self._image_shape):
             raise self._damaged(number, f"its shape is {shard.shape} instead of {(count, *self._image_shape)}")
         if len(self._open) >= MAX_OPEN:
             self._open.pop(next(iter(self._open)), None)
-        self._open[number] = shard.reshape(-1).data
+        self._open[number] = np.asarray(shard)  # plain arrays are indexed faster than memory maps
         return self._open[number]
 
     def _read(self, number: int) -> np.ndarray:

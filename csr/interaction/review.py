@@ -184,7 +184,7 @@ def _peaks(
     for i, own in by_image.items():
         concepts, prototypes = np.array(own).T
         maps = _maps(cache, csr, rows[i : i + 1])[0, concepts, prototypes]
-        for (k, m), peak in zip(own, map_peaks(maps.cpu().numpy(), data.side), strict=True):
+        for (k, m), peak in zip(own, map_peaks(maps, data.side), strict=True):
             found[i, k, m] = peak
     return found
 

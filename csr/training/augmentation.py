@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csr.data.records import Collection
+from csr.training.runtime import send
 
 KEPT = 0.5  # share of a finding's boxes that must stay in the picture
 REDRAWS = 10
@@ -159,7 +160,7 @@ def draw_moves(config: AugmentConfig, findings: Findings | None, rows: np.ndarra
 
 def moved(images: Tensor, config: AugmentConfig, transforms: Tensor) -> Tensor:
     """uint8 B×C×S×S → float32 0..255 by the moves that `draw_moves` drew."""
-    own = transforms.to(images.device)
+    own = send(transforms, images.device)
     if not (config.rotate or config.shift or config.scale):  # mirrored or not, to the bit and without resampling
         return torch.where((own[:, 0, 0] < 0)[:, None, None, None], images.flip(-1), images).float()
     grid = F.affine_grid(own, list(images.shape), align_corners=False)
@@ -180,8 +181,8 @@ def _draw_moves(draws: Draws, config: AugmentConfig) -> Tensor:
 def window(images: Tensor, config: AugmentConfig, draws: Draws | None = None) -> Tensor:
     """B×C×S×S of 0..255 → uint8, the contrast and brightness of each image changed at random; no cell moves."""
     draws = draws or Draws(len(images))
-    gain = (1 + draws.spread(config.contrast))[draws.part].to(images.device)[:, None, None, None]
-    offset = (255 * draws.spread(config.brightness))[draws.part].to(images.device)[:, None, None, None]
+    gain = send((1 + draws.spread(config.contrast))[draws.part], images.device)[:, None, None, None]
+    offset = send((255 * draws.spread(config.brightness))[draws.part], images.device)[:, None, None, None]
     windowed = images.float()
     if config.contrast or config.brightness:
         windowed = (windowed - 127.5) * gain + 127.5 + offset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,7 @@ from csr.training.callbacks import Callbacks
 from csr.training.few_labels import FewLabels, FewLabelsConfig, known_share, lengthened
 from csr.training.fine_tuning import SCRATCH, fine_tuned
 from csr.training.frozen_body import remembered
-from csr.training.images import image_batches, load_images, set_normalisation
+from csr.training.images import image_batches, read_images, send_images, set_normalisation
 from csr.training.loop import Task, fit
 from csr.training.losses import masked_bce, positive_weights
 from csr.training.reader_boxes import ReaderBoxes, box_loss
@@ -39,6 +40,7 @@ from csr.training.runtime import (
     own_part,
     seed_everything,
     seeds,
+    send,
     share_of_mean,
     world_size,
 )
@@ -53,7 +55,10 @@ class ConceptTrainingConfig:
     Args:
         batch_size: images a step, of all workers together: each takes an equal part.
         learning_rate: the peak of a one-cycle schedule that warms up during the first ``warmup`` share of steps.
-        precision: that the network computes in while it trains; see `csr.training.runtime.number_format`.
+        precision: that the network computes in while it trains, on validation images too, and where its features are
+            cached; see `csr.training.runtime.number_format`.
+        compile: let ``torch.compile`` make kernels for the training step first, which takes a minute; in one process,
+            and not with ``freeze: all``. docs/gpus_and_clusters.md says what it gains.
         decay_norms: whether weight decay also pulls norms and biases towards 0, and what timm spares in the backbone,
             such as position embeddings.
         backbone_rate: factor on the learning rate of the backbone's pretrained weights.
@@ -100,6 +105,7 @@ class ConceptTrainingConfig:
     doubt_readers: bool = True
     few_labels: FewLabelsConfig = field(default_factory=FewLabelsConfig)
     precision: Precision = "auto"
+    compile: bool = False
     patience: int | None = None
     least_rise: float = 0.001
     anneal: float = 0.25
@@ -146,6 +152,10 @@ class ConceptTrainingConfig:
             raise ValueError(f"concepts.least_rise: must be 0 or more, got {self.least_rise}")
         if not 0 < self.anneal <= 1:
             raise ValueError(f"concepts.anneal: must be above 0 and at most 1, got {self.anneal}")
+        if self.compile and self.freeze == "all":
+            raise ValueError(
+                "concepts.compile: what a frozen body says is looked up; set it to false, or concepts.freeze to 0"
+            )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"concepts.clip: must be above 0, or null, got {self.clip}")
 
@@ -160,11 +170,14 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     every batch and learn what one would.
 
     Raises:
-        ConfigError: a batch of fewer images than processes, or a model to start from that does not fit.
+        ConfigError: a batch of fewer images than processes, several processes for a compiled model, or a model to
+            start from that does not fit.
         DataError: the file to start from is no concept model.
         TrainingError: the loss became NaN or infinite, or ``val`` has no figure to stop by.
     """
     check_share(config.batch_size, world_size(), "concepts")
+    if config.compile and world_size() > 1:
+        raise ConfigError("concepts.compile: works in one process only; set it to false, or train.workers to 0 or 1")
     seed_everything(seeds(config.seed, "weights"))
     place = device()
     labels = torch.from_numpy(data.collection.concept_labels())
@@ -184,28 +197,34 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
     known, few = known_share(data.collection), None
     if known < 1 and config.few_labels.weight:
         few = FewLabels(model, data, config.few_labels, config.precision, positive, counts, labels).to(place)
-    engine, generator = distribute(model, partly=bool(config.freeze)), torch.Generator()
+    engine: Callable[[Tensor], tuple[Tensor, Tensor]] = distribute(model, partly=bool(config.freeze))
+    if config.compile:
+        engine = torch.compile(engine)
+    generator = torch.Generator()
 
-    def terms(rows: np.ndarray) -> dict[str, Tensor]:
+    def read(rows: np.ndarray) -> Tensor:
+        return read_images(data, rows[own_part(len(rows))])
+
+    def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         if few is not None:
             few.follow()
         part = own_part(len(rows))
         own, draws = rows[part], Draws(len(rows), part, generator)
         moves = draw_moves(config.augment, findings, rows, draws)
-        images = window(moved(load_images(data, own, place), config.augment, moves), config.augment, draws)
+        images = window(moved(send_images(images, place), config.augment, moves), config.augment, draws)
         with autocast(config.precision), shared_batch_norm():
             maps, logits = engine(images)
         counted = ~labels[rows].isnan() * (1 if counts is None else counts[rows])
         if few is not None:
             found = few.terms(logits, rows, part)
         else:
-            times = None if counts is None else counts[own].to(place)
-            loss = masked_bce(logits, labels[own].to(place), positive, times)
+            times = None if counts is None else send(counts[own], place)
+            loss = masked_bce(logits, send(labels[own], place), positive, times)
             found = {"loss": loss * share_of_mean(counted, part)}
         if boxes:
             inside, outside = boxes.cells(own, labels[own] == 1, moves, *maps.shape[2:])
             factor = box_weight * world_size() / max(float(counted.sum()), 1.0)
-            found["box_loss"] = factor * box_loss(maps, inside.to(place), outside.to(place), config.model)
+            found["box_loss"] = factor * box_loss(maps, send(inside, place), send(outside, place), config.model)
         return found
 
     given, said = labels.clone(), data.collection.said_labels()
@@ -217,7 +236,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
             few.label(epoch)
         if weighed:
             model.eval()
-            evidence, judged = (concept_logits(model, data, rows) for rows in (spoken, val))
+            evidence, judged = (concept_logits(model, data, rows, config.precision) for rows in (spoken, val))
             model.train()
             doubted = np.zeros(said.shape, bool)
             doubted[spoken] = doubted_labels(
@@ -227,7 +246,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
 
     def after_epoch(epoch: int) -> dict[str, float]:
         doubts = {"doubted": float(labels.isnan()[said].double().mean())} if weighed else {}
-        return validate(model, data, val) | doubts
+        return validate(model, data, val, config.precision) | doubts
 
     task = Task(
         "concepts",
@@ -244,6 +263,7 @@ def train_concepts(data: PreparedSet, config: ConceptTrainingConfig, callbacks: 
         accumulate=config.accumulate,
         chances=class_chances(data.collection, drawn) if config.sampling == "balanced" else None,
         before_epoch=before_epoch,
+        read=read,
     )
     budget = replace(config, epochs=lengthened(config.epochs, known, config.few_labels))
     with remembered(task.model, config.freeze):
@@ -296,15 +316,22 @@ def class_chances(collection: Collection, rows: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def concept_logits(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> Tensor:
+def concept_logits(
+    model: ConceptModel, data: PreparedSet, rows: np.ndarray, precision: Precision = "float32"
+) -> Tensor:
     """n×K of given rows' images as they are, of which each process looks at its part."""
-    own = [model(images)[1].cpu() for _, images in image_batches(data, rows[own_part(len(rows))], 64)]
-    return gather(torch.cat([torch.zeros(0, len(data.collection.concepts)), *own]))
+    own = []
+    for _, images in image_batches(data, rows[own_part(len(rows))], 64):
+        with autocast(precision):
+            own.append(model(images)[1])
+    return gather(torch.cat(own).cpu() if own else torch.zeros(0, len(data.collection.concepts)))
 
 
-def validate(model: ConceptModel, data: PreparedSet, rows: np.ndarray) -> dict[str, float]:
+def validate(
+    model: ConceptModel, data: PreparedSet, rows: np.ndarray, precision: Precision = "float32"
+) -> dict[str, float]:
     """Loss and mean AUROC of the concept logits on given rows."""
-    labels, logits = data.collection.concept_labels()[rows], concept_logits(model, data, rows)
+    labels, logits = data.collection.concept_labels()[rows], concept_logits(model, data, rows, precision)
     return {
         "val_loss": float(masked_bce(logits, torch.from_numpy(labels))),
         "val_auroc": mean_auroc(labels, logits.numpy()),

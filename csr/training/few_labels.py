@@ -35,7 +35,7 @@ from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
 from csr.network.concept_model import ConceptModel
 from csr.training.images import image_batches
-from csr.training.runtime import Precision, autocast, gather, own_part, world_size
+from csr.training.runtime import Precision, autocast, gather, own_part, send, world_size
 from csr.training.soft_labels import fitted_labels, soft_labels
 
 
@@ -141,20 +141,20 @@ class FewLabels(nn.Module):
         share = weights[part] * (world_size() / weights.sum().clamp_min(1e-9))
         losses = F.binary_cross_entropy_with_logits(
             logits.float(),
-            targets[part].nan_to_num(0).to(logits.device),
+            send(targets[part].nan_to_num(0), logits.device),
             reduction="none",
             pos_weight=self._positive,
         )
-        losses = losses * share.to(logits.device)
-        own = known[part].to(logits.device)
+        losses = losses * send(share, logits.device)
+        own = send(known[part], logits.device)
         return {"loss": (losses * own).sum(), "soft_loss": (losses * ~own).sum()}
 
     @torch.no_grad()
     def _teacher_logits(self) -> np.ndarray:
         """n×K of the training images as they are."""
         self.teacher.eval()
-        pieces = [torch.zeros(0, self._labels.shape[1])]
+        pieces = []
         for _, images in image_batches(self._data, self._rows[own_part(len(self._rows))], 64):
             with autocast(self._precision):
-                pieces.append(self.teacher(images)[1].cpu())
-        return gather(torch.cat(pieces)).numpy()
+                pieces.append(self.teacher(images)[1])
+        return gather(torch.cat(pieces).cpu() if pieces else torch.zeros(0, self._labels.shape[1])).numpy()

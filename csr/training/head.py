@@ -26,7 +26,7 @@ from csr.training.interventions import boxed_scores, draw_answers
 from csr.training.loop import Task, fit
 from csr.training.prototypes import all_positive_vectors, usage
 from csr.training.reader_words import believed, label_counts
-from csr.training.runtime import device, seed_everything, seeds
+from csr.training.runtime import device, seed_everything, seeds, send
 
 VIEWS = 4  # readers whose boxes a training image is seen under
 
@@ -148,7 +148,8 @@ def train_head(
     position = torch.full((len(truth),), -1, device=place)
     position[train] = torch.arange(len(train), device=place)
 
-    def terms(rows: np.ndarray) -> dict[str, Tensor]:
+    def terms(chosen: np.ndarray) -> dict[str, Tensor]:
+        rows = send(torch.from_numpy(chosen), place)
         scores = train_scores[position[rows]]
         if views is not None:
             boxed = torch.rand(len(rows), device=place) < config.boxes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from csr.errors import TrainingError
 from csr.training.callbacks import Callbacks, State
+from csr.training.read_ahead import read_ahead
 from csr.training.runtime import (
     Precision,
     agreed,
@@ -54,9 +56,10 @@ class Task:
         stage: name of the stage or phase, for progress bars and for random numbers of its own.
         model: whose state is checkpointed; its parameters that require a gradient are trained by AdamW.
         rows: training rows to draw batches from.
-        terms: rows of a batch → the loss terms, already weighted; their sum is minimised. Where processes share the
-            batch, each is given all of its rows and computes its part of the terms, such that the average over
-            processes is the term of the batch (`csr.training.runtime.share_of_mean`).
+        terms: rows of a batch, and what ``read`` made of them if there is one → the loss terms, already weighted; their
+            sum is minimised. Where processes share the batch, each is given all of its rows and computes its part of
+            the terms, such that the average over processes is the term of the batch
+            (`csr.training.runtime.share_of_mean`).
         after_epoch: epoch → numbers to report beside the mean of each term.
         warmup: share of steps of a one-cycle schedule's rise; 0 decays from the start by a cosine.
         rates: prefix of parameter names → factor on the learning rate; the first prefix that fits counts.
@@ -72,12 +75,14 @@ class Task:
         clip: the gradients' norm over all parameters is brought down to it; None for no limit.
         accumulate: batches whose gradients make one step; each is given to ``terms`` on its own.
         chances: of each row to be drawn; None: each comes once an epoch.
+        read: rows of a batch → what of them is on disk. It is called ahead of the step, in a thread of its own
+            (`csr.training.read_ahead`), and draws no random numbers.
     """
 
     stage: str
     model: nn.Module
     rows: np.ndarray
-    terms: Callable[[np.ndarray], Mapping[str, Tensor]]
+    terms: Callable[..., Mapping[str, Tensor]]
     after_epoch: Callable[[int], Mapping[str, float]]
     warmup: float = 0.0
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -92,6 +97,7 @@ class Task:
     clip: float | None = None
     accumulate: int = 1
     chances: np.ndarray | None = None
+    read: Callable[[np.ndarray], Any] | None = None
 
 
 def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
@@ -143,27 +149,28 @@ def fit(task: Task, config: OptimizerConfig, callbacks: Callbacks) -> None:
         totals: dict[str, Tensor] = {}
         seen: Tensor | None = None
         chosen = batches(task.rows, batch, seeds(config.seed, f"{task.stage}: order", epoch), task.chances)
-        shown = callbacks.track(chosen, steps, f"{task.stage} {epoch + 1}/{config.epochs}")
-        for step, rows in enumerate(shown, 1):
-            optimiser.zero_grad(set_to_none=True)
-            for part in _parts(rows, task.accumulate):
-                terms = task.terms(part)
-                loss = torch.stack(list(terms.values())).sum()
-                share = len(part) / len(rows)
-                scaler.scale(loss if share == 1 else loss * share).backward()
-                for name, value in terms.items():
-                    totals[name] = totals.get(name, 0.0) + value.detach().double() * share / steps
-                # the last loss, or the first that was no number
-                seen = loss.detach() if seen is None else torch.where(seen.isfinite(), loss.detach(), seen)
-            if task.clip is not None:
-                scaler.unscale_(optimiser)
-                nn.utils.clip_grad_norm_(trained, task.clip)
-            scaler.step(optimiser)
-            scaler.update()
-            schedule.step()
-            if step % CHECK_EVERY == 0 or step == steps:
-                assert seen is not None
-                check_finite(seen, section, epoch)
+        with _read(task, chosen) as given:
+            shown = callbacks.track(given, steps, f"{task.stage} {epoch + 1}/{config.epochs}")
+            for step, (rows, parts) in enumerate(shown, 1):
+                optimiser.zero_grad(set_to_none=True)
+                for part in parts:
+                    terms = task.terms(*part)
+                    loss = torch.stack(list(terms.values())).sum()
+                    share = len(part[0]) / len(rows)
+                    scaler.scale(loss if share == 1 else loss * share).backward()
+                    for name, value in terms.items():
+                        totals[name] = totals.get(name, 0.0) + value.detach().double() * share / steps
+                    # the last loss, or the first that was no number
+                    seen = loss.detach() if seen is None else torch.where(seen.isfinite(), loss.detach(), seen)
+                if task.clip is not None:
+                    scaler.unscale_(optimiser)
+                    nn.utils.clip_grad_norm_(trained, task.clip)
+                scaler.step(optimiser)
+                scaler.update()
+                schedule.step()
+                if step % CHECK_EVERY == 0 or step == steps:
+                    assert seen is not None
+                    check_finite(seen, section, epoch)
         _check_scale(scaler, section, epoch)
         task.model.eval()
         means = average(torch.stack(list(totals.values()))).tolist()
@@ -206,6 +213,16 @@ def _schedule(
             optimiser, [group["lr"] for group in optimiser.param_groups], total_steps=total, pct_start=task.warmup
         )
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
+
+
+def _read(
+    task: Task, chosen: Iterator[np.ndarray]
+) -> AbstractContextManager[Iterator[tuple[np.ndarray, list[tuple[Any, ...]]]]]:
+    """Batches, and of each the arguments of ``terms`` for each of its parts."""
+    read = task.read
+    if read is None:
+        return nullcontext((rows, [(part,) for part in _parts(rows, task.accumulate)]) for rows in chosen)
+    return read_ahead(chosen, lambda rows: [(part, read(part)) for part in _parts(rows, task.accumulate)])
 
 
 def _parts(rows: np.ndarray, count: int) -> list[np.ndarray]:

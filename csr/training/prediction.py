@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from csr.data.prepared import PreparedSet
-from csr.evaluation.peaks import map_peaks
+from csr.evaluation.peaks import peak_pixels, pixel_centres
 from csr.evaluation.predictions import Predictions
 from csr.network.trained import TrainedCSR
 from csr.training.features import FeatureCache
+from csr.training.read_ahead import read_ahead
 from csr.training.runtime import device
 
 
@@ -18,11 +18,11 @@ def predict(data: PreparedSet, cache: FeatureCache, csr: TrainedCSR, split: str 
     """Predicts a whole split from cached features."""
     csr = csr.to(device()).eval()
     rows = data.collection.rows(split)
-    probabilities, concepts, peaks = [], [], []
-    for start in range(0, len(rows), 64):
-        features, _ = cache.batch(rows[start : start + 64], csr.place)
-        answer = csr.reasoner(csr.project(features))
-        probabilities.append(answer.probabilities.cpu().numpy())
-        concepts.append(answer.concept_probabilities.cpu().numpy())
-        peaks.append(map_peaks(answer.concept_maps.cpu().numpy(), data.side))
-    return Predictions(rows, np.concatenate(probabilities), np.concatenate(concepts), np.concatenate(peaks))
+    found = []
+    with read_ahead((rows[start : start + 64] for start in range(0, len(rows), 64)), cache.read) as batches:
+        for _, cached in batches:
+            answer = csr.reasoner(csr.project(cache.sent(cached, csr.place)[0]))
+            pixels = peak_pixels(answer.concept_maps, data.side)
+            found.append((answer.probabilities, answer.concept_probabilities, pixels))
+    probabilities, concepts, peaks = (torch.cat(each).cpu().numpy() for each in zip(*found, strict=True))
+    return Predictions(rows, probabilities, concepts, pixel_centres(peaks, data.side))

@@ -69,6 +69,11 @@ def _mean_entropy(logits: Tensor, concept: Tensor, counts: Tensor | None) -> Ten
     return (counts * F.cross_entropy(logits, concept, reduction="none")).sum() / counts.sum().clamp_min(1e-9)
 
 
+def present_pairs(labels: Tensor) -> Tensor:
+    """2×n: image and concept of each present concept, by labels B×K, where 1 is present."""
+    return (labels == 1).nonzero().T
+
+
 def absence(maps: Tensor, labels: Tensor, scale: Tensor, shift: Tensor, counts: Tensor | None = None) -> Tensor:
     """BCE that shows P and the prototypes the images that lack a concept, too.
 
@@ -84,7 +89,12 @@ def absence(maps: Tensor, labels: Tensor, scale: Tensor, shift: Tensor, counts: 
 
 
 def agreement(
-    maps: Tensor, cam: Tensor, labels: Tensor, temperature: float = 20.0, counts: Tensor | None = None
+    maps: Tensor,
+    cam: Tensor,
+    labels: Tensor,
+    temperature: float = 20.0,
+    counts: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     """KL(stage-1 attention ‖ attention of the similarity map), averaged over present concepts.
 
@@ -95,8 +105,9 @@ def agreement(
         cam: B×K×h×w, not differentiated.
         labels: B×K of 1, 0 or NaN.
         counts: B×K, how many times a label counts; None: once.
+        present: `present_pairs` of the labels; None: they are looked up, for which a GPU must be waited for.
     """
-    image, concept = (labels == 1).nonzero(as_tuple=True)
+    image, concept = present_pairs(labels) if present is None else present
     if not len(image):
         return maps.sum() * 0
     target = cam.flatten(2)[image, concept].detach().log_softmax(-1)

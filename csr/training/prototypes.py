@@ -22,7 +22,14 @@ from csr.network.prototypes import PrototypeModel, local_concept_vectors
 from csr.training.callbacks import Callbacks
 from csr.training.features import FeatureCache
 from csr.training.loop import Task, fit
-from csr.training.prototype_losses import Margin, absence, agreement, prototype_contrastive, soft_similarity
+from csr.training.prototype_losses import (
+    Margin,
+    absence,
+    agreement,
+    present_pairs,
+    prototype_contrastive,
+    soft_similarity,
+)
 from csr.training.reader_words import believed, label_counts
 from csr.training.runtime import (
     Precision,
@@ -34,6 +41,7 @@ from csr.training.runtime import (
     own_part,
     seed_everything,
     seeds,
+    send,
     share_of_mean,
     torch_seed,
     world_size,
@@ -124,15 +132,23 @@ class PrototypeObjective(nn.Module):
         self.scale = nn.Parameter(torch.full((concepts,), 10.0), requires_grad=learned)
         self.shift = nn.Parameter(torch.full((concepts,), -5.0), requires_grad=learned)
 
-    def forward(self, features: Tensor, cam: Tensor, labels: Tensor, counts: Tensor | None = None) -> dict[str, Tensor]:
-        """The loss terms of one batch; f B×D×h×w, cam B×K×h×w, labels B×K of 1, 0 or NaN, and how many times each
-        counts, B×K; None: once."""
+    def forward(
+        self,
+        features: Tensor,
+        cam: Tensor,
+        labels: Tensor,
+        counts: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss terms of one batch; f B×D×h×w, cam B×K×h×w, labels B×K of 1, 0 or NaN, how many times each counts,
+        B×K (None: once), and their `csr.training.prototype_losses.present_pairs` (None: looked up)."""
         config, model, unit = self.config, self.model, self.model.prototypes.unit()
-        vectors, concept = positive_vectors(features, cam, labels)
+        present = present_pairs(labels) if present is None else present
+        vectors, concept = positive_vectors(features, cam, labels, present)
         with autocast(config.precision):
             projected = model.projector(vectors).float()
         similarity, _ = soft_similarity(projected, unit, config.gamma)
-        own = None if counts is None else counts[labels == 1]  # in the order of the vectors
+        own = None if counts is None else counts[present[0], present[1]]
         contrastive = prototype_contrastive(similarity, concept, config.scale, config.delta, config.margin, own)
         terms = {"contrastive": contrastive}
         if config.absence or config.agreement:
@@ -140,13 +156,19 @@ class PrototypeObjective(nn.Module):
                 patches = model.projector.project_maps(features).float()
             maps = model.prototypes.similarity_maps(patches)
             terms["absence"] = config.absence * absence(maps, labels, self.scale, self.shift, counts)
-            terms["agreement"] = config.agreement * agreement(maps, cam, labels, config.temperature, counts)
+            terms["agreement"] = config.agreement * agreement(maps, cam, labels, config.temperature, counts, present)
         return terms
 
 
-def positive_vectors(features: Tensor, cam: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Local concept vectors of present concepts: n×D and their concept indices n."""
-    image, concept = (labels == 1).nonzero(as_tuple=True)
+def positive_vectors(
+    features: Tensor, cam: Tensor, labels: Tensor, present: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Local concept vectors of present concepts: n×D and their concept indices n.
+
+    Args:
+        present: `csr.training.prototype_losses.present_pairs` of the labels; None: they are looked up.
+    """
+    image, concept = present_pairs(labels) if present is None else present
     return local_concept_vectors(features, cam)[image, concept], concept
 
 
@@ -182,14 +204,18 @@ def train_prototypes(
     objective = PrototypeObjective(model, config).to(place)
     engine = distribute(objective)
 
-    def terms(rows: np.ndarray) -> dict[str, Tensor]:
+    def read(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return cache.read(rows[own_part(len(rows))])
+
+    def terms(rows: np.ndarray, cached: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         part, whole = own_part(len(rows)), labels[rows]
         times = None if counts is None else counts[rows]
-        own = None if times is None else times[part].to(place)
-        terms = engine(*cache.batch(rows[part], place), whole[part].to(place), own)
+        own = None if times is None else send(times[part], place)
+        present = send(present_pairs(whole[part]), place)  # while the labels are on the CPU: their number is known
+        terms = engine(*cache.sent(cached, place), send(whole[part], place), own, present)
         counted = 1 if times is None else times
-        known, present = share_of_mean(~whole.isnan() * counted, part), share_of_mean((whole == 1) * counted, part)
-        return {name: value * (known if name == "absence" else present) for name, value in terms.items()}
+        known, shown = share_of_mean(~whole.isnan() * counted, part), share_of_mean((whole == 1) * counted, part)
+        return {name: value * (known if name == "absence" else shown) for name, value in terms.items()}
 
     def after_epoch(epoch: int) -> dict[str, float]:
         reseeded = _reseed(model, vectors, concept) if config.reseed and epoch < config.epochs - 2 else 0
@@ -197,7 +223,8 @@ def train_prototypes(
         return {"reseeded": reseeded, **diagnose(model, *map(gather, own))}
 
     rows = collection.labelled_rows("train")
-    fit(Task("prototypes", objective, rows, terms, after_epoch, precision=config.precision), config, callbacks)
+    task = Task("prototypes", objective, rows, terms, after_epoch, precision=config.precision, read=read)
+    fit(task, config, callbacks)
     return model
 
 
@@ -214,7 +241,9 @@ def all_positive_vectors(
     pieces = []
     for start in range(0, max(len(rows), 1), 256):
         chosen = rows[start : start + 256]
-        pieces.append(positive_vectors(*cache.batch(chosen, place), labels[chosen].to(place)))
+        known = labels[chosen]
+        present = send(present_pairs(known), place)
+        pieces.append(positive_vectors(*cache.batch(chosen, place), known, present))
     return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
 
 

@@ -67,7 +67,7 @@ def train(data: PreparedSet, config: TrainingConfig | None = None, callbacks: Ca
     collection = data.collection
     concept_model = train_concepts(data, config.concepts, callbacks)
     with TemporaryDirectory(prefix="csr-features-") as folder:
-        compute_features(concept_model, data, Path(folder), callbacks)
+        compute_features(concept_model, data, Path(folder), callbacks, precision=config.concepts.precision)
         cache = FeatureCache.open(Path(folder))
         cache = attended_cache(data, cache, config.prototypes.located, config.prototypes.reader_boxes)
         prototype_model = train_prototypes(collection, cache, config.prototypes, callbacks)

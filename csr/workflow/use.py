@@ -77,7 +77,7 @@ def _predict(csr: TrainedCSR, data: PreparedSet, split: str) -> Predictions:
         said = csr(images)
         probabilities.append(said.probabilities.cpu().numpy())
         concepts.append(said.concept_probabilities.cpu().numpy())
-        peaks.append(map_peaks(said.concept_maps.cpu().numpy(), data.side))
+        peaks.append(map_peaks(said.concept_maps, data.side))
     return Predictions(rows, *map(np.concatenate, (probabilities, concepts, peaks)))
 
 

@@ -9,9 +9,10 @@ each operation on it is checked by the rules that CUDA has before it is computed
 - ``numpy()`` is refused, and so is a random generator of another device;
 - factories make a tensor where ``device`` says.
 
-Results are the CPU's own, bit for bit: only where they are changes. What is read back to the host, for which a GPU has
-to be waited for, is counted in `Accelerator.reads`: a ``number``, a ``copy`` of a tensor, or the ``shape`` of a result
-that depends on values, as that of ``nonzero`` does.
+Results are the CPU's own, bit for bit: only where they are changes. What a GPU has to be waited for is counted in
+`Accelerator.reads`: a ``number`` that the host reads, a ``copy`` of a tensor to it, the ``shape`` of a result that
+depends on values, as that of ``nonzero`` does, and an ``upload``, a tensor that is sent to the GPU without
+``non_blocking``, or as an index of one that is there: torch then waits until all that was asked for before is done.
 
 To C++ the device of a claimed tensor is ``cpu:0``, of a CPU tensor ``cpu`` without an index: a tensor whose C++ device
 is CUDA cannot have a gradient on a machine without its driver, since autograd asks for its stream. So C++ can tell the
@@ -151,13 +152,15 @@ class Accelerator(TorchDispatchMode):
 
     Attributes:
         operations: how many were computed on it.
-        reads: what was read back to the host, by kind.
+        reads: what the host waited for, by kind.
+        pinned: tensors that were put into memory that a GPU reads by itself.
     """
 
     def __init__(self, bfloat16: bool = False) -> None:
         super().__init__()
         self.operations = 0
         self.reads: Counter[str] = Counter()
+        self.pinned = 0
         self._bfloat16 = bfloat16
         self._undo = ExitStack()
 
@@ -180,6 +183,7 @@ class Accelerator(TorchDispatchMode):
         }
         self._undo.enter_context(patch.multiple(torch.cuda, **answers))
         self._undo.enter_context(patch.object(torch, "autocast", _Autocast))
+        self._undo.enter_context(patch.object(Tensor, "pin_memory", lambda tensor: self._pin(tensor)))
         # as FakeTensorMode: tensors are made of numbers on the CPU, then moved; no guard asks for the driver
         self._undo.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)
@@ -202,6 +206,10 @@ class Accelerator(TorchDispatchMode):
         """There is no GPU any more; closing twice does nothing."""
         self._undo.close()
 
+    def _pin(self, tensor: Tensor) -> Tensor:
+        self.pinned += 1
+        return tensor.clone()
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         leaves, form = tree_flatten((args, kwargs or {}))
         claimed = [leaf for leaf in leaves if isinstance(leaf, ClaimedTensor)]
@@ -215,7 +223,7 @@ class Accelerator(TorchDispatchMode):
             here = isinstance(args[0], ClaimedTensor)
         _check(function, args, leaves, here)
         self.operations += here
-        if claimed and (kind := _reads_host(function, args, here)):
+        if kind := _waits(function, args, kwargs or {}, here):
             self.reads[kind] += 1
         inside, inside_kwargs = tree_unflatten([_inside(leaf, here) for leaf in leaves], form)
         result = function(*inside, **inside_kwargs)
@@ -321,11 +329,18 @@ def _check(function: Any, args: tuple, leaves: list, here: bool) -> None:
     )
 
 
-def _reads_host(function, args, here: bool) -> str | None:
-    """What an operation with claimed operands reads back to the host, for which the GPU must be waited for."""
-    if function.overloadpacket in _COPIES and not here:
-        return "copy"
-    if function.overloadpacket is aten.index:
-        masks = (each for each in args[1] if each is not None)
-        return "shape" if any(each.dtype == torch.bool and isinstance(each, ClaimedTensor) for each in masks) else None
-    return "shape" if torch.Tag.dynamic_output_shape in function.tags else None
+def _waits(function: Any, args: tuple, kwargs: dict, here: bool) -> str | None:
+    """What an operation with a claimed operand or result makes the host wait for."""
+    packet = function.overloadpacket
+    if packet in _COPIES:
+        source = args[1] if packet is aten.copy_ else args[0]
+        if not here:
+            return "copy" if isinstance(source, ClaimedTensor) else None
+        blocking = not kwargs.get("non_blocking", len(args) > 2 and args[2])
+        return "upload" if blocking and not isinstance(source, ClaimedTensor) else None
+    if here and packet in _INDEXING:
+        indices = [each for each in args[1] if each is not None]
+        if not all(isinstance(each, ClaimedTensor) for each in indices):
+            return "upload"
+        return "shape" if any(each.dtype == torch.bool for each in indices) else None
+    return "shape" if here and torch.Tag.dynamic_output_shape in function.tags else None

@@ -208,9 +208,9 @@ def test_a_saved_state_comes_back_on_the_cpu_and_can_be_loaded_there_and_here(ac
 
 
 def test_what_is_read_back_is_counted(accelerator):
-    x = torch.tensor([1.0, 0.0, 2.0], device=GPU)
+    x = torch.tensor([1.0, 0.0, 2.0]).to(GPU, non_blocking=True)
     F.one_hot((x > 0).long(), 2)  # whose checks of its values are the CPU's alone
-    x[torch.tensor([0])], x[0] + x.to(torch.float64), x.copy_(torch.ones(3))
+    x[x.argmax()[None]], x[0] + x.to(torch.float64), x.copy_(torch.ones(3), non_blocking=True)
     assert not accelerator.reads and accelerator.operations > 0
     assert float(x.sum()) == x.sum().item() == 3 and bool(x.any()) and f"{x[0]:.1f}" == "1.0"
     assert accelerator.reads == {"number": 4}
@@ -218,6 +218,15 @@ def test_what_is_read_back_is_counted(accelerator):
     assert accelerator.reads == {"number": 4, "copy": 3}
     x.nonzero(), x[x > 0], x.unique()
     assert accelerator.reads == {"number": 4, "copy": 3, "shape": 3}
+
+
+def test_uploads_that_wait_are_counted(accelerator):
+    x = torch.ones(3).to(GPU)
+    torch.tensor([1.0], device=GPU), x.copy_(torch.zeros(3)), x[torch.tensor([0, 2])], x[[0, 2]]
+    x[torch.tensor([0, 2])] = torch.zeros(2, device=GPU)
+    torch.zeros(3, device=GPU), x.fill_(2.0), x[1:], x + 2.0  # nothing is sent
+    assert accelerator.reads == {"upload": 6}
+    assert torch.equal(x.cpu(), torch.full((3,), 2.0))
 
 
 def test_it_ends_with_its_context():

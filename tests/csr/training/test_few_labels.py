@@ -309,9 +309,9 @@ def test_stage_2_is_trained_on_them(monkeypatch):
     cache, given = make_cache(make_collection(200)), []
     original = prototypes.positive_vectors
 
-    def watched(features, cam, labels):
+    def watched(features, cam, labels, present=None):
         given.append(labels)
-        return original(features, cam, labels)
+        return original(features, cam, labels, present)
 
     monkeypatch.setattr(prototypes, "positive_vectors", watched)
     counts = {}
