@@ -111,6 +111,26 @@ def multilabel_bundle(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactor
     return bundle
 
 
+@pytest.fixture(scope="session", params=["int8", "float16"])
+def reduced_bundle(request: pytest.FixtureRequest, tiny_run: TinyRun) -> object:
+    """The tiny run's bundle with its encoder in another precision, which may change much of what is hardly trained."""
+    import numpy as np
+
+    from csr.bundle.atlas import Atlas
+    from csr.bundle.reduced import ReducedLimits
+    from csr.bundle.writing import ExportConfig, Provenance, write_bundle
+
+    limits = ReducedLimits(agreement=0.5, f1=0.3, pointing=0.5, probability=0.5, fit=0.2)
+    config = ExportConfig(
+        precision=request.param, calibration_images=24, reduced_limits=limits, parity_images=8, abstain_risk=0.9
+    )
+    atlas = Atlas(tiny_run.bundle.atlas(), np.array(tiny_run.bundle.crops()))  # type: ignore[attr-defined]
+    origin = Provenance("robust", tiny_run.data.digest(), "test", {"iid": {"macro_f1": 0.5}})  # type: ignore[attr-defined]
+    folder = tiny_run.folder / request.param
+    bundle, _ = write_bundle(folder, tiny_run.data, tiny_run.cache, tiny_run.csr, atlas, config, origin)  # type: ignore[arg-type]
+    return bundle
+
+
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a small image-text encoder, trained here on shapes and their captions."""

@@ -51,6 +51,24 @@ REASONER_OUTPUTS = (
 PRUNING_INPUTS = ("scores", "alive")
 PRUNING_OUTPUTS = ("standard", "probabilities")
 COMPARED_OUTPUTS = ("logits", "concept_maps")  # where parity and the golden case look: all inputs move one of them
+Precision = Literal["float32", "float16", "int8"]
+
+
+@dataclass(frozen=True)
+class EncoderRecord:
+    """Of an encoder that is not in float32, what was done to it, and what that changes.
+
+    Args:
+        precision: ``float16`` or ``int8``.
+        calibration_images: training images that the ranges of int8 were taken from; None for float16.
+        calibration_digest: SHA-256 of their pixels.
+        parity: it beside the float32 encoder on validation studies; see `csr.bundle.reduced.compare_answers`.
+    """
+
+    precision: Precision
+    calibration_images: int | None
+    calibration_digest: str | None
+    parity: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,7 @@ class Manifest:
         code_revision: git revision of the code that exported it, with ``-dirty`` if it had local changes.
         metrics: the evaluation's results, one entry a test part.
         files: SHA-256 of every file but this one.
+        encoder: in which precision the encoder is, and what that changes; None: in float32, as it was trained.
     """
 
     format: int
@@ -108,6 +127,12 @@ class Manifest:
     metrics: dict[str, Any]
     files: dict[str, str]
     thresholds: tuple[float, ...] | None = None
+    encoder: EncoderRecord | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """Of the encoder's weights and activations."""
+        return "float32" if self.encoder is None else self.encoder.precision
 
 
 @dataclass(frozen=True)
@@ -235,7 +260,8 @@ class Bundle:
         return ValidationSet.read((self.path / "validation.npz").read_bytes())
 
     def golden(self) -> dict[str, np.ndarray]:
-        """``image``, the `INTERACTION_INPUTS`, ``expected_fit_scores`` and ``expected_<output>`` of the golden case."""
+        """``image``, the `INTERACTION_INPUTS`, ``expected_fit_scores`` and ``expected_<output>`` of the golden case,
+        and, if the encoder is not in float32, ``tolerance_<output>`` (`csr.bundle.runtime.golden_gap`)."""
         with np.load(self.path / "golden.npz") as arrays:
             return dict(arrays)
 
@@ -276,6 +302,7 @@ def _read_manifest(file: Path, content: Any) -> Manifest:
         )
     if content["format"] < 7:
         content = content | {"thresholds": None}
+    content = {"encoder": None} | content
     missing = [field.name for field in fields(Manifest) if field.name not in content]
     if missing:
         raise BundleError(f"{file}: key {missing[0]!r} is missing; export the bundle again")
@@ -289,7 +316,18 @@ def _read_manifest(file: Path, content: Any) -> Manifest:
             f"{file}: key 'thresholds' must be null or a number between 0 and 1 a class; export the bundle again"
         )
     tuples = {"concepts": tuple(known["concepts"]), "classes": tuple(known["classes"])}
-    return Manifest(**(known | tuples | {"thresholds": None if thresholds is None else tuple(thresholds)}))
+    known |= {"thresholds": None if thresholds is None else tuple(thresholds), "encoder": _read_encoder(file, content)}
+    return Manifest(**(known | tuples))
+
+
+def _read_encoder(file: Path, content: dict[str, Any]) -> EncoderRecord | None:
+    record = content["encoder"]
+    if record is None:
+        return None
+    keys = {field.name for field in fields(EncoderRecord)}
+    if not isinstance(record, dict) or set(record) != keys or record["precision"] not in ("float16", "int8"):
+        raise BundleError(f"{file}: key 'encoder' must be null or say precision, calibration and parity; export again")
+    return EncoderRecord(**record)
 
 
 def _fit(thresholds: Any, classes: int) -> bool:
@@ -313,5 +351,8 @@ def write_manifest(path: Path, **known: Any) -> Manifest:
     """Completes ``known`` with format and digests of the files in ``path`` and writes ``manifest.json``."""
     names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
     manifest = Manifest(format=FORMAT, files={name: file_digest(path / name) for name in names}, **known)
-    (path / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
+    content = asdict(manifest)
+    if manifest.encoder is None:  # nothing to say, and a float32 bundle stays the same to the byte
+        del content["encoder"]
+    (path / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return manifest

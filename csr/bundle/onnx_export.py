@@ -17,11 +17,12 @@ from csr.bundle.format import (
     PRUNING_OUTPUTS,
     REASONER_OUTPUTS,
 )
+from csr.bundle.precision import PIXELS
 from csr.bundle.runtime import FIT_TOLERANCE, GOLDEN_TOLERANCE
 from csr.errors import BundleError
 from csr.network.guard import GuardedEncoder, InputGuard
 from csr.network.reasoner import Reasoner, Reasoning
-from csr.network.trained import TrainedCSR
+from csr.network.trained import Encoder, TrainedCSR
 
 _BATCH = torch.export.Dim("batch", min=1, max=4096)
 
@@ -53,6 +54,17 @@ class _PrunedReasoner(nn.Module):
         return standard, self.reasoner.probabilities(logits)
 
 
+class _Body(nn.Module):
+    """The encoder without a guard, with what a guard looks at."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoder.depths(images)
+
+
 def export_graphs(csr: TrainedCSR, guard: InputGuard, images: Tensor, folder: Path) -> None:
     """Writes ``encoder.onnx``, ``reasoner.onnx`` and ``pruning.onnx`` with a free batch axis.
 
@@ -82,6 +94,29 @@ def export_graphs(csr: TrainedCSR, guard: InputGuard, images: Tensor, folder: Pa
         folder / "pruning.onnx",
         batched=1,
     )
+
+
+def export_body(csr: TrainedCSR, images: Tensor, file: Path) -> None:
+    """Writes image → fine, patches, in float32; see `csr.network.trained.Encoder.depths`.
+
+    Args:
+        csr: trained, on the CPU.
+        images: uint8 B×C×S×S, at least two, to trace with.
+        file: where to write.
+    """
+    _export(_Body(csr.encoder), (images,), ["image"], ["fine", "patches"], file)
+
+
+def export_guard(guard: InputGuard, images: Tensor, depths: tuple[Tensor, Tensor], file: Path) -> None:
+    """Writes a guard on its own: the image, fine, patches → fit_scores.
+
+    Args:
+        guard: on the CPU.
+        images: uint8 B×C×S×S, at least two, to trace with.
+        depths: fine and patches of them.
+        file: where to write.
+    """
+    _export(guard, (images, *depths), [PIXELS, "fine", "patches"], ["fit_scores"], file)
 
 
 def _export(

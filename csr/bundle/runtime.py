@@ -101,14 +101,17 @@ class BundleRunner:
 
 
 def golden_gap(golden: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray]) -> float:
-    """Largest absolute difference from the golden case's expected logits and concept maps, and fit scores in a unit in
-    which they, too, may differ by `GOLDEN_TOLERANCE`; NaN if any is.
+    """Largest absolute difference from the golden case's expected logits, concept maps and fit scores; NaN if any is.
+
+    Each is in a unit in which it may differ by `GOLDEN_TOLERANCE`. For logits and maps that is 1, unless the case has
+    tolerances of its own: machines that compute in half precision or int8 differ by steps of these.
 
     Args:
         golden: `csr.bundle.format.Bundle.golden`.
         answer: ``fit_scores`` and the `COMPARED_OUTPUTS` of what it holds.
     """
-    units = dict.fromkeys(COMPARED_OUTPUTS, 1.0) | {"fit_scores": FIT_TOLERANCE / GOLDEN_TOLERANCE}
+    tolerances = dict.fromkeys(COMPARED_OUTPUTS, GOLDEN_TOLERANCE) | {"fit_scores": FIT_TOLERANCE}
+    units = {name: golden.get(f"tolerance_{name}", each) / GOLDEN_TOLERANCE for name, each in tolerances.items()}
     gaps = [np.abs(answer[name] - golden[f"expected_{name}"]).max() / unit for name, unit in units.items()]
     return float(np.max(gaps))
 

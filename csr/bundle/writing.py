@@ -4,8 +4,8 @@ case, samples."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,18 @@ import numpy as np
 import torch
 
 from csr.bundle.atlas import Atlas
-from csr.bundle.format import REASONER_OUTPUTS, Bundle, ConceptReference, write_atlas, write_manifest, write_reference
+from csr.bundle.format import (
+    REASONER_OUTPUTS,
+    Bundle,
+    ConceptReference,
+    Precision,
+    write_atlas,
+    write_manifest,
+    write_reference,
+)
 from csr.bundle.onnx_export import export_graphs, measure_parity, require_parity
 from csr.bundle.profile import HEADERS
+from csr.bundle.reduced import ReducedLimits, golden_answers, graph_concepts, reduce_encoder, spread
 from csr.bundle.validation_fit import crop_maps, fit_validation
 from csr.data.atomic_folder import atomic_folder
 from csr.data.images import to_png
@@ -34,6 +43,7 @@ from csr.training.guard import fit_guard
 from csr.training.thresholds import own_thresholds
 
 REFERENCE_BINS = 10
+REFERENCE_IMAGES = 3000  # at most, where no cached features are of the encoder that is served
 _DECIMALS = 4  # of a probability: what is beyond them differs between torch and ONNX Runtime, and says nothing
 
 
@@ -60,6 +70,10 @@ class ExportConfig:
             None: it never abstains; the default, since those who act on the answers must say how many may be wrong.
         parity_images: how many test images parity is measured on. tolerance: the largest allowed |Δlogit|.
         samples: how many test images to pack, spread over the classes; fewer if there are no more.
+        precision: of the encoder's graph: ``float32``, ``int8`` for processors or ``float16`` for GPUs; see
+            `csr.bundle.precision`. The rest of a bundle is in float32 always.
+        calibration_images: training images that the ranges of int8 are taken from.
+        reduced_limits: what a precision below float32 may change; beyond that there is no bundle.
         expects: terms that a file's header must be among, for example ``{modality: [CR, DX], body_part: [CHEST]}``: a
             file that says another does not fit. Names are those of `csr.bundle.profile.HEADERS`; what is not named, and
             None, takes the terms from the columns of these names in the table of studies, or what is known of a
@@ -74,9 +88,14 @@ class ExportConfig:
     parity_images: int = 64
     tolerance: float = 1e-4
     samples: int = 40
+    precision: Precision = "float32"
+    calibration_images: int = 256
+    reduced_limits: ReducedLimits = field(default_factory=ReducedLimits)
     expects: dict[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
+        if self.calibration_images < 1:
+            raise ValueError(f"export.calibration_images: {self.calibration_images} is not 1 or more")
         given = self.alpha if isinstance(self.alpha, dict) else {"alpha": self.alpha}
         if wrong := {name: value for name, value in given.items() if not 0 <= value < 1}:
             name, value = next(iter(wrong.items()))
@@ -106,9 +125,11 @@ def write_bundle(
         interaction.
 
     Raises:
-        BundleError: parity is above ``config.tolerance``; nothing is written.
+        BundleError: parity is above ``config.tolerance``, or an encoder below float32 changes more than
+            ``config.reduced_limits`` allow; nothing is written.
         ConfigError: no threshold brings the errors on ``val`` down to ``config.abstain_risk``; nothing is written.
-        DataError: the data set has concepts only, so the model says nothing that could be served.
+        DataError: the data set has concepts only, so the model says nothing that could be served, or no validation
+            studies by which another precision than float32 could be judged.
     """
     if data.collection.task == "concepts":
         raise DataError(
@@ -119,8 +140,9 @@ def write_bundle(
     csr = csr.cpu().eval()
     _set_alpha(csr, config.alpha)
     abstain_below = None
-    if config.abstain_risk is not None:
-        abstain_below = _abstain_below(data, csr, config.abstain_risk, thresholds)
+    if config.abstain_risk is not None and config.precision == "float32":
+        rows = data.collection.rows("val")
+        abstain_below = _abstain_below(data, rows, _probabilities(data, csr, rows), config.abstain_risk, thresholds)
     test = data.collection.rows("test")
     chosen = test[np.linspace(0, len(test) - 1, min(config.parity_images, len(test))).astype(int)]
     images = torch.from_numpy(np.ascontiguousarray(data.images[chosen]))
@@ -132,13 +154,33 @@ def write_bundle(
         export_graphs(csr, guard, images[:2], draft)
         gap = measure_parity(csr, guard, images, tensors, draft)
         require_parity(gap, config.tolerance)
-        _write_golden(draft / "golden.npz", csr, guard, images[:2], {name: each[:2] for name, each in tensors.items()})
+        golden = {name: each[:2] for name, each in tensors.items()}
+        encoder = None
+        if config.precision == "float32":
+            _write_golden(draft / "golden.npz", csr, guard, images[:2], golden)
+            probabilities = _concept_probabilities(csr, cache, data.collection.rows("train"))
+        else:
+            reduced = reduce_encoder(
+                draft,
+                data,
+                csr,
+                config.precision,
+                config.calibration_images,
+                config.expects,
+                thresholds,
+                config.reduced_limits,
+            )
+            encoder, profile = reduced.record, reduced.profile
+            if config.abstain_risk is not None:
+                said = reduced.answers.probabilities
+                abstain_below = _abstain_below(data, reduced.rows, said, config.abstain_risk, thresholds)
+            _write_reduced_golden(draft, images[:2].numpy(), golden, reduced.tolerances)
+            probabilities = graph_concepts(draft, data, spread(data.collection.rows("train"), REFERENCE_IMAGES))
         (draft / "profile.json").write_text(json.dumps(profile.to_json(), indent=1) + "\n")
         write_atlas(draft, atlas.entries, atlas.crops)
         maps = crop_maps(data, cache, csr, atlas.entries, atlas.crops.shape[-1])
         np.save(draft / "crop_maps.npy", maps)
         fit_validation(data, cache, csr).write(draft / "validation.npz")
-        probabilities = _concept_probabilities(csr, cache, data.collection.rows("train"))
         write_reference(draft, concept_references(data.collection.concepts, probabilities))
         naming = fit_naming(data, cache, csr)
         (draft / "naming.json").write_text(json.dumps(naming and naming.to_json()) + "\n")
@@ -167,6 +209,7 @@ def write_bundle(
             data_digest=origin.data_digest,
             code_revision=origin.code_revision,
             metrics=origin.metrics,
+            encoder=encoder,
         )
     return Bundle.open(path), gap
 
@@ -215,14 +258,20 @@ def _concept_probabilities(csr: TrainedCSR, cache: FeatureCache, rows: np.ndarra
 
 
 @torch.no_grad()
-def _abstain_below(data: PreparedSet, csr: TrainedCSR, risk: float, thresholds: np.ndarray | None) -> float:
-    """The confidence from which on at most a share ``risk`` of the answers on split ``val`` is wrong."""
-    rows = data.collection.rows("val")
+def _probabilities(data: PreparedSet, csr: TrainedCSR, rows: np.ndarray) -> np.ndarray:
+    """n×T of some rows."""
     pieces = [
         csr(torch.from_numpy(np.ascontiguousarray(data.images[rows[start : start + 16]]))).probabilities
         for start in range(0, len(rows), 16)
     ]
-    truth, probabilities = data.collection.truth()[rows], torch.cat(pieces).numpy()
+    return torch.cat(pieces).numpy()
+
+
+def _abstain_below(
+    data: PreparedSet, rows: np.ndarray, probabilities: np.ndarray, risk: float, thresholds: np.ndarray | None
+) -> float:
+    """The confidence from which on at most a share ``risk`` of the answers about rows of split ``val`` is wrong."""
+    truth = data.collection.truth()[rows]
     threshold = abstain_threshold(truth, probabilities, risk, thresholds)
     if np.isfinite(threshold):
         return threshold
@@ -268,6 +317,17 @@ def _write_golden(
     del expected["expected_similarity_maps"]  # the concept maps stand for them at an M-th of the size
     arrays: dict[str, Any] = {"image": images.numpy(), **tensors, **expected}
     np.savez_compressed(file, **arrays)
+
+
+def _write_reduced_golden(
+    folder: Path, images: np.ndarray, tensors: Mapping[str, np.ndarray], tolerances: Mapping[str, float]
+) -> None:
+    """The golden case of an encoder that is not in float32: what its own graph says, and how nearly."""
+    outputs = [name for name in REASONER_OUTPUTS if name != "similarity_maps"]
+    expected = {f"expected_{name}": value for name, value in golden_answers(folder, images, tensors, outputs).items()}
+    allowed = {f"tolerance_{name}": np.float32(value) for name, value in tolerances.items()}
+    arrays: dict[str, Any] = {"image": images, **tensors, **expected, **allowed}
+    np.savez_compressed(folder / "golden.npz", **arrays)
 
 
 def write_samples(folder: Path, data: PreparedSet, count: int) -> None:

@@ -12,12 +12,13 @@ No image that is wrong is shown to it, so nothing is assumed of what wrong image
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
 from sklearn.model_selection import GroupKFold
+from torch import Tensor
 
 from csr.bundle.profile import GREY_EDGES, LIMIT, PARTS, InputProfile, Part, stated_headers
 from csr.data.headers import collection_headers, table_headers
@@ -38,7 +39,10 @@ _ASPECT_SLACK = 1.05
 
 
 def fit_guard(
-    data: PreparedSet, csr: TrainedCSR, stated: Mapping[str, Sequence[str]] | None = None
+    data: PreparedSet,
+    csr: TrainedCSR,
+    stated: Mapping[str, Sequence[str]] | None = None,
+    depths: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[InputGuard, InputProfile]:
     """The guard of a trained CSR's encoder, on the CPU, and what there is to say of the images.
 
@@ -47,11 +51,12 @@ def fit_guard(
         csr: trained, on the CPU.
         stated: terms that headers must be among, by name of `csr.bundle.profile.HEADERS`; what is not named is taken
             from the table of studies, or from what is known of the collection.
+        depths: what computes the features where it is not ``csr``: see `csr.network.trained.Encoder.depths`.
     """
     collection, describe = data.collection, Descriptions(data.side)
     rows = np.sort(np.concatenate([_spread(collection.rows("train")), _spread(collection.rows("val"))]))
     in_val = np.isin(rows, collection.rows("val"))
-    described = _described(data, csr, describe, rows)
+    described = _described(data, depths or csr.encoder.eval().depths, describe, rows)
     patients = collection.patients()[rows]
     if len(np.unique(patients)) < 2:  # of one patient alone images are left out, which is the most that can be done
         patients = rows
@@ -130,13 +135,14 @@ def _upper(values: np.ndarray, above: float) -> float:
 
 
 @torch.no_grad()
-def _described(data: PreparedSet, csr: TrainedCSR, describe: Descriptions, rows: np.ndarray) -> dict[Part, np.ndarray]:
+def _described(
+    data: PreparedSet, depths: Callable[[Tensor], tuple[Tensor, Tensor]], describe: Descriptions, rows: np.ndarray
+) -> dict[Part, np.ndarray]:
     """N×dim float32 descriptions of the rows' images by part."""
-    encoder = csr.encoder.eval()
     pieces: dict[Part, list[np.ndarray]] = {part: [] for part in PARTS}
     for start in range(0, len(rows), _BATCH):
         images = torch.from_numpy(np.ascontiguousarray(data.images[rows[start : start + _BATCH]]))
-        for part, values in describe(images, *encoder.depths(images)).items():
+        for part, values in describe(images, *depths(images)).items():
             pieces[part].append(values.numpy())
     return {part: np.concatenate(values) for part, values in pieces.items()}
 

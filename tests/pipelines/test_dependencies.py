@@ -212,7 +212,7 @@ def code() -> dict[str, set[str]]:
         ("csr/interaction/naming_fit.py", {"export"}),
         ("csr/training/class_losses.py", {"head", "atlas", "export"}),
         ("csr/evaluation/evaluate.py", {"evaluate"}),
-        ("csr/evaluation/pointing.py", {"evaluate"}),
+        ("csr/evaluation/pointing.py", {"evaluate", "export"}),
         ("csr/bundle/onnx_export.py", {"export"}),
         ("csr/bundle/writing.py", {"export"}),
         ("pipelines/figures/evaluation.py", {"evaluate"}),
