@@ -12,14 +12,10 @@ there.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from tests.bench.growth_cases import CASES, Case
+from tests.bench.results import Row, save
 
-LIMIT = 1.1  # an exponent above which something is wrong
 _LEAST_MB = 4.0
 
 
@@ -44,8 +40,8 @@ def fit(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
     return slope, error
 
 
-def measure(case: Case, sizes: Sequence[int], scratch: Path) -> list[dict[str, Any]]:
-    """Its two rows, of time and of memory."""
+def measure(case: Case, sizes: Sequence[int], scratch: Path) -> list[Row]:
+    """Its two rows, of time and of memory; their rounds are those of the largest size."""
     seconds, peaks = [], []
     for size in sizes:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -58,21 +54,8 @@ def measure(case: Case, sizes: Sequence[int], scratch: Path) -> list[dict[str, A
     for what, unit, rounds in (("time", "s", seconds), ("memory", "MB", [[peak] for peak in peaks])):
         values = [statistics.median(each) for each in rounds]
         exponent, error = fit(sizes, values)
-        rows.append(
-            {
-                "name": f"{case.name}: {what}",
-                "unit": unit,
-                "better": "lower",
-                "rounds": rounds[-1],
-                "median": values[-1],
-                "ratio_to": None,
-                "ratio": None,
-                "sizes": list(sizes),
-                "values": values,
-                "exponent": exponent,
-                "exponent_se": error,
-            }
-        )
+        found = {"sizes": list(sizes), "values": values, "exponent": exponent, "exponent_se": error}
+        rows.append(Row(f"{case.name}: {what}", unit, "lower", rounds[-1], **found))
     return rows
 
 
@@ -108,20 +91,6 @@ def _status(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def header() -> dict[str, Any]:
-    """Where and with what it was measured."""
-    revision = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "what": "growth",
-        "revision": revision.stdout.strip() or "unknown",
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "limit": LIMIT,
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.growth")
@@ -133,21 +102,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not chosen:
         parser.error(f"no quantity is called so; there are: {'; '.join(case.name for case in CASES)}")
     os.environ["OMP_NUM_THREADS"] = "1"
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         for case in chosen:
             for row in measure(case, case.quick if given.quick else case.sizes, Path(scratch)):
                 rows.append(row)
                 print(_line(row), flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps({"header": header(), "rows": rows}, indent=2) + "\n")
-    if (above := [row["name"] for row in rows if row["exponent"] > LIMIT]) and not given.quick:
-        sys.exit(f"growth: an exponent is above {LIMIT}: {'; '.join(above)}")
+    save(rows, given.out)
 
 
-def _line(row: dict[str, Any]) -> str:
-    values = " ".join(f"{value:.3g}" for value in row["values"])
-    return f"{row['name']:<52} n^{row['exponent']:.2f} ± {row['exponent_se']:.2f}  {values} {row['unit']}"
+def _line(row: Row) -> str:
+    values = " ".join(f"{value:.3g}" for value in row.values or ())
+    return f"{row.name:<52} n^{row.exponent:.2f} ± {row.exponent_se:.2f}  {values} {row.unit}"
 
 
 if __name__ == "__main__":

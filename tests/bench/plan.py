@@ -104,7 +104,7 @@ class Served:
 
 _PATTERNS = {
     "cores": r"on (\d+) cores",
-    "rate": r"all recorded: ([\d,.]+) a second",
+    "rate": r"all recorded[^:]*: ([\d,.]+) a second",
     "server_ms": r"of that on the server[^|]*\| ([\d.]+) ms",
     "replica_mb": r"A replica after [^:]*: (\d+)",
 }

@@ -48,9 +48,18 @@ class Limit:
         return f"{'≤' if self.way == 'at_most' else '≥'} {self.number:g}: {'held' if held else '**missed**'}"
 
 
-def limits(suite: str) -> dict[str, Limit]:
-    """What is asked of a suite's rows, by name."""
-    return {name: Limit.parse(each) for name, each in (yaml.safe_load(LIMITS.read_text()).get(suite) or {}).items()}
+def limits(suite: str, rows: Sequence[Combined]) -> dict[str, Limit]:
+    """What is asked of a suite's rows, by name; ``*`` in the file stands for all that are not named.
+
+    Raises:
+        ValueError: something is asked of a row that there is none of.
+    """
+    content = yaml.safe_load(LIMITS.read_text()).get(suite) or {}
+    asked = {name: Limit.parse(each) for name, each in content.items()}
+    others = asked.pop("*", None)
+    if unknown := asked.keys() - {row.name for row in rows}:
+        raise ValueError(f"{LIMITS}: {suite} has no row {sorted(unknown)[0]!r}")
+    return {row.name: others for row in rows if others is not None} | asked
 
 
 def page(folder: Path) -> str:
@@ -65,9 +74,7 @@ def page(folder: Path) -> str:
         if not file.is_file():
             continue
         header, rows = read(file.read_text())
-        asked = limits(suite)
-        if unknown := asked.keys() - {row.name for row in rows}:
-            raise ValueError(f"{LIMITS}: {suite} has no row {sorted(unknown)[0]!r}")
+        asked = limits(suite, rows)
         about = ", ".join(f"{key} {value}" for key, value in header.items())
         lines += [f"## {title}", "", f"{about}. In brackets the lowest and highest of the runs.", ""]
         lines += ["| | median | beside | ratio | grows as size to the | asked |", "|---|---|---|---|---|---|"]
@@ -103,7 +110,7 @@ def draw(suite: str, rows: Sequence[Combined], file: Path) -> None:
     figure = Figure(figsize=(9, 1.2 + 0.32 * len(compared) + 4.5 * bool(grown)), layout="constrained")
     axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
     if compared:
-        _bars(axes[0], compared, limits(suite))
+        _bars(axes[0], compared, limits(suite, rows))
     if grown:
         _lines(axes[-1], grown)
     file.parent.mkdir(parents=True, exist_ok=True)

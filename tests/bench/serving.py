@@ -1,7 +1,7 @@
 """``make bench-serving``: what the server costs, beside a bare echo, bare ONNX Runtime and Triton, all in one run.
 
 Rounds of the rivals alternate, and every figure is the median of rounds, so that a machine that is busier for a while
-is so for all of them. Writes ``reports/serving.md``.
+is so for all of them. Writes ``reports/serving.md`` and, for ``make bench``, the same figures as JSON.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from serving.engines.triton import ENCODER, REASONER, build_repository
 from serving.store.studies import StoredStudy
 from tests.bench.interaction import shares
 from tests.bench.load import Load, Outcome, run_load
+from tests.bench.results import Row, save
 from tests.bench.servers import Serving, echo, family, kind_of, processor_s, ray_serve, resident_mb
 from tests.bench.uploads import Files, altered, upload_steps, uploader
 from tests.serving.conftest import add, make_service
@@ -49,6 +50,7 @@ CLIENTS_A_CORE = 4  # so that none of them waits for another's client
 CLIENTS, MANY, RUNS = 32, 3200, 3
 LONG = 10_000
 DECODED = 200
+ECHO = "bare uvicorn, an echo of the same size"
 BARE = "bare ONNX Runtime loop"
 UPLOADS = "Ray Serve, /v1/studies (PNG in, prediction out, recorded)"
 
@@ -57,7 +59,8 @@ def main() -> None:
     """Runs everything and writes the report."""
     parser = argparse.ArgumentParser(prog="make bench-serving", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=Path("build/bundle"))
-    parser.add_argument("--out", type=Path, default=Path("reports/serving.md"))
+    parser.add_argument("--page", type=Path, default=Path("reports/serving.md"))
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     given = parser.parse_args()
     bundle = Bundle.open(given.bundle)
     lines = [
@@ -68,24 +71,27 @@ def main() -> None:
         f"{len(bundle.manifest.concepts)} concepts, {bundle.manifest.height}×{bundle.manifest.width} cells.",
         "",
     ]
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
         server = stack.enter_context(ray_serve(given.bundle, folder / "serve"))
-        lines += interactions(bundle, server, folder)
+        lines += interactions(bundle, server, folder, rows)
         lines += shares(bundle, server, folder)
-        lines += many_clients(bundle, server)
+        lines += many_clients(bundle, server, rows)
         lines += memory(bundle, server)
-        lines += engines(bundle, folder)
-        lines += throughput(bundle, server, folder)
+        lines += engines(bundle, folder, rows)
+        lines += throughput(bundle, server, folder, rows)
     with tempfile.TemporaryDirectory() as scratch:
         lines += decoding(bundle, Path(scratch) / "decoding")
         lines += upload_steps(bundle, Path(scratch) / "steps")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text("\n".join(lines) + "\n")
+    given.page.parent.mkdir(parents=True, exist_ok=True)
+    given.page.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+    if given.out is not None:
+        save(rows, given.out, bundle=bundle.digest[:12])
 
 
-def interactions(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
+def interactions(bundle: Bundle, server: Serving, folder: Path, rows: list[Row]) -> list[str]:
     """One client: an interaction beside an echo of the same payload, and beside what no server could leave out.
 
     A replica that waits for its one reader finds the processor's caches cold, so what is called here rests as well.
@@ -101,7 +107,7 @@ def interactions(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
         ours = stack.enter_context(_client(server))
         commit = stack.enter_context(_bare_ledger(folder / "bare.db"))
         asked: dict[str, Callable[[], Any]] = {
-            f"bare uvicorn, echo of the same {size / 1000:.1f} kB": lambda: bare.post("/echo", json=state),
+            ECHO: lambda: bare.post("/echo", json=state),
             "health check through HAProxy and Ray Serve": lambda: ours.get("/health/live"),
             "bare SQLite, one row, synced": commit,
             "bare ONNX Runtime, the reasoner": lambda: engine.reason(patches, given, ["concept_maps", "logits"]),
@@ -114,20 +120,39 @@ def interactions(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
             timings = [ours.post(path, json=state).json()["timings_ms"] for _ in range(50)]
             inside = statistics.median(sum(each.values()) for each in timings) / 1e3
             times.setdefault("of that on the server, by its own clock", []).append(inside)
+    for name, each in times.items():
+        rows.append(Row(name, "s", "lower", each, ratio_to=None if name == ECHO else ECHO).beside(rows))
     found = {name: statistics.median(each) for name, each in times.items()}
-    first = next(iter(found.values()))
-    lines = ["## One reader", "", "| what | p50 | of the echo |", "|---|---|---|"]
+    first = found[ECHO]
+    lines = [
+        "## One reader",
+        "",
+        f"The echo answers with as much as an interaction, {size / 1000:.1f} kB.",
+        "",
+        "| what | p50 | of the echo |",
+        "|---|---|---|",
+    ]
     lines += [f"| {name} | {each * 1e3:.2f} ms | {each / first:.1f} × |" for name, each in found.items()]
     return [*lines, ""]
 
 
-def many_clients(bundle: Bundle, server: Serving) -> list[str]:
+def many_clients(bundle: Bundle, server: Serving, rows: list[Row]) -> list[str]:
     """Interactions from many clients at once, in a process of their own."""
     path, state, _ = _study(bundle, server)
     load = Load(server.url, path, server.key, json.dumps(state), CLIENTS, MANY, CLIENTS * 8)
     runs = [(outcome.rate, *np.percentile(outcome.seconds, [50, 99, 100]) * 1e3) for outcome in _loads(load)]
     rate, p50, p99, longest = (statistics.median(each) for each in zip(*runs, strict=True))
     rates = [each[0] for each in runs]
+    middle = f"{CLIENTS} readers at once, p50"
+    rows += [
+        Row(f"{CLIENTS} readers at once", "interactions/s", "higher", rates),
+        Row(middle, "s", "lower", [each[1] / 1e3 for each in runs]),
+    ]
+    p99s = Row(f"{CLIENTS} readers at once, p99", "s", "lower", [each[2] / 1e3 for each in runs], ratio_to=middle)
+    rows += [
+        p99s.beside(rows),
+        Row(f"{CLIENTS} readers at once, longest", "s", "lower", [each[3] / 1e3 for each in runs]),
+    ]
     return [
         f"## {CLIENTS} readers at once",
         "",
@@ -162,7 +187,7 @@ def memory(bundle: Bundle, server: Serving) -> list[str]:
     ]
 
 
-def engines(bundle: Bundle, folder: Path) -> list[str]:
+def engines(bundle: Bundle, folder: Path, rows: list[Row]) -> list[str]:
     """Both engines, called directly: encoding, reasoning, and how they compare."""
     repository = folder / "engines"
     build_repository(bundle, repository, 1, "python")
@@ -184,6 +209,11 @@ def engines(bundle: Bundle, folder: Path) -> list[str]:
                 for _ in range(ROUNDS)
             )
             lines.append(f"| {name} | {encode * 1e3:.2f} ms | {reason * 1e3:.2f} ms | {encode / reason:.0f} |")
+            encoding = Row(f"{name}: encode", "s", "lower", [encode])
+            rows += [
+                encoding,
+                Row(f"{name}: reason", "s", "lower", [reason], ratio_to=encoding.name).beside([encoding]),
+            ]
             engine.close()
     return [*lines, ""]
 
@@ -206,7 +236,7 @@ class Round:
     parts: dict[str, float]
 
 
-def throughput(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
+def throughput(bundle: Bundle, server: Serving, folder: Path, rows: list[Row]) -> list[str]:
     """Images encoded a second, by everything that can encode, in alternating rounds."""
     repository, cores = folder / "throughput", os.cpu_count() or 1
     build_repository(bundle, repository, 1, "python", instances=cores)
@@ -252,6 +282,18 @@ def throughput(bundle: Bundle, server: Serving, folder: Path) -> list[str]:
         spent, asked = (
             statistics.median(each) * 1e3 for each in zip(*((r.rival, r.clients) for r in found), strict=True)
         )
+        against = None if name == BARE else BARE
+        rows += [
+            Row(name, "images/s", "higher", rates, against, ratio=None if against is None else faster),
+            Row(
+                f"{name}: processor time an image",
+                "s",
+                "lower",
+                [each.rival for each in found],
+                against,
+                ratio=None if against is None else dearer,
+            ),
+        ]
         lines.append(
             f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f}) | {faster:.0%} "
             f"| {spent:.1f} ms | {dearer:.2f} × | {f'{asked:.1f} ms' if asked else 'none'} |"

@@ -16,8 +16,6 @@ from tests.bench import growth
 from tests.bench.growth_cases import CASES, Case
 from tests.bench.large_store import KEY, address, build_store
 
-FIELDS = ["name", "unit", "better", "rounds", "median", "ratio_to", "ratio", "sizes", "values", "exponent"]
-
 
 def test_an_exact_power_is_found_without_error() -> None:
     exponent, error = growth.fit([10, 20, 40, 80], [3 * n**1.5 for n in (10, 20, 40, 80)])
@@ -50,10 +48,9 @@ def test_the_command_writes_two_rows_a_quantity(tmp_path: Path) -> None:
     out = tmp_path / "bench" / "growth.json"
     growth.main(["--out", str(out), "--only", "problems of a set", "--quick"])
     found = json.loads(out.read_text())
-    assert found["header"]["what"] == "growth" and found["header"]["cores"] > 0
+    assert found["header"]["cores"] > 0
     assert [row["name"].rpartition(": ")[2] for row in found["rows"]] == ["time", "memory"]
     for row in found["rows"]:
-        assert list(row) == [*FIELDS, "exponent_se"]
         assert len(row["values"]) == len(row["sizes"]) == 4 and min(row["values"]) > 0
         assert row["median"] == row["values"][-1] == np.median(row["rounds"])
         assert (row["ratio_to"], row["ratio"], row["better"]) == (None, None, "lower")
@@ -64,16 +61,6 @@ def test_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         growth.main(["--out", str(tmp_path / "x.json"), "--only", "no such thing"])
     assert "there are: data check" in capsys.readouterr().err
-
-
-def test_an_exponent_above_the_limit_ends_the_command_with_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = {"name": "a: time", "unit": "s", "values": [1.0, 4.0], "exponent": 2.0, "exponent_se": 0.0}
-    monkeypatch.setattr(growth, "measure", lambda *given: [row])
-    with pytest.raises(SystemExit, match=r"above 1.1: a: time"):
-        growth.main(["--out", str(tmp_path / "x.json"), "--only", "problems of a set"])
-    assert json.loads((tmp_path / "x.json").read_text())["rows"] == [row]
 
 
 def test_a_large_store_is_as_a_server_would_leave_it(tmp_path: Path) -> None:

@@ -61,8 +61,19 @@ def test_the_page_says_what_is_asked_and_whether_it_holds(runs, tmp_path, monkey
         page(tmp_path)
 
 
-def test_the_limits_that_are_asked_can_be_read():
-    assert all(limits(suite) for suite in yaml.safe_load(report.LIMITS.read_text()))
+def test_one_limit_for_all_rows_that_have_no_other(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "LIMITS", tmp_path / "limits.yaml")
+    content = {"growth": {"*": {"exponent": {"at_most": 1.1}}, "ours": {"ratio": {"at_least": 2}}}}
+    report.LIMITS.write_text(yaml.safe_dump(content))
+    asked = limits("growth", combine(runs))
+    assert asked["store"] == asked["echo"] == Limit("exponent", "at_most", 1.1)
+    assert asked["ours"] == Limit("ratio", "at_least", 2)
+    assert limits("serving", combine(runs)) == {}
+
+
+def test_limits_that_cannot_be_read_are_refused():
+    for suite in yaml.safe_load(report.LIMITS.read_text()).values():
+        assert all(Limit.parse(each) for each in suite.values())
     with pytest.raises(ValueError, match="a limit is"):
         Limit.parse({"ratio": {"below": 2}})
 
