@@ -178,7 +178,7 @@ def train(
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config=settings,
-        scaling_config=ScalingConfig(num_workers=params.range, use_gpu=gpu),
+        scaling_config=ScalingConfig(num_workers=params.range, use_gpu=gpu),  # type: ignore[arg-type] # stubs are old
         run_config=RunConfig(
             name=name,
             storage_path=storage.checkpoints if storage else str(CHECKPOINTS.resolve()),
