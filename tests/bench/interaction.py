@@ -3,6 +3,8 @@
 The same interaction is asked of ever more of the server, all in alternating rounds with one client: bare uvicorn with
 an answer of the same size, our application in bare uvicorn, and the whole server behind Ray Serve and HAProxy. What a
 layer costs is a difference of medians; what happens inside the application is told by its own clock (``timings_ms``).
+Only on a quiet machine: each way from one thread or process to another waits for a core, so that one that is busy with
+something else shows milliseconds there (measured: 8 ms at a load of 10 on two cores, where the processor works 0.1).
 With ``--flame FILE`` py-spy draws a flame graph of the replica afterwards.
 """
 
