@@ -95,7 +95,7 @@ def test_three_training_studies_stand_behind_a_concept_however_few_its_prototype
         for index, own in enumerate(sources)
     ]
     scores = [0.9 - 0.1 * index for index in range(len(sources))]
-    found = Explainer(about, atlas)._exemplars(0, list(range(len(sources))), scores)
+    found = Explainer(about, atlas)._closest(0, np.array(scores))
     assert [each.study_id for each in found] == expected
     for each in found:
         assert sources[each.index][each.rank] == each.study_id and each.score == scores[each.index]
