@@ -59,14 +59,15 @@ class KilledOnce:
 
         def watched(batches: Iterable, total: int, description: str) -> Iterator:
             epoch = description.split()[-1].partition("/")[0]
-            for step, rows in enumerate(track(batches, total, description)):
+            for step, batch in enumerate(track(batches, total, description)):
+                rows, _ = batch
                 if epoch == "2" and step == total // 2 and rank() == world_size() - 1 and world_size() > 1:
                     self._die()
                 part = rows[own_part(len(rows))]
                 note = {"attempt": attempt, "workers": world_size(), "epoch": epoch, "rows": part.tolist()}
                 with (self.folder / f"drawn-{os.getpid()}.jsonl").open("a") as file:
                     file.write(json.dumps(note) + "\n")
-                yield rows
+                yield batch
 
         callbacks.track = watched  # type: ignore[method-assign]
         return fit(prepared, config=config, callbacks=callbacks)

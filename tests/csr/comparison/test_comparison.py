@@ -228,9 +228,9 @@ def test_a_shared_backbones_seconds_are_those_of_its_training_and_of_its_feature
     clock = [0.0]
 
     def taking(function, seconds):
-        def run(*given):
+        def run(*given, **named):
             clock[0] += seconds
-            return function(*given)
+            return function(*given, **named)
 
         return run
 
