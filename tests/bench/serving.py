@@ -1,7 +1,8 @@
 """``make bench-serving``: what the server costs, beside a bare echo, bare ONNX Runtime and Triton, all in one run.
 
 Rounds of the rivals alternate, and every figure is the median of rounds, so that a machine that is busier for a while
-is so for all of them. Writes ``reports/serving.md`` and, for ``make bench``, the same figures as JSON.
+is so for all of them. Writes ``reports/serving.md``; for ``make bench``, the figures that it follows as JSON instead,
+without the sections that have none.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx2 as httpx
 import numpy as np
@@ -60,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-serving", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=Path("build/bundle"))
     parser.add_argument("--page", type=Path, default=Path("reports/serving.md"))
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures, in place of the page")
     given = parser.parse_args()
     bundle = Bundle.open(given.bundle)
     lines = [
@@ -76,19 +77,22 @@ def main() -> None:
         folder = Path(scratch)
         server = stack.enter_context(ray_serve(given.bundle, folder / "serve"))
         lines += interactions(bundle, server, folder, rows)
-        lines += shares(bundle, server, folder)
+        if given.out is None:
+            lines += shares(bundle, server, folder)
         lines += many_clients(bundle, server, rows)
-        lines += memory(bundle, server)
+        if given.out is None:
+            lines += memory(bundle, server)
         lines += engines(bundle, folder, rows)
         lines += throughput(bundle, server, folder, rows)
+    if given.out is not None:
+        save(rows, given.out, bundle=bundle.digest[:12])
+        return
     with tempfile.TemporaryDirectory() as scratch:
         lines += decoding(bundle, Path(scratch) / "decoding")
         lines += upload_steps(bundle, Path(scratch) / "steps")
     given.page.parent.mkdir(parents=True, exist_ok=True)
     given.page.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    if given.out is not None:
-        save(rows, given.out, bundle=bundle.digest[:12])
 
 
 def interactions(bundle: Bundle, server: Serving, folder: Path, rows: list[Row]) -> list[str]:
@@ -307,15 +311,22 @@ def throughput(bundle: Bundle, server: Serving, folder: Path, rows: list[Row]) -
     return [*lines, ""]
 
 
-class _DecodingHere:
-    """In place of a `DecodingPool`: decodes in the process, and the thread, that asks."""
+class _DecodingHere(DecodingPool):
+    """Decodes in the process, and the thread, that asks."""
 
-    def decode(self, data: bytes, name: str, channels: int, side: int, salt: bytes, caller: str) -> StoredStudy:
-        about, pixels = decoder.read(data, name, channels, side, salt)
+    def decode(
+        self,
+        data: bytes,
+        name: str,
+        channels: int,
+        side: int,
+        salt: bytes,
+        caller: str,
+        display: str | None = None,
+        frame: int | None = None,
+    ) -> StoredStudy:
+        about, pixels = decoder.read(data, name, channels, side, salt, display, frame)
         return study_of(json.loads(about), pixels)
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 def decoding(bundle: Bundle, folder: Path) -> list[str]:
@@ -327,7 +338,7 @@ def decoding(bundle: Bundle, folder: Path) -> list[str]:
     count = itertools.count()
     pools: dict[str, DecodingPool] = {
         "in processes of their own": DecodingPool(),
-        "in the replica's threads": cast(DecodingPool, _DecodingHere()),
+        "in the replica's threads": _DecodingHere(),
     }
     services = {
         name: make_service(bundle.path, folder / str(number), decoding=pool)
