@@ -80,11 +80,19 @@ def page(folder: Path) -> str:
         lines += ["| | median | beside | ratio | grows as size to the | asked |", "|---|---|---|---|---|---|"]
         for row in rows:
             lines.append(
-                f"| {row.name} | {shown(row.median)} {row.unit} | {row.ratio_to or ''} | {shown(row.ratio)} "
+                f"| {row.name} | {quantity(row)} | {row.ratio_to or ''} | {shown(row.ratio)} "
                 f"| {shown(row.exponent)} | {asked[row.name].judged(row) if row.name in asked else ''} |"
             )
         lines += ["", f"![{title}]({suite}.png)", ""]
     return "\n".join(lines)
+
+
+def quantity(row: Combined) -> str:
+    """The median with its unit; seconds below one as milliseconds."""
+    own = row.median
+    if row.unit != "s" or own.median >= 1:
+        return f"{shown(own)} {row.unit}"
+    return f"{shown(Spread(own.median * 1e3, own.low * 1e3, own.high * 1e3))} ms"
 
 
 def shown(spread: Spread | None) -> str:
@@ -97,7 +105,7 @@ def shown(spread: Spread | None) -> str:
 
 def digits(value: float) -> str:
     """Three digits that count, without an exponent."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{float(f'{value:.3g}'):g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{float(f'{value:.3g}') if abs(value) > 1e-9 else 0:g}"
 
 
 def draw(suite: str, rows: Sequence[Combined], file: Path) -> None:
@@ -129,7 +137,7 @@ def _bars(axes: Axes, rows: Sequence[Combined], asked: Mapping[str, Limit]) -> N
     axes.set_yticks(range(len(rows)), [f"{row.name}\nto {row.ratio_to}" for row in reversed(rows)], fontsize=6)
     axes.set_xscale("log")
     axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set_xlabel("ratio within a run; black: lowest to highest of the runs; red: what is asked")
+    axes.set_xlabel("ratio; black: lowest to highest run; red: asked")
 
 
 def _lines(axes: Axes, rows: Sequence[Combined]) -> None:
@@ -138,11 +146,13 @@ def _lines(axes: Axes, rows: Sequence[Combined]) -> None:
         start = row.values[0]
         relative = [value / start for value in row.values]
         sizes = [size / row.sizes[0] for size in row.sizes]
-        axes.plot(sizes, relative, marker=".", linewidth=1, label=f"{row.name}: {row.exponent.median:.2f}")
+        style = "--" if row.unit == "MB" else "-"
+        label = f"{row.name}: {round(row.exponent.median, 2) + 0:.2f}"
+        axes.plot(sizes, relative, style, marker=".", linewidth=1, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
     low, high = axes.get_xlim()
-    axes.plot([low, high], [low, high], color="grey", linewidth=0.8, linestyle="--", label="linear")
+    axes.plot([low, high], [low, high], color="black", linewidth=2, alpha=0.4, label="proportional")
     axes.set_xlabel("size, of the smallest measured")
     axes.set_ylabel("cost, of the smallest's")
-    axes.legend(fontsize=6, loc="upper left")
+    axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1.02))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,12 @@ def test_a_change_is_one_where_the_spreads_do_not_overlap(tmp_path):
 )
 def test_verdicts(new, way, words):
     assert verdict(Spread(1, 0.9, 1.1), new, way) == words
+
+
+def test_seconds_below_one_are_milliseconds(runs):
+    quick = replace(combine(runs)[0], median=Spread(0.002, 0.001, 0.0035))
+    assert report.quantity(quick) == "2 (1 to 3.5) ms"
+    assert report.quantity(replace(quick, unit="images/s")) == "0.002 (0.001 to 0.0035) images/s"
 
 
 @pytest.mark.parametrize(("value", "text"), [(1234.5, "1,234"), (0.012345, "0.0123"), (99.96, "100"), (0, "0")])
