@@ -11,7 +11,6 @@ a field of `Assumptions`, with its source, and can be given with ``--set name=va
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import time
@@ -24,6 +23,8 @@ import numpy as np
 
 from csr.errors import ConfigError
 from tests.bench.queueing import System, simulate
+from tests.bench.report import shown
+from tests.bench.results import read
 
 STUDIES, RATES = (15_000, 112_000, 1_000_000), (100.0, 300.0, 1000.0)
 REQUESTS = 40_000
@@ -195,9 +196,9 @@ def measure_store(url: str) -> tuple[float, float]:
     return float(commit_ms), float(entry_ms)
 
 
-def growths(report: Path) -> list[tuple[str, float, float]]:
-    """``name, exponent, standard error`` of `tests.bench.growth`."""
-    return [(row["name"], row["exponent"], row["exponent_se"]) for row in json.loads(report.read_text())["rows"]]
+def growths(report: Path) -> list[tuple[str, str]]:
+    """Name and exponent of each row of ``reports/bench/growth.json``."""
+    return [(row.name, shown(row.exponent)) for row in read(report.read_text())[1]]
 
 
 def table(rows: Sequence[Mapping[str, float]], corner: str, names: Sequence[str]) -> list[str]:
@@ -225,7 +226,7 @@ def plan(given: Assumptions, served: Served, growth: Path | None) -> list[str]:
     lines += [f"One ledger takes {most:,.0f} entries a second, however many replicas there are.", ""]
     if growth is not None:
         lines += ["## Growth (measured)", "", "| | exponent |", "|---|---|"]
-        lines += [f"| {name} | {exponent:.2f} ± {error:.2f} |" for name, exponent, error in growths(growth)]
+        lines += [f"| {name} | {exponent} |" for name, exponent in growths(growth)]
         lines.append("")
     lines += ["## Assumptions", "", "| | |", "|---|---|"]
     lines += [f"| `{field.name}` | {getattr(given, field.name):g} |" for field in fields(given)]
@@ -251,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.plan")
     parser.add_argument("--report", type=Path, default=Path("reports/serving.md"))
-    parser.add_argument("--growth", type=Path, metavar="FILE.json", help="what tests.bench.growth wrote")
+    parser.add_argument("--growth", type=Path, metavar="FILE.json", help="what make bench wrote of growth")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="assumptions, see `Assumptions`")
     parser.add_argument("--served", nargs="+", default=[], metavar="NAME=VALUE", help="instead of what the report says")
     parser.add_argument("--store", metavar="URL", help="measure commit_ms and entry_ms on this store; it gets entries")
