@@ -3,7 +3,7 @@
     python -m csr.bench [--out FILE.json] [--parts loop stages peers] [--device auto|cpu|cuda] [--tiny]
 
 Prints medians, spreads and ratios, and writes them as JSON: ``header`` with ``device, cores, torch, commit``,
-and ``rows`` with ``name, unit, better, rounds, median, ratio_to, ratio`` (`csr.bench.protocol.Row`). By its defaults it
+and ``rows`` with ``name, unit, better, rounds, median, ratio_to, ratio`` (`csr.bench.rows.Row`). By its defaults it
 takes about ten minutes on two cores of a CPU that do nothing else.
 """
 

@@ -1,4 +1,4 @@
-"""How things are measured: warm, in turns, several times, as medians; and what a measurement is written as.
+"""How things are measured: warm, in turns, several times, as medians; and how that is written.
 
 What is compared runs in turns within one process, round by round, so that whatever else the machine does meets all of
 it alike. Ratios are those of medians. Numbers of different machines, or of different runs, are not to be compared.
@@ -9,60 +9,16 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from csr.bench.rows import Row
 from csr.training.runtime import device
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement.
-
-    Args:
-        name: what was measured.
-        unit: of its values.
-        better: whether ``higher`` or ``lower`` values are.
-        rounds: the value of each round.
-        median: of the rounds.
-        ratio_to: name of the row, or of the floor, that ``ratio`` is to.
-        ratio: this row's median over that one's.
-    """
-
-    name: str
-    unit: str
-    better: Literal["higher", "lower"]
-    rounds: tuple[float, ...]
-    median: float
-    ratio_to: str | None = None
-    ratio: float | None = None
-
-
-def row(
-    name: str,
-    unit: str,
-    better: Literal["higher", "lower"],
-    rounds: Sequence[float],
-    against: Row | None = None,
-) -> Row:
-    """A row of its rounds, and its ratio to another row, if one is given."""
-    median = statistics.median(rounds)
-    return Row(
-        name,
-        unit,
-        better,
-        tuple(float(value) for value in rounds),
-        float(median),
-        against.name if against else None,
-        float(median / against.median) if against else None,
-    )
 
 
 def in_turns(bodies: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -94,7 +50,7 @@ def header() -> dict[str, Any]:
 
 def document(rows: Sequence[Row]) -> dict[str, Any]:
     """The header and the rows as plain types."""
-    return {"header": header(), "rows": [asdict(each) | {"rounds": list(each.rounds)} for each in rows]}
+    return {"header": header(), "rows": [each.to_json() for each in rows]}
 
 
 def write(rows: Sequence[Row], file: Path) -> None:

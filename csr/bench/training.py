@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from csr.baselines.protocol import Entry, ExperimentContext
-from csr.bench.protocol import Row, in_turns, now, row
+from csr.bench.protocol import in_turns, now
+from csr.bench.rows import Row, row
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
 from csr.comparison.systems import SHARED_BACKBONES, systems
 from csr.comparison.training import with_budget

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from csr.bench.protocol import Row, now, row
+from csr.bench.protocol import now
+from csr.bench.rows import Row, row
 from csr.bench.training import WARM_UP, Bench, Size, peak_memory
 from csr.bench_gpu.floors import Rates, count_step, measure_rates, seconds_of
 from csr.data.phantom import PhantomConfig, generate

@@ -19,14 +19,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.revision import revision
 from tests.bench.report import draw, page
 from tests.bench.results import combine, write
 
 SUITES = {
-    "serving": ["tests.bench.serving"],
-    "training": ["csr.bench"],
-    "ray_train": ["tests.bench.ray_train"],
-    "growth": ["tests.bench.growth"],
+    "serving": "tests.bench.serving",
+    "training": "csr.bench",
+    "ray_train": "tests.bench.ray_train",
+    "growth": "tests.bench.growth",
 }
 OUT = Path("reports/bench")
 
@@ -46,7 +47,11 @@ def main() -> None:
                 runs[suite].append(run(suite, Path(scratch) / f"{suite}-{number}.json"))
     for suite, found in runs.items():
         rows = combine(found)
-        header = found[-1]["header"] | {"runs": given.runs, "commit": commit(), "made": f"{datetime.now(UTC):%Y-%m-%d}"}
+        header = found[-1]["header"] | {
+            "runs": given.runs,
+            "commit": revision(),
+            "made": f"{datetime.now(UTC):%Y-%m-%d}",
+        }
         write(header, rows, given.out / f"{suite}.json")
         draw(suite, rows, given.out / f"{suite}.png")
     (given.out / "README.md").write_text(page(given.out))
@@ -58,16 +63,10 @@ def run(suite: str, file: Path) -> dict[str, Any]:
     Raises:
         SystemExit: it failed.
     """
-    ended = subprocess.run([sys.executable, "-m", *SUITES[suite], "--out", str(file)], check=False)
+    ended = subprocess.run([sys.executable, "-m", SUITES[suite], "--out", str(file)], check=False)
     if ended.returncode:
         sys.exit(f"suite {suite} failed; nothing was written")
     return json.loads(file.read_text())
-
-
-def commit() -> str:
-    """The code that was measured; ``+`` where files differ from what is committed."""
-    said = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True)
-    return said.stdout.strip()
 
 
 if __name__ == "__main__":

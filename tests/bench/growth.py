@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from tests.bench.growth_cases import CASES, Case
-from tests.bench.results import Row, save
+from tests.bench.results import Grown, save
 
 _LEAST_MB = 4.0
 
@@ -40,7 +40,7 @@ def fit(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
     return slope, error
 
 
-def measure(case: Case, sizes: Sequence[int], scratch: Path) -> list[Row]:
+def measure(case: Case, sizes: Sequence[int], scratch: Path) -> list[Grown]:
     """Its two rows, of time and of memory; their rounds are those of the largest size."""
     seconds, peaks = [], []
     for size in sizes:
@@ -55,7 +55,7 @@ def measure(case: Case, sizes: Sequence[int], scratch: Path) -> list[Row]:
         values = [statistics.median(each) for each in rounds]
         exponent, error = fit(sizes, values)
         found = {"sizes": list(sizes), "values": values, "exponent": exponent, "exponent_se": error}
-        rows.append(Row(f"{case.name}: {what}", unit, "lower", rounds[-1], **found))
+        rows.append(Grown(f"{case.name}: {what}", unit, "lower", rounds[-1], **found))
     return rows
 
 
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not chosen:
         parser.error(f"no quantity is called so; there are: {'; '.join(case.name for case in CASES)}")
     os.environ["OMP_NUM_THREADS"] = "1"
-    rows: list[Row] = []
+    rows: list[Grown] = []
     with tempfile.TemporaryDirectory() as scratch:
         for case in chosen:
             for row in measure(case, case.quick if given.quick else case.sizes, Path(scratch)):
@@ -112,8 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save(rows, given.out)
 
 
-def _line(row: Row) -> str:
-    values = " ".join(f"{value:.3g}" for value in row.values or ())
+def _line(row: Grown) -> str:
+    values = " ".join(f"{value:.3g}" for value in row.values)
     return f"{row.name:<52} n^{row.exponent:.2f} ± {row.exponent_se:.2f}  {values} {row.unit}"
 
 

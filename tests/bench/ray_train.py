@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from csr.bench.rows import Row, row
 from csr.data.phantom import PhantomConfig, generate
 from csr.network.concept_model import ConceptModelConfig
 from csr.training.callbacks import Callbacks, State
@@ -24,12 +25,11 @@ from csr.training.concepts import ConceptTrainingConfig
 from pipelines.concepts import fit
 from pipelines.params import TrainParams
 from pipelines.training import train
-from tests.bench.results import Row, save
+from tests.bench.results import save
 
 BATCH, SIDE, STUDIES = 16, 192, 320
 WARM_UP = 4  # steps of the first epoch that are not counted
 CONFIG = ConceptTrainingConfig(ConceptModelConfig("regnetx_002"), epochs=2, batch_size=BATCH, precision="float32")
-HERE = "stage 1, a step in this process, one thread"
 
 
 def timed_fit(prepared: Path, config: ConceptTrainingConfig, callbacks: Callbacks) -> State:
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out.resolve()
     ways = {
-        HERE: TrainParams(threads=1),
+        "stage 1, a step in this process, one thread": TrainParams(threads=1),
         "stage 1, a step in this process, two threads": TrainParams(threads=2),
         "stage 1, a step with 1 worker": TrainParams(workers=1, threads=1),
         "stage 1, a step with 2 workers": TrainParams(workers=2, threads=1),
@@ -82,13 +82,14 @@ def main() -> None:
         os.chdir(scratch)  # where checkpoints go
         for name, params in ways.items():
             steps, saved, whole = measure(prepared, params)
-            rows.append(Row(name, "s", "lower", steps, ratio_to=None if name == HERE else HERE).beside(rows))
+            first = rows[0] if rows else None
+            rows.append(row(name, "s", "lower", steps, first))
             if params.workers in (0, 2) and params.threads == 1:
                 where = "with 2 workers" if params.workers else "in this process"
-                rows.append(Row(f"stage 1, a checkpoint {where}", "s", "lower", saved, ratio_to=HERE).beside(rows))
+                rows.append(row(f"stage 1, a checkpoint {where}", "s", "lower", saved, rows[0]))
             if params.workers == 1:
                 start = whole - sum(saved) - len(steps) * statistics.median(steps)
-                rows.append(Row("Ray with 1 worker: all but steps and checkpoints", "s", "lower", [start]))
+                rows.append(row("Ray with 1 worker: all but steps and checkpoints", "s", "lower", [start]))
     save(rows, out)
 
 

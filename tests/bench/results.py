@@ -1,7 +1,8 @@
 """What a benchmark writes, what several runs of it come to, and how two commits compare.
 
-A suite (`SUITES`) is a module with ``--out FILE.json``; its file holds ``{"header": {…}, "rows": [Row, …]}``. Runs of
-one suite are brought together by `combine`: the median of the runs' medians, and the lowest and highest of them.
+A suite is a module with ``--out FILE.json``; its file holds ``{"header": {…}, "rows": […]}``, the rows as
+`csr.bench.rows.Row` gives them. Runs of one suite are brought together by `combine`: the median of the runs' medians,
+and the lowest and highest of them.
 """
 
 from __future__ import annotations
@@ -10,48 +11,27 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from csr.bench.rows import Row
 
 
 @dataclass(frozen=True)
-class Row:
-    """One quantity in one run.
+class Grown(Row):
+    """A growth measurement; its rounds are those of the largest size.
 
     Args:
-        name: unique in its suite.
-        unit: of ``rounds``, such as ``s`` or ``images/s``.
-        better: which way is better.
-        rounds: what the rounds of this run found.
-        ratio_to: the row that it is compared with.
-        ratio: its median to that row's, from the same run.
-        sizes, values: of a growth measurement: at these sizes, these medians.
+        sizes, values: at these sizes, these medians.
         exponent: of the power law fitted to them. exponent_se: its standard error.
     """
 
-    name: str
-    unit: str
-    better: Literal["higher", "lower"]
-    rounds: list[float]
-    ratio_to: str | None = None
-    ratio: float | None = None
-    sizes: list[float] | None = None
-    values: list[float] | None = None
-    exponent: float | None = None
-    exponent_se: float | None = None
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.rounds)
-
-    def beside(self, rows: Iterable[Row]) -> Row:
-        """The row with its ratio to the one among ``rows`` that it is compared with, if any."""
-        if self.ratio_to is None:
-            return self
-        other = next(row for row in rows if row.name == self.ratio_to)
-        return replace(self, ratio=self.median / other.median)
+    sizes: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    exponent: float = 0.0
+    exponent_se: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +66,7 @@ def save(rows: Sequence[Row], file: Path, **about: Any) -> None:
     """Writes one run."""
     content = {
         "header": machine() | about,
-        "rows": [asdict(row) | {"median": row.median} for row in rows],
+        "rows": [row.to_json() for row in rows],
     }
     file.write_text(json.dumps(content, indent=1) + "\n")
 

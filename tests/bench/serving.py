@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy as np
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
+from csr.bench.rows import Row, row
 from csr.bundle.format import Bundle
 from csr.interaction.corrections import Interaction, RegionBox
 from serving.core.decoding import DecodingPool, study_of
@@ -38,7 +39,7 @@ from serving.engines.triton import ENCODER, REASONER, build_repository
 from serving.store.studies import StoredStudy
 from tests.bench.interaction import shares
 from tests.bench.load import Load, Outcome, run_load
-from tests.bench.results import Row, save
+from tests.bench.results import save
 from tests.bench.servers import Serving, echo, family, kind_of, processor_s, ray_serve, resident_mb
 from tests.bench.uploads import Files, altered, upload_steps, uploader
 from tests.serving.conftest import add, make_service
@@ -53,6 +54,7 @@ LONG = 10_000
 DECODED = 200
 ECHO = "bare uvicorn, an echo of the same size"
 BARE = "bare ONNX Runtime loop"
+_SPENT = ": processor time an image"
 UPLOADS = "Ray Serve, /v1/studies (PNG in, prediction out, recorded)"
 
 
@@ -124,8 +126,8 @@ def interactions(bundle: Bundle, server: Serving, folder: Path, rows: list[Row])
             timings = [ours.post(path, json=state).json()["timings_ms"] for _ in range(50)]
             inside = statistics.median(sum(each.values()) for each in timings) / 1e3
             times.setdefault("of that on the server, by its own clock", []).append(inside)
-    for name, each in times.items():
-        rows.append(Row(name, "s", "lower", each, ratio_to=None if name == ECHO else ECHO).beside(rows))
+    base = row(ECHO, "s", "lower", times[ECHO])
+    rows += [base, *(row(name, "s", "lower", each, base) for name, each in times.items() if name != ECHO)]
     found = {name: statistics.median(each) for name, each in times.items()}
     first = found[ECHO]
     lines = [
@@ -147,15 +149,12 @@ def many_clients(bundle: Bundle, server: Serving, rows: list[Row]) -> list[str]:
     runs = [(outcome.rate, *np.percentile(outcome.seconds, [50, 99, 100]) * 1e3) for outcome in _loads(load)]
     rate, p50, p99, longest = (statistics.median(each) for each in zip(*runs, strict=True))
     rates = [each[0] for each in runs]
-    middle = f"{CLIENTS} readers at once, p50"
+    middle = row(f"{CLIENTS} readers at once, p50", "s", "lower", [each[1] / 1e3 for each in runs])
     rows += [
-        Row(f"{CLIENTS} readers at once", "interactions/s", "higher", rates),
-        Row(middle, "s", "lower", [each[1] / 1e3 for each in runs]),
-    ]
-    p99s = Row(f"{CLIENTS} readers at once, p99", "s", "lower", [each[2] / 1e3 for each in runs], ratio_to=middle)
-    rows += [
-        p99s.beside(rows),
-        Row(f"{CLIENTS} readers at once, longest", "s", "lower", [each[3] / 1e3 for each in runs]),
+        row(f"{CLIENTS} readers at once", "interactions/s", "higher", rates),
+        middle,
+        row(f"{CLIENTS} readers at once, p99", "s", "lower", [each[2] / 1e3 for each in runs], middle),
+        row(f"{CLIENTS} readers at once, longest", "s", "lower", [each[3] / 1e3 for each in runs]),
     ]
     return [
         f"## {CLIENTS} readers at once",
@@ -213,11 +212,8 @@ def engines(bundle: Bundle, folder: Path, rows: list[Row]) -> list[str]:
                 for _ in range(ROUNDS)
             )
             lines.append(f"| {name} | {encode * 1e3:.2f} ms | {reason * 1e3:.2f} ms | {encode / reason:.0f} |")
-            encoding = Row(f"{name}: encode", "s", "lower", [encode])
-            rows += [
-                encoding,
-                Row(f"{name}: reason", "s", "lower", [reason], ratio_to=encoding.name).beside([encoding]),
-            ]
+            encoding = row(f"{name}: encode", "s", "lower", [encode])
+            rows += [encoding, row(f"{name}: reason", "s", "lower", [reason], encoding)]
             engine.close()
     return [*lines, ""]
 
@@ -286,18 +282,12 @@ def throughput(bundle: Bundle, server: Serving, folder: Path, rows: list[Row]) -
         spent, asked = (
             statistics.median(each) * 1e3 for each in zip(*((r.rival, r.clients) for r in found), strict=True)
         )
-        against = None if name == BARE else BARE
-        rows += [
-            Row(name, "images/s", "higher", rates, against, ratio=None if against is None else faster),
-            Row(
-                f"{name}: processor time an image",
-                "s",
-                "lower",
-                [each.rival for each in found],
-                against,
-                ratio=None if against is None else dearer,
-            ),
-        ]
+        rate = row(name, "images/s", "higher", rates)
+        time_spent = row(name + _SPENT, "s", "lower", [each.rival for each in found])
+        if name != BARE:  # ratios round by round
+            rate = replace(rate, ratio_to=BARE, ratio=faster)
+            time_spent = replace(time_spent, ratio_to=BARE + _SPENT, ratio=dearer)
+        rows += [rate, time_spent]
         lines.append(
             f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f}) | {faster:.0%} "
             f"| {spent:.1f} ms | {dearer:.2f} × | {f'{asked:.1f} ms' if asked else 'none'} |"

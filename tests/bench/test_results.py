@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from csr.bench.rows import row
 from tests.bench import report
 from tests.bench.difference import difference, verdict
 from tests.bench.report import Limit, digits, limits, page
-from tests.bench.results import Row, Spread, combine, read, save, write
+from tests.bench.results import Grown, Spread, combine, read, save, write
 
 
 def one_run(folder: Path, number: int, seconds: list[float], size: float = 2.0) -> dict:
-    echo = Row("echo", "s", "lower", [1.0, 1.0, 4.0])
-    ours = Row("ours", "s", "lower", seconds, ratio_to="echo").beside([echo])
-    grown = Row("store", "s", "lower", [1.0], sizes=[1, 10, 100], values=[1, size, size**2], exponent=0.3)
+    echo = row("echo", "s", "lower", [1.0, 1.0, 4.0])
+    ours = row("ours", "s", "lower", seconds, echo)
+    grown = Grown("store", "s", "lower", [1.0], sizes=[1, 10, 100], values=[1, size, size**2], exponent=0.3)
     file = folder / f"{number}.json"
     save([echo, ours, grown], file, device="cpu")
     return json.loads(file.read_text())

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from csr.bench.__main__ import main
-from csr.bench.protocol import in_turns, row
+from csr.bench.protocol import in_turns
+from csr.bench.rows import row
 from csr.bench.training import PARTS, WARM_UP, _EnoughError, _Timed
 
 
