@@ -117,15 +117,24 @@ class Room:
     def enter(self, name: str = "clinician", role: Role = Role.READER, path: str = "/", **options: Any) -> Page:
         """A page of somebody who has signed in, in a browser of their own; the same name is the same person. Options
         are those of a browser context, such as has_touch."""
-        guest_ = guest(self.browser, self.url, **options)
-        self.guests.append(guest_)
-        page = guest_.page()
+        page = self._guest(options).page()
         if name not in self.keys:
             self.keys[name] = self.service.keys.create(name, role)[1]
         sign_in(page, self.url, self.keys[name])
         if path != "/":
             page.goto(self.url + path)
         return page
+
+    def knock(self) -> Page:
+        """The page that somebody sees who has not signed in. It was never signed in: a page that has lost its session
+        goes to the sign-in by itself, and would cross what the test asks of it."""
+        page = self._guest({}).page()
+        page.goto(self.url)
+        return page
+
+    def _guest(self, options: dict[str, Any]) -> Guest:
+        self.guests.append(guest(self.browser, self.url, **options))
+        return self.guests[-1]
 
     def entries(self, kind: str | None = None) -> list[dict[str, Any]]:
         """What the ledger holds, which must be whole."""

@@ -92,9 +92,7 @@ def test_a_pen_draws_and_the_hand_beside_it_does_not(room: Room, bundle: Bundle)
 
 
 def test_a_whole_reading_without_a_mouse(room: Room) -> None:
-    page = room.enter()
-    page.context.clear_cookies()
-    page.goto(room.url)
+    page = room.knock()
     page.get_by_label("Your key").focus()
     page.keyboard.type(room.service.keys.create("typist", Role.READER)[1])
     page.keyboard.press("Enter")
