@@ -5,7 +5,8 @@
 A suite is a program of its own, which alternates what it compares in rounds and writes medians; see
 `tests.bench.results`. Runs of different suites alternate, too, so that a machine that is busier for a while is so for
 all. For each suite a JSON file is written, which ``make bench-diff`` compares between commits, and a plot;
-``README.md`` has the tables, with what is asked (``tests/bench/limits.yaml``) and whether it holds.
+``README.md`` has the tables, with what is asked (``tests/bench/limits.yaml``) and whether it holds. A suite that fails
+leaves its files as they were, and does not stop the others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES))
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
-    runs: dict[str, list[dict[str, Any]]] = {suite: [] for suite in given.only}
     with tempfile.TemporaryDirectory() as scratch:
-        for number in range(given.runs):
-            for suite in given.only:
-                print(f"run {number + 1} of {given.runs}: {suite}", flush=True)
-                runs[suite].append(run(suite, Path(scratch) / f"{suite}-{number}.json"))
+        runs = run_all(given.only, given.runs, Path(scratch))
     for suite, found in runs.items():
         rows = combine(found)
         header = found[-1]["header"] | {
@@ -54,19 +52,27 @@ def main() -> None:
         }
         write(header, rows, given.out / f"{suite}.json")
         draw(suite, rows, given.out / f"{suite}.png")
-    (given.out / "README.md").write_text(page(given.out))
+    if runs:
+        (given.out / "README.md").write_text(page(given.out))
+    failed = [suite for suite in given.only if suite not in runs]
+    if failed:
+        sys.exit(f"failed, and left as it was: {', '.join(failed)}")
 
 
-def run(suite: str, file: Path) -> dict[str, Any]:
-    """One run of a suite in a process of its own; what it prints is shown.
-
-    Raises:
-        SystemExit: it failed.
-    """
-    ended = subprocess.run([sys.executable, "-m", SUITES[suite], "--out", str(file)], check=False)
-    if ended.returncode:
-        sys.exit(f"suite {suite} failed; nothing was written")
-    return json.loads(file.read_text())
+def run_all(suites: Sequence[str], count: int, scratch: Path) -> dict[str, list[dict[str, Any]]]:
+    """The runs of every suite that did not fail, each in a process of its own; what they print is shown."""
+    runs: dict[str, list[dict[str, Any]]] = {suite: [] for suite in suites}
+    for number in range(count):
+        for suite in list(runs):
+            print(f"run {number + 1} of {count}: {suite}", flush=True)
+            file = scratch / f"{suite}-{number}.json"
+            ended = subprocess.run([sys.executable, "-m", SUITES[suite], "--out", str(file)], check=False)
+            if ended.returncode:
+                print(f"suite {suite} failed; it is not run again", file=sys.stderr, flush=True)
+                del runs[suite]
+            else:
+                runs[suite].append(json.loads(file.read_text()))
+    return runs
 
 
 if __name__ == "__main__":

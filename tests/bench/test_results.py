@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from csr.bench.rows import row
+from tests.bench import __main__ as command
 from tests.bench import report
 from tests.bench.difference import difference, verdict
 from tests.bench.report import Limit, digits, limits, page
@@ -122,3 +123,35 @@ def test_a_commit_that_git_does_not_know_is_said():
     )
     assert ended.returncode == 1
     assert "git knows no commit 'no-such-commit'" in ended.stderr
+
+
+SUITE = """
+import json, sys, pathlib
+from csr.bench.rows import row
+from tests.bench.results import save
+calls = pathlib.Path({calls!r})
+calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
+if calls.read_text() == {fails!r}:
+    sys.exit(1)
+save([row("echo", "s", "lower", [1.0])], pathlib.Path(sys.argv[2]))
+"""
+
+
+def test_a_suite_that_fails_leaves_its_file_and_the_other_suites(tmp_path, monkeypatch, capsys):
+    for name, fails in {"growth": "never", "training": "xx"}.items():  # one fails the second time
+        (tmp_path / f"{name}_suite.py").write_text(SUITE.format(calls=str(tmp_path / f"{name}.calls"), fails=fails))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+    monkeypatch.setattr(command, "SUITES", {"growth": "growth_suite", "training": "training_suite"})
+    monkeypatch.setattr(report, "LIMITS", tmp_path / "limits.yaml")
+    report.LIMITS.write_text("{}")
+    out = tmp_path / "out"
+    out.mkdir()
+    write({"runs": 1}, combine([one_run(tmp_path, 0, [1.0])]), out / "training.json")
+    before = (out / "training.json").read_text()
+    monkeypatch.setattr(sys, "argv", ["bench", "--runs", "3", "--only", "growth", "training", "--out", str(out)])
+    with pytest.raises(SystemExit, match="left as it was: training"):
+        command.main()
+    assert (tmp_path / "training.calls").read_text() == "xx" and (tmp_path / "growth.calls").read_text() == "xxx"
+    assert (out / "training.json").read_text() == before
+    assert read((out / "growth.json").read_text())[0]["runs"] == 3
+    assert "## Growth" in (out / "README.md").read_text()
