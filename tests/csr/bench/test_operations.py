@@ -11,7 +11,7 @@ import torch
 from csr.bench.operations import main, profiled
 
 
-def test_an_operations_share_is_its_own_and_what_was_before_is_not_counted():
+def test_an_operations_share_is_its_own_and_what_was_before_is_not_counted() -> None:
     matrix = torch.ones(400, 400)
     runs: list[int] = []
 
@@ -35,7 +35,7 @@ def test_an_operations_share_is_its_own_and_what_was_before_is_not_counted():
     assert "aten::mm" in second and second.endswith("20 ×") and len(found.table(top=2).splitlines()) == 3
 
 
-def test_every_stage_is_shown(capsys: pytest.CaptureFixture[str]):
+def test_every_stage_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--device", "cpu", "--train", "32", "--side", "64", "--backbone", "test_convnext", "--top", "3"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("device ")
