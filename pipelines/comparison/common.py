@@ -58,12 +58,17 @@ class ComparisonCallbacks(SilentCallbacks):
         self.curves.append(curve)
 
 
-def write_curves(context: ExperimentContext, name: str, seed: int, params: Params) -> None:
-    """Writes the learning curves of every phase to ``<folder>/curves/<name>-<seed>.json``, if there is any."""
+def write_curves(context: ExperimentContext, name: str, seed: int, params: Params, settings: Mapping[str, Any]) -> None:
+    """Writes the learning curves of every phase to ``<folder>/curves/<name>-<seed>.json``, if there is any.
+
+    Args:
+        settings: those that trials chose and it was trained with.
+    """
     assert isinstance(context.callbacks, ComparisonCallbacks)
     curves = context.callbacks.curves
     if curves:
-        content = [{**asdict(each), "values": [rounded(value) for value in each.values]} for each in curves]
+        phases = [{**asdict(each), "values": [rounded(value) for value in each.values]} for each in curves]
+        content = {"settings": dict(settings), "phases": phases}
         folder = params.comparison.folder / "curves"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}-{seed}.json").write_text(json.dumps(content, indent=1) + "\n")

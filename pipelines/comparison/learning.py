@@ -36,7 +36,7 @@ def read_curves(folder: Path, seeds: Sequence[int]) -> dict[str, list[list[dict[
     for name in [*(each for each in TITLES if each in names), *sorted(names - set(TITLES))]:
         files = [folder / "curves" / f"{name}-{seed}.json" for seed in seeds]
         if all(file.is_file() for file in files):
-            found[name] = [json.loads(file.read_text()) for file in files]
+            found[name] = [json.loads(file.read_text())["phases"] for file in files]
     return found
 
 
@@ -49,8 +49,8 @@ def curves_section(curves: Curves, titles: Mapping[str, str], config: ConceptTra
     else:
         rule = (
             "One rule for all: after a warm-up the rate stays at its peak until the validation figure has not risen by "
-            f"{config.least_rise:g} over {config.patience} epochs, then falls to 0 over {config.anneal:.0%} of the "
-            f"epochs so far; {config.epochs} epochs are the cap of a system."
+            f"{config.least_rise:g} over {config.patience} epochs, or as many as a system's trials chose, then falls "
+            f"to 0 over {config.anneal:.0%} of the epochs so far; {config.epochs} epochs are the cap of a system."
         )
     note = (
         f"{rule} Weights of the {config.keep} epoch are kept. The figure is the class macro AUROC on the validation "
@@ -105,8 +105,12 @@ def _plot(curves: Curves, titles: Mapping[str, str]) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def trials_section(folder: Path, titles: Mapping[str, str]) -> list[Section]:
-    """How many settings each system was given and which was chosen, and what was tried for ours before."""
+def trials_section(folder: Path, titles: Mapping[str, str], least_rise: float) -> list[Section]:
+    """How many settings each system was given and which was chosen, and what was tried for ours before.
+
+    Args:
+        least_rise: by which a trial must be above the default to be chosen.
+    """
     files = sorted((folder / "trials").glob("*.json"))
     past = sum(trial.trials for trial in PAST_TRIALS)
     rows = []
@@ -123,9 +127,10 @@ def trials_section(folder: Path, titles: Mapping[str, str]) -> list[Section]:
     note = (
         "Settings that each system was given, all over the same kinds of knobs (learning rate, weight decay, warm-up, "
         "length; stride and pooling where they are its own to choose), with the same random draws, judged on the "
-        "validation split alone, with one seed, by processes that have no test study. Trial 0 is the default. Systems "
-        "on a frozen backbone have that backbone's trials and the six tries of their last layer; those that start from "
-        "the black box have its trials and their own."
+        "validation split alone, with one seed, by processes that have no test study. Trial 0 is the default, which "
+        f"stays unless another is above it by more than {least_rise:g}. Systems on a frozen backbone have that "
+        "backbone's trials and the six tries of their last layer; those that start from the black box have its trials "
+        "and their own."
     )
     ours = (
         f"For CSR's recipe {past} settings are known to have been tried before, by hand and over the months; what was "

@@ -27,6 +27,7 @@ from pipelines.comparison import missing_labels
 from pipelines.comparison.common import PREDICTIONS_FOLDER, SYSTEMS_FOLDER
 from pipelines.comparison.learning import TITLES, curves_section, read_curves, trials_section
 from pipelines.comparison.recipes import recipes
+from pipelines.comparison.settings import check_settings
 from pipelines.comparison.writing import write_report
 from pipelines.params import Params
 from pipelines.stage import PREPARED
@@ -36,7 +37,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
     """The report's title and sections.
 
     Raises:
-        DataError: no system has run.
+        DataError: no system has run, or one with other settings than its trials chose.
     """
     use_device(params.train.device)
     folder, seeds = params.comparison.folder, list(params.comparison.seeds)
@@ -47,13 +48,14 @@ def build(params: Params) -> tuple[str, list[Section]]:
     runs = _runs(folder, seeds, data, {name: entry for name, entry in entries.items() if name not in refusals})
     if OURS not in runs:
         raise DataError(f"{folder}: holds no run of {OURS}; run dvc repro pipelines/comparison/dvc.yaml first")
+    check_settings(folder, (report for each in runs.values() for report in each.reports))
     titles = TITLES | {name: each.title for name, each in runs.items()}
     sections = [
         _setting_section(params, data),
         *main_sections(data.collection, runs, list(refusals.values())),
         *concept_pointing_section(data.collection, runs, data.side),
         *curves_section(read_curves(folder, seeds), titles, params.concepts),
-        *trials_section(folder, titles),
+        *trials_section(folder, titles, params.concepts.least_rise),
         *_ablation_section(folder, seeds),
         *_missing_labels_section(folder, seeds, runs),
         Section("Interaction", (f"What readers' answers, boxes and reviews do is in {folder}_interaction.md.",)),

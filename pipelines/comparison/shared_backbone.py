@@ -20,7 +20,7 @@ from pipelines.comparison.common import (
     make_context,
     write_curves,
 )
-from pipelines.comparison.settings import chosen_settings, with_settings
+from pipelines.comparison.settings import chosen_settings, with_settings, write_settings
 from pipelines.params import Params
 
 TRIALS_OF = {"concepts_coarse": "concepts_lse"}  # the ablation's: what differs is the ingredient alone
@@ -33,9 +33,11 @@ def run(reference: str, seed: int, params: Params) -> None:
         comparison_run("shared_backbone", kind, seed, params),
         atomic_folder(SHARED_BACKBONES_FOLDER / f"{kind}-{seed}") as folder,
     ):
-        context = with_settings(make_context(params, seed, kind), chosen_settings(TRIALS_OF.get(kind, kind)))
+        settings = chosen_settings(TRIALS_OF.get(kind, kind))
+        context = with_settings(make_context(params, seed, kind), settings)
         train_shared_backbone(cast(SharedBackbone, kind), train, context, folder)
-    write_curves(context, kind, seed, params)
+        write_settings(folder, settings)
+    write_curves(context, kind, seed, params, settings)
 
 
 if __name__ == "__main__":

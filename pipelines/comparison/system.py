@@ -21,7 +21,7 @@ from pipelines.comparison.common import (
     make_context,
     write_curves,
 )
-from pipelines.comparison.settings import chosen_settings, with_settings
+from pipelines.comparison.settings import chosen_settings, read_settings, with_settings
 from pipelines.params import Params
 from pipelines.stage import PREPARED
 from pipelines.tracking import log_metrics
@@ -47,21 +47,25 @@ def train_and_keep(
         _leave_out(name, entry, seed, params, reason)
         return
     with comparison_run("system", name, seed, params):
-        context, seconds = with_settings(make_context(params, seed, name), chosen_settings(name)), 0.0
+        settings, seconds, resting = chosen_settings(name), 0.0, None
+        context = with_settings(make_context(params, seed, name), settings)
         if entry.shared_backbone:
-            shared, seconds = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{entry.shared_backbone}-{seed}")
+            folder = SHARED_BACKBONES_FOLDER / f"{entry.shared_backbone}-{seed}"
+            shared, seconds = open_shared_backbone(folder)
             context = replace(context, shared_backbone=shared)
+            resting = {"kind": entry.shared_backbone, "settings": read_settings(folder)}
         system, result = run_system(entry, complete(context, params), seconds)
         for part, numbers in result.report.items():
             flat = {key: value for key, value in numbers.items() if isinstance(value, float)}
             flat |= {f"pointing_{key}": value for key, value in numbers["pointing_game"].items() if value is not None}
             log_metrics(part, flat)
         log_metrics("system", result.about)
-    write_curves(context, name, seed, params)
+    write_curves(context, name, seed, params, settings)
     save_predictions(PREDICTIONS_FOLDER / f"{name}-{seed}.npz", result.validation, result.test)
     SYSTEMS_FOLDER.mkdir(parents=True, exist_ok=True)
     save_system(system, SYSTEMS_FOLDER / f"{name}-{seed}.pt")
-    _write_report(name, entry, seed, params, {**result.about, **result.report})
+    trained_with = {"settings": settings, "shared_backbone": resting}
+    _write_report(name, entry, seed, params, {**result.about, **trained_with, **result.report})
 
 
 def _leave_out(name: str, entry: Entry, seed: int, params: Params, reason: str) -> None:

@@ -10,8 +10,9 @@ frozen backbone have the trials of that backbone and the tries of their last lay
 
 Ray Tune runs them, one CPU each, or one GPU where there is any, and takes up interrupted ones; each is an MLflow run
 below the search's. The best figure on ``val`` decides: class macro AUROC of the finished system, or the mean concept
-AUROC where concepts are all that is learned; of equal ones the earlier trial. Trials read a copy of the prepared set
-without its test split, and no features of it, so none can see a test study.
+AUROC where concepts are all that is learned; of equal ones the earlier trial. Trial 0 stays unless the best is above it
+by more than ``concepts.least_rise``, what counts as a rise while one is trained, too. Trials read a copy of the
+prepared set without its test split, and no features of it, so none can see a test study.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,7 @@ def run(reference: str, params: Params) -> None:
     """Writes the chosen settings into the build folder, and all trials to ``<folder>/trials/<name>.json``."""
     name = reference.rpartition(":")[2]
     found = search(reference, params) if params.comparison.trials else []
-    best = max(found, key=lambda trial: (_rank(trial["figure"]), -trial["number"]), default=None)
+    best = best_of(found, params.concepts.least_rise) if found else None
     if best is not None and best["figure"] is None:
         raise TrainingError(f"{name}: all {len(found)} trials failed; the first: {found[0]['failed']}")
     chosen = best["settings"] if best else {}
@@ -102,8 +104,15 @@ def run(reference: str, params: Params) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _rank(figure: float | None) -> float:
-    return -math.inf if figure is None else figure
+def best_of(trials: Sequence[dict[str, Any]], least_rise: float) -> dict[str, Any]:
+    """The trial with the best figure, the earlier of equal ones; the first, the default, unless it is beaten by more
+    than ``least_rise``. One that failed is beaten by all that did not."""
+
+    def rank(trial: dict[str, Any]) -> float:
+        return -math.inf if trial["figure"] is None else trial["figure"]
+
+    default, best = trials[0], max(trials, key=lambda trial: (rank(trial), -trial["number"]))
+    return best if rank(best) > rank(default) + least_rise else default
 
 
 def search(reference: str, params: Params) -> list[dict[str, Any]]:

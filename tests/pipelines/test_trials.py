@@ -16,7 +16,7 @@ import yaml
 
 from csr.baselines.protocol import ExperimentContext
 from csr.data.prepared import PreparedSet, copy_without
-from csr.errors import TrainingError
+from csr.errors import DataError, TrainingError
 from csr.training.callbacks import SilentCallbacks
 from csr.training.concepts import ConceptTrainingConfig
 from pipelines.comparison import common, learning, rival, settings, shared_backbone, trials
@@ -41,6 +41,7 @@ SMALL = {
     "train": {"threads": 1},
 }
 CONFIG = ConceptTrainingConfig()
+LEAST_RISE = CONFIG.least_rise
 
 
 # the draws
@@ -175,7 +176,8 @@ def test_each_trial_is_reported_and_the_best_figure_is_chosen(searched: dict[str
         assert [trial["number"] for trial in content["trials"]] == list(range(COUNT))
         figures = [trial["figure"] for trial in content["trials"]]
         assert all(0 <= figure <= 1 for figure in figures)
-        assert content["chosen"] == figures.index(max(figures))
+        beaten = max(figures) > figures[0] + LEAST_RISE
+        assert content["chosen"] == (figures.index(max(figures)) if beaten else 0)
         assert content["trials"][0]["settings"] == {}
         assert settings.chosen_settings(name) == content["trials"][content["chosen"]]["settings"]
 
@@ -184,10 +186,52 @@ def test_the_chosen_setting_is_what_is_trained(searched: dict[str, dict], params
     chosen = settings.chosen_settings("classes")
     model = trials._model_alone(common.SHARED_BACKBONES_FOLDER / "classes-0").model
     assert model.config.stride == chosen.get("stride", params.concepts.model.stride)
-    (curve,) = json.loads((params.comparison.folder / "curves/classes-0.json").read_text())
+    curves = json.loads((params.comparison.folder / "curves/classes-0.json").read_text())
+    assert curves["settings"] == chosen
+    (curve,) = curves["phases"]
     assert len(curve["values"]) == chosen.get("epochs", params.concepts.epochs)
     best = searched["classes"]["trials"][searched["classes"]["chosen"]]
     assert best["figure"] == pytest.approx(curve["values"][-1], abs=1e-5)  # the same seed, without the test split
+
+
+def trial(number: int, figure: float | None) -> dict:
+    return {"number": number, "figure": figure}
+
+
+@pytest.mark.parametrize(
+    ("figures", "best"),
+    [
+        ([0.9, 0.95, 0.97], 2),
+        ([0.9, 0.97, 0.97], 1),  # the earlier of equal ones
+        ([0.9, 0.9005, 0.8], 0),  # above the default by less than what counts as a rise
+        ([None, 0.5, 0.4], 1),
+        ([0.5, None, None], 0),
+        ([None, None], 0),
+    ],
+)
+def test_the_default_stays_unless_it_is_beaten_by_a_rise(figures: list[float | None], best: int) -> None:
+    found = [trial(number, figure) for number, figure in enumerate(figures)]
+    assert trials.best_of(found, 0.001)["number"] == best
+
+
+def test_what_was_trained_says_with_which_settings(searched: dict[str, dict], params: Params) -> None:
+    report = json.loads((params.comparison.folder / "prototree-0.json").read_text())
+    assert report["settings"] == settings.chosen_settings("prototree")
+    assert report["shared_backbone"] == {"kind": "classes", "settings": settings.chosen_settings("classes")}
+    settings.check_settings(params.comparison.folder, [report])
+
+
+@pytest.mark.parametrize("of", ["prototree", "classes"])
+def test_a_report_of_systems_trained_with_other_settings_than_the_chosen_is_refused(
+    searched: dict[str, dict], params: Params, of: str
+) -> None:
+    report = json.loads((params.comparison.folder / "prototree-0.json").read_text())
+    if of == "prototree":
+        report["settings"] = {"learning_rate": 1.0}
+    else:
+        report["shared_backbone"]["settings"] = {"learning_rate": 1.0}
+    with pytest.raises(DataError, match=rf"prototree, seed 0: {of} was trained with learning_rate 1.0, its trials"):
+        settings.check_settings(params.comparison.folder, [report])
 
 
 def test_every_trial_is_a_run_below_its_search(searched: dict[str, dict]) -> None:
@@ -225,7 +269,7 @@ def test_without_trials_a_file_says_so_and_the_settings_are_the_parameters(workp
 
 
 def test_the_report_sets_trials_side_by_side(searched: dict[str, dict], params: Params) -> None:
-    (section,) = learning.trials_section(params.comparison.folder, learning.TITLES)
+    (section,) = learning.trials_section(params.comparison.folder, learning.TITLES, LEAST_RISE)
     rows = {row[0]: row for row in section.tables[0].rows}
     assert rows["black box (shared backbone)"][1] == rows["prototree"][1] == str(COUNT)
     for name, content in searched.items():
