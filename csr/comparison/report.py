@@ -14,7 +14,7 @@ from csr.data.decisions import decide
 from csr.data.html_report import Section, Table
 from csr.data.records import Collection
 from csr.errors import DataError
-from csr.evaluation.bootstrap import Difference, paired_bootstrap, paired_ratio_bootstrap
+from csr.evaluation.bootstrap import Difference, holm, paired_bootstrap, paired_ratio_bootstrap
 from csr.evaluation.calibration import (
     apply_temperature,
     expected_calibration_error,
@@ -157,8 +157,8 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
             f"chance {levels['chance']:.3f}, the concept's mean position {levels['centre']:.3f}."
         )
     note += (
-        f" Δ is {ours.title} minus the system, with the 95 % interval of a paired bootstrap over "
-        f"{resampled(collection, part)} and seeds."
+        f" Δ is {ours.title} minus the system, with a 95 % interval over {resampled(collection, part)} and seeds "
+        "(csr.evaluation.bootstrap); a star says that it is beyond 0 among all systems of the column (Holm, 5 %)."
     )
     more = _SEVERAL if collection.task == "multilabel" else {}
     if more:
@@ -176,21 +176,22 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
         "prototypes",
         "explanations",
     )
+    rivals = {name: each for name, each in runs.items() if name != OURS}
+    f1 = intervals({name: f1_difference(collection, ours, each, part) for name, each in rivals.items()})
+    pointing = intervals({name: pointing_difference(collection, ours, each, part) for name, each in rivals.items()})
     rows = []
     for name, each in runs.items():
         own = [report[part] for report in each.reports]
-        f1 = "" if name == OURS else interval(f1_difference(collection, ours, each, part))
-        pointing = "" if name == OURS else interval(pointing_difference(collection, ours, each, part))
         rows.append(
             (
                 each.title,
                 spread([report["macro_f1"] for report in own]),
-                f1,
+                f1.get(name, ""),
                 spread([report["auroc"] for report in own]),
                 *(spread([report[name] for report in own]) for name in more),
                 spread([report["concept_auroc"] for report in own]),
                 spread([report["pointing_game"]["pair"] for report in own]),
-                pointing,
+                pointing.get(name, ""),
                 spread([report["pointing_game"]["image"] for report in own]),
                 f"{statistics.mean(report['prototypes'] for report in each.reports):.0f}",
                 f"{statistics.mean(report['explanations'] for report in each.reports):.1f}",
@@ -336,6 +337,13 @@ def spread(values: Sequence[float | None], digits: int = 3) -> str:
         return "–"
     deviation = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
     return f"{statistics.mean(known):.{digits}f}{deviation}"
+
+
+def intervals(differences: Mapping[str, Difference | None]) -> dict[str, str]:
+    """A column of them; a star is behind those that are significant among all of it."""
+    adjusted = holm([float("nan") if each is None else each.p for each in differences.values()])
+    pairs = zip(differences.items(), adjusted, strict=True)
+    return {name: f"{interval(each)} *" if p < 0.05 else interval(each) for (name, each), p in pairs}
 
 
 def interval(difference: Difference | None) -> str:

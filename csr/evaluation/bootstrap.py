@@ -17,7 +17,7 @@ seeds and patients vary by together is in both terms, so the interval is a littl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ from csr.evaluation.weighted import auroc, macro_f1
 # Draws computed at a time: bounds the memory to BLOCK × N weights.
 BLOCK = 250
 
+Measure = Callable[[np.ndarray], np.ndarray]  # b×N study weights → b×S values, one a resample and seed
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -39,8 +41,26 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
 class Difference(Interval):
-    """The interval of ours − theirs; that it excludes 0 is what one calls a significant difference."""
+    """The interval of ours − theirs; that it excludes 0 is what one calls a significant difference.
+
+    Args:
+        p: chance of a difference at least as large, if there is none: two-sided, by the same distribution.
+    """
+
+    p: float = float("nan")
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Values of p, adjusted for being several (Holm 1979): below 0.05, a difference is significant among all of them.
+    One that is not a number stays so, and counts as none."""
+    given = np.asarray(values, np.float64)
+    known = np.flatnonzero(~np.isnan(given))
+    order = known[np.argsort(given[known], kind="stable")]
+    adjusted = given.copy()
+    adjusted[order] = np.minimum(np.maximum.accumulate(given[order] * np.arange(len(order), 0, -1)), 1)
+    return adjusted.tolist()
 
 
 def bootstrap_interval(
@@ -67,7 +87,7 @@ def bootstrap_interval(
     """
     _check_shapes(truth, predicted)
     units = _units(clusters, len(truth))
-    return Interval(*_interval(lambda weights: macro_f1(truth, predicted, classes, weights), units, draws, seed))
+    return _Sample.draw(lambda weights: macro_f1(truth, predicted, classes, weights), units, draws, seed).interval()
 
 
 def paired_bootstrap(
@@ -99,7 +119,7 @@ def paired_bootstrap(
     def gain(weights: np.ndarray) -> np.ndarray:
         return macro_f1(truth, ours, classes, weights) - macro_f1(truth, theirs, classes, weights)
 
-    return Difference(*_interval(gain, _units(clusters, len(truth)), draws, seed))
+    return _Sample.draw(gain, _units(clusters, len(truth)), draws, seed).difference()
 
 
 def paired_mean_bootstrap(
@@ -156,7 +176,7 @@ def paired_ratio_bootstrap(
     gains = np.asarray(ours_hits, np.float64)[:, judged] - np.asarray(theirs_hits, np.float64)[:, judged]
     sizes = counts[judged].astype(np.float64)
     units = _units(clusters, judged.size)[judged]
-    return Difference(*_interval(lambda w: (w @ gains.T) / (w @ sizes)[:, None], units, draws, seed))
+    return _Sample.draw(lambda w: (w @ gains.T) / (w @ sizes)[:, None], units, draws, seed).difference()
 
 
 def paired_auroc_bootstrap(
@@ -183,7 +203,7 @@ def paired_auroc_bootstrap(
     """
     _check_shapes(labels[0], labels, ours, theirs)
     gain = _each(lambda weights: auroc(labels, ours, weights) - auroc(labels, theirs, weights))
-    return Difference(*_interval(gain, _units(clusters, labels.shape[1]), draws, seed))
+    return _Sample.draw(gain, _units(clusters, labels.shape[1]), draws, seed).difference()
 
 
 def auroc_ratio_bootstrap(
@@ -203,7 +223,36 @@ def auroc_ratio_bootstrap(
     """
     _check_shapes(labels[0], labels, ours, theirs)
     ratio = _each(lambda weights: (auroc(labels, ours, weights) - floor) / (auroc(labels, theirs, weights) - floor))
-    return Interval(*_interval(ratio, _units(clusters, labels.shape[1]), draws, seed))
+    return _Sample.draw(ratio, _units(clusters, labels.shape[1]), draws, seed).interval()
+
+
+def crossed_difference(ours: np.ndarray, theirs: np.ndarray, *units: np.ndarray) -> Difference:
+    """The difference of two systems' means over trials that are each of several units, such as a patient and a
+    prototype: trials of one patient are not independent, nor are those of one prototype.
+
+    The variance of the mean is the sum of those by each kind of unit, G/(G−1) · Σ over units (Σ of the unit's
+    deviations)² / N² of G units (Cameron, Gelbach and Miller 2011, "Robust Inference with Multiway Clustering", without
+    the term that they take off again: wider rather than narrower); t as for seeds.
+
+    Args:
+        ours, theirs: N trials.
+        units: N names each, one array a kind of unit; at least two units of each kind.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    if any(each.shape != ours.shape for each in (theirs, *units)) or ours.ndim != 1:
+        raise ValueError(f"needs N values: shapes {[each.shape for each in (ours, theirs, *units)]}")
+    gains = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    mean = float(gains.mean())
+    parts, freedoms = [], []
+    for names in units:
+        unit_of, unique = pd.factorize(names)
+        sums = np.bincount(unit_of, gains - mean, len(unique))
+        count = len(unique)
+        parts.append(float(count / (count - 1) * (sums**2).sum() / len(gains) ** 2) if count > 1 else float("nan"))
+        freedoms.append(count - 1)
+    return _student(mean, parts, freedoms)
 
 
 def weighted_interval(
@@ -222,7 +271,7 @@ def weighted_interval(
         clusters: N names, see `paired_bootstrap`.
         tail: chance that is left out at either end, each of which is a one-sided bound at 1 − tail.
     """
-    return Interval(*_interval(_each(measure), _units(clusters, studies), draws, seed, tail))
+    return _Sample.draw(_each(measure), _units(clusters, studies), draws, seed).interval(tail)
 
 
 def _each(measure: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -245,36 +294,51 @@ def _units(clusters: np.ndarray | None, studies: int) -> np.ndarray:
     return clusters
 
 
-def _interval(
-    measure: Callable[[np.ndarray], np.ndarray], units: np.ndarray, draws: int, seed: int, tail: float = 0.025
-) -> tuple[float, float, float]:
-    """Mean, low and high of a measure that takes b×N study weights and gives b×S values, one a resample and seed."""
-    unit_of, names = pd.factorize(units)  # numbered as they appear: alone, a study keeps its own number
-    by_seed = measure(np.ones((1, len(units))))[0]
-    rng = np.random.default_rng(seed)
-    sizes = [min(BLOCK, draws - start) for start in range(0, draws, BLOCK)]
-    resampled = np.concatenate([measure(_resampled(rng, size, len(names))[:, unit_of]).mean(1) for size in sizes])
-    mean = float(by_seed.mean())
-    if len(by_seed) == 1:
-        low, high = np.quantile(resampled, [tail, 1 - tail])
-        return mean, float(low), float(high)
-    width = _margin(float(resampled.var(ddof=1)), len(names), float(by_seed.var(ddof=1)), len(by_seed), tail)
-    return mean, mean - width, mean + width
+@dataclass(frozen=True)
+class _Sample:
+    """What a measure is with each seed, and what it becomes, as a mean over the seeds, in each resample of patients."""
+
+    by_seed: np.ndarray
+    resampled: np.ndarray
+    patients: int
+
+    @classmethod
+    def draw(cls, measure: Measure, units: np.ndarray, draws: int, seed: int) -> _Sample:
+        unit_of, names = pd.factorize(units)  # numbered as they appear: alone, a study keeps its own number
+        rng = np.random.default_rng(seed)
+        sizes = [min(BLOCK, draws - start) for start in range(0, draws, BLOCK)]
+        means = [measure(_resampled(rng, size, len(names))[:, unit_of]).mean(1) for size in sizes]
+        return cls(measure(np.ones((1, len(units))))[0], np.concatenate(means), len(names))
+
+    def interval(self, tail: float = 0.025) -> Interval:
+        if len(self.by_seed) > 1:
+            return self.difference(tail)
+        low, high = np.quantile(self.resampled, [tail, 1 - tail])
+        return Interval(float(self.by_seed[0]), float(low), float(high))
+
+    def difference(self, tail: float = 0.025) -> Difference:
+        if len(self.by_seed) == 1:
+            alone = self.interval(tail)
+            beyond = min((self.resampled <= 0).sum(), (self.resampled >= 0).sum())
+            p = min(2 * float(beyond + 1) / (len(self.resampled) + 1), 1.0)
+            return Difference(alone.mean, alone.low, alone.high, p)
+        parts = float(self.resampled.var(ddof=1)), float(self.by_seed.var(ddof=1)) / len(self.by_seed)
+        return _student(float(self.by_seed.mean()), parts, (self.patients - 1, len(self.by_seed) - 1), tail)
 
 
-def _margin(of_patients: float, patients: int, between_seeds: float, seeds: int, tail: float) -> float:
-    """How far the interval reaches to either side.
+def _student(mean: float, parts: Sequence[float], freedoms: Sequence[int], tail: float = 0.025) -> Difference:
+    """Student's interval of a mean.
 
     Args:
-        of_patients: variance of the mean over resamples.
-        between_seeds: variance of the seeds' own values.
+        parts: its variance by each source. freedoms: of each.
     """
-    of_seeds = between_seeds / seeds
-    variance = of_patients + of_seeds
-    if not variance > 0:  # equal in all resamples and seeds, or not a number
-        return variance
-    freedom = variance**2 / (of_patients**2 / max(patients - 1, 1) + of_seeds**2 / (seeds - 1))
-    return float(student_t.ppf(1 - tail, freedom) * np.sqrt(variance))
+    variance = sum(parts)
+    if not variance > 0:  # equal wherever it was looked at, or not a number
+        return Difference(mean, mean - variance, mean + variance, 1.0 if mean == 0 else variance)
+    known = sum(part**2 / max(freedom, 1) for part, freedom in zip(parts, freedoms, strict=True))
+    error, freedom = variance**0.5, variance**2 / known
+    margin = float(student_t.ppf(1 - tail, freedom)) * error
+    return Difference(mean, mean - margin, mean + margin, 2 * float(student_t.sf(abs(mean) / error, freedom)))
 
 
 def _resampled(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:

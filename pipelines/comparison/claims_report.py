@@ -22,7 +22,13 @@ from csr.data.html_report import Section, Table
 from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
 from csr.errors import DataError
-from csr.evaluation.bootstrap import Interval, auroc_ratio_bootstrap, paired_auroc_bootstrap, paired_mean_bootstrap
+from csr.evaluation.bootstrap import (
+    Interval,
+    auroc_ratio_bootstrap,
+    crossed_difference,
+    paired_auroc_bootstrap,
+    paired_mean_bootstrap,
+)
 from pipelines.comparison.common import BUILD
 from pipelines.comparison.writing import write_report
 from pipelines.params import Params
@@ -248,6 +254,7 @@ def _exemplar_section(table: pd.DataFrame, run: str) -> Section:
     groups = [(str(name), own) for name, own in table.groupby("concept", sort=False)] + [("all", table)]
     for concept, own in groups:
         rose = {key: (own[key] - own["before"] >= CHANGED).astype(float) for key in ("exemplar", "control")}
+        units = own["patient"].to_numpy(), (own["concept"] + " " + own["prototype"].astype(str)).to_numpy()
         similar = {key: own[f"similarity_{key}"] - own["similarity_before"] for key in ("exemplar", "control")}
         rows.append(
             (
@@ -255,10 +262,11 @@ def _exemplar_section(table: pd.DataFrame, run: str) -> Section:
                 str(len(own)),
                 *(f"{own[key].mean():.2f}" for key in ("before", "exemplar", "control")),
                 *(f"{rose[key].mean():.2f}" for key in ("exemplar", "control")),
-                _difference(rose["exemplar"], rose["control"], own["patient"]),
+                interval(crossed_difference(rose["exemplar"].to_numpy(), rose["control"].to_numpy(), *units)),
                 *(f"{(similar[key] > 0).mean():.2f}" for key in ("exemplar", "control")),
             )
         )
+    prototypes = len(table[["concept", "prototype"]].drop_duplicates())
     columns = (
         "concept",
         "pastes",
@@ -275,7 +283,7 @@ def _exemplar_section(table: pd.DataFrame, run: str) -> Section:
         "The crop that the page shows for a prototype, pasted at its own place into test studies of both parts without "
         "the concept; control: a crop of the same place of a training image that lacks it. p is CSR's probability of "
         f"the concept, 'rises' means by {CHANGED} or more, similarity is the prototype's largest inside the crop. 95 % "
-        f"intervals of a paired bootstrap over patients. A CBM has no exemplars. {run}"
+        f"intervals over patients and prototypes ({prototypes} of them). A CBM has no exemplars. {run}"
     )
     return Section("Exemplars pasted", (note,), (Table("", columns, rows),))
 

@@ -14,6 +14,7 @@ from csr.comparison.report import (
     OURS,
     f1_difference,
     interval,
+    intervals,
     main_sections,
     pointing_difference,
     published_section,
@@ -23,7 +24,7 @@ from csr.comparison.runs import Runs
 from csr.data.html_report import Section
 from csr.data.records import Collection
 from csr.errors import DataError
-from csr.evaluation.bootstrap import bootstrap_interval, paired_bootstrap
+from csr.evaluation.bootstrap import Difference, bootstrap_interval, paired_bootstrap
 from csr.evaluation.evaluate import evaluate_predictions
 from csr.evaluation.metrics import macro_f1
 from csr.evaluation.predictions import Predictions
@@ -134,8 +135,8 @@ def test_patients_with_several_studies_are_drawn_as_a_whole_and_the_report_says_
         assert whole.mean == alone.mean
         assert whole.high - whole.low > 1.2 * (alone.high - alone.low)
     notes = [main_sections(each, {OURS: pair[0]})[0].paragraphs[0] for each in (of_patients, COLLECTION)]
-    assert "bootstrap over the 10 patients (each with all their studies) and seeds" in notes[0]
-    assert "bootstrap over studies and seeds" in notes[1]
+    assert "interval over the 10 patients (each with all their studies) and seeds" in notes[0]
+    assert "interval over studies and seeds" in notes[1]
 
 
 def table_of(sections: list[Section], title: str, index: int = 0) -> dict[str, dict[str, str]]:
@@ -176,17 +177,24 @@ def test_a_part_shows_every_system_beside_ours(sections):
     assert ours["macro F1"] == ours["AUROC"] == ours["concept AUROC"] == ours["pointing, pair"] == "1.000 ± 0.000"
     assert ours["Δ F1"] == ours["Δ pointing"] == ""
     assert (ours["prototypes"], ours["explanations"]) == ("4", "3.0")
-    assert black["macro F1"] == "0.000 ± 0.000" and black["Δ F1"] == "+1.000 [+1.000, +1.000]"
+    assert black["macro F1"] == "0.000 ± 0.000" and black["Δ F1"] == "+1.000 [+1.000, +1.000] *"
     for column in ("concept AUROC", "pointing, pair", "pointing, image", "Δ pointing"):
         assert black[column] == "–"
     f1 = [report["iid"]["macro_f1"] for report in runs(first_of_each_part(6)).reports]
     assert middling["macro F1"] == f"{np.mean(f1):.3f} ± {np.std(f1, ddof=1):.3f}"
     for column in ("Δ F1", "Δ pointing"):
-        mean, low, high = (float(value) for value in middling[column].translate(str.maketrans("[],", "   ")).split())
+        mean, low, high = (float(value) for value in middling[column].translate(str.maketrans("[],*", "    ")).split())
         assert 0 < low <= mean <= high
     note = sections[0].paragraphs[0]
     pairs = sum((int(row), k) in BOXES for row in COLLECTION.rows("test", "iid") for k in range(3))
     assert "30 studies, seeds 0, 1, 2" in note and f"over {pairs} (image, concept) pairs" in note
+
+
+def test_a_star_needs_a_difference_among_all_of_its_column():
+    once, sure = Difference(0.1, 0.01, 0.19, 0.03), Difference(0.2, 0.15, 0.25, 0.001)
+    assert intervals({"a": once}) == {"a": "+0.100 [+0.010, +0.190] *"}
+    shown = intervals({"a": once, "b": sure, "c": Difference(0.0, -0.1, 0.1, 0.9), "d": None})
+    assert shown["a"] == "+0.100 [+0.010, +0.190]" and shown["b"].endswith(" *") and shown["d"] == "–"
 
 
 def test_cost_sets_latency_against_the_black_box_where_it_was_measured(sections):
@@ -256,7 +264,7 @@ def test_several_classes_are_decided_by_every_system_s_own_thresholds(several):
     ours, rival = (table_of(sections, "Test part: iid")[title] for title in ("CSR", "rival"))
     assert ours["macro F1"] == ours["mAP"] == ours["F1, rare"] == "1.000 ± 0.000"  # at a half it would find nothing
     assert rival["macro F1"] == rival["F1, rare"] == "0.000 ± 0.000"
-    assert rival["Δ F1"] == "+1.000 [+1.000, +1.000]"
+    assert rival["Δ F1"] == "+1.000 [+1.000, +1.000] *"
     note = sections[0].paragraphs[0]
     assert "rare if fewer than 5% of the training studies have it: that is severe." in note
     assert [each.paragraphs for each in sections if each.title == "Left out"] == [

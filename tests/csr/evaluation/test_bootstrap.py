@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, t
 
 from csr.evaluation import bootstrap, weighted
 from csr.evaluation.bootstrap import (
     Difference,
+    Interval,
     bootstrap_interval,
+    holm,
     paired_bootstrap,
     paired_mean_bootstrap,
     paired_ratio_bootstrap,
@@ -44,20 +46,38 @@ def f1_by_hand(truth, predicted):
 
 
 def enumerated(measure, studies: int, seeds: int) -> np.ndarray:
-    """The measure of every equally likely resample: measure(rows, s) averaged over every choice of seeds."""
-    values = []
-    for rows in product(range(studies), repeat=studies):
-        by_seed = [measure(list(rows), s) for s in range(seeds)]
-        values += [np.mean([by_seed[s] for s in chosen]) for chosen in product(range(seeds), repeat=seeds)]
-    return np.array(values)
+    """The measure of every equally likely resample and seed, measure(rows, s): R×S."""
+    return np.array(
+        [[measure(list(rows), s) for s in range(seeds)] for rows in product(range(studies), repeat=studies)]
+    )
 
 
-def assert_interval(result, values: np.ndarray, slack: float = 0.004) -> None:
-    """The bounds are 2.5 and 97.5 % quantiles of the values, give or take the error of 20 000 draws."""
-    values = np.repeat(values, 100)  # so that few outcomes are not interpolated
-    low, high = np.quantile(values, [0.025 - slack, 0.975 - slack]), np.quantile(values, [0.025 + slack, 0.975 + slack])
-    assert low[0] - 1e-9 <= result.low <= high[0] + 1e-9
-    assert low[1] - 1e-9 <= result.high <= high[1] + 1e-9
+def assert_interval(result: Interval, values: np.ndarray, units: int, slack: float = 0.004) -> None:
+    """The bounds are those of all resamples, give or take the error of 20 000 draws.
+
+    Args:
+        values: R×S of `enumerated`.
+        units: that are resampled.
+    """
+    means = values.mean(1)
+    if values.shape[1] == 1:
+        means = np.repeat(means, 100)  # so that few outcomes are not interpolated
+        low, high = (np.quantile(means, [0.025 + way * slack, 0.975 + way * slack]) for way in (-1, 1))
+        assert low[0] - 1e-9 <= result.low <= high[0] + 1e-9
+        assert low[1] - 1e-9 <= result.high <= high[1] + 1e-9
+        return
+    seeds = values.shape[1]
+    observed = observed_by_seed(values, units)
+    parts = means.var(), observed.var(ddof=1) / seeds
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (units - 1) + parts[1] ** 2 / (seeds - 1))
+    margin = t.ppf(0.975, freedom) * math.sqrt(sum(parts))
+    assert result.mean == pytest.approx(observed.mean())
+    np.testing.assert_allclose([result.low, result.high], observed.mean() + np.array([-margin, margin]), rtol=0.03)
+
+
+def observed_by_seed(values: np.ndarray, units: int) -> np.ndarray:
+    """The resample that draws every unit once, in order: what was observed."""
+    return values[[*product(range(units), repeat=units)].index(tuple(range(units)))]
 
 
 # macro F1
@@ -68,27 +88,27 @@ def assert_interval(result, values: np.ndarray, slack: float = 0.004) -> None:
 def test_the_centre_is_the_macro_f1_of_metrics_exactly(seed, seeds, classes):
     truth, predicted = runs(seed, seeds, studies=9)  # few studies and more classes: some are absent
     expected = np.mean([macro_f1(truth, row, classes) for row in predicted])
-    one_draw = bootstrap_interval(truth, predicted, classes, draws=1)
-    assert one_draw.mean == pytest.approx(expected, abs=1e-15)
-    assert one_draw.low == one_draw.high
+    assert bootstrap_interval(truth, predicted, classes, draws=2).mean == pytest.approx(expected, abs=1e-15)
 
 
-def test_the_interval_of_one_system_is_that_of_all_enumerated_resamples():
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_interval_of_one_system_is_that_of_all_enumerated_resamples(seeds):
     truth = np.array([0, 1, 2, 1])
-    predicted = np.array([[0, 1, 1, 1], [2, 1, 2, 0]])
-    values = enumerated(lambda rows, s: f1_by_hand(truth[rows], predicted[s][rows]), 4, 2)
-    assert_interval(bootstrap_interval(truth, predicted, CLASSES, draws=20_000), values)
+    predicted = np.array([[0, 1, 1, 1], [2, 1, 2, 0]])[:seeds]
+    values = enumerated(lambda rows, s: f1_by_hand(truth[rows], predicted[s][rows]), 4, seeds)
+    assert_interval(bootstrap_interval(truth, predicted, CLASSES, draws=20_000), values, 4)
 
 
-def test_the_interval_of_a_difference_pairs_studies_and_seeds_as_all_enumerated_resamples_do():
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_interval_of_a_difference_pairs_studies_and_seeds_as_all_enumerated_resamples_do(seeds):
     truth = np.array([0, 1, 2, 1])
-    ours, theirs = np.array([[0, 1, 1, 1], [2, 1, 2, 0]]), np.array([[0, 1, 1, 0], [0, 2, 2, 2]])
+    ours, theirs = np.array([[0, 1, 1, 1], [2, 1, 2, 0]])[:seeds], np.array([[0, 1, 1, 0], [0, 2, 2, 2]])[:seeds]
     values = enumerated(
-        lambda rows, s: f1_by_hand(truth[rows], ours[s][rows]) - f1_by_hand(truth[rows], theirs[s][rows]), 4, 2
+        lambda rows, s: f1_by_hand(truth[rows], ours[s][rows]) - f1_by_hand(truth[rows], theirs[s][rows]), 4, seeds
     )
     result = paired_bootstrap(truth, ours, theirs, CLASSES, draws=20_000)
     assert isinstance(result, Difference)
-    assert_interval(result, values)
+    assert_interval(result, values, 4)
 
 
 @CASES
@@ -138,11 +158,66 @@ def test_with_one_seed_the_interval_of_a_mean_is_the_binomial_one():
     np.testing.assert_allclose([result.low, result.high], binom.ppf([0.025, 0.975], 200, 0.7) / 200, atol=1 / 200)
 
 
-def test_seeds_alone_vary_the_mean_when_all_studies_are_alike():
-    ours = np.array([[0.0], [1.0]]).repeat(50, axis=1)
-    result = paired_mean_bootstrap(ours, np.zeros((2, 50)))
-    # Two seeds drawn twice: both the bad one with probability 1/4, both the good one with 1/4.
-    assert (result.low, result.mean, result.high) == (0, 0.5, 1)
+def test_seeds_alone_give_students_interval_when_all_studies_are_alike():
+    by_seed = [0.1, 0.4, 0.2]
+    result = paired_mean_bootstrap(np.array(by_seed)[:, None].repeat(50, axis=1), np.zeros((3, 50)))
+    expected = t.interval(0.95, 2, np.mean(by_seed), np.std(by_seed, ddof=1) / math.sqrt(3))
+    np.testing.assert_allclose([result.low, result.high], expected)
+
+
+@pytest.mark.parametrize(("of_seeds", "of_studies"), [(1.0, 0.0), (0.3, 1.0), (0.1, 3.0)])
+def test_three_seeds_cover_what_they_were_drawn_from(of_seeds, of_studies):
+    """Seeds and studies with effects of their own and of both together: the truth, 0, is within in 95 of 100."""
+    rng, covered, repeats = np.random.default_rng(7), 0, 300
+    for _ in range(repeats):
+        seed, study = of_seeds * rng.normal(size=(3, 1)), of_studies * rng.normal(size=(1, 60))
+        found = paired_mean_bootstrap(seed + study + rng.normal(size=(3, 60)), np.zeros((3, 60)), draws=200)
+        covered += found.low <= 0 <= found.high
+    assert 0.92 <= covered / repeats <= 0.995
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_p_says_what_the_interval_says(seeds):
+    rng = np.random.default_rng(2)
+    for effect in (0.0, 0.1, 0.2, 0.3, 0.5, -0.5):
+        found = paired_mean_bootstrap(effect + rng.normal(size=(seeds, 60)), np.zeros((seeds, 60)))
+        outside = not found.low <= 0 <= found.high
+        assert 0 < found.p <= 1 and (found.p < 0.05) == outside
+
+
+def test_p_is_evenly_spread_where_there_is_no_difference():
+    rng = np.random.default_rng(8)
+    found = [paired_mean_bootstrap(rng.normal(size=(3, 40)), np.zeros((3, 40)), draws=200).p for _ in range(200)]
+    assert np.mean(np.array(found) < 0.1) < 0.15 and 0.3 < np.median(found) < 0.75
+
+
+def test_holm_by_hand_leaves_out_what_is_no_number():
+    # 0.01 × 4, 0.02 × 3, 0.03 × 2, 0.04: each at least as large as the one before
+    np.testing.assert_allclose(holm([0.04, 0.01, float("nan"), 0.03, 0.02]), [0.06, 0.04, np.nan, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_trials_of_few_prototypes_are_as_sure_as_those_prototypes():
+    rng, covered, repeats = np.random.default_rng(5), 0, 300
+    prototypes, patients = np.repeat(np.arange(12), 40), np.tile(np.arange(40), 12)
+    for _ in range(repeats):
+        values = rng.normal(size=12)[prototypes] + rng.normal(size=40)[patients] + rng.normal(size=480)
+        found = bootstrap.crossed_difference(values, np.zeros(480), patients, prototypes)
+        covered += found.low <= 0 <= found.high
+    assert 0.92 <= covered / repeats <= 0.99
+    one_way = bootstrap.crossed_difference(values, np.zeros(480), patients)
+    assert found.high - found.low > 1.3 * (one_way.high - one_way.low)
+
+
+def test_one_kind_of_unit_with_a_trial_each_is_students_interval():
+    values = np.random.default_rng(1).normal(size=20)
+    found = bootstrap.crossed_difference(values, np.zeros(20), np.arange(20))
+    np.testing.assert_allclose(
+        [found.low, found.high], t.interval(0.95, 19, values.mean(), values.std(ddof=1) / 20**0.5)
+    )
+    assert math.isnan(bootstrap.crossed_difference(values, np.zeros(20), np.zeros(20)).low)  # one unit tells nothing
+    with pytest.raises(ValueError, match="needs N values"):
+        bootstrap.crossed_difference(values, np.zeros(20), np.arange(19))
 
 
 def test_studies_without_a_value_are_left_out():
@@ -166,7 +241,7 @@ def test_a_ratio_resamples_studies_with_all_their_pairs():
         chosen = [judged[row] for row in rows]
         return (ours[s, chosen].sum() - theirs[s, chosen].sum()) / counts[chosen].sum()
 
-    assert_interval(result, enumerated(gain, 4, 2))
+    assert_interval(result, enumerated(gain, 4, 2), 4)
 
 
 def test_clusters_make_the_interval_wider_than_pairs_that_are_taken_for_independent():
@@ -200,14 +275,14 @@ def test_patients_are_drawn_with_all_their_studies_as_all_enumerated_resamples_o
         return f1_by_hand(truth[rows], predicted[rows])
 
     one = bootstrap_interval(truth, ours, CLASSES, draws=20_000, clusters=PATIENTS)
-    assert_interval(one, enumerated(lambda patients, s: f1(ours[s], drawn(patients)), 4, 2))
-    assert one.mean == bootstrap_interval(truth, ours, CLASSES, draws=1).mean
+    assert_interval(one, enumerated(lambda patients, s: f1(ours[s], drawn(patients)), 4, 2), 4)
+    assert one.mean == bootstrap_interval(truth, ours, CLASSES, draws=2).mean
 
     def gain(patients: list[int], s: int) -> float:
         return f1(ours[s], drawn(patients)) - f1(theirs[s], drawn(patients))
 
     pair = paired_bootstrap(truth, ours, theirs, CLASSES, draws=20_000, clusters=PATIENTS)
-    assert_interval(pair, enumerated(gain, 4, 2))
+    assert_interval(pair, enumerated(gain, 4, 2), 4)
     assert pair != paired_bootstrap(truth, ours, theirs, CLASSES, draws=20_000)
 
 
@@ -221,31 +296,25 @@ def test_patients_without_anything_to_judge_are_not_drawn_and_the_others_bring_a
         rows = drawn([(0, 2, 3)[patient] for patient in patients])
         return (ours[s, rows].sum() - theirs[s, rows].sum()) / counts[rows].sum()
 
-    assert_interval(result, enumerated(gain, 3, 2))
+    assert_interval(result, enumerated(gain, 3, 2), 3)
     holes = np.where(counts > 0, 0, np.nan)
     of_means = paired_mean_bootstrap(ours + holes, theirs + holes, draws=500, clusters=PATIENTS)
     ones = (counts > 0).astype(float)
     assert of_means == paired_ratio_bootstrap(ours * ones, theirs * ones, ones, draws=500, clusters=PATIENTS)
 
 
-# What resampling studies gave before patients were known here.
-BEFORE = {
-    "one": (0.7603107230639741, 0.6508075801828012, 0.8504012381156993),
-    "pair": (0.4773426974130217, 0.3372681547290883, 0.5963528424681709),
-    "ratio": (0.03065134099616858, -0.15641178813221823, 0.219612152553329),
-}
-
-
-@pytest.mark.parametrize("names", [None, np.array([f"p{99 - study}" for study in range(60)])], ids=["none", "one each"])
-def test_with_one_study_a_patient_the_numbers_are_those_of_studies_bit_for_bit(names):
+def test_with_one_study_a_patient_the_numbers_are_those_of_studies_bit_for_bit():
     truth, ours = runs(0)
     theirs, counts = runs(1)[1], np.random.default_rng(5).integers(0, 4, 60)
-    found = {
-        "one": bootstrap_interval(truth, ours, CLASSES, clusters=names),
-        "pair": paired_bootstrap(truth, ours, theirs, CLASSES, clusters=names),
-        "ratio": paired_ratio_bootstrap(ours % 2 * counts, theirs % 2 * counts, counts, clusters=names),
-    }
-    assert {name: (each.mean, each.low, each.high) for name, each in found.items()} == BEFORE
+
+    def found(names: np.ndarray | None) -> list[Interval]:
+        return [
+            bootstrap_interval(truth, ours, CLASSES, clusters=names),
+            paired_bootstrap(truth, ours, theirs, CLASSES, clusters=names),
+            paired_ratio_bootstrap(ours % 2 * counts, theirs % 2 * counts, counts, clusters=names),
+        ]
+
+    assert found(np.array([f"p{99 - study}" for study in range(60)])) == found(None)
 
 
 def test_repeating_each_study_of_a_patient_tells_nothing_new():
