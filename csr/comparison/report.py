@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -347,9 +348,12 @@ def intervals(differences: Mapping[str, Difference | None]) -> dict[str, str]:
 
 
 def interval(difference: Difference | None) -> str:
-    """Mean and 95 % interval, or – if there is no difference to speak of."""
+    """Mean and 95 % interval, or – if there is no difference to speak of; the mean alone where nothing tells how sure
+    it is."""
     if difference is None:
         return "–"
+    if math.isnan(difference.low):
+        return f"{difference.mean:+.3f}"
     return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 

@@ -283,7 +283,8 @@ def _exemplar_section(table: pd.DataFrame, run: str) -> Section:
         "The crop that the page shows for a prototype, pasted at its own place into test studies of both parts without "
         "the concept; control: a crop of the same place of a training image that lacks it. p is CSR's probability of "
         f"the concept, 'rises' means by {CHANGED} or more, similarity is the prototype's largest inside the crop. 95 % "
-        f"intervals over patients and prototypes ({prototypes} of them). A CBM has no exemplars. {run}"
+        f"intervals over patients and prototypes ({prototypes} of them; a concept with one has none). A CBM has no "
+        f"exemplars. {run}"
     )
     return Section("Exemplars pasted", (note,), (Table("", columns, rows),))
 

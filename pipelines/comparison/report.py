@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def build(params: Params) -> tuple[str, list[Section]]:
         *curves_section(read_curves(folder, seeds), titles, params.concepts),
         *trials_section(folder, titles, params.concepts.least_rise),
         *_ablation_section(folder, seeds),
-        *_missing_labels_section(folder, seeds, runs),
+        *_missing_labels_section(folder, seeds, runs, data.collection.test_parts()),
         Section("Interaction", (f"What readers' answers, boxes and reviews do is in {folder}_interaction.md.",)),
     ]
     return f"Comparison on {data.collection.name}", sections
@@ -96,8 +96,8 @@ def _setting_section(params: Params, data: PreparedSet) -> Section:
     )
     if params.prototypes.located:
         text += (
-            " CSR's prototypes, of both recipes, learn from inside the boxes of training images (prototypes.located); "
-            "stage 1 and all rivals learn from labels of whole images."
+            " The prototypes of CSR's robust recipe learn from inside the boxes of training images "
+            "(prototypes.located); stage 1, the paper's recipe and all rivals learn from labels of whole images."
         )
     return Section("Setting", (text,))
 
@@ -141,7 +141,9 @@ def _ablation_section(folder: Path, seeds: list[int]) -> list[Section]:
     return [Section("Ablation", (note,), (Table("", columns, rows),))]
 
 
-def _missing_labels_section(folder: Path, seeds: list[int], runs: dict[str, Runs]) -> list[Section]:
+def _missing_labels_section(
+    folder: Path, seeds: list[int], runs: dict[str, Runs], parts: Sequence[str]
+) -> list[Section]:
     files = {
         level: [folder / "missing_labels" / f"{level}-{seed}.json" for seed in seeds] for level in missing_labels.LEVELS
     }
@@ -153,7 +155,6 @@ def _missing_labels_section(folder: Path, seeds: list[int], runs: dict[str, Runs
     }
     if not found:
         return []
-    parts = [part for part, value in runs[OURS].reports[0].items() if isinstance(value, dict)]
     rows = []
     for name in names:
         levels = {"0%": runs[name].reports} | {

@@ -687,3 +687,18 @@ def test_presets_differ_in_their_recipes_and_parameters_hold_for_both(
     pooling = {preset: load_params(preset=preset).concepts.model.pooling for preset in found}
     assert pooling == {"robust": "lse", "paper": "average"}  # as the shared backbones that they rest on have it
     assert robust.prototypes.per_concept == paper.prototypes.per_concept == 2
+
+
+def test_the_papers_prototypes_see_no_box_though_those_of_the_robust_recipe_may(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    merge(content, {"prototypes": {"located": True}})
+    Path("params.yaml").rename("params.before")
+    try:
+        Path("params.yaml").write_text(yaml.safe_dump(content))
+        found = recipes.recipes()
+    finally:
+        Path("params.before").rename("params.yaml")
+    assert found["robust"].prototypes.located and not found["paper"].prototypes.located
