@@ -55,5 +55,12 @@ PAST_TRIALS = (
         "revision d2c2070",
     ),
     PastTrial("boxes in training", "none; some images", 1, "validation split", "revision 787bff8"),
+    PastTrial(
+        "on IDRiD alone: boxes, length and batches of stage 2, length of stage 1",
+        "inside boxes, 12 epochs in batches of 16, until it stops rising; all labels, 4 in batches of 64, 8 epochs",
+        3,
+        "not noted",
+        "revisions 8b12e91, b1a541a",
+    ),
     PastTrial("precision", "float32; bfloat16", 1, "test split, one seed", "revision 7de8110, docs/comparison.md"),
 )
