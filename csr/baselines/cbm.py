@@ -7,11 +7,13 @@
     independent   first the concept model, then f on the true c ∈ {0, 1}; an image is judged by f(σ(ℓ))
 
 The shared backbone of the last two decides how ℓ is pooled: ``concepts_average`` is the paper's, ``concepts_lse`` makes
-the CBM on CSR's robust stage 1. Joint pools by the average, and in ``cbm_joint_lse`` as CSR does, so that what joint
-training is worth can be told from what the pooling is, unless its trials chose otherwise. Concepts that nobody labelled
-are left out of the BCE; where the independent f needs a value of them, it gets the predicted probability. Studies
-without a class are left out of the CE, and no f is fitted to them. Where a study can have several classes the CE is a
-BCE over those that are known, as `csr.baselines.classes` says; the paper has one class a study, or a number.
+the CBM on CSR's robust stage 1. On that there is one more, ``cbm_answered``, whose f is fitted to studies that
+simulated readers answered, as CSR's head is: what learning with answers is worth can be told from what prototypes are.
+Joint pools by the average, and in ``cbm_joint_lse`` as CSR does, so that what joint training is worth can be told from
+what the pooling is, unless its trials chose otherwise. Concepts that nobody labelled are left out of the BCE; where the
+independent f needs a value of them, it gets the predicted probability. Studies without a class are left out of the CE,
+and no f is fitted to them. Where a study can have several classes the CE is a BCE over those that are known, as
+`csr.baselines.classes` says; the paper has one class a study, or a number.
 
 f is fitted to convergence by `fit_last_layer` (the official code: by SGD), its strength of regularisation chosen on
 ``val`` with the inputs that it meets in use, predictions in both cases. The official code weighs the BCE of rare
@@ -34,16 +36,19 @@ import torch
 from torch import Tensor, nn
 
 from csr.baselines.classes import class_probabilities, solve_elastic_net, validation_figure
+from csr.baselines.map_alignment import in_place
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone, train_on_images
 from csr.network.concept_model import ConceptModel, Pooling, pool_maps
 from csr.network.rebuild import build_concept_model, concept_model_config
 from csr.training.alignment import align
 from csr.training.images import image_batches, set_normalisation
+from csr.training.interventions import draw_answers
 from csr.training.losses import masked_bce
 from csr.training.runtime import device, seed_everything, seeds
 
 CONCEPT_WEIGHT = 1.0
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # λ of every last layer that is fitted to a frozen system
+ANSWERED = 8  # times that `answered_cbm` sees a study, each with other answers
 LEVELS = (0.05, 0.95)  # quantiles of the training logits that stand for an absent and a present concept
 
 
@@ -55,6 +60,8 @@ class CBM(System):
         classes: T.
         inputs: what the linear layer sees: ``logits`` (joint, sequential) or ``probabilities`` (independent).
         multilabel: a study can have several classes.
+        joint: the layer has not learned from images that are moved so that maps lie where they look; what is said is
+            taken from images in their place (`csr.baselines.map_alignment`).
     """
 
     low: Tensor
@@ -66,9 +73,11 @@ class CBM(System):
         classes: int,
         inputs: Literal["logits", "probabilities"] = "logits",
         multilabel: bool = False,
+        joint: bool = False,
     ) -> None:
         super().__init__()
         self.concept_model = concept_model
+        self.joint = joint
         self.inputs = inputs
         self.multilabel = multilabel
         concepts = concept_model.to_maps.out_channels
@@ -84,12 +93,13 @@ class CBM(System):
             "classes": self.head.out_features,
             "inputs": self.inputs,
             "multilabel": self.multilabel,
+            "joint": self.joint,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> CBM:
         model = build_concept_model(config["concept_model"])
-        return cls(model, config["classes"], config["inputs"], config["multilabel"])
+        return cls(model, config["classes"], config["inputs"], config["multilabel"], config["joint"])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 B×C×S×S → (cam B×K×h×w, concept logits B×K, class logits B×T)."""
@@ -122,6 +132,10 @@ class CBM(System):
 
     def answer(self, images: Tensor) -> Answer:
         maps, concepts, logits = self(images)
+        backbone = self.concept_model.backbone
+        if self.joint and backbone.map_shift != (0, 0):
+            with in_place(backbone):
+                _, concepts, logits = self(images)
         probabilities = class_probabilities(logits, self.multilabel)
         return Answer(probabilities, concepts, maps, concepts.new_full((len(concepts),), concepts.shape[1]))
 
@@ -134,7 +148,7 @@ def joint_cbm(context: ExperimentContext, pooling: Pooling = "average") -> CBM:
         replace(context.config.model, pooling=context.pooling or pooling), context.data.channels, context.concepts
     )
     set_normalisation(model.backbone, context.data)
-    system = CBM(model, context.classes, multilabel=context.multilabel)
+    system = CBM(model, context.classes, multilabel=context.multilabel, joint=True)
     positive = context.positive_weights()
 
     def terms(rows: np.ndarray, images: Tensor) -> dict[str, Tensor]:
@@ -143,9 +157,10 @@ def joint_cbm(context: ExperimentContext, pooling: Pooling = "average") -> CBM:
         return {"class": context.class_loss(logits, rows), "concept": CONCEPT_WEIGHT * bce}
 
     train_on_images(context, "cbm_joint", system, terms, rows=collection.labelled_rows("train"))
-    align(model, context.data, collection.concept_labels())
     with torch.no_grad():
+        model.eval()
         system.set_levels(torch.cat([model(images)[1] for _, images in image_batches(context.data, train, 64)]))
+    align(model, context.data, collection.concept_labels())
     return system
 
 
@@ -156,6 +171,20 @@ def sequential_cbm(context: ExperimentContext) -> CBM:
     system = CBM(shared.model, context.classes, multilabel=context.multilabel)
     system.head = fit_last_layer(context, logits, concept_logits(shared, val))
     system.set_levels(logits)
+    return system.to(device()).eval()
+
+
+def answered_cbm(context: ExperimentContext) -> CBM:
+    """As `sequential_cbm`, but the linear layer is fitted to studies that simulated readers answered, as CSR's head is
+    (`csr.training.interventions.draw_answers`, every study, no reader errs): each `ANSWERED` times, anew."""
+    shared, (train, val) = _frozen(context)
+    seed_everything(seeds(context.config.seed, "answers"))
+    logits, truth = concept_logits(shared, train), context.concept_labels(train)
+    system = CBM(shared.model, context.classes, multilabel=context.multilabel).to(logits.device)
+    system.set_levels(logits)
+    answers = [draw_answers(truth, 1.0, 0.0) for _ in range(ANSWERED)]
+    answered = torch.cat([system.intervene(logits, (each > 0).float(), each != 0) for each in answers])
+    system.head = fit_last_layer(context, answered, concept_logits(shared, val), copies=ANSWERED)
     return system.to(device()).eval()
 
 
@@ -195,6 +224,7 @@ def fit_last_layer(
     val_inputs: Tensor,
     l1_ratio: float = 0.0,
     given: tuple[Tensor, Tensor] | None = None,
+    copies: int = 1,
 ) -> nn.Linear:
     """The linear layer of a frozen system: logistic regression with an elastic net, multinomial where a study has one
     class, else one a class (`csr.baselines.classes.solve_elastic_net`), over inputs that are standardised with training
@@ -206,9 +236,10 @@ def fit_last_layer(
         train_inputs, val_inputs: n×J, rows of the splits; of ``train``, those whose class is known.
         l1_ratio: α; 0 is plain L2.
         given: z n×T of the splits, logits that the layer adds to; none by default.
+        copies: how many times ``train_inputs`` hold the rows, one after the other.
     """
     collection = context.data.collection
-    classes, train, val = collection.truth(), context.class_rows, collection.rows("val")
+    classes, train, val = collection.truth(), np.tile(context.class_rows, copies), collection.rows("val")
     raw, val_raw = train_inputs.double().cpu(), val_inputs.double().cpu()
     mean, std = raw.mean(0), raw.std(0, correction=0)
     std = torch.where(std > 1e-8, std, torch.ones_like(std))  # an input that never changes
@@ -236,4 +267,5 @@ SYSTEMS = {
     "cbm_sequential": Entry("CBM, sequential", CBM, sequential_cbm, "concepts_average"),
     "cbm_independent": Entry("CBM, independent", CBM, independent_cbm, "concepts_average"),
     "cbm_shared": Entry("CBM on CSR's stage 1", CBM, sequential_cbm, "concepts_lse"),
+    "cbm_answered": Entry("CBM on CSR's stage 1, trained with answers", CBM, answered_cbm, "concepts_lse"),
 }

@@ -3,9 +3,16 @@
 Concept models are aligned by the concepts' labels. A prototype knows no concept, so what is looked at is the map that
 plays the pointing game, that of the predicted class's strongest prototype, on training images of each class: class
 labels alone, no box and no concept label. Backbones train on, so each system is measured anew, at the end.
+
+Moving an image costs a head that has learned from images in their place: a black box of blood cells falls from 0.960
+to 0.943 in macro F1 on ``val``. So a system whose head does not learn again afterwards takes what it says from the
+image in its place, and its maps alone from the moved one (`in_place`), for which it computes twice.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -26,3 +33,13 @@ def align_answers(system: System, backbone: Backbone, context: ExperimentContext
         return maps[:, 0]
 
     align_maps(system, backbone, maps_of, context.data, context.data.collection.class_indicators())
+
+
+@contextmanager
+def in_place(backbone: Backbone) -> Iterator[None]:
+    """Images are not moved meanwhile."""
+    shift, backbone.map_shift = backbone.map_shift, (0, 0)
+    try:
+        yield
+    finally:
+        backbone.map_shift = shift

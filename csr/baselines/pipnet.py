@@ -15,16 +15,18 @@ the same in both. Over batches of them:
 Each step of training takes 0.001 off every weight ω and sets negative ones to 0, as in the authors' code: weights that
 the classes do not ask for vanish. Phases and their shares are the paper's (10 epochs of pretraining, 60 of training
 whose first 3 train the head alone): a seventh of the epochs pretrains; then the head is trained alone, on fixed
-scores, which costs no images; the rest trains everything. After that maps are aligned (`csr.baselines.map_alignment`),
-and weights below 0.001, and those of prototypes that fire on no training image, are set to 0. At inference scores up to
-0.1 count as 0.
+scores, which costs no images; the rest trains everything. After that weights below 0.001, and those of prototypes that
+fire on no training image, are set to 0, and maps are aligned (`csr.baselines.map_alignment`); classes are those of the
+image in its place. At inference scores up to 0.1 count as 0.
 
 Departures: the paper trains an ImageNet backbone at a hundredth of the head's rate, its early layers only from the
 eleventh epoch on. Here the backbone is that of the trained black box, all of it trained at the shared rate throughout:
 prototypes are its own channels, so that it alone can make patches decided, in a tenth of the paper's steps. The
 authors' second view is also cropped anew by up to 8 pixels; here views differ in what the shared augmentation calls a
-window. Batches are the shared ones, not 128 and 64 images, so the tanh loss asks for every prototype in fewer of them.
-An epoch costs two passes an image.
+window, which has no sharpness, posterising or equalising. Batches are the shared ones, not 128 and 64 images, so the
+tanh loss asks for every prototype in fewer of them. The head's rate has the shared schedule, not a cosine with
+restarts, which can bring back a prototype whose weight fell to 0; λ_A rises by step, not by epoch; and evaluation takes
+nothing off the weights, as the authors' program does by every batch that it tests. An epoch costs two passes an image.
 
 Where a study can have several classes, CE is the BCE of `csr.baselines.classes`, and logits get a bias a class, which
 is trained with the head: log(o² + 1) is never negative, so without one no class could be less probable than a half
@@ -47,7 +49,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csr.baselines.classes import class_probabilities
-from csr.baselines.map_alignment import align_answers
+from csr.baselines.map_alignment import align_answers, in_place
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
@@ -60,6 +62,7 @@ PRETRAINING = 1 / 7  # of the epochs
 HEAD_EPOCHS = 3
 HEAD_RATE = 0.05  # not a factor: the weights start at 1 and lose SHRINKAGE a step, whatever the budget
 SHRINKAGE = 1e-3
+SPARED = frozenset({"head.weight"})  # of weight decay, which would take off as much as SHRINKAGE does
 RELEVANT = 1e-3
 FIRES = 0.1
 PRETRAINING_TANH_WEIGHT = 5.0
@@ -127,6 +130,9 @@ class PIPNet(System):
 
     def answer(self, images: Tensor) -> Answer:
         patches, scores = self(images)
+        if self.backbone.map_shift != (0, 0):
+            with in_place(self.backbone):
+                _, scores = self(images)
         scores = scores.where(scores > FIRES, 0)
         logits = self.head(scores)
         strongest = (self.head.weight[logits.argmax(1)] * scores).argmax(1)
@@ -189,13 +195,13 @@ def pipnet(context: ExperimentContext) -> PIPNet:
         return head_terms(chosen, scores[send(torch.from_numpy(np.searchsorted(train, chosen)), scores.device)])
 
     task = Task("pipnet_head", system, train, frozen_terms, lambda _: {}, config.warmup, head_rates, "concepts")
-    fit(task, replace(config, epochs=HEAD_EPOCHS), context.callbacks)
+    fit(replace(task, spared=SPARED), replace(config, epochs=HEAD_EPOCHS), context.callbacks)
 
     rest = config.epochs - pretraining
-    train_on_images(context, "pipnet", system, terms, epochs=rest, augment=moved, rates=head_rates)
-    align_answers(system, system.backbone, context)
+    train_on_images(context, "pipnet", system, terms, epochs=rest, augment=moved, rates=head_rates, spared=SPARED)
     system.head.prune((train_scores(system, context) > FIRES).any(0))
     system.prototypes = int(system.head.relevant().sum())
+    align_answers(system, system.backbone, context)
     return system
 
 

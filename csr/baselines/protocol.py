@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -172,10 +172,13 @@ class ExperimentContext:
         normalisation.
 
         Prototypes are published on pretrained backbones, and from random weights their losses do not get off the
-        ground within the epochs that others need; the black box's backbone stands in for one that is pretrained.
+        ground within the epochs that others need; the black box's backbone stands in for one that is pretrained. It
+        sees images in their place again, as when it was trained: how far maps look aside is measured anew at the end.
         """
         if self.shared_backbone is not None:
-            return copy.deepcopy(self.shared_backbone.model.backbone).requires_grad_(True)
+            backbone = copy.deepcopy(self.shared_backbone.model.backbone).requires_grad_(True)
+            backbone.map_shift = (0, 0)
+            return backbone
         backbone = Backbone(self.config.model, self.data.channels)
         set_normalisation(backbone, self.data)
         return backbone
@@ -269,6 +272,7 @@ def train_on_images(
     epochs: int | None = None,
     earliest: int = 0,
     rates: Mapping[str, float] | None = None,
+    spared: Set[str] = frozenset(),
     validate: bool = True,
     **budget: Any,
 ) -> None:
@@ -283,6 +287,7 @@ def train_on_images(
             which goes by the macro AUROC on ``val``.
         earliest: epochs before which the rule does not count, while the loss still changes by a schedule of its own.
         rates: prefix of parameter names → factor on the learning rate; see `csr.training.loop.Task`.
+        spared: names of parameters that weight decay leaves alone.
         validate: report macro F1 and macro AUROC on ``val`` after each epoch. A phase that answers nothing yet has
             no such figure, and takes its epochs.
         budget: other keys of the configuration that this phase replaces.
@@ -320,6 +325,7 @@ def train_on_images(
         "concepts",
         phase.precision,
         figure="val_macro_auroc" if validate else "",
+        spared=spared,
         stopping=phase.stopping,
         earliest=earliest,
         clip=phase.clip,

@@ -28,9 +28,10 @@ The phases, in the paper's order (section 2.2):
 4. Pruning (supplement): the six training images that come nearest to a prototype; fewer than three of its own class,
    and it goes. Then 3 again. Prototypes that all fail the rule all stay: the paper is silent.
 
-1 to 3 come twice (`ROUNDS`), with half of the epochs each: the programs push every tenth of hundreds of epochs. AdamW
-and its schedule are the comparison's, anew in each round; the backbone learns at a thirtieth of the others' rate
-(`BACKBONE_RATE`), unless it starts from random weights, when all layers learn alike.
+1 to 3 come twice (`ROUNDS`), with half of the epochs each: the programs push every tenth of hundreds of epochs. AdamW,
+its decay of prototypes, which the programs spare, and its schedule are the comparison's, anew in each round; the
+backbone learns at a thirtieth of the others' rate (`BACKBONE_RATE`), unless it starts from random weights, when all
+layers learn alike.
 
 Pointing-game map: the similarity map of the prototype of the predicted class that contributes most, W_tp · s_p, to its
 logit; of any prototype, should pruning have left that class none. The same map for every concept, since prototypes

@@ -62,7 +62,8 @@ class FineTuningConfig(Protocol):
 
 
 def fine_tuned(task: Task, config: FineTuningConfig) -> Task:
-    """The task, with its model's backbone trained as the configuration says. The task's own rates come first.
+    """The task, with its model's backbone trained as the configuration says. The task's own rates come first, and what
+    it spares of weight decay stays spared.
 
     Raises:
         ConfigError: a layer decay for a backbone whose layers timm does not tell apart.
@@ -76,7 +77,7 @@ def fine_tuned(task: Task, config: FineTuningConfig) -> Task:
     return replace(
         task,
         rates={**task.rates, **learning_rates(task.model, config)},
-        spared=frozenset() if config.decay_norms else spared_of_decay(task.model),
+        spared=task.spared if config.decay_norms else task.spared | spared_of_decay(task.model),
         before_epoch=before_epoch,
     )
 

@@ -1,6 +1,6 @@
 """Stage ``answers``: what simulated readers' replies do to CSR, and to bottlenecks on its stage 1, for one seed.
 
-python -m pipelines.comparison.answers {csr_robust,csr_paper,cbm_shared,scbm_shared,intcem_shared} SEED
+python -m pipelines.comparison.answers {csr_robust,csr_paper,cbm_shared,cbm_answered,scbm_shared,intcem_shared} SEED
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ BACKBONES = {
     "csr_robust": "concepts_lse",
     "csr_paper": "concepts_average",
     "cbm_shared": "concepts_lse",
+    "cbm_answered": "concepts_lse",
     "scbm_shared": "concepts_lse",
     "intcem_shared": "concepts_lse",
 }
@@ -52,6 +53,7 @@ KINDS = {
     "csr_robust": AnswerConfig(("keys", "findings", "questioned", "regions")),
     "csr_paper": AnswerConfig(("keys", "regions"), ("effect", "worthwhile")),
     "cbm_shared": AnswerConfig(),
+    "cbm_answered": AnswerConfig(),
     "scbm_shared": AnswerConfig(),
     "intcem_shared": AnswerConfig(policies=("effect", "worthwhile", "learned")),
 }
@@ -84,7 +86,7 @@ def run(name: str, seed: int, params: Params) -> None:
 def answerable(name: str, seed: int, data: PreparedSet, shared: TrainedBackbone, rows: np.ndarray) -> Answerable:
     """A trained system that takes answers about the studies of some rows."""
     file = SYSTEMS_FOLDER / f"{name}-{seed}.pt"
-    if name == "cbm_shared":
+    if name in ("cbm_shared", "cbm_answered"):
         return AnswerableCBM(load_system(CBM, file), shared, rows)
     if name == "scbm_shared":
         return AnswerableSCBM(load_system(SCBM, file), shared, rows)

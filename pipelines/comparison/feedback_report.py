@@ -69,8 +69,8 @@ def _setting(params: Params, data: PreparedSet) -> Section:
         "each class another one, with that chance (csr.comparison.feedback)."
     )
     judged = (
-        "Differences are to no feedback, paired by seed and study, with 95 % intervals over test studies and seeds; where "
-        "there is one seed they hold nothing of what other new studies or readers would change. New: macro F1 on the "
+        "Differences are to no feedback, paired by seed and study, with 95 % intervals over test studies and seeds; "
+        "with one seed they hold nothing of what other new studies or readers would change. New: macro F1 on the "
         f"{POOL - 200} new studies that nobody corrected."
     )
     return Section("Setting", (text, judged))

@@ -35,6 +35,7 @@ SYSTEMS = {
     "csr_robust": "CSR",
     "csr_paper": "CSR to the letter",
     "cbm_shared": "CBM on CSR's stage 1",
+    "cbm_answered": "CBM on CSR's stage 1, trained with answers",
     "scbm_shared": "Stochastic CBM on CSR's stage 1",
     "intcem_shared": "IntCEM on CSR's stage 1",
 }

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from csr.baselines import cbm
 from csr.baselines.cbm import CBM, concept_logits, fit_last_layer, solve_elastic_net
+from csr.baselines.map_alignment import in_place
 from csr.baselines.protocol import ExperimentContext, TrainedBackbone, predict
 from csr.evaluation.metrics import macro_f1
 from csr.network.concept_model import ConceptModel, ConceptModelConfig
@@ -56,7 +57,7 @@ def fitted(monkeypatch) -> list[tuple[torch.Tensor, ...]]:
     """Inputs that `fit_last_layer` is given, instead of a fit."""
     calls = []
 
-    def record(own, train_inputs, val_inputs):
+    def record(own, train_inputs, val_inputs, copies=1):
         calls.append((train_inputs, val_inputs))
         return torch.nn.Linear(3, 3)
 
@@ -251,6 +252,22 @@ def test_independent_learns_from_true_concepts_and_meets_probabilities(context, 
     assert torch.equal(system.classify(one), system.head(one.sigmoid()))
 
 
+def test_the_answered_one_learns_from_studies_that_readers_answered_and_meets_predicted_logits(context, fitted):
+    system = cbm.answered_cbm(context)
+    collection, logits = context.data.collection, lse(context.shared_backbone.cache.cam)
+    train, val = (collection.rows(split) for split in ("train", "val"))
+    truth = np.tile(collection.concept_labels()[train], (cbm.ANSWERED, 1))
+    seen, own = fitted[0][0].numpy(), np.tile(logits[train], (cbm.ANSWERED, 1))
+    answered = ~np.isclose(seen, own, atol=1e-4)
+    told = np.where(truth == 1, system.high.numpy(), system.low.numpy())
+    np.testing.assert_allclose(seen[answered], told[answered], atol=1e-4)
+    assert not answered[np.isnan(truth)].any()  # nobody tells what nobody knows
+    assert 0.35 < answered[~np.isnan(truth)].mean() < 0.65  # between none and all of a study's concepts
+    copies = seen.reshape(cbm.ANSWERED, len(train), -1)
+    assert not np.allclose(copies[0], copies[1])
+    np.testing.assert_allclose(fitted[0][1], logits[val], atol=1e-4)
+
+
 def test_joint_adds_the_weighted_sum_of_the_concepts_losses(data, monkeypatch):
     phases = []
     monkeypatch.setattr(cbm, "CONCEPT_WEIGHT", 0.3)
@@ -270,7 +287,8 @@ def test_joint_adds_the_weighted_sum_of_the_concepts_losses(data, monkeypatch):
     with torch.no_grad():
         losses = terms(rows, images)
         maps, concepts, logits = system(images)
-        of_train = system(torch.from_numpy(data.images[train]))[1].numpy()
+        with in_place(system.concept_model.backbone):
+            of_train = system(torch.from_numpy(data.images[train]))[1].numpy()
     np.testing.assert_allclose(concepts, maps.mean((2, 3)), atol=1e-5)
     p, labels = sigmoid(concepts.double().numpy()), data.collection.concept_labels()[rows]
     bce = -(labels * np.log(p) + (1 - labels) * np.log(1 - p))
@@ -306,7 +324,7 @@ def test_an_intervention_on_the_independent_model_is_the_truth_itself():
     np.testing.assert_allclose(system.classify(told).detach(), system.head(expected).detach(), atol=1e-6)
 
 
-@pytest.mark.parametrize("train", [cbm.sequential_cbm, cbm.independent_cbm])
+@pytest.mark.parametrize("train", [cbm.sequential_cbm, cbm.answered_cbm, cbm.independent_cbm])
 def test_telling_the_truth_about_misread_concepts_restores_the_classes(context, train):
     system, collection = train(context), context.data.collection
     test = collection.rows("test")
@@ -322,7 +340,7 @@ def test_telling_the_truth_about_misread_concepts_restores_the_classes(context, 
 # whole systems
 
 
-@pytest.mark.parametrize("train", [cbm.sequential_cbm, cbm.independent_cbm])
+@pytest.mark.parametrize("train", [cbm.sequential_cbm, cbm.answered_cbm, cbm.independent_cbm])
 def test_a_head_on_good_concepts_finds_the_classes(context, train):
     system = train(context)
     test = context.data.collection.rows("test")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from csr.baselines import pipnet, protopnet, protopool, prototree
+from csr.baselines.cbm import CBM
 from csr.baselines.map_alignment import align_answers
 from csr.baselines.pipnet import PIPNet
 from csr.baselines.protocol import ExperimentContext, System, TrainedBackbone
@@ -20,7 +21,7 @@ from csr.baselines.prototree import ProtoTree
 from csr.data.prepared import PreparedSet
 from csr.data.records import Collection
 from csr.network.backbone import Backbone, BackboneConfig
-from csr.network.concept_model import ConceptModel
+from csr.network.concept_model import ConceptModel, ConceptModelConfig
 from csr.training import alignment
 from csr.training.callbacks import SilentCallbacks
 from tests.csr.baselines.test_protopnet import CONFIG, make_spots
@@ -49,6 +50,14 @@ class Both(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         feature = self.backbone(images)
         return torch.cat([feature, -feature], 1)
+
+    @property
+    def map_shift(self) -> tuple[int, int]:
+        return self.backbone.map_shift
+
+    @map_shift.setter
+    def map_shift(self, shift: tuple[int, int]) -> None:
+        self.backbone.map_shift = shift
 
 
 def protopnet_at(backbone: Backbone) -> ProtoPNet:
@@ -108,6 +117,40 @@ def without_concepts(data: PreparedSet) -> PreparedSet:
     studies = data.collection.studies.assign(label="any", study_id=[f"s{row}" for row in range(len(LABELS))])
     studies["concept:spot"] = np.nan
     return PreparedSet(Collection("spots", ("spot",), ("any",), studies, data.collection.boxes), data.images, data.path)
+
+
+def joint_cbm_at(backbone: Backbone) -> System:
+    return CBM(ConceptModel(backbone.config, 1, 2), 3, joint=True)
+
+
+def bare_pipnet_at(backbone: Backbone) -> System:
+    return PIPNet(backbone, classes=3, concepts=2)
+
+
+@pytest.mark.parametrize("make", [joint_cbm_at, bare_pipnet_at])
+def test_a_head_that_learned_from_images_in_their_place_answers_for_them_and_maps_are_moved(make):
+    torch.manual_seed(0)
+    system = make(Backbone(ConceptModelConfig("test_convnext", stride=8, context=None), channels=1)).eval()
+    backbone = next(each for each in system.modules() if isinstance(each, Backbone))
+    images = torch.randint(0, 255, (6, 1, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        before = system.answer(images)
+        backbone.map_shift = (8, -8)
+        after = system.answer(images)
+    assert backbone.map_shift == (8, -8)
+    torch.testing.assert_close(after.probabilities, before.probabilities)
+    if before.concepts is not None:
+        torch.testing.assert_close(after.concepts, before.concepts)
+    torch.testing.assert_close(after.explanations, before.explanations)
+    assert not torch.allclose(after.maps, before.maps)
+
+
+def test_who_starts_from_a_black_box_sees_images_in_their_place(tmp_path):
+    shared = ConceptModel(CONFIG.model, 1, 3)
+    shared.backbone.map_shift = (4, 2)
+    context = context_of(make_spots(tmp_path / "prepared"))
+    backbone = replace(context, shared_backbone=TrainedBackbone(shared, None)).build_backbone()
+    assert backbone.map_shift == (0, 0) and shared.backbone.map_shift == (4, 2)
 
 
 @pytest.mark.parametrize("module", [protopnet, protopool, prototree, pipnet])
