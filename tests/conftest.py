@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None)  # a busy machine is slow; what must be quick is marked `timed`
+settings.load_profile("tests")
 
 for variable, value in {
     "RAY_USAGE_STATS_ENABLED": "0",
