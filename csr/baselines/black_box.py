@@ -6,8 +6,8 @@ It is the shared backbone ``classes``: a concept model with one map a class whos
 logits, since pooling and a 1×1 convolution commute.
 
 As a system its last layer is the one of training or one that is fitted anew to the frozen features
-(`csr.baselines.cbm.fit_last_layer`), whichever has the better figure on ``val``: a training ends by the class AUROC,
-which says little of where the classes are parted. What starts from the backbone does not see it.
+(`csr.baselines.last_layer.fit_last_layer`), whichever has the better figure on ``val``: a training ends by the class
+AUROC, which says little of where the classes are parted. What starts from the backbone does not see it.
 
 Pointing-game map: Grad-CAM (Selvaraju et al. 2017) of the most probable class, the same for every concept. After global
 average pooling and one linear layer the gradient of logit t with respect to feature d is W_td/(hw) in every cell, so
@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csr.baselines.cbm import fit_last_layer, pooled_features
 from csr.baselines.classes import class_probabilities, validation_figure
+from csr.baselines.last_layer import fit_last_layer, pooled_features
 from csr.baselines.protocol import (
     Answer,
     BackboneTraining,

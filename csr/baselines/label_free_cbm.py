@@ -10,10 +10,10 @@ f̄ = their average over space, P = the encoder's scores (`csr.data.text_concept
     kept      concepts whose sim on ``val`` is at least 0.45; the steps of W_c are those with the best mean sim there
     logits    = W_F s + b_F, s = the kept q, elastic net with α = 0.99                  (equation 3)
 
-λ of the last layer is chosen on ``val`` as every last layer's (`csr.baselines.cbm.fit_last_layer`); the official code
-fixes it by data set. Differences: the official code drops concepts whose texts the encoder hardly responds to and takes
-concepts from a language model; here they are the data set's own, those that ``data.text_concepts`` describes, so that
-they can be judged. Concepts that are not kept, or not described, have the score 0 everywhere.
+λ of the last layer is chosen on ``val`` as every last layer's (`csr.baselines.last_layer.fit_last_layer`); the official
+code fixes it by data set. Differences: the official code drops concepts whose texts the encoder hardly responds to and
+takes concepts from a language model; here they are the data set's own, those that ``data.text_concepts`` describes, so
+that they can be judged. Concepts that are not kept, or not described, have the score 0 everywhere.
 
 Pointing-game map of concept k: W_c,k f(h,w), whose average is q_k. Explanations: the concepts with a weight for any
 class.
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csr.baselines.cbm import fit_last_layer, pooled_features
+from csr.baselines.last_layer import fit_last_layer, pooled_features
 from csr.baselines.posthoc_cbm import L1_RATIO, PosthocCBM
 from csr.baselines.protocol import Entry, ExperimentContext
 from csr.errors import DataError

@@ -8,8 +8,8 @@ On the frozen features f of a trained black box (shared backbone ``classes``), f
     PCBM-h                       logits = W s + b (frozen) + R f̄ + r, R and r by cross-entropy and L2
 
 The SVM's C is one for all concepts, the one of the official grid with the best mean AUROC on ``val``; λ and the
-strength of R's L2 are chosen on ``val`` as every last layer's, see `csr.baselines.cbm.fit_last_layer`. Images whose
-concept is unknown are left out of its SVM, those without a class out of the last layers.
+strength of R's L2 are chosen on ``val`` as every last layer's, see `csr.baselines.last_layer.fit_last_layer`. Images
+whose concept is unknown are left out of its SVM, those without a class out of the last layers.
 
 Where this differs from the official code: that draws equally many images with and without a concept, here all count and
 are weighted to balance; its SVM has the plain hinge loss, here it is squared; its classes are fitted one against the
@@ -30,8 +30,8 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from csr.baselines.cbm import fit_last_layer, pooled_features
 from csr.baselines.classes import class_probabilities
+from csr.baselines.last_layer import fit_last_layer, pooled_features
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, System
 from csr.evaluation.metrics import mean_auroc
 from csr.network.backbone import Backbone

@@ -45,8 +45,9 @@ import torch.nn.functional as F
 from scipy.stats import chi2
 from torch import Tensor, nn
 
-from csr.baselines.cbm import concept_logits, pooled_features
+from csr.baselines.cbm import concept_logits
 from csr.baselines.classes import class_probabilities, validation_figure
+from csr.baselines.last_layer import pooled_features
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, bottleneck_epochs
 from csr.network.concept_model import ConceptModel
 from csr.network.rebuild import build_concept_model, concept_model_config

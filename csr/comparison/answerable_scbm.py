@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from csr.baselines.cbm import concept_logits, pooled_features
+from csr.baselines.cbm import concept_logits
 from csr.baselines.classes import class_probabilities
+from csr.baselines.last_layer import pooled_features
 from csr.baselines.protocol import TrainedBackbone
 from csr.baselines.scbm import SCBM
 from csr.training.runtime import device

@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from csr.baselines.cbm import concept_logits, fit_last_layer
+from csr.baselines.cbm import concept_logits
+from csr.baselines.last_layer import fit_last_layer
 from csr.baselines.protocol import ExperimentContext, TrainedBackbone
 from csr.data.records import Collection
 from csr.evaluation.metrics import macro_f1, mean_auroc

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from csr.baselines import cbm
-from csr.baselines.cbm import CBM, concept_logits, fit_last_layer, solve_elastic_net
+from csr.baselines import cbm, last_layer
+from csr.baselines.cbm import CBM, concept_logits
+from csr.baselines.classes import solve_elastic_net
+from csr.baselines.last_layer import STRENGTHS, fit_last_layer
 from csr.baselines.map_alignment import in_place
 from csr.baselines.protocol import ExperimentContext, TrainedBackbone, predict
 from csr.evaluation.metrics import macro_f1
@@ -161,9 +163,9 @@ def test_the_strength_is_the_best_on_val_by_macro_f1(data, monkeypatch):
     for inverted in (False, True):
         own = -val if inverted else val
         scores = {}
-        for strength in cbm.STRENGTHS:
+        for strength in STRENGTHS:
             with monkeypatch.context() as patch, torch.no_grad():
-                patch.setattr(cbm, "STRENGTHS", (strength,))
+                patch.setattr(last_layer, "STRENGTHS", (strength,))
                 logits = fit_last_layer(context, train, own, 0.99)(own)
             f1 = macro_f1(truth[rows], logits.argmax(1).numpy(), 3)
             scores[strength] = f1, -float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(truth[rows])))
@@ -182,7 +184,7 @@ def test_of_equally_good_strengths_the_one_with_the_lower_cross_entropy_on_val_i
     train, val = onehot[data.collection.rows("train")], onehot[data.collection.rows("val")]
     norms = []
     for strengths in ((1.0, 1e-4), (1e-4, 1.0), (1.0,)):
-        monkeypatch.setattr(cbm, "STRENGTHS", strengths)
+        monkeypatch.setattr(last_layer, "STRENGTHS", strengths)
         norms.append(float(fit_last_layer(context, train, val).weight.detach().norm()))
     assert norms[0] == norms[1] > 2 * norms[2]
 
@@ -207,7 +209,7 @@ def test_the_choice_on_val_counts_the_logits_that_are_given_there(data, monkeypa
     train, val = onehot[data.collection.rows("train")], onehot[data.collection.rows("val")]
     misleading = val.clone()
     misleading[::4] = val[::4].roll(1, 1)
-    monkeypatch.setattr(cbm, "STRENGTHS", (1e-4, 1e4))
+    monkeypatch.setattr(last_layer, "STRENGTHS", (1e-4, 1e4))
     alone = fit_last_layer(context, train, misleading, 0.99)
     added = fit_last_layer(context, train, misleading, 0.99, given=(torch.zeros(len(train), 3), 2 * val))
     assert alone.weight.detach().any()

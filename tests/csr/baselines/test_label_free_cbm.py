@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from csr.baselines.cbm import pooled_features
 from csr.baselines.label_free_cbm import CUTOFF, SYSTEMS, concept_directions, cubed_similarity, label_free_cbm
+from csr.baselines.last_layer import pooled_features
 from csr.baselines.protocol import ExperimentContext, TrainedBackbone, predict, refusal
 from csr.comparison.training import run_system
 from csr.errors import DataError

@@ -8,7 +8,7 @@ import torch
 
 from csr.baselines import posthoc_cbm as module
 from csr.baselines.black_box import train_black_box
-from csr.baselines.cbm import pooled_features
+from csr.baselines.last_layer import pooled_features
 from csr.baselines.posthoc_cbm import PosthocCBM, concept_bank, hybrid_posthoc_cbm, posthoc_cbm
 from csr.baselines.protocol import ExperimentContext, TrainedBackbone, predict
 from csr.evaluation.metrics import macro_f1
