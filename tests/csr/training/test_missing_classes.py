@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from csr.baselines import cbm, protopnet
+from csr.baselines import cbm, last_layer, protopnet
 from csr.baselines.protocol import ExperimentContext, predict
 from csr.comparison.csr_system import Recipe
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
@@ -215,7 +215,7 @@ ENTRIES = systems({"robust": Recipe(STAGE2, STAGE3), "paper": Recipe(STAGE2, STA
 def test_every_system_trains_on_a_phantom_of_which_three_classes_in_ten_are_hidden(
     phantom: PreparedSet, shared, name, monkeypatch
 ):
-    monkeypatch.setattr(cbm, "STRENGTHS", (1.0,))  # one try is enough, and quick
+    monkeypatch.setattr(last_layer, "STRENGTHS", (1.0,))  # one try is enough, and quick
     monkeypatch.setattr(protopnet, "TUNING_STEPS", 20)
     entry = ENTRIES[name]
     backbone = None if entry.shared_backbone is None else shared[entry.shared_backbone]
