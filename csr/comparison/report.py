@@ -37,8 +37,8 @@ _SEVERAL = {"mean_average_precision": "mAP", "rare_f1": "F1, rare"}  # columns w
 def main_sections(collection: Collection, runs: Mapping[str, Runs], left_out: Sequence[str] = ()) -> list[Section]:
     """Accuracy and pointing on every test part, cost, calibration, leakage, and the paper's own numbers.
 
-    A system that starts from another and ends below it is no row of any table: its training failed here, and what it
-    would be compared with is that failure.
+    A system that starts from another and ends below it with every seed is no row of these tables: its training failed
+    here, and what it would be compared with is that failure. Its figures are in a section of their own.
 
     Args:
         runs: by system; `OURS` must be among them.
@@ -54,7 +54,7 @@ def main_sections(collection: Collection, runs: Mapping[str, Runs], left_out: Se
     return [
         *(_part_section(collection, shown, part) for part in parts),
         *([Section("Left out", tuple(f"{reason}." for reason in left_out))] if left_out else []),
-        *_failed_section(runs, failed),
+        *_failed_section(runs, failed, parts),
         _cost_section(shown),
         _calibration_section(collection, shown, parts),
         _leakage_section(collection, shown, parts),
@@ -63,13 +63,13 @@ def main_sections(collection: Collection, runs: Mapping[str, Runs], left_out: Se
 
 
 def below_start(collection: Collection, runs: Mapping[str, Runs]) -> dict[str, tuple[list[float], list[float]]]:
-    """Systems whose mean macro F1 on the validation split is below that of the system that they start from: the F1 of
-    each seed, and its start's."""
+    """Systems whose macro F1 on the validation split is below that of the system that they start from, with every seed:
+    the F1 of each seed, and its start's."""
     found = {}
     for name, each in runs.items():
         if each.start is not None and each.start in runs:
             own, start = (_validation_f1(collection, one) for one in (each, runs[each.start]))
-            if statistics.mean(own) < statistics.mean(start):
+            if all(one < other for one, other in zip(own, start, strict=True)):
                 found[name] = own, start
     return found
 
@@ -78,19 +78,27 @@ def _validation_f1(collection: Collection, runs: Runs) -> list[float]:
     return [validation_f1(collection.truth()[each.rows], each.probabilities) for each in runs.validation]
 
 
-def _failed_section(runs: Mapping[str, Runs], failed: Mapping[str, tuple[list[float], list[float]]]) -> list[Section]:
+def _failed_section(
+    runs: Mapping[str, Runs], failed: Mapping[str, tuple[list[float], list[float]]], parts: Sequence[str]
+) -> list[Section]:
     if not failed:
         return []
     note = (
-        "These systems start from another that has been trained, and end below it on the validation split. They are in "
-        "no other table."
+        "These systems start from another that has been trained, and end below it on the validation split with every "
+        "seed. They are in no table above."
     )
     rows = []
     for name, (own, start) in failed.items():
         each = runs[name]
         assert each.start is not None
-        rows.append((each.title, spread(own), runs[each.start].title, spread(start)))
-    columns = ("system", "validation F1", "its start", "validation F1 of its start")
+        figures: list[str] = []
+        for part in parts:
+            judged = [report[part] for report in each.reports]
+            figures.append(spread([one["macro_f1"] for one in judged]))
+            figures.append(spread([one["pointing_game"]["pair"] for one in judged]))
+        rows.append((each.title, spread(own), runs[each.start].title, spread(start), *figures))
+    of_parts = (f"{name}, {part}" for part in parts for name in ("macro F1", "pointing, pair"))
+    columns = ("system", "validation F1", "its start", "validation F1 of its start", *of_parts)
     return [Section("Below their own start", (note,), (Table("", columns, rows),))]
 
 
