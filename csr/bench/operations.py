@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -31,6 +31,8 @@ from csr.training.features import FeatureCache, compute_features
 from csr.training.head import HeadConfig, train_head
 from csr.training.prototypes import PrototypeConfig, train_prototypes
 from csr.training.runtime import DeviceChoice, device, tune_gpu, use_device
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,18 @@ class Profile:
         return "\n".join(lines)
 
 
-def profiled(stage: str, body: Callable[[], object]) -> Profile:
-    """What something spends its time on the second time it is run."""
+def profiled(stage: str, body: Callable[[], Made]) -> tuple[Profile, Made]:
+    """What something spends its time on the second time it is run, and what it made then."""
     body()
     on_gpu = device().type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     start = now()
     with profile(activities=activities) as profiler:
-        body()
+        made = body()
         seconds = now() - start
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     found = [Operation(each.key, getattr(each, own) / 1e6 / seconds, each.count) for each in profiler.key_averages()]
-    return Profile(stage, seconds, tuple(sorted(found, key=lambda each: -each.share)))
+    return Profile(stage, seconds, tuple(sorted(found, key=lambda each: -each.share))), made
 
 
 def stages(data: PreparedSet, backbone: str, folder: Path) -> Iterator[Profile]:
@@ -86,15 +88,16 @@ def stages(data: PreparedSet, backbone: str, folder: Path) -> Iterator[Profile]:
     """
     collection, callbacks = data.collection, SilentCallbacks()
     config = ConceptTrainingConfig(model=ConceptModelConfig(backbone), epochs=1)
-    yield profiled("stage 1", lambda: train_concepts(data, config, callbacks))
-    model = train_concepts(data, config, callbacks)
-    yield profiled("features", lambda: compute_features(model, data, folder, callbacks))
-    cache = FeatureCache.open(folder)
-    small = PrototypeConfig(epochs=1)
-    yield profiled("stage 2", lambda: train_prototypes(collection, cache, small, callbacks))
-    prototypes = train_prototypes(collection, cache, small, callbacks)
+    stage_1, model = profiled("stage 1", lambda: train_concepts(data, config, callbacks))
+    yield stage_1
+    features, _ = profiled("features", lambda: compute_features(model, data, folder, callbacks))
+    yield features
+    cache, small = FeatureCache.open(folder), PrototypeConfig(epochs=1)
+    stage_2, prototypes = profiled("stage 2", lambda: train_prototypes(collection, cache, small, callbacks))
+    yield stage_2
     head = HeadConfig(epochs=1)
-    yield profiled("stage 3", lambda: train_head(collection, cache, prototypes, head, callbacks, side=data.side))
+    stage_3, _ = profiled("stage 3", lambda: train_head(collection, cache, prototypes, head, callbacks, side=data.side))
+    yield stage_3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ seeds and patients vary by together is in both terms, so the interval is a littl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -311,30 +312,30 @@ class _Sample:
         return cls(measure(np.ones((1, len(units))))[0], np.concatenate(means), len(names))
 
     def interval(self, tail: float = 0.025) -> Interval:
-        if len(self.by_seed) > 1:
-            return self.difference(tail)
-        low, high = np.quantile(self.resampled, [tail, 1 - tail])
-        return Interval(float(self.by_seed[0]), float(low), float(high))
+        found = self.difference(tail)
+        return Interval(found.mean, found.low, found.high)
 
     def difference(self, tail: float = 0.025) -> Difference:
         if len(self.by_seed) == 1:
-            alone = self.interval(tail)
+            low, high = np.quantile(self.resampled, [tail, 1 - tail])
             beyond = min((self.resampled <= 0).sum(), (self.resampled >= 0).sum())
             p = min(2 * float(beyond + 1) / (len(self.resampled) + 1), 1.0)
-            return Difference(alone.mean, alone.low, alone.high, p)
+            return Difference(float(self.by_seed[0]), float(low), float(high), p)
         parts = float(self.resampled.var(ddof=1)), float(self.by_seed.var(ddof=1)) / len(self.by_seed)
         return _student(float(self.by_seed.mean()), parts, (self.patients - 1, len(self.by_seed) - 1), tail)
 
 
 def _student(mean: float, parts: Sequence[float], freedoms: Sequence[int], tail: float = 0.025) -> Difference:
-    """Student's interval of a mean.
+    """Student's interval of a mean: the mean itself where it never varies, NaN where nothing tells its variance.
 
     Args:
         parts: its variance by each source. freedoms: of each.
     """
     variance = sum(parts)
-    if not variance > 0:  # equal wherever it was looked at, or not a number
-        return Difference(mean, mean - variance, mean + variance, 1.0 if mean == 0 else variance)
+    if math.isnan(variance):
+        return Difference(mean, variance, variance, variance)
+    if variance == 0:
+        return Difference(mean, mean, mean, float(mean == 0))
     known = sum(part**2 / max(freedom, 1) for part, freedom in zip(parts, freedoms, strict=True))
     error, freedom = variance**0.5, variance**2 / known
     margin = float(student_t.ppf(1 - tail, freedom)) * error

@@ -23,7 +23,7 @@ def test_an_operations_share_is_its_own_and_what_was_before_is_not_counted() -> 
             matrix @ matrix
         time.sleep(0.05)
 
-    found = profiled("products", body)
+    found, _ = profiled("products", body)
     assert len(runs) == 2
     shares = {each.name: each for each in found.operations}
     assert found.operations[0].name == "aten::mm" and shares["aten::mm"].calls == 20
