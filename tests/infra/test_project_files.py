@@ -111,7 +111,7 @@ def test_overlays_fit_the_parameters(file: Path) -> None:
     elif file.stem == "feedback":  # the same, smaller
         assert params.data.phantom.devices and "data.side=96" in settings
     elif file.stem == "comparison":  # the phantom, smaller, by one rule for all
-        assert params.comparison.trials == 3 and params.concepts.patience == 4 and "data.side=96" in settings
+        assert params.comparison.trials == 3 and params.concepts.patience == 3 and "data.side=96" in settings
     elif file.stem == "forms":  # and another
         assert params.data.phantom.forms and "data.phantom.forms=0.2" in settings
     elif file.stem == "pretrained":
