@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlflow
 import networkx
@@ -285,35 +284,72 @@ def test_an_edit_to_a_rival_repeats_it_and_those_that_borrow_from_it(stages: lis
         assert found == {name, "report"} | borrowed.get(name, set())
 
 
-def test_stages_run_side_by_side_after_what_they_wait_for(stages: list[PipelineStage], repo: Repo) -> None:
+def test_stages_need_what_they_take_in(stages: list[PipelineStage], repo: Repo) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repo.root_dir)
-        levels = fan_out.levels()
-    groups = [{name.partition("@")[0] for name in level} for level in levels]
-    learning = {"shared_backbone", "coarse_backbone", "class_backbone", "cbm_joint", "missing_labels", "held_out"}
-    assert groups[0] == {"concept_trials", "class_trials", "joint_trials"}
-    assert groups[1] == learning
-    assert groups[2] >= {"csr", "cbm", "protopnet_trials", "black_box", "ablation"}
-    assert groups[3] >= {"protopnet", "protopool", "prototree", "pipnet", "answers", "boxes", "refinement", "few_shot"}
-    assert groups[4:] == [REPORTS]
-    assert sorted(name for level in levels for name in level) == sorted(stage.name for stage in stages)
+        graph = fan_out.needs()
+    assert sorted(graph) == sorted(stage.name for stage in stages)
+    groups: dict[str, set[str]] = {}
+    for name, others in graph.items():
+        groups.setdefault(name.partition("@")[0], set()).update(other.partition("@")[0] for other in others)
+    assert not groups["concept_trials"] | groups["class_trials"] | groups["joint_trials"]
+    assert groups["shared_backbone"] == groups["held_out"] == {"concept_trials"}
+    assert groups["pipnet_trials"] == {"class_backbone"} and groups["class_backbone"] == {"class_trials"}
+    assert groups["csr"] == {"shared_backbone"} and groups["pipnet"] == {"class_backbone", "pipnet_trials"}
+    assert groups["refinement"] == {"csr", "shared_backbone"} and groups["few_shot"] > {"held_out"}
+    assert groups["report"] == set(groups) - REPORTS - {"held_out"}
+
+
+class OneByOne:
+    """Ray, as far as `fan_out.run_stages` sees it: stages end in the order in which they were started."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing, self.started, self.side_by_side = failing, [], []
+
+    def start(self, name: str) -> str:
+        self.started.append(name)
+        return name
+
+    def wait(self, running: list[str]) -> tuple[list[str], list[str]]:
+        self.side_by_side.append(set(running))
+        return running[:1], running[1:]
+
+    def get(self, name: str) -> tuple[str, int, str]:
+        return name, int(name == self.failing), "what went wrong"
+
+
+GRAPH: dict[str, set[str]] = {
+    **{name: set() for name in ("a_trials", "b_trials", "c_trials@x", "data")},
+    "body": {"a_trials"},
+    "system": {"body", "b_trials"},
+    "other": {"data"},
+    "report": {"system", "other"},
+}
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 9])
-def test_stages_of_trials_wait_for_each_other_and_no_stage_is_left_out(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names, started, most = ["a_trials", "csr", "b_trials", "c_trials@x", "cbm"], [], []
+def test_stages_run_side_by_side_after_what_they_need(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fan_out, "ray", cluster := OneByOne())
+    assert fan_out.run_stages(GRAPH, set(GRAPH), cluster.start, at_once) == ([], [])
+    assert sorted(cluster.started) == sorted(GRAPH)
+    place = {name: cluster.started.index(name) for name in GRAPH}
+    assert all(place[other] < place[name] for name, others in GRAPH.items() for other in others)
+    most = max(sum(fan_out.TRIALS in name for name in each) for each in cluster.side_by_side)
+    assert most == min(at_once, 3)
+    assert any({"other", "body"} <= each for each in cluster.side_by_side), "none waits for a whole level"
 
-    def wait(tasks: list[str]) -> tuple[list[str], list[str]]:
-        most.append(sum(fan_out.TRIALS in name for name in tasks))
-        return tasks[:1], tasks[1:]
 
-    results = {name: (name, int(name == "b_trials"), "what went wrong") for name in names}
-    monkeypatch.setattr(fan_out, "ray", SimpleNamespace(wait=wait, get=results.get))
-    assert fan_out.run_level(names, lambda name: started.append(name) or name, at_once) == ["b_trials"]
-    assert sorted(started) == sorted(names)
-    assert max(most) == min(at_once, 3)
+def test_a_stage_that_fails_keeps_back_those_that_need_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fan_out, "ray", cluster := OneByOne(failing="body"))
+    assert fan_out.run_stages(GRAPH, set(GRAPH), cluster.start, 2) == (["body"], ["report", "system"])
+    assert sorted(cluster.started) == sorted(set(GRAPH) - {"report", "system"})
+
+
+def test_stages_that_are_not_wanted_are_taken_to_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And between two that are they keep the order."""
+    monkeypatch.setattr(fan_out, "ray", cluster := OneByOne())
+    assert fan_out.run_stages(GRAPH, {"report", "a_trials"}, cluster.start, 1) == ([], [])
+    assert cluster.started == ["a_trials", "report"]
 
 
 def test_code_that_stages_depend_on_exists_and_bytecode_is_not_part_of_it(
