@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from csr.baselines.classes import class_probabilities
 from csr.baselines.last_layer import fit_last_layer
-from csr.baselines.map_alignment import in_place
+from csr.baselines.map_alignment import moved_and_in_place
 from csr.baselines.protocol import Answer, Entry, ExperimentContext, System, TrainedBackbone, train_on_images
 from csr.network.concept_model import ConceptModel, Pooling, pool_maps
 from csr.network.rebuild import build_concept_model, concept_model_config
@@ -131,11 +131,10 @@ class CBM(System):
         self.high.copy_(high)
 
     def answer(self, images: Tensor) -> Answer:
-        maps, concepts, logits = self(images)
-        backbone = self.concept_model.backbone
-        if self.joint and backbone.map_shift != (0, 0):
-            with in_place(backbone):
-                _, concepts, logits = self(images)
+        if self.joint:
+            (maps, _, _), (_, concepts, logits) = moved_and_in_place(self, self.concept_model.backbone, images)
+        else:
+            maps, concepts, logits = self(images)
         probabilities = class_probabilities(logits, self.multilabel)
         return Answer(probabilities, concepts, maps, concepts.new_full((len(concepts),), concepts.shape[1]))
 

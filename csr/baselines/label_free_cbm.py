@@ -55,7 +55,7 @@ def label_free_cbm(context: ExperimentContext) -> PosthocCBM:
     described = torch.from_numpy(~np.isnan(context.text_scores[train]).any(0))
     vectors, offsets = torch.zeros(context.concepts, features.shape[1]), torch.zeros(context.concepts)
     seed_everything(seeds(context.config.seed, "weights"))
-    found, centres, similar = concept_directions(features, scores[:, described], val_features, val_scores[:, described])
+    found, centres, similar = fit_directions(features, scores[:, described], val_features, val_scores[:, described])
     vectors[described], offsets[described] = found.float(), centres.float()
     kept = torch.zeros(context.concepts, dtype=torch.bool)
     kept[described] = similar >= CUTOFF
@@ -74,7 +74,7 @@ def label_free_cbm(context: ExperimentContext) -> PosthocCBM:
     return PosthocCBM(backbone, vectors, offsets, head, multilabel=context.multilabel).to(device()).eval()
 
 
-def concept_directions(
+def fit_directions(
     features: Tensor, scores: Tensor, val_features: Tensor, val_scores: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """W_c in units in which training scores have mean 0 and variance 1.

@@ -49,7 +49,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csr.baselines.classes import class_probabilities
-from csr.baselines.map_alignment import align_answers, in_place
+from csr.baselines.map_alignment import align_answers, moved_and_in_place
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.network.backbone import Backbone
 from csr.network.rebuild import backbone_config, build_backbone
@@ -129,10 +129,7 @@ class PIPNet(System):
         return patches, patches.amax((2, 3))
 
     def answer(self, images: Tensor) -> Answer:
-        patches, scores = self(images)
-        if self.backbone.map_shift != (0, 0):
-            with in_place(self.backbone):
-                _, scores = self(images)
+        (patches, _), (_, scores) = moved_and_in_place(self, self.backbone, images)
         scores = scores.where(scores > FIRES, 0)
         logits = self.head(scores)
         strongest = (self.head.weight[logits.argmax(1)] * scores).argmax(1)

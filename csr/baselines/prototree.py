@@ -22,8 +22,9 @@ projection and 0.70 after it from the normal distribution, 0.94 and 0.93 from pa
 images from that black box (0.931) it ends at 0.911 after four epochs and after eight.
 
 After the last epoch leaves whose largest class probability is at most τ go, and every node that then has leaves on one
-side only; maps are aligned (`csr.baselines.map_alignment`); each prototype left becomes the nearest latent patch of
-un-augmented training images, of the classes that lead in the leaves below its node, as the authors' program has it.
+side only. Each prototype left becomes the nearest latent patch of un-augmented training images, of the classes that
+lead in the leaves below its node, as the authors' program has it. Then maps are aligned
+(`csr.baselines.map_alignment`); the tree, whose leaves do not learn again, answers for the image in its place.
 
 Where the paper speaks of 200 classes or is silent: depth 5, 31 prototypes (the paper's is the depth that gives every
 class a leaf and one more, here 4; more leaves are pruned again); τ = 1/T + 0.01, which is "slightly greater than 1/T"
@@ -46,7 +47,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csr.baselines.map_alignment import align_answers
+from csr.baselines.map_alignment import align_answers, moved_and_in_place
 from csr.baselines.protocol import WARM_START_EPOCHS, Answer, Entry, ExperimentContext, System, train_on_images
 from csr.baselines.protopnet import nearest_patches, spread_patches, squared_distances, warm_up
 from csr.network.backbone import Backbone
@@ -124,12 +125,12 @@ class ProtoTree(System):
         self.prototypes = len(self.prototype_vectors)
 
     def answer(self, images: Tensor) -> Answer:
-        squared = self.squared_distances(images)
+        moved, squared = moved_and_in_place(self.squared_distances, self.backbone, images)
         nearest = root(squared.amin((2, 3)))
         logits = log_mixture(log_path_probabilities(nearest, self.turns), self.leaves)
         path = self.turns[greedy_leaf(nearest, self.turns)] != 0  # B×P
         present = nearest.masked_fill(~path, torch.inf).argmin(1)
-        maps = torch.exp(-root(squared[torch.arange(len(images), device=images.device), present]))
+        maps = torch.exp(-root(moved[torch.arange(len(images), device=images.device), present]))
         repeated = maps[:, None].expand(-1, self.concepts, -1, -1)
         return Answer(logits.exp(), None, repeated, path.sum(1))
 
@@ -175,9 +176,9 @@ def prototree(context: ExperimentContext) -> ProtoTree:
     train_on_images(context, "prototree_joint", system, terms, epochs=left, rates=rates)
 
     system.prune()
-    align_answers(system, system.backbone, context)
     allowed = reachable_classes(system.turns, system.leaves)
     system.prototype_vectors.data = nearest_patches(system.encode, system.prototype_vectors.data, allowed, context)
+    align_answers(system, system.backbone, context)
     return system
 
 

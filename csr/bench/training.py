@@ -202,7 +202,7 @@ class Bench:
         ]
 
     def _train_shared(self, folder: Path, context: ExperimentContext) -> None:
-        train_shared_backbone("classes", SHARED_BACKBONES["classes"], context, folder)
+        train_shared_backbone(SHARED_BACKBONES["classes"], context, folder)
 
     def _loop(self) -> float:
         callbacks = _Timed(self._size.steps)

@@ -114,7 +114,7 @@ def compare(given: argparse.Namespace) -> None:
                 resting = context
                 if kind is not None:
                     _say(f"seed {seed}: {kind}")
-                    train_shared_backbone(kind, SHARED_BACKBONES[kind], context, Path(folder))
+                    train_shared_backbone(SHARED_BACKBONES[kind], context, Path(folder))
                     trained, seconds = open_shared_backbone(Path(folder))
                     resting = replace(context, shared_backbone=trained)
                 for name in open_names:

@@ -3,13 +3,14 @@
 Four measurements on test studies, drawn with a seed of their own:
 
 - *concept*: a study's map of a concept that it shows with a box; the score is that concept's probability.
-- *class*: a study's map of the predicted class, Σ_k max(c_k, 0) · map_k scaled to 0..1, where c_k is what concept k
+- *class*: a study's map of the most probable class, Σ_k max(c_k, 0) · map_k scaled to 0..1, where c_k is what concept k
   adds to the class's logit beyond what an absent one does; the score is the class's probability. Studies of which both
   systems say the same class, and another of the blurred image: else there is nothing to take away.
 - *exemplars* (CSR alone, for a CBM has none): the crop of a training image that the page shows for a prototype, pasted
   at its own place into a study without the concept, beside a crop of the same place of a training image that lacks it.
 - *pointed region*: the square around the largest value of a concept's map, wiped (blurred), beside a square of the same
-  size that touches no box of the concept. Studies with one box of it, since of two findings one is left.
+  size off the box of the concept or, where that leaves no room, the one of a hundred that touches it least. Studies
+  with one box of it, since of two findings one is left.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from csr.baselines.cbm import CBM
+from csr.baselines.classes import class_probabilities
 from csr.bundle.atlas import CROP_CELLS, Atlas
 from csr.data.prepared import PreparedSet
 from csr.evaluation.faithfulness import (
@@ -92,6 +94,7 @@ class Systems:
         cam = self.cbm.concept_model.maps(features)
         logits = self.cbm.concept_model.pool(cam)
         beyond = (logits - self.cbm.low)[..., None] * self.cbm.head.weight.T
+        classes = class_probabilities(self.cbm.classify(logits), self.cbm.multilabel)
         return {
             "csr": Look(
                 said.concept_maps,
@@ -99,7 +102,7 @@ class Systems:
                 said.probabilities,
                 _beyond(self.csr.reasoner, said.scores),
             ),
-            "cbm": Look(cam, logits.sigmoid(), self.cbm.classify(logits).softmax(-1), beyond),
+            "cbm": Look(cam, logits.sigmoid(), classes, beyond),
         }
 
 

@@ -29,6 +29,7 @@ from csr.data.feedback import FeedbackBox, FeedbackSet, Reading, write_feedback
 from csr.data.images import pixel_digest
 from csr.data.phantom import PhantomConfig, generate
 from csr.data.prepared import PreparedSet
+from csr.evaluation.pointing import inside
 from csr.interaction.placing import elsewhere
 from csr.network.trained import TrainedCSR
 from csr.training.images import image_batches
@@ -171,7 +172,7 @@ def _reading(
         middle = peaks[k]
         if misplaced[k] and len(findings):
             middle = findings[targets[k]].reshape(2, 2).mean(0)
-        elif _inside(middle, findings):
+        elif inside(middle, findings):
             continue  # the spot shows another finding, which is not to be ignored
         low, high = np.clip([middle - SPOT * side / 2, middle + SPOT * side / 2], 0, side).tolist()
         drawn.append(FeedbackBox("ignore", None, *low, *high))
@@ -183,10 +184,6 @@ def _reading(
         pixel_digest(data.images[row]), "reader", "keep", (signed,), classes, tuple(confirmed), tuple(rejected),
         tuple(drawn), number, NOBODY, "1", "2026-01",
     )  # fmt: skip
-
-
-def _inside(point: np.ndarray, boxes: np.ndarray) -> bool:
-    return bool(((boxes[:, :2] <= point) & (point <= boxes[:, 2:])).all(1).any())
 
 
 def write_set(data: PreparedSet, rows: np.ndarray, readings: list[Reading], path: Path) -> FeedbackSet:

@@ -31,12 +31,16 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from csr.baselines.cbm import concept_logits
+from csr.baselines.classes import class_probabilities
 from csr.baselines.last_layer import fit_last_layer
 from csr.baselines.protocol import ExperimentContext, TrainedBackbone
+from csr.data.decisions import decide
 from csr.data.records import Collection
 from csr.evaluation.metrics import macro_f1, mean_auroc
 from csr.evaluation.peaks import map_peaks
 from csr.evaluation.pointing import inside
+from csr.evaluation.predictions import Predictions
+from csr.evaluation.thresholds import validation_thresholds
 from csr.interaction.few_shot import (
     Examples,
     FewShotConfig,
@@ -81,13 +85,24 @@ class FewShotTrials:
 
 
 def draw_examples(collection: Collection, concept: str, count: int, draw: int, seed: int) -> Examples:
-    """So many boxed training images of a concept and as many that lack it, at random."""
-    k, labels = collection.concepts.index(concept), collection.concept_labels()
-    boxes, train = collection.boxes_by_pair(), collection.rows("train")
+    """So many boxed training images of a concept and as many that lack it, at random; see `enough_examples`."""
+    k, boxes = collection.concepts.index(concept), collection.boxes_by_pair()
     rng = np.random.default_rng([seed, k, draw])
-    shown = rng.permutation([row for row in train if labels[row, k] == 1 and (int(row), k) in boxes])[:count]
-    lacking = rng.permutation(train[labels[train, k] == 0])[:count]
+    shown, lacking = (rng.permutation(rows)[:count] for rows in _possible_examples(collection, concept))
     return Examples(concept, {int(row): boxes[int(row), k] for row in shown}, lacking)
+
+
+def enough_examples(collection: Collection, concept: str, count: int) -> bool:
+    """Whether there are so many training images with and without the concept to draw from."""
+    return all(len(rows) >= count for rows in _possible_examples(collection, concept))
+
+
+def _possible_examples(collection: Collection, concept: str) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows with the concept and a box of it, and those without the concept."""
+    k, train = collection.concepts.index(concept), collection.rows("train")
+    labels, boxes = collection.concept_labels()[train, k], collection.boxes_by_pair()
+    boxed = np.array([(int(row), k) in boxes for row in train], bool)
+    return train[(labels == 1) & boxed], train[labels == 0]
 
 
 @dataclass(frozen=True)
@@ -267,7 +282,8 @@ def find_concepts(
     trials: FewShotTrials,
     rows: np.ndarray,
 ) -> dict[tuple[str, str, int, int], Found]:
-    """What every way finds of every held-out concept in given rows, by (system, concept, n, draw).
+    """What every way finds of every held-out concept in given rows, by (system, concept, n, draw); without the n of
+    which a concept has not `enough_examples`.
 
     Args:
         context: without the held-out concepts, with the stage 1 that knows none of them.
@@ -277,7 +293,10 @@ def find_concepts(
     assert context.shared_backbone is not None
     shared, side, config = context.shared_backbone, context.data.side, FewShotConfig()
     csr, frozen = csr.to(device()).eval(), Frozen(shared, whole.rows("train"))
-    keys = [(name, n, draw) for name in names for n in trials.counts for draw in range(trials.draws)]
+    counts = [(name, n) for name in names for n in trials.counts if enough_examples(whole, name, n)]
+    keys = [(name, n, draw) for name, n in counts for draw in range(trials.draws)]
+    if not keys:
+        return {}
     drawn = [draw_examples(whole, name, n, draw, trials.seed) for name, n, draw in keys]
     boxes, judged = whole.boxes_by_pair(), (whole.studies["split"] != "train").to_numpy()[rows]
     has_box = {name: np.array([(int(row), whole.concepts.index(name)) in boxes for row in rows]) for name in names}
@@ -306,8 +325,8 @@ def class_figures(
 ) -> list[dict[str, Any]]:
     """Macro F1 of heads that know the held-out concepts too, all of them at once: ``system, n, draw`` and the parts.
 
-    ``n`` 0: without them. CSR's head is trained anew by `add_concepts`; the others' scores join stage 1's own concept
-    logits as inputs of a CBM's linear layer.
+    ``n`` 0: without them; others only where every concept has `enough_examples`. CSR's head is trained anew by
+    `add_concepts`; the others' scores join stage 1's own concept logits as inputs of a CBM's linear layer.
 
     Args:
         found: of all rows of the collection.
@@ -318,6 +337,8 @@ def class_figures(
     logits = concept_logits(shared, np.arange(len(whole.studies)))
     lines.append({"system": "column", "n": 0, "draw": 0, **_bottleneck_f1(context, logits)})
     for n in trials.counts:
+        if not all(enough_examples(whole, name, n) for name in names):
+            continue
         for draw in range(trials.draws):
             drawn = [draw_examples(whole, name, n, draw, trials.seed) for name in names]
             added, known, cache = add_concepts(csr, data, shared.cache, drawn, head, context.callbacks)
@@ -332,21 +353,30 @@ def class_figures(
 
 def _csr_f1(context: ExperimentContext, csr: TrainedCSR) -> dict[str, float]:
     assert context.shared_backbone is not None
-    said = predict(context.data, context.shared_backbone.cache, csr)
-    return _f1(context.data.collection, said.rows, said.probabilities.argmax(1))
+    cache = context.shared_backbone.cache
+    validation, test = (predict(context.data, cache, csr, split) for split in ("val", "test"))
+    return _f1(context.data.collection, validation, test)
 
 
 def _bottleneck_f1(context: ExperimentContext, inputs: Tensor) -> dict[str, float]:
     """Of a linear layer on inputs N×J of all rows."""
     collection = context.data.collection
     layer = fit_last_layer(context, inputs[context.class_rows], inputs[collection.rows("val")])
-    rows = collection.rows("test")
-    with torch.no_grad():
-        return _f1(collection, rows, layer(inputs[rows].float().cpu()).argmax(1).numpy())
+
+    def said(split: str) -> Predictions:
+        rows = collection.rows(split)
+        with torch.no_grad():
+            probabilities = class_probabilities(layer(inputs[rows].float().cpu()), context.multilabel)
+        return Predictions(rows, probabilities.numpy(), None, None)
+
+    return _f1(collection, said("val"), said("test"))
 
 
-def _f1(collection: Collection, rows: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    truth, parts = collection.truth()[rows], collection.studies["part"].to_numpy()[rows]
+def _f1(collection: Collection, validation: Predictions, test: Predictions) -> dict[str, float]:
+    """Of the test parts, at thresholds by the validation split where a study can have several classes."""
+    thresholds = validation_thresholds(collection, validation)
+    predicted = decide(test.probabilities, collection.task == "multilabel", thresholds)
+    truth, parts = collection.truth()[test.rows], collection.studies["part"].to_numpy()[test.rows]
     return {
         str(part): macro_f1(truth[parts == part], predicted[parts == part], len(collection.classes))
         for part in dict.fromkeys(parts)

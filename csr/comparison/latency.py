@@ -12,7 +12,7 @@ from csr.baselines.protocol import System
 
 
 @torch.no_grad()
-def encode_latency(members: Mapping[str, System], image: torch.Tensor, rounds: int = 15) -> dict[str, float]:
+def answer_latency(members: Mapping[str, System], image: torch.Tensor, rounds: int = 15) -> dict[str, float]:
     """Median seconds of one answer to one image, for every system: measured in turns so that a disturbance of the
     machine hits all of them.
 

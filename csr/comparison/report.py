@@ -43,7 +43,7 @@ def main_sections(collection: Collection, runs: Mapping[str, Runs], left_out: Se
 
     Args:
         runs: by system; `OURS` must be among them.
-        left_out: why systems are not among them (`csr.baselines.protocol.refusal`).
+        left_out: why systems are not among them: `csr.baselines.protocol.refusal`, or they have not been run.
 
     Raises:
         DataError: a system has other seeds than `OURS`, or was judged on other studies.
@@ -167,7 +167,8 @@ def _part_section(collection: Collection, runs: Mapping[str, Runs], part: str) -
             f"chance {levels['chance']:.3f}, the concept's mean position {levels['centre']:.3f}."
         )
     note += (
-        f" Δ is {ours.title} minus the system, with a 95 % interval over {resampled(collection, part)} and seeds "
+        f" Δ is {ours.title} minus the system, with a 95 % interval over "
+        f"{resampled(collection, len(ours.reports), part)} "
         "(csr.evaluation.bootstrap); a star says that it is beyond 0 among all systems of the column (Holm, 5 %)."
     )
     more = _SEVERAL if collection.task == "multilabel" else {}
@@ -221,11 +222,13 @@ def _several_note(collection: Collection) -> str:
     )
 
 
-def resampled(collection: Collection, part: str | None = None) -> str:
-    """What the bootstrap draws in a test part, or in all: patients with all of their studies, which are dependent."""
+def resampled(collection: Collection, seeds: int, part: str | None = None) -> str:
+    """What an interval is over in a test part, or in all: seeds, and patients with all of their studies, which are
+    dependent."""
     patients = collection.patients()[collection.rows("test", part)]
     several = len(set(patients)) < len(patients)
-    return f"the {len(set(patients))} patients (each with all their studies)" if several else "studies"
+    units = f"the {len(set(patients))} patients (each with all their studies)" if several else "studies"
+    return f"{units} and seeds" if seeds > 1 else f"{units}, with one seed,"
 
 
 def _cost_section(runs: Mapping[str, Runs]) -> Section:
@@ -245,9 +248,10 @@ def _cost_section(runs: Mapping[str, Runs]) -> Section:
             )
         )
     note = (
-        "Training seconds include the shared backbone that a system rests on and the computing of its features. "
-        "Latency is the median of one whole answer to one image, the systems measured in turns and in one memory "
-        "format (channels last); the ratio is to the black box."
+        "Training seconds include the shared backbone that a system rests on and the computing of its features; they "
+        "are upper bounds where systems were trained beside each other. Latency is the median of one whole answer to "
+        "one image, the systems measured in turns and in one memory format (channels last); the ratio is to the black "
+        "box."
     )
     columns = ("system", "training, s", "parameters", "latency, ms", "ratio")
     return Section("Cost", (note,), (Table("", columns, rows),))

@@ -12,16 +12,14 @@ import json
 import time
 from pathlib import Path
 
-from csr.baselines.protocol import BackboneTraining, ExperimentContext, SharedBackbone, TrainedBackbone
+from csr.baselines.protocol import BackboneTraining, ExperimentContext, TrainedBackbone
 from csr.errors import DataError
 from csr.network.checkpoint import read_checkpoint, write_checkpoint
 from csr.network.rebuild import concept_model_checkpoint, concept_model_from_checkpoint
 from csr.training.features import FeatureCache, compute_features
 
 
-def train_shared_backbone(
-    kind: SharedBackbone, train: BackboneTraining, context: ExperimentContext, folder: Path
-) -> None:
+def train_shared_backbone(train: BackboneTraining, context: ExperimentContext, folder: Path) -> None:
     """Trains a shared backbone and writes it to ``folder``, an existing and empty one."""
     start = time.perf_counter()
     model = train(context)

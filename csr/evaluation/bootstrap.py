@@ -297,7 +297,8 @@ def _units(clusters: np.ndarray | None, studies: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Sample:
-    """What a measure is with each seed, and what it becomes, as a mean over the seeds, in each resample of patients."""
+    """What a measure is with each seed, and what it becomes, as a mean over the seeds, in each resample of patients; of
+    these those alone in which it is defined, such as an AUROC where there are positives and negatives."""
 
     by_seed: np.ndarray
     resampled: np.ndarray
@@ -309,13 +310,16 @@ class _Sample:
         rng = np.random.default_rng(seed)
         sizes = [min(BLOCK, draws - start) for start in range(0, draws, BLOCK)]
         means = [measure(_resampled(rng, size, len(names))[:, unit_of]).mean(1) for size in sizes]
-        return cls(measure(np.ones((1, len(units))))[0], np.concatenate(means), len(names))
+        resampled = np.concatenate(means)
+        return cls(measure(np.ones((1, len(units))))[0], resampled[~np.isnan(resampled)], len(names))
 
     def interval(self, tail: float = 0.025) -> Interval:
         found = self.difference(tail)
         return Interval(found.mean, found.low, found.high)
 
     def difference(self, tail: float = 0.025) -> Difference:
+        if len(self.resampled) < 2:  # in no resample is it defined
+            return _student(float(self.by_seed.mean()), (math.nan,), (0,), tail)
         if len(self.by_seed) == 1:
             low, high = np.quantile(self.resampled, [tail, 1 - tail])
             beyond = min((self.resampled <= 0).sum(), (self.resampled >= 0).sum())

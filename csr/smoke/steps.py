@@ -231,7 +231,7 @@ class Walk:
     def train_backbone(self, kind: SharedBackbone) -> Outcome:
         folder = self._folder / kind
         folder.mkdir()
-        train_shared_backbone(kind, SHARED_BACKBONES[kind], self._context(), folder)
+        train_shared_backbone(SHARED_BACKBONES[kind], self._context(), folder)
         return Outcome()
 
     def train_system(self, entry: Entry) -> Outcome:

@@ -8,7 +8,7 @@ It takes the seeds and folds that have been run, and says which.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ RIVAL = "cbm_shared"
 OURS = "csr"
 FULL = "full"
 CHANGED = 0.1  # of a probability, from which a rise or a fall counts
+PROTOTYPE = ["concept", "prototype", "seed"]  # what tells one from another
 TITLES = {"csr": "CSR", "cbm": "CBM on CSR's stage 1"}
 
 
@@ -118,7 +119,8 @@ def _of(table: pd.DataFrame, concept: str) -> list[dict[str, Any]]:
 
 
 def _mean(table: pd.DataFrame, part: str, key: str) -> str:
-    return f"{np.mean([line[part][key] for line in table.to_dict('records')]):.3f}"
+    known = [line[part][key] for line in table.to_dict("records") if line[part][key] is not None]
+    return f"{np.mean(known):.3f}" if known else "–"
 
 
 def _few_shot_intervals(collection: Collection, files: Sequence[Path], part: str, counts: Sequence[int]) -> Table:
@@ -129,14 +131,7 @@ def _few_shot_intervals(collection: Collection, files: Sequence[Path], part: str
     contents = [dict(np.load(file)) for file in files]
     rows = []
     for n in counts:
-        runs = [
-            (content, name, draw)
-            for content in contents
-            for key in content
-            for system, name, *rest in [key.split("/")]
-            if system == OURS and rest[0] == str(n)
-            for draw in [rest[1]]
-        ]
+        runs = [(content, *tried) for content in contents for tried in _tried(content, n)]
         truth = np.stack([labels[:, collection.concepts.index(name)] for _, name, _ in runs])
         found = {
             system: np.stack([content[f"{system}/{name}/{n}/{draw}"][own] for content, name, draw in runs])
@@ -158,6 +153,12 @@ def _few_shot_intervals(collection: Collection, files: Sequence[Path], part: str
         "ways; 95 % intervals of a paired bootstrap over patients."
     )
     return Table(f"{part}: how much of full supervision", columns, rows, note)
+
+
+def _tried(content: Mapping[str, np.ndarray], n: int) -> list[tuple[str, str]]:
+    """Concepts and draws that a file has scores of with n examples; a concept's name may hold a slash."""
+    own = [key.removeprefix(f"{OURS}/").rsplit("/", 2) for key in content if key.startswith(f"{OURS}/")]
+    return [(name, draw) for name, count, draw in own if count == str(n)]
 
 
 def _printed(value: Interval) -> str:
@@ -254,7 +255,7 @@ def _exemplar_section(table: pd.DataFrame, run: str) -> Section:
     groups = [(str(name), own) for name, own in table.groupby("concept", sort=False)] + [("all", table)]
     for concept, own in groups:
         rose = {key: (own[key] - own["before"] >= CHANGED).astype(float) for key in ("exemplar", "control")}
-        units = own["patient"].to_numpy(), (own["concept"] + " " + own["prototype"].astype(str)).to_numpy()
+        units = own["patient"].to_numpy(), own.groupby(PROTOTYPE, sort=False).ngroup().to_numpy()
         similar = {key: own[f"similarity_{key}"] - own["similarity_before"] for key in ("exemplar", "control")}
         rows.append(
             (
@@ -266,7 +267,7 @@ def _exemplar_section(table: pd.DataFrame, run: str) -> Section:
                 *(f"{(similar[key] > 0).mean():.2f}" for key in ("exemplar", "control")),
             )
         )
-    prototypes = len(table[["concept", "prototype"]].drop_duplicates())
+    prototypes = len(table[PROTOTYPE].drop_duplicates())
     columns = (
         "concept",
         "pastes",
@@ -313,7 +314,7 @@ def _pointed_section(table: pd.DataFrame, run: str) -> Section:
         columns += [f"{title}: p", f"{title}: falls", f"{title}: control falls"]
     note = (
         "The square of three cells around a map's peak blurred, in test studies of both parts with one box of the "
-        "concept; control: a square of the same size off the box. 'Falls' means by "
+        "concept; control: a square of the same size off the box, or touching it least. 'Falls' means by "
         f"{CHANGED} or more. Difference: CSR's share of falls minus the CBM's, 95 % interval of a paired bootstrap "
         f"over patients. {run}"
     )

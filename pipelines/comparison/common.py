@@ -21,6 +21,7 @@ from csr.data.prepared import PreparedSet
 from csr.errors import ConfigError, CSRError
 from csr.evaluation.evaluate import rounded
 from csr.training.callbacks import SilentCallbacks, State
+from csr.training.concepts import ConceptTrainingConfig
 from csr.training.runtime import use_device
 from csr.training.stopping import Curve
 from pipelines.flatten import flatten
@@ -84,15 +85,22 @@ def make_context(params: Params, seed: int, name: str, prepared: Path = PREPARED
 
 
 @contextmanager
-def comparison_run(kind: str, name: str, seed: int, params: Params) -> Iterator[None]:
+def comparison_run(
+    kind: str, name: str, seed: int, params: Params, config: ConceptTrainingConfig | None = None
+) -> Iterator[None]:
     """An MLflow run of its own, tagged so that the comparison's runs can be found. It says what data it reads, which in
-    trials is no test study, and in its note the result."""
+    trials is no test study, and in its note the result.
+
+    Args:
+        config: that it trains with; None: that of ``params.yaml``.
+    """
+    config = config or replace(params.concepts, seed=seed)
     client = connect()
     splits = ("train", "val") if kind == "trials" else ("train", "val", "test")
     tags = source_tags(f"pipelines/comparison/{kind}.py") | {"comparison": kind, "system": name, "seed": str(seed)}
     with mlflow.start_run(run_name=f"{name}-{seed}", tags=tags) as run:
         client.log_inputs(run.info.run_id, data_inputs(params.data, PREPARED, splits))
-        mlflow.log_params({"system": name, "seed": seed, **flatten(replace(params.concepts, seed=seed), "concepts")})
+        mlflow.log_params({"system": name, "seed": seed, **flatten(config, "concepts")})
         yield
         if found := result(client.get_run(run.info.run_id).data.metrics):
             mlflow.set_tag(MLFLOW_RUN_NOTE, f"**{found}.**")

@@ -74,7 +74,7 @@ def run(name: str, seed: int, params: Params) -> None:
             report["joined"] = {"added": joined.added, "left_out": joined.left_out.total()}
         own = replace(context, data=data, config=replace(context.config, **stage1))
         (folder / "stage1").mkdir()
-        train_shared_backbone("concepts_lse", _train_stage_1, own, folder / "stage1")
+        train_shared_backbone(_train_stage_1, own, folder / "stage1")
         shared, _ = open_shared_backbone(folder / "stage1")
         recipe = Recipe(replace(robust.prototypes, **stage2), replace(robust.head, **stage3))
         csr = train_csr(replace(own, shared_backbone=shared), recipe).csr

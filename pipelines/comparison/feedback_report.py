@@ -68,10 +68,11 @@ def _setting(params: Params, data: PreparedSet) -> Section:
         f"{phantom.label_noise:.0%} label noise. Wrong: each concept word the opposite, each ignore box on a finding, "
         "each class another one, with that chance (csr.comparison.feedback)."
     )
+    corrected = max(arm.studies for arm in ARMS.values())
     judged = (
         "Differences are to no feedback, paired by seed and study, with 95 % intervals over test studies and seeds; "
         "with one seed they hold nothing of what other new studies or readers would change. New: macro F1 on the "
-        f"{POOL - 200} new studies that nobody corrected."
+        f"{POOL - corrected} new studies that nobody corrected."
     )
     return Section("Setting", (text, judged))
 

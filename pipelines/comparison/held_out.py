@@ -42,9 +42,9 @@ def run(fold: str, seed: int, params: Params) -> None:
     name = f"held_out_{fold}"
     settings = chosen_settings("concepts_lse")
     context = held_out_context(with_settings(make_context(params, seed, name), settings), int(fold))
-    with comparison_run("held_out", fold, seed, params):
+    with comparison_run("held_out", fold, seed, params, context.config):
         with atomic_folder(SHARED_BACKBONES_FOLDER / f"{name}-{seed}") as folder:
-            train_shared_backbone("concepts_lse", BACKBONES["concepts_lse"], context, folder)
+            train_shared_backbone(BACKBONES["concepts_lse"], context, folder)
         shared, _ = open_shared_backbone(SHARED_BACKBONES_FOLDER / f"{name}-{seed}")
         system = train_csr(replace(context, shared_backbone=shared), recipes()["robust"])
     HELD_OUT_FOLDER.mkdir(parents=True, exist_ok=True)

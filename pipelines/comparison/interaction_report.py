@@ -193,7 +193,7 @@ def _paired_section(collection: Collection, others: list[str], seeds: list[int])
         shown.append(Table(f"{trigger} studies", ("system", "part", "no answer", "one", "five"), lines))
     note = (
         "CSR minus the system in macro F1, both with the answers of a reader who never errs to the questions that each "
-        f"finds most telling; 95 % intervals over {resampled(collection)} and seeds."
+        f"finds most telling; 95 % intervals over {resampled(collection, len(seeds))}."
     )
     return [Section("With the same reader", (note,), tuple(shown))]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from csr.baselines.protocol import WARM_START_EPOCHS, Entry, load_system, refusal
 from csr.comparison.concept_pointing import concept_pointing_section
-from csr.comparison.latency import encode_latency
+from csr.comparison.latency import answer_latency
 from csr.comparison.report import OURS, main_sections, spread
 from csr.comparison.runs import Runs, read_runs
 from csr.comparison.systems import systems
@@ -45,14 +45,14 @@ def build(params: Params) -> tuple[str, list[Section]]:
     entries = systems(recipes())
     encoder = params.data.text_concepts is not None
     refusals = {n: reason for n, entry in entries.items() if (reason := refusal(entry, data.collection, encoder))}
-    runs = _runs(folder, seeds, data, {name: entry for name, entry in entries.items() if name not in refusals})
+    runs, missing = _runs(folder, seeds, data, {name: entry for name, entry in entries.items() if name not in refusals})
     if OURS not in runs:
         raise DataError(f"{folder}: holds no run of {OURS}; run dvc repro pipelines/comparison/dvc.yaml first")
     check_settings(folder, (report for each in runs.values() for report in each.reports))
     titles = TITLES | {name: each.title for name, each in runs.items()}
     sections = [
         _setting_section(params, data),
-        *main_sections(data.collection, runs, list(refusals.values())),
+        *main_sections(data.collection, runs, [*refusals.values(), *missing]),
         *concept_pointing_section(data.collection, runs, data.side),
         *curves_section(read_curves(folder, seeds), titles, params.concepts),
         *trials_section(folder, titles, params.concepts.least_rise),
@@ -63,16 +63,22 @@ def build(params: Params) -> tuple[str, list[Section]]:
     return f"Comparison on {data.collection.name}", sections
 
 
-def _runs(folder: Path, seeds: list[int], data: PreparedSet, entries: Mapping[str, Entry]) -> dict[str, Runs]:
-    """Systems that have run with every seed, with the latency of the first seed's."""
-    found, members = {}, {}
+def _runs(
+    folder: Path, seeds: list[int], data: PreparedSet, entries: Mapping[str, Entry]
+) -> tuple[dict[str, Runs], list[str]]:
+    """Systems that have run with every seed, with the latency of the first seed's; and of the others why they are
+    missing."""
+    found, members, missing = {}, {}, []
     for name, entry in entries.items():
-        if all((folder / f"{name}-{seed}.json").is_file() for seed in seeds):
+        absent = [str(seed) for seed in seeds if not (folder / f"{name}-{seed}.json").is_file()]
+        if absent:
+            missing.append(f"{entry.title} has not been run with seed {', '.join(absent)}")
+        else:
             found[name] = read_runs(folder, PREDICTIONS_FOLDER, name, seeds, entry.start)
             members[name] = load_system(entry.kind, SYSTEMS_FOLDER / f"{name}-{seeds[0]}.pt").to(device())
     image = load_images(data, data.collection.rows("test")[:1], device())
-    latency = encode_latency(members, image)
-    return {name: replace(each, latency=latency[name]) for name, each in found.items()}
+    latency = answer_latency(members, image)
+    return {name: replace(each, latency=latency[name]) for name, each in found.items()}, missing
 
 
 def _setting_section(params: Params, data: PreparedSet) -> Section:

@@ -7,9 +7,6 @@ MODULE lists the kind in its ``BACKBONES``: `csr.comparison.concept_backbones` o
 
 from __future__ import annotations
 
-from typing import cast
-
-from csr.baselines.protocol import SharedBackbone
 from csr.comparison.shared_backbones import train_shared_backbone
 from csr.data.atomic_folder import atomic_folder
 from pipelines.comparison.common import (
@@ -29,13 +26,13 @@ TRIALS_OF = {"concepts_coarse": "concepts_lse"}  # the ablation's: what differs 
 def run(reference: str, seed: int, params: Params) -> None:
     """Writes ``build/comparison/shared_backbones/<kind>-<seed>`` and how it learned."""
     kind, train = listed(reference, "BACKBONES")
+    settings = chosen_settings(TRIALS_OF.get(kind, kind))
+    context = with_settings(make_context(params, seed, kind), settings)
     with (
-        comparison_run("shared_backbone", kind, seed, params),
+        comparison_run("shared_backbone", kind, seed, params, context.config),
         atomic_folder(SHARED_BACKBONES_FOLDER / f"{kind}-{seed}") as folder,
     ):
-        settings = chosen_settings(TRIALS_OF.get(kind, kind))
-        context = with_settings(make_context(params, seed, kind), settings)
-        train_shared_backbone(cast(SharedBackbone, kind), train, context, folder)
+        train_shared_backbone(train, context, folder)
         write_settings(folder, settings)
     write_curves(context, kind, seed, params, settings)
 

@@ -46,9 +46,9 @@ def train_and_keep(
     if reason := refusal(entry, PreparedSet.open(PREPARED).collection, encoder):
         _leave_out(name, entry, seed, params, reason)
         return
-    with comparison_run("system", name, seed, params):
-        settings, seconds, resting = chosen_settings(name), 0.0, None
-        context = with_settings(make_context(params, seed, name), settings)
+    settings, seconds, resting = chosen_settings(name), 0.0, None
+    context = with_settings(make_context(params, seed, name), settings)
+    with comparison_run("system", name, seed, params, context.config):
         if entry.shared_backbone:
             folder = SHARED_BACKBONES_FOLDER / f"{entry.shared_backbone}-{seed}"
             shared, seconds = open_shared_backbone(folder)

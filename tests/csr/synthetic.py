@@ -61,6 +61,7 @@ class Pixels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.width = 1
+        self.map_shift = (0, 0)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.float()

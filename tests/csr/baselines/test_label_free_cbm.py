@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from csr.baselines.label_free_cbm import CUTOFF, SYSTEMS, concept_directions, cubed_similarity, label_free_cbm
+from csr.baselines.label_free_cbm import CUTOFF, SYSTEMS, cubed_similarity, fit_directions, label_free_cbm
 from csr.baselines.last_layer import pooled_features
 from csr.baselines.protocol import ExperimentContext, TrainedBackbone, predict, refusal
 from csr.comparison.training import run_system
@@ -52,13 +52,13 @@ def test_directions_follow_the_scores_whatever_the_features_scale() -> None:
     features = torch.from_numpy(rng.standard_normal((400, 5)) * [1, 10, 0.1, 1, 1] + [0, 50, 0, 1, 0])
     wanted = torch.stack([features[:, 1] / 10, features[:, 2] * 10 - features[:, 3]], 1)
     torch.manual_seed(0)
-    vectors, offsets, similar = concept_directions(features[:300], wanted[:300], features[300:], wanted[300:])
+    vectors, offsets, similar = fit_directions(features[:300], wanted[:300], features[300:], wanted[300:])
     assert similar.min() > 0.9
     scores = features[:300] @ vectors.T + offsets
     np.testing.assert_allclose(scores.mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(scores.std(0), 1, atol=1e-6)
     torch.manual_seed(0)
-    again = concept_directions(features[:300], wanted[:300], features[300:], wanted[300:])
+    again = fit_directions(features[:300], wanted[:300], features[300:], wanted[300:])
     np.testing.assert_array_equal(again[0], vectors)
 
 

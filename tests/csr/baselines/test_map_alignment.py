@@ -127,7 +127,13 @@ def bare_pipnet_at(backbone: Backbone) -> System:
     return PIPNet(backbone, classes=3, concepts=2)
 
 
-@pytest.mark.parametrize("make", [joint_cbm_at, bare_pipnet_at])
+def bare_prototree_at(backbone: Backbone) -> System:
+    system = ProtoTree(backbone, classes=3, concepts=2)
+    system.leaves.copy_(torch.rand_like(system.leaves))
+    return system
+
+
+@pytest.mark.parametrize("make", [joint_cbm_at, bare_pipnet_at, bare_prototree_at])
 def test_a_head_that_learned_from_images_in_their_place_answers_for_them_and_maps_are_moved(make):
     torch.manual_seed(0)
     system = make(Backbone(ConceptModelConfig("test_convnext", stride=8, context=None), channels=1)).eval()

@@ -14,6 +14,7 @@ from torch import nn
 
 from csr.baselines import protopnet
 from csr.baselines import prototree as prototree_module
+from csr.baselines.map_alignment import in_place
 from csr.baselines.protocol import ExperimentContext, TrainedBackbone, predict
 from csr.baselines.prototree import (
     LeafLearner,
@@ -294,7 +295,7 @@ def test_every_prototype_is_a_latent_patch_of_a_training_image_of_a_class_below_
     system, context = trained
     allowed = reachable_classes(system.turns, system.leaves)
     rows = context.data.collection.rows("train")
-    with torch.no_grad():
+    with torch.no_grad(), in_place(system.backbone):
         squared = torch.cat([system.squared_distances(x) for _, x in image_batches(context.data, rows, 32)])
     foreign = ~allowed[:, context.class_labels(rows)].T
     nearest = squared.amin((2, 3)).masked_fill(foreign, torch.inf).amin(0)

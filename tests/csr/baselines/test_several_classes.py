@@ -58,7 +58,7 @@ def contexts(tmp_path_factory) -> dict[str | None, ExperimentContext]:
     found: dict[str | None, ExperimentContext] = {None: context}
     for kind in ("concepts_lse", "concepts_average", "classes"):
         (folder / kind).mkdir()
-        train_shared_backbone(kind, SHARED_BACKBONES[kind], context, folder / kind)
+        train_shared_backbone(SHARED_BACKBONES[kind], context, folder / kind)
         found[kind] = replace(context, shared_backbone=open_shared_backbone(folder / kind)[0])
     return found
 

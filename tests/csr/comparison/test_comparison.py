@@ -29,7 +29,7 @@ from csr.comparison import shared_backbones as shared
 from csr.comparison.ablations import VARIANTS
 from csr.comparison.concept_backbones import shared_backbone_context
 from csr.comparison.csr_system import Recipe
-from csr.comparison.latency import encode_latency
+from csr.comparison.latency import answer_latency
 from csr.comparison.report import (
     OURS,
 )
@@ -153,7 +153,7 @@ def test_every_systems_latency_is_the_median_of_answers_taken_in_turns(monkeypat
     clock = [0.0]
     monkeypatch.setattr("csr.comparison.latency.time.perf_counter", lambda: clock[0])
     members = {"a": Slow("a", log, clock, [9, 1, 2, 1]), "b": Slow("b", log, clock, [0, 3, 3, 50])}
-    assert encode_latency(members, torch.zeros(1, 1, 8, 8), rounds=3) == pytest.approx({"a": 1, "b": 3})
+    assert answer_latency(members, torch.zeros(1, 1, 8, 8), rounds=3) == pytest.approx({"a": 1, "b": 3})
     assert log == ["a", "b"] * 4  # one to warm up
 
 
@@ -176,7 +176,7 @@ class Layout(System):
 def test_latency_is_taken_in_one_memory_format_however_a_system_came_to_be():
     trained, reloaded = Layout().to(memory_format=torch.channels_last), Layout()
     reloaded.load_state_dict({name: value.contiguous() for name, value in trained.state_dict().items()})
-    encode_latency({"trained": trained, "reloaded": reloaded}, torch.zeros(1, 3, 8, 8), rounds=2)
+    answer_latency({"trained": trained, "reloaded": reloaded}, torch.zeros(1, 3, 8, 8), rounds=2)
     assert trained.seen == reloaded.seen == [(True, True)] * 3
 
 
@@ -190,7 +190,7 @@ def test_every_system_that_comes_from_a_file_is_timed_in_that_format(make, tmp_p
     for name, system in (("trained", trained), ("again", again)):
         backbone = next(each for each in system.modules() if isinstance(each, Backbone))
         backbone.register_forward_pre_hook(lambda _, given, name=name: layouts[name].append(layout(given[0])))
-    encode_latency({"trained": trained, "again": again}, torch.zeros(1, 1, 64, 64, dtype=torch.uint8), rounds=1)
+    answer_latency({"trained": trained, "again": again}, torch.zeros(1, 1, 64, 64, dtype=torch.uint8), rounds=1)
     assert layouts["trained"] == layouts["again"] == [layout(torch.zeros(1, 1, 64, 64))] * len(layouts["again"])
     kept = [{name: layout(value) for name, value in each.named_parameters()} for each in (trained, again)]
     assert kept[0] == kept[1]
@@ -220,7 +220,7 @@ def shared_backbones(context, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shared_backbones")
     for kind in SHARED_BACKBONES:
         (folder / kind).mkdir()
-        train_shared_backbone(kind, SHARED_BACKBONES[kind], context, folder / kind)
+        train_shared_backbone(SHARED_BACKBONES[kind], context, folder / kind)
     return folder
 
 
@@ -237,7 +237,7 @@ def test_a_shared_backbones_seconds_are_those_of_its_training_and_of_its_feature
     monkeypatch.setattr("csr.comparison.shared_backbones.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(shared, "compute_features", taking(shared.compute_features, 2))
     own = replace(context, config=replace(context.config, epochs=1))
-    train_shared_backbone("concepts_lse", taking(SHARED_BACKBONES["concepts_lse"], 40), own, tmp_path)
+    train_shared_backbone(taking(SHARED_BACKBONES["concepts_lse"], 40), own, tmp_path)
     assert open_shared_backbone(tmp_path)[1] == 42
 
 

@@ -103,7 +103,7 @@ def backbones(context, tmp_path_factory):
     short = replace(context, config=replace(context.config, epochs=1))
     for kind, train in SHARED_BACKBONES.items():
         (folder / kind).mkdir()
-        train_shared_backbone(kind, train, short, folder / kind)
+        train_shared_backbone(train, short, folder / kind)
     return folder
 
 

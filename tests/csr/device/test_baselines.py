@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from csr.baselines.intcem import TRIES
-from csr.comparison.latency import encode_latency
+from csr.comparison.latency import answer_latency
 from csr.comparison.shared_backbones import open_shared_backbone, train_shared_backbone
 from csr.comparison.systems import SHARED_BACKBONES
 from csr.comparison.training import run_system
@@ -30,7 +30,7 @@ def accelerator() -> Iterator[Accelerator]:
 @pytest.mark.parametrize("kind", ["concepts_lse", "classes"])
 def test_a_shared_backbone(kind, context, accelerator, tmp_path):
     short = replace(context, config=replace(context.config, epochs=1))
-    train_shared_backbone(kind, SHARED_BACKBONES[kind], short, tmp_path)
+    train_shared_backbone(SHARED_BACKBONES[kind], short, tmp_path)
     opened, _ = open_shared_backbone(tmp_path)
     assert np.isfinite(opened.cache.features).all()
 
@@ -44,7 +44,7 @@ def test_a_system(name, context, backbones, accelerator, monkeypatch):
     assert all(isinstance(each, ClaimedTensor) for each in [*system.parameters(), *system.buffers()])
     assert np.isfinite(result.test.probabilities).all()
     image = torch.from_numpy(context.data.images[:1]).to("cuda")
-    assert encode_latency({name: system}, image, rounds=1)[name] > 0
+    assert answer_latency({name: system}, image, rounds=1)[name] > 0
 
 
 @torch.no_grad()

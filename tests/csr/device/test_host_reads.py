@@ -123,5 +123,5 @@ def test_a_step_of_intcem_reads_nothing(context, backbones, accelerator):
 def test_a_step_of_the_black_box_reads_nothing(context, accelerator, tmp_path):
     callbacks = Counted(accelerator)
     short = replace(context, config=replace(context.config, epochs=2), callbacks=callbacks)
-    train_shared_backbone("classes", SHARED_BACKBONES["classes"], short, tmp_path)
+    train_shared_backbone(SHARED_BACKBONES["classes"], short, tmp_path)
     callbacks.assert_at_most(copy=2)  # two a batch of features

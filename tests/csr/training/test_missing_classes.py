@@ -203,7 +203,7 @@ def shared(phantom, tmp_path_factory):
     for kind, train in SHARED_BACKBONES.items():
         if kind != "concepts_coarse":
             (folder / kind).mkdir()
-            train_shared_backbone(kind, train, ExperimentContext(phantom, STAGE1, SilentCallbacks()), folder / kind)
+            train_shared_backbone(train, ExperimentContext(phantom, STAGE1, SilentCallbacks()), folder / kind)
             found[kind], _ = open_shared_backbone(folder / kind)
     return found
 
