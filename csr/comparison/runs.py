@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from csr.errors import DataError
 from csr.evaluation.predictions import Predictions
 
 _ARRAYS = ("rows", "probabilities", "concepts", "peaks", "explanations")
@@ -61,6 +62,12 @@ def save_predictions(file: Path, validation: Predictions, test: Predictions) -> 
 
 
 def load_predictions(file: Path, split: str) -> Predictions:
-    """The predictions of ``validation`` or ``test`` that `save_predictions` wrote."""
+    """The predictions of ``validation`` or ``test`` that `save_predictions` wrote.
+
+    Raises:
+        DataError: it did not.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: missing; a system's predictions are not committed with its report: run it here")
     with np.load(file) as arrays:
         return Predictions(*(arrays.get(f"{split}_{name}") for name in _ARRAYS))

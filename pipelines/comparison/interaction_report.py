@@ -69,7 +69,8 @@ def build(params: Params) -> tuple[str, list[Section]]:
     """The report's title and sections.
 
     Raises:
-        DataError: there are neither replies about CSR nor reviews of its atlas for every seed.
+        DataError: there are neither replies about CSR nor reviews of its atlas for every seed, or the decisions that
+            went with the replies are missing.
     """
     folder, seeds = params.comparison.folder, list(params.comparison.seeds)
     collection = PreparedSet.open(PREPARED).collection
@@ -169,6 +170,10 @@ def _paired_section(collection: Collection, others: list[str], seeds: list[int])
     files = {name: _files(DECISIONS_FOLDER, name, seeds, "npz") for name in (OURS, *others)}
     if not others:
         return []
+    if absent := [str(file) for own in files.values() for file in own if not file.is_file()]:
+        raise DataError(
+            f"{absent[0]}: missing; decisions are not committed with the curves: run the stage answers here"
+        )
     decisions = {name: [np.load(file) for file in own] for name, own in files.items()}
     rows = collection.rows("test")
     truth, patients = collection.truth()[rows], collection.patients()[rows]
