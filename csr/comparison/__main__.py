@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from csr.baselines.protocol import ExperimentContext
+from csr.baselines.protocol import Entry, ExperimentContext, SharedBackbone
 from csr.comparison.concept_pointing import concept_pointing_section
 from csr.comparison.csr_system import Recipe
 from csr.comparison.report import OURS, main_sections
@@ -87,12 +87,7 @@ def compare(given: argparse.Namespace) -> None:
         raise ConfigError(f"{absent[0]} needs --paper FILE, which says what CSR to the letter is")
     given.out.mkdir(parents=True, exist_ok=True)
     _claim(given, recipes)
-    prepared = given.out / "prepared"
-    if not prepared.is_dir():
-        phantom = PhantomConfig(train=given.train, val=given.val, test=given.test)
-        _say(f"drawing {given.train + given.val + 2 * given.test} images of {given.side}²")
-        generate(phantom, given.side, prepared, given.workers or len(os.sched_getaffinity(0)))
-    data = PreparedSet.open(prepared)
+    data = _phantom(given)
     chosen = {name: entries[name] for name in given.systems or entries}
     for seed in given.seeds:
         config = ConceptTrainingConfig(
@@ -104,29 +99,47 @@ def compare(given: argparse.Namespace) -> None:
             seed=seed,
         )
         context = ExperimentContext(data, config, _Progress())
-        for kind in dict.fromkeys(entry.shared_backbone for entry in chosen.values()):
-            own = {name: entry for name, entry in chosen.items() if entry.shared_backbone == kind}
-            open_names = [name for name in own if not (given.out / f"{name}-{seed}.json").is_file()]
-            if not open_names:
-                continue
-            with tempfile.TemporaryDirectory(dir=given.out) as folder:
-                seconds = 0.0
-                resting = context
-                if kind is not None:
-                    _say(f"seed {seed}: {kind}")
-                    train_shared_backbone(SHARED_BACKBONES[kind], context, Path(folder))
-                    trained, seconds = open_shared_backbone(Path(folder))
-                    resting = replace(context, shared_backbone=trained)
-                for name in open_names:
-                    _say(f"seed {seed}: {name}")
-                    _, result = run_system(own[name], resting, seconds)
-                    save_predictions(given.out / f"{name}-{seed}.npz", result.validation, result.test)
-                    report = {"system": name, "title": own[name].title, "seed": seed, **result.about, **result.report}
-                    (given.out / f"{name}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")
-    runs = {name: read_runs(given.out, given.out, name, given.seeds, chosen[name].start) for name in chosen}
-    if OURS not in runs:
+        missing = {name: each for name, each in chosen.items() if not (given.out / f"{name}-{seed}.json").is_file()}
+        for kind in dict.fromkeys(entry.shared_backbone for entry in missing.values()):
+            own = {name: entry for name, entry in missing.items() if entry.shared_backbone == kind}
+            _train(own, kind, context, given.out)
+    _report(given, data, chosen)
+
+
+def _phantom(given: argparse.Namespace) -> PreparedSet:
+    """The phantom, drawn if it is not there."""
+    prepared = given.out / "prepared"
+    if not prepared.is_dir():
+        phantom = PhantomConfig(train=given.train, val=given.val, test=given.test)
+        _say(f"drawing {given.train + given.val + 2 * given.test} images of {given.side}²")
+        generate(phantom, given.side, prepared, given.workers or len(os.sched_getaffinity(0)))
+    return PreparedSet.open(prepared)
+
+
+def _train(entries: Mapping[str, Entry], kind: SharedBackbone | None, context: ExperimentContext, out: Path) -> None:
+    """Trains, after the shared backbone that they rest on, systems of one seed, and writes what they say and are."""
+    seed = context.config.seed
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        seconds = 0.0
+        if kind is not None:
+            _say(f"seed {seed}: {kind}")
+            train_shared_backbone(SHARED_BACKBONES[kind], context, Path(folder))
+            trained, seconds = open_shared_backbone(Path(folder))
+            context = replace(context, shared_backbone=trained)
+        for name, entry in entries.items():
+            _say(f"seed {seed}: {name}")
+            _, result = run_system(entry, context, seconds)
+            save_predictions(out / f"{name}-{seed}.npz", result.validation, result.test)
+            report = {"system": name, "title": entry.title, "seed": seed, **result.about, **result.report}
+            (out / f"{name}-{seed}.json").write_text(json.dumps(rounded(report), indent=2) + "\n")
+
+
+def _report(given: argparse.Namespace, data: PreparedSet, chosen: Mapping[str, Entry]) -> None:
+    """Writes ``comparison.md`` and ``comparison.html``."""
+    if OURS not in chosen:
         _say(f"no report: it sets every system against {OURS}, which is not among --systems")
         return
+    runs = {name: read_runs(given.out, given.out, name, given.seeds, entry.start) for name, entry in chosen.items()}
     title = f"Comparison: {given.train} images, {given.side}², {given.backbone}"
     sections = [
         *main_sections(data.collection, runs),
