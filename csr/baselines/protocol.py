@@ -282,7 +282,7 @@ def train_on_images(
         name: of the phase, in reports.
         terms: rows and their augmented images (uint8 B×C×S×S) → loss terms.
         rows: training rows to draw batches from; by default those whose class is known.
-        epochs: of this phase; by default the context's, which the phases of a system sum up to. Where the
+        epochs: of this phase, 0 for none; by default the context's, which the phases of a system sum up to. Where the
             configuration has a ``patience``, at most so many: each phase ends by the rule of `csr.training.stopping`,
             which goes by the macro AUROC on ``val``.
         earliest: epochs before which the rule does not count, while the loss still changes by a schedule of its own.
@@ -299,6 +299,9 @@ def train_on_images(
     findings = Findings(collection, context.data.side)
     phase = replace(context.config, epochs=context.config.epochs if epochs is None else epochs, **budget)
     system.to(device()).to(memory_format=torch.channels_last)
+    if phase.epochs == 0:  # a short training has no epoch for each of its phases
+        system.eval()
+        return
 
     def batch_terms(rows: np.ndarray, images: Tensor) -> Mapping[str, Tensor]:
         images = augment(send_images(images, device()), phase.augment, findings, rows)

@@ -181,8 +181,7 @@ def protopnet(context: ExperimentContext) -> ProtoPNet:
     left = warm_up(context, "protopnet", system, system.backbone, terms)
     for number, part in enumerate(np.array_split(np.arange(left), ROUNDS), 1):
         rates = {"backbone.": BACKBONE_RATE} if context.shared_backbone else {}
-        if len(part):  # one epoch is no two rounds
-            train_on_images(context, f"protopnet_round_{number}", system, terms, epochs=len(part), rates=rates)
+        train_on_images(context, f"protopnet_round_{number}", system, terms, epochs=len(part), rates=rates)
         align_answers(system, system.backbone, context)
         pushed = nearest_patches(system.encode, system.prototype_vectors.data, own_class, context)
         system.prototype_vectors.data = pushed

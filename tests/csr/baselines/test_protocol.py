@@ -185,6 +185,14 @@ class Linear(System):
         return {"class": F.cross_entropy(self(images), classes), "weights": 1e-3 * self.head.weight.square().sum()}
 
 
+def test_a_phase_of_no_epochs_leaves_the_system_as_it_is(data):
+    system, own = Linear(data).train(), context(data)
+    before = system.head.weight.clone()
+    train_on_images(own, "linear", system, system.terms, epochs=0)
+    assert not own.callbacks.history and not system.training
+    assert torch.equal(system.head.weight, before)
+
+
 def test_a_phase_trains_on_every_training_image_and_reports_each_epoch(data):
     system, own = Linear(data), context(data)
     train_on_images(own, "linear", system, system.terms)
