@@ -209,6 +209,12 @@ def test_no_page_names_a_registry_or_a_folder_of_one_machine(page: Path) -> None
     assert not re.findall(rf"{registry}|/(?:{folder})/\S*", text_of(page))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_table_ends_with_an_empty_line(page: Path) -> None:
+    """A line of text below it would be its last row."""
+    assert not re.findall(r"^\|.*\n(?!\||\n|\Z).*", text_of(page), re.MULTILINE)
+
+
 def test_nothing_is_left_to_be_filled_in() -> None:
     marks = {(page.name, mark) for page in PAGES for mark in re.findall(r"<!-- (?!drawing: )[^>]*-->", text_of(page))}
     assert not marks
