@@ -12,19 +12,21 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import networkx
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from mlflow.entities import Run
 
-from csr.baselines import scbm
+from csr.baselines import cbm, scbm
 from csr.baselines.protocol import Entry, load_system
 from csr.comparison.ablations import VARIANTS
 from csr.comparison.csr_system import CSRSystem
@@ -625,6 +627,14 @@ def test_the_report_of_interaction_tells_all_that_readers_did(workplace: Path) -
     assert text.count("| robust, ") == 4 and "| robust, relearned from drawn findings |" in text
     page = (workplace / "reports/comparison_interaction.html").read_text()
     assert page.count("<svg") == page.count("</svg>") == 1
+
+
+def test_the_report_names_systems_that_have_not_been_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "load_images", lambda *_: torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    (tmp_path / "cbm_joint-0.json").write_text("{}")
+    data = SimpleNamespace(collection=SimpleNamespace(rows=lambda _: [0]))
+    entries = {"cbm_joint": cbm.SYSTEMS["cbm_joint"]}
+    assert report._runs(tmp_path, [0, 1], data, entries) == ({}, ["CBM, joint has not been run with seed 1"])
 
 
 def test_the_report_tells_all_that_has_run(workplace: Path) -> None:
