@@ -9,8 +9,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from serving.deploy.cluster import free_port
 
@@ -56,7 +58,13 @@ class Postgres:
     def kill(self) -> None:
         """As if the machine had failed."""
         if self._process is not None:
+            # its servers have groups of their own, and would answer until they notice that it is gone
+            servers = psutil.Process(self._process.pid).children(recursive=True)
             os.killpg(self._process.pid, signal.SIGKILL)
+            for each in servers:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+            psutil.wait_procs(servers, timeout=10)
             self._process.wait()
             self._process = None
 
