@@ -228,7 +228,7 @@ def resampled(collection: Collection, seeds: int, part: str | None = None) -> st
     patients = collection.patients()[collection.rows("test", part)]
     several = len(set(patients)) < len(patients)
     units = f"the {len(set(patients))} patients (each with all their studies)" if several else "studies"
-    return f"{units} and seeds" if seeds > 1 else f"{units}, with one seed,"
+    return f"{units} and seeds" if seeds > 1 else f"{units} alone"
 
 
 def _cost_section(runs: Mapping[str, Runs]) -> Section:

@@ -137,8 +137,8 @@ def main() -> None:
     failed, left_out = run_stages(graph, wanted, start, trials_at_once)
     ray.shutdown()
     if failed:
-        wait = f"; not run, since they need these: {', '.join(left_out)}" if left_out else ""
-        sys.exit(f"fan_out: failed: {', '.join(failed)}{wait}")
+        kept_back = f"; not run, since they need these: {', '.join(left_out)}" if left_out else ""
+        sys.exit(f"fan_out: failed: {', '.join(failed)}{kept_back}")
 
 
 if __name__ == "__main__":

@@ -76,8 +76,10 @@ def run(name: str, seed: int, params: Params) -> None:
     partly = replace(context, data=replace(context.data, collection=collection))
     report: dict[str, Any] = {"hidden": level.hidden, "seed": seed} | ({"encoder": encoder} if encoder else {})
     BUILD.mkdir(parents=True, exist_ok=True)
-    run_of = comparison_run("missing_labels", name, seed, params, context.config)
-    with run_of, tempfile.TemporaryDirectory(dir=BUILD) as folder:
+    with (
+        comparison_run("missing_labels", name, seed, params, context.config),
+        tempfile.TemporaryDirectory(dir=BUILD) as folder,
+    ):
         train_shared_backbone(BACKBONES["concepts_lse"], partly, Path(folder))
         shared, _ = open_shared_backbone(Path(folder))
         for system_name in SYSTEMS:

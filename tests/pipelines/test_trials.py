@@ -190,6 +190,10 @@ def test_the_chosen_setting_is_what_is_trained(searched: dict[str, dict], params
     assert curves["settings"] == chosen
     (curve,) = curves["phases"]
     assert len(curve["values"]) == chosen.get("epochs", params.concepts.epochs)
+    client = mlflow.MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    (run,) = client.search_runs(["1"], "tags.comparison = 'shared_backbone'")
+    assert run.data.params["concepts.learning_rate"] == str(chosen.get("learning_rate", params.concepts.learning_rate))
+    assert run.data.params["concepts.model.stride"] == str(model.config.stride)
     best = searched["classes"]["trials"][searched["classes"]["chosen"]]
     assert best["figure"] == pytest.approx(curve["values"][-1], abs=1e-5)  # the same seed, without the test split
 

@@ -325,6 +325,18 @@ def test_repeating_each_study_of_a_patient_tells_nothing_new():
     np.testing.assert_allclose([many.mean, many.low, many.high], [few.mean, few.low, few.high], atol=1e-12)
 
 
+def test_resamples_in_which_an_auroc_is_undefined_are_left_out():
+    """One positive of eight studies is in two resamples of three; a draw without it tells nothing of the AUROC."""
+    labels, ours, theirs = np.zeros((1, 8)), np.arange(8.0)[None], np.zeros((1, 8))
+    labels[0, 5] = theirs[0, 5] = 1  # they are always right
+    difference = bootstrap.paired_auroc_bootstrap(labels, ours, theirs, draws=300)
+    assert difference.low <= difference.mean <= difference.high and 0 < difference.p <= 1
+    ratio = bootstrap.auroc_ratio_bootstrap(labels, ours, theirs, draws=300)
+    assert ratio.low <= ratio.mean <= ratio.high
+    nobody = bootstrap.paired_auroc_bootstrap(np.zeros((1, 8)), ours, theirs, draws=300)
+    assert all(math.isnan(value) for value in (nobody.mean, nobody.low, nobody.high, nobody.p))
+
+
 def test_nothing_to_judge_gives_no_number():
     result = paired_ratio_bootstrap(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros(3))
     assert all(math.isnan(value) for value in (result.mean, result.low, result.high))
